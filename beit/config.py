@@ -1,0 +1,287 @@
+"""What a BEiT is made of, as frozen dataclasses. Imports nothing heavy: the command line reads this file first."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from beit.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The Vision Transformer. Defaults: ViT-B/16 as in the paper (spec: table at the top of §4)."""
+
+    image_size: int = 224
+    """Side of the square patch view, in pixels."""
+
+    patch_size: int = 16
+    """Side of a patch, in pixels."""
+
+    dim: int = 768
+    """Width of a token."""
+
+    depth: int = 12
+    """Number of transformer blocks."""
+
+    heads: int = 12
+    """Attention heads; `dim` is divided among them."""
+
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP, as a multiple of `dim`."""
+
+    drop_path: float = 0.1
+    """Probability of skipping the last block's branches; earlier blocks less, linearly down to 0."""
+
+    position: Literal["absolute", "relative"] = "absolute"
+    """absolute: learned embeddings (the paper). relative: one bias table shared by all blocks (the released code)."""
+
+    layer_scale: float | None = None
+    """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no LayerScale (the paper)."""
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}",
+                f"set model.image_size={max(1, round(self.image_size / self.patch_size)) * self.patch_size}",
+            )
+        if self.dim % self.heads:
+            raise UserError(
+                f"model.dim={self.dim} cannot be divided among model.heads={self.heads}",
+                f"set model.dim={max(1, round(self.dim / self.heads)) * self.heads}",
+            )
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"model.drop_path={self.drop_path} is not a probability below 1", "set it between 0 and 0.5")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer turns the token view into visual tokens."""
+
+    name: str = "scenes64"
+    """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for measuring."""
+
+    path: str | None = None
+    """A tokenizer folder of your own; stands instead of `name`."""
+
+    image_size: int = 112
+    """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """From an encoded image to one random crop at two sizes (spec §2)."""
+
+    min_area: float = 0.08
+    """Smallest share of the image's area that a crop takes. 1 with `aspect` 1: the centre square, no randomness."""
+
+    max_area: float = 1.0
+    """Largest share of the image's area that a crop takes."""
+
+    aspect: float = 4 / 3
+    """Crops are between 1/aspect and aspect wide for their height."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    jitter: float = 0.4
+    """Brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter]. 0: never."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released 22k weights."""
+
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The channels of the patch view are divided by this after `mean` is subtracted."""
+
+    exif_rotate: bool = True
+    """Turn images as their EXIF orientation says."""
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour under transparent pixels."""
+
+    max_pixels: int = 100_000_000
+    """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise UserError(
+                f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= max <= 1",
+                "set view.min_area=0.08 and view.max_area=1 for the paper's crops",
+            )
+        if self.aspect < 1:
+            raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / max(self.aspect, 1e-3):.4g}")
+        if not 0 <= self.jitter <= 1:
+            raise UserError(f"view.jitter={self.jitter} is not between 0 and 1", "set view.jitter=0.4 for the paper's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which patches are hidden (spec §3). Budget and smallest block scale with the grid."""
+
+    kind: Literal["blockwise", "random"] = "blockwise"
+    """blockwise: rectangles (the paper's Algorithm 1). random: independent patches."""
+
+    ratio: float = 75 / 196
+    """Share of the patches that may be hidden. The authors' budget: 75 of 196."""
+
+    min_block: int | None = None
+    """Fewest patches a rectangle is drawn with. None: 16 of 196 patches, scaled to the grid."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(f"mask.ratio={self.ratio} is not between 0 and 1", "set mask.ratio=0.38 for the paper's")
+
+    def budget(self, grid: int) -> int:
+        """Most patches that a mask hides on a grid of grid x grid patches."""
+        return max(1, round(self.ratio * grid**2))
+
+    def block(self, grid: int) -> int:
+        """Fewest patches a rectangle is drawn with."""
+        return max(1, round(16 / 196 * grid**2)) if self.min_block is None else self.min_block
+
+    def check(self, grid: int) -> None:
+        """Refuse a budget that often leaves nothing hidden: rectangles of at least `block` patches must fit into it."""
+        budget, block = self.budget(grid), self.block(grid)
+        if self.kind == "blockwise" and block > budget:
+            raise UserError(
+                f"mask.ratio={self.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the smallest rectangle of {block} "
+                "(mask.min_block): most masks would be empty",
+                f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to {2 * block / grid**2:.2f}, or set mask.kind=random",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, linear warmup, cosine decay (spec §5)."""
+
+    global_batch_size: int = 2048
+    """Images per optimizer step, over all workers."""
+
+    peak_lr: float = 1.5e-3
+    """Learning rate at the end of the warmup, for `global_batch_size` images a step. Never rescaled."""
+
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine decay."""
+
+    warmup_steps: int = 6250
+    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps."""
+
+    weight_decay: float = 0.05
+    """Decay of all weights but biases, norms, gains, position embeddings and the class token."""
+
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+
+    beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
+
+    eps: float = 1e-8
+    """Added to the root of the squared gradient's mean."""
+
+    clip_norm: float | None = 3.0
+    """Gradient norm above which gradients are scaled down (3.0 for base, 1.0 for large). None: never."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise UserError(
+                f"optim.global_batch_size={self.global_batch_size} is not positive", "set the images per step, for example 2048"
+            )
+        if not 0 <= self.min_lr <= self.peak_lr:
+            raise UserError(
+                f"optim.min_lr={self.min_lr:g} is not between 0 and optim.peak_lr={self.peak_lr:g}",
+                f"set optim.min_lr={min(1e-5, self.peak_lr / 100):g}",
+            )
+        if self.warmup_steps < 0:
+            raise UserError(f"optim.warmup_steps={self.warmup_steps} is negative", "set 0 for no warmup")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON types; `from_dict` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") -> Config:
+    """Build a config strictly from plain JSON types.
+
+    Raises:
+        UserError: For an unknown field, or a nested value of the wrong form; the field is named with its dots.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{at}{unknown[0]} is not a field of {kind.__name__}", f"its fields: {', '.join(hints)}")
+    built = {}
+    for name, value in values.items():
+        field_type = hints[name]
+        if dataclasses.is_dataclass(field_type) and isinstance(field_type, type):
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{at}{name}={value!r} is not a table of fields", f"its fields: {', '.join(typing.get_type_hints(field_type))}"
+                )
+            built[name] = from_dict(field_type, value, at=f"{at}{name}.")
+        else:
+            built[name] = _plain(field_type, value, f"{at}{name}")
+    return kind(**built)
+
+
+def _plain(field_type: Any, value: Any, name: str) -> Any:
+    """Check a JSON value against a field's type; lists become tuples, whole numbers become floats where one is asked for."""
+    origin, arguments = typing.get_origin(field_type), typing.get_args(field_type)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for option in (argument for argument in arguments if argument is not type(None)):
+            try:
+                return _plain(option, value, name)
+            except UserError:
+                continue
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            members = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+            if len(members) == len(value):
+                return tuple(_plain(member, item, name) for member, item in zip(members, value, strict=True))
+    elif field_type is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(field_type, type) and type(value) is field_type:
+        return value
+    expected = getattr(field_type, "__name__", None) if origin is None else str(field_type).replace("typing.", "")
+    raise UserError(f"{name}={value!r} has the wrong type", f"expected {expected}")
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of a config with fields replaced by their dotted names, such as {"optim.peak_lr": 1e-3}.
+
+    Raises:
+        UserError: For a name that is no field, naming it.
+    """
+    tree = to_dict(config)
+    for dotted, value in values.items():
+        *path, last = dotted.split(".")
+        branch = tree
+        for part in path:
+            if not isinstance(branch.get(part), dict):
+                raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"fields at that place: {', '.join(branch)}")
+            branch = branch[part]
+        if last not in branch:
+            raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"fields at that place: {', '.join(branch)}")
+        branch[last] = value
+    return from_dict(type(config), tree)

@@ -1,0 +1,18 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(ValueError):
+    """One line of cause, one line of remedy.
+
+    Raised on the driver before any resource is asked for. The command line prints both lines
+    without a traceback and exits with 2; a Python caller gets an ordinary `ValueError`.
+    """
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause}\n{remedy}")
+        self.cause = cause
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
+        # An exception with two arguments that shows one does not survive pickling between processes otherwise.
+        return (UserError, (self.cause, self.remedy))

@@ -1,0 +1,1 @@
+"""Sweeps and ablations: many pretraining runs, compared."""
