@@ -1,0 +1,15 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with real images in Parquet shards; tests that need one are skipped where it is absent."""
+    folder = Path(os.environ.get("BEIT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}; set BEIT_TEST_DATA to a folder with imagenet-sample/ and tiny-imagenet/")
+    return folder
