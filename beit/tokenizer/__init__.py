@@ -1,0 +1,1 @@
+"""Tokenizers: from pixels to visual tokens, and back to pixels where there is a decoder."""

@@ -1,0 +1,195 @@
+"""The discrete VAE of DALL-E: an encoder from pixels to token logits, a decoder from tokens to pixels.
+
+The structure is that of openai/DALL-E (dall_e/encoder.py, decoder.py, utils.py) with free widths, depth and
+vocabulary; four groups and three poolings are fixed, so a token always stands for 8 x 8 pixels. Parameters carry
+the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from beit.errors import UserError
+
+PX_PER_TOKEN = 8
+"""Three poolings by 2."""
+
+GROUPS = 4
+
+PIXEL_MARGIN = 0.1
+"""`map_pixels` keeps this distance from 0 and 1, where the logit-Laplace density has no value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DvaeConfig:
+    """Size of a discrete VAE. Defaults: DALL-E's."""
+
+    vocab_size: int = 8192
+    """Number of different visual tokens."""
+
+    encoder_width: int = 256
+    """Channels of the encoder's first group; each later group has twice as many. A multiple of 4."""
+
+    decoder_width: int = 256
+    """Channels of the decoder's last group; each earlier group has twice as many. A multiple of 4."""
+
+    blocks: int = 2
+    """Residual blocks in each of the four groups."""
+
+    bottleneck: int = 128
+    """Channels of the decoder's first layer: the size of a token's embedding."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "encoder_width", "decoder_width", "blocks", "bottleneck"):
+            if getattr(self, name) < 1:
+                raise UserError(f"dvae.{name}={getattr(self, name)} is not positive", f"set dvae.{name}={getattr(DvaeConfig, name)}")
+        for name in ("encoder_width", "decoder_width"):
+            if (width := getattr(self, name)) % 4:
+                raise UserError(f"dvae.{name}={width} is not a multiple of 4", f"set dvae.{name}={-(-width // 4) * 4}")
+
+    @property
+    def gain(self) -> float:
+        """Factor of every residual branch. Small, so that the sum over all blocks stays near the identity at first."""
+        return 1 / (GROUPS * self.blocks) ** 2
+
+
+# B images of H x W pixels, h x w = H/8 x W/8 visual tokens, V different tokens
+def map_pixels(images: Tensor) -> Tensor:
+    """Pixels uint8 [...] or float [...] in [0, 1] -> float [...] in [0.1, 0.9], where the logit is moderate."""
+    scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
+    return (1 - 2 * PIXEL_MARGIN) * scaled + PIXEL_MARGIN
+
+
+def unmap_pixels(mapped: Tensor) -> Tensor:
+    """The inverse of `map_pixels`: float [...] -> float [...] in [0, 1]; what lies beyond is clamped."""
+    return ((mapped - PIXEL_MARGIN) / (1 - 2 * PIXEL_MARGIN)).clamp(0, 1)
+
+
+class Conv2d(nn.Module):
+    """A convolution of stride 1 that keeps the size of the image. Zero until `initialise` or a state dict fills it."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(c_out, c_in, kernel, kernel))
+        self.b = nn.Parameter(torch.zeros(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, c_in, h, w] -> [B, c_out, h, w], in the precision of the weights."""
+        return F.conv2d(x.to(self.w.dtype), self.w, self.b, padding=self.w.shape[-1] // 2)
+
+
+class Block(nn.Module):
+    """id(x) + gain * res(x), with four convolutions in the residual branch, each behind a ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, kernels: tuple[int, int, int, int], gain: float) -> None:
+        super().__init__()
+        hidden = c_out // 4
+        channels = (c_in, hidden, hidden, hidden, c_out)
+        self.gain = gain
+        self.id_path = Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        layers: list[tuple[str, nn.Module]] = []
+        for i, kernel in enumerate(kernels):
+            # The first ReLU reads what the identity path still needs; the others may write over their input.
+            layers.append((f"relu_{i + 1}", nn.ReLU(inplace=i > 0)))
+            layers.append((f"conv_{i + 1}", Conv2d(channels[i], channels[i + 1], kernel)))
+        self.res_path = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, c_in, h, w] -> [B, c_out, h, w]."""
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.gain)
+
+
+def _group(c_in: int, c_out: int, kernels: tuple[int, int, int, int], config: DvaeConfig) -> OrderedDict[str, nn.Module]:
+    return OrderedDict((f"block_{i + 1}", Block(c_out if i else c_in, c_out, kernels, config.gain)) for i in range(config.blocks))
+
+
+class Encoder(nn.Module):
+    """Pixels -> logits of the visual tokens."""
+
+    def __init__(self, config: DvaeConfig) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(3, config.encoder_width, 7))
+        c_in = config.encoder_width
+        for g in range(GROUPS):
+            c_out = config.encoder_width * 2**g
+            group = _group(c_in, c_out, (3, 3, 3, 1), config)
+            if g < GROUPS - 1:
+                group["pool"] = nn.MaxPool2d(2)
+            layers[f"group_{g + 1}"] = nn.Sequential(group)
+            c_in = c_out
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(c_in, config.vocab_size, 1)))
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, mapped: Tensor) -> Tensor:
+        """Mapped pixels, float [B, 3, H, W] -> logits [B, V, H/8, W/8]."""
+        logits: Tensor = self.blocks(mapped)
+        return logits
+
+
+class Decoder(nn.Module):
+    """Visual tokens, one-hot or a mixture -> location and logarithm of the scale of every pixel's distribution."""
+
+    def __init__(self, config: DvaeConfig) -> None:
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(config.vocab_size, config.bottleneck, 1))
+        c_in = config.bottleneck
+        for g in range(GROUPS):
+            c_out = config.decoder_width * 2 ** (GROUPS - 1 - g)
+            group = _group(c_in, c_out, (1, 3, 3, 3), config)
+            if g < GROUPS - 1:
+                group["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
+            layers[f"group_{g + 1}"] = nn.Sequential(group)
+            c_in = c_out
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(c_in, 6, 1)))
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[B, V, h, w], non-negative with sum 1 over V -> [B, 6, 8h, 8w]: three locations, three logarithms of a scale."""
+        statistics: Tensor = self.blocks(codes)
+        return statistics
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """int64 [B, h, w] -> [B, 6, 8h, 8w]: what `forward` gives for one-hot codes, without making them."""
+        first, *rest = self.blocks
+        assert isinstance(first, Conv2d)
+        # A 1 x 1 convolution of a one-hot vector picks a column of the weights.
+        x = F.embedding(tokens, first.w[:, :, 0, 0].t()).add(first.b).permute(0, 3, 1, 2)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+class Dvae(nn.Module):
+    """Encoder and decoder. All parameters are zero until `initialise` is called or a state dict is loaded."""
+
+    def __init__(self, config: DvaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every convolution's weights from N(0, 1 / (c_in k^2)), in the order of the modules; biases become 0."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, Conv2d):
+                layer.w.normal_(0, layer.w[0].numel() ** -0.5, generator=generator)
+                layer.b.zero_()
+
+
+def set_precision(module: Encoder | Decoder, precision: Literal["float32", "float16"]) -> None:
+    """Convert the weights, and with them the arithmetic, as the authors do.
+
+    float16 leaves the layer at the tokens, the encoder's output and the decoder's input, in float32.
+    """
+    at_tokens = "blocks.output.conv" if isinstance(module, Encoder) else "blocks.input"
+    for name, layer in module.named_modules():
+        if isinstance(layer, Conv2d):
+            layer.to(torch.float16 if precision == "float16" and name != at_tokens else torch.float32)
