@@ -1,0 +1,151 @@
+"""A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from beit.config import ModelConfig, from_dict, to_dict
+from beit.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from beit.mim import Beit
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+# Fields that change how a model is trained, not what its weights mean.
+TRAINING_ONLY = ("drop_path", "layer_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedConfig:
+    """What `config.json` of a checkpoint folder says."""
+
+    model: ModelConfig
+    vocab_size: int
+    extra: dict[str, Any]
+    """What else was given to `save_model`: the view's config, the tokenizer's name and digest."""
+
+
+def save_model(model: Beit, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint folder.
+
+    A file gets its name once it is complete, `config.json` last: a folder with one was written to the end.
+
+    Args:
+        model: Its weights are written in their own precision.
+        folder: Made if it does not exist.
+        extra: JSON types to keep in `config.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    part = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    try:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.replace(folder / WEIGHTS_FILE)
+    finally:
+        part.unlink(missing_ok=True)
+    write_json(folder / CONFIG_FILE, {"model": to_dict(model.config), "vocab_size": model.vocab_size, "extra": dict(extra or {})})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON under a temporary name, then give it its own: readers see all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(values, indent=2) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """Read a checkpoint folder's `config.json`.
+
+    Raises:
+        UserError: If the folder is no checkpoint, saying what is missing or wrong.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_a_checkpoint(folder, f"it has no {CONFIG_FILE}") from None
+    except ValueError as error:
+        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
+    if not isinstance(values, dict) or set(values) != {"model", "vocab_size", "extra"} or not isinstance(values["vocab_size"], int):
+        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
+    return SavedConfig(model=from_dict(ModelConfig, values["model"], at="model."), vocab_size=values["vocab_size"], extra=values["extra"])
+
+
+def load_model(folder: Path) -> Beit:
+    """Build the model of a checkpoint folder, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: If the folder is no checkpoint, or its weights are damaged or not those of its config.
+    """
+    from beit.mim import Beit
+
+    saved = read_config(folder)
+    model = Beit(saved.model, saved.vocab_size, seed=None)
+    _fill(model, folder)
+    return model.eval()
+
+
+def load_weights(model: Beit, folder: Path) -> None:
+    """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not fit.
+
+    Raises:
+        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one, naming what differs.
+    """
+    saved = read_config(folder)
+    ours = {**to_dict(model.config), "vocab_size": model.vocab_size}
+    theirs = {**to_dict(saved.model), "vocab_size": saved.vocab_size}
+    differing = [name for name in ours if name not in TRAINING_ONLY and ours[name] != theirs[name]]
+    if differing:
+        raise UserError(
+            f"{folder} holds another model: " + ", ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in differing),
+            "use the config that it was trained with",
+        )
+    _fill(model, folder)
+
+
+def _fill(model: Beit, folder: Path) -> None:
+    """Copy the folder's tensors into the model's, after checking that names and shapes are the same."""
+    tensors = _read_tensors(folder)
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {'; '.join(problems[:3])}{more}",
+            "restore both files from the same checkpoint",
+        )
+    model.load_state_dict(tensors, strict=True)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise _not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or cut short ({error})", "use another checkpoint of the run, or copy this one again") from None
+
+
+def _not_a_checkpoint(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder} is not a checkpoint: {why}", f"name a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")

@@ -1,0 +1,220 @@
+"""Masked image modelling: predict the visual token behind every hidden patch (BEiT, arXiv 2106.08254, section 2)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit import checkpoints, optim
+from beit.config import ModelConfig, OptimConfig, ViewConfig, to_dict
+from beit.objective import Objective
+from beit.vit import Backbone, Linear, initialise
+
+HISTOGRAM_FILE = "targets.json"
+IGNORED = -100  # torch's number for a position without a target
+
+# Purposes that keep this module's generators apart: [seed, purpose, step, worker].
+WEIGHTS, PATHS = 1, 2
+
+
+class Beit(Backbone):
+    """Backbone, mask token and the head that predicts visual tokens.
+
+    B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, seed: int | None = 0) -> None:
+        """Build the model.
+
+        Args:
+            config: Sizes and variant of the backbone.
+            vocab_size: Visual tokens that the tokenizer knows.
+            seed: Weights are drawn from it. None: they are left to be loaded.
+        """
+        super().__init__(config, with_mask_token=True)
+        self.vocab_size = vocab_size
+        self.lm_head = Linear(config.dim, vocab_size)
+        if seed is not None and not self.cls_token.is_meta:
+            initialise(self, torch.Generator().manual_seed(_derive(seed, WEIGHTS, 0, 0)))
+
+    def forward(self, pixels: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Predict the visual token behind every hidden patch.
+
+        Args:
+            pixels: Float [B, 3, H, W], from `normalise`.
+            mask: Bool [B, N], True where the patch is hidden.
+            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+
+        Returns:
+            Logits [M, V], ordered by image, then by row and column.
+        """
+        positions, hidden = hidden_slots(mask)
+        return self.predict(pixels, mask, positions, generator=generator)[hidden]
+
+    def predict(self, pixels: Tensor, mask: Tensor, positions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits [B, S, V] for the patches at int64 positions [B, S]; the other arguments are those of `forward`.
+
+        Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing reads
+        the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask ratio.
+        """
+        tokens, bias, paths = self.start(pixels, mask, generator)
+        rows = positions + 1  # behind the class token
+        for number, block in enumerate(self.blocks):
+            last = number == len(self.blocks) - 1
+            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if last else None)
+        return self.lm_head(self.norm(tokens))  # type: ignore[no-any-return]
+
+
+def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor]:
+    """Positions of the hidden patches, the same number of slots for every image.
+
+    Args:
+        mask: Bool [B, N], True where the patch is hidden.
+        slots: S, at least the largest count of hidden patches in an image. None: that count, for which a GPU is waited for.
+
+    Returns:
+        Positions int64 [B, S] in row-major order, visible patches in the slots left over, and bool [B, S], False for those.
+    """
+    if slots is None:
+        slots = max(1, int(mask.sum(1).max()))
+    positions = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :slots]
+    return positions, mask.gather(1, positions)
+
+
+def normalise(images: Tensor, view: ViewConfig) -> Tensor:
+    """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by `view.std`."""
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device and waited for.
+    for channel, mean, std in zip(pixels.unbind(1), view.mean, view.std, strict=True):
+        channel.mul_(1 / (255 * std)).sub_(mean / std)
+    return pixels
+
+
+class MimObjective(Objective):
+    """BEiT pretraining: cross-entropy between the head's logits and the visual tokens of the hidden patches."""
+
+    columns: ClassVar[tuple[str, ...]] = ("patch_view", "tokens", "mask")
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optim: OptimConfig,
+        view: ViewConfig,
+        *,
+        vocab_size: int,
+        total_steps: int,
+        seed: int,
+        max_hidden: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build the model with weights drawn from the seed.
+
+        Args:
+            model: Sizes and variant of the Vision Transformer.
+            optim: Optimizer and schedule.
+            view: Its mean and std normalise the pixels.
+            vocab_size: Visual tokens that the tokenizer knows.
+            total_steps: Length of the schedule.
+            seed: Weights and skipped branches are drawn from it.
+            max_hidden: Most patches that a mask hides, `MaskConfig.budget(grid)`. None: looked up in every batch; a GPU is waited for.
+            extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
+        """
+        super().__init__()
+        self.model = Beit(model, vocab_size, seed=seed)
+        self.optim_config = optim
+        self.view = view
+        self.total_steps = total_steps
+        self.seed = seed
+        self.max_hidden = max_hidden
+        self.extra = dict(extra or {})
+        self._generator: torch.Generator | None = None
+        # Of all hidden tokens since the run began. Gathered on rank 0 only, so it is no buffer that workers would have to share.
+        self._histogram: NDArray[np.int64] = np.zeros(vocab_size, np.int64)
+
+    def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
+        """Hidden patches of the batch."""
+        hidden = batch["mask"].reshape(len(batch["mask"]), -1).sum(1)
+        if self.max_hidden is not None and hidden.size and hidden.max() > self.max_hidden:
+            raise ValueError(f"a mask hides {hidden.max()} patches, but the objective was built for at most max_hidden={self.max_hidden}")
+        return float(hidden.sum())
+
+    def start_step(self, step: int) -> None:
+        """Seed the branches to skip by step and worker, so that a resumed run skips what an unbroken one would."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        worker = torch.distributed.get_rank() if distributed else 0
+        device = self.model.cls_token.device
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device)
+        self._generator.manual_seed(_derive(self.seed, PATHS, step, worker))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the batch.
+
+        Args:
+            batch: "patch_view" uint8 [B, H, W, 3], "tokens" int [B, N], "mask" bool [B, N], True = hidden. An image with an empty mask
+                weighs nothing.
+
+        Returns:
+            "loss", float32: cross-entropy in nats, summed over the hidden patches. "correct", int64: hidden patches whose token has the
+            largest logit. "tokens", int64 [V]: how often each visual token was hidden.
+        """
+        mask = batch["mask"].flatten(1)
+        if self._generator is None and self.training:
+            self.start_step(0)
+        positions, hidden = hidden_slots(mask, self.max_hidden)
+        logits = self.model.predict(normalise(batch["patch_view"], self.view), mask, positions, generator=self._generator).float()
+        tokens = batch["tokens"].flatten(1).gather(1, positions).long()
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.masked_fill(~hidden, IGNORED).flatten(), ignore_index=IGNORED, reduction="sum")
+        correct = (logits.detach().argmax(-1) == tokens) & hidden
+        histogram = torch.zeros(self.model.vocab_size, dtype=torch.int64, device=tokens.device)
+        histogram.scatter_add_(0, tokens.flatten(), hidden.flatten().long())
+        return {"loss": loss, "correct": correct.sum(), "tokens": histogram}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with the authors' groups."""
+        return optim.build_optimizer(self.model, self.optim_config)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warmup, cosine decay."""
+        return optim.learning_rate(step, self.optim_config, self.total_steps)
+
+    def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
+        """Loss in nats and accuracy, and the two baselines that give them a meaning.
+
+        "unigram" is the loss of a model that knows only how often each token occurs, "majority" the accuracy of one that always says the
+        commonest, both over all hidden patches since the run began; "perplexity" is exp(unigram). What is not defined is NaN.
+        """
+        self._histogram = self._histogram + np.asarray(sums["tokens"]).astype(np.int64)
+        share = self._histogram[self._histogram > 0] / max(1, self._histogram.sum())
+        unigram = float(-(share * np.log(share)).sum()) if share.size else math.nan
+        return {
+            "loss": float(sums["loss"]) / weight if weight else math.nan,
+            "accuracy": float(sums["correct"]) / weight if weight else math.nan,
+            "unigram": unigram,
+            "majority": float(share.max()) if share.size else math.nan,
+            "perplexity": math.exp(unigram),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the model's checkpoint, and the histogram of tokens beside it."""
+        checkpoints.save_model(self.model, folder, extra={**self.extra, "view": to_dict(self.view)})
+        checkpoints.write_json(folder / HISTOGRAM_FILE, {"tokens": self._histogram.tolist()})
+
+    def load(self, folder: Path) -> None:
+        """Read weights and histogram back into this objective; its model must be the saved one."""
+        checkpoints.load_weights(self.model, folder)
+        self._histogram = np.asarray(json.loads((folder / HISTOGRAM_FILE).read_text())["tokens"], np.int64)
+
+
+def _derive(seed: int, purpose: int, step: int, worker: int) -> int:
+    """A seed for torch, from four numbers."""
+    return int(np.random.SeedSequence([seed, purpose, step, worker]).generate_state(1, np.uint64)[0] >> 1)
