@@ -1,0 +1,184 @@
+"""File operations that work alike on local paths and on s3:// and gs:// URIs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from beit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a listing."""
+
+    name: str
+    """Path below the folder that was listed, with forward slashes; local names that are no UTF-8 as `os.fsdecode` gives them."""
+
+    size: int
+    """In bytes."""
+
+    changed_ns: int
+    """Time of the last change, in nanoseconds since 1970; 0 where the storage does not say."""
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Whether a path names an object store rather than a local file."""
+    return "://" in str(uri) and not str(uri).startswith("file://")
+
+
+def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system that a path or URI lives on, and its path there; local paths become absolute.
+
+    Raises:
+        UserError: For a scheme that pyarrow cannot open.
+    """
+    if not is_remote(uri):
+        return _local(), os.path.abspath(os.path.expanduser(str(uri).removeprefix("file://")))
+    parts = urlsplit(str(uri))
+    root = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
+    return _file_system(root), f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+@functools.cache
+def _local() -> fs.FileSystem:
+    return fs.LocalFileSystem()
+
+
+@functools.cache
+def _file_system(root: str) -> fs.FileSystem:
+    # Kept for the process: every new S3 client asks the network for the bucket's region and opens its own connections.
+    try:
+        return fs.FileSystem.from_uri(root)[0]
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{root} cannot be opened: {error}", "give a local path, s3://bucket/… or gs://bucket/…") from error
+
+
+def join(uri: str | Path, *names: str) -> str:
+    """A path below another one; a URI's query stays at its end."""
+    base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
+    return "/".join([base.rstrip("/") or "/", *names]).replace("//", "/", 1 if base == "/" else 0) + mark + query
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether there is a file or a folder."""
+    system, path = resolve(uri)
+    return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def is_folder(uri: str | Path) -> bool:
+    """Whether there is a folder (on object stores: anything below the path)."""
+    system, path = resolve(uri)
+    return bool(system.get_file_info(path).type == fs.FileType.Directory)
+
+
+def entry(uri: str | Path) -> Entry | None:
+    """What a listing would say about one file; None where there is no such file."""
+    system, path = resolve(uri)
+    info = system.get_file_info(path)
+    return Entry(path.rpartition("/")[2], info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+
+
+def list_files(uri: str | Path, *, recursive: bool = True) -> list[Entry]:
+    """The files below a folder, sorted by name; names that start with a dot are left out, links to folders are followed."""
+    system, path = resolve(uri)
+    if not is_remote(uri):
+        return sorted(_walk(path, "", recursive, frozenset()), key=lambda found: found.name)
+    found = system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    names = ((info.path[len(path) :].lstrip("/"), info) for info in found if info.type == fs.FileType.File)
+    visible = [Entry(name, info.size, info.mtime_ns or 0) for name, info in names if not name.startswith(".") and "/." not in name]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return  # A link that leads back to a folder we are in.
+    with os.scandir(folder) as entries:
+        for item in entries:
+            if item.name.startswith("."):
+                continue
+            if item.is_dir():
+                if recursive:
+                    yield from _walk(item.path, f"{prefix}{item.name}/", recursive, above | {identity})
+            elif item.is_file():
+                found = item.stat()
+                yield Entry(prefix + item.name, found.st_size, found.st_mtime_ns)
+
+
+def list_folder(uri: str | Path) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted."""
+    system, path = resolve(uri)
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """The whole content of a file."""
+    if not is_remote(uri):
+        return Path(resolve(uri)[1]).read_bytes()
+    system, path = resolve(uri)
+    with system.open_input_file(path) as file:
+        return bytes(file.read())
+
+
+def read_text(uri: str | Path) -> str:
+    """The whole content of a UTF-8 file."""
+    return read_bytes(uri).decode()
+
+
+@contextmanager
+def open_output(uri: str | Path) -> Iterator[Any]:
+    """A binary file to write, which appears under its name only when complete; its folders are made.
+
+    Local files are written beside their place and renamed; object stores show an object when its upload ends, and an upload that is
+    broken off by an exception is removed again.
+    """
+    system, path = resolve(uri)
+    if is_remote(uri):
+        file = system.open_output_stream(path)
+        try:
+            yield file
+        except BaseException:
+            # Closing is the only way to end an upload, and it publishes what was written.
+            file.close()
+            system.delete_file(path)
+            raise
+        file.close()
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    try:
+        with open(unfinished, "wb") as local:
+            yield local
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.unlink(unfinished)
+
+
+def write_bytes(uri: str | Path, content: bytes) -> None:
+    """Write a file in one step: a reader sees the old content or the new, never a part."""
+    with open_output(uri) as file:
+        file.write(content)
+
+
+def write_text(uri: str | Path, content: str) -> None:
+    """Write a UTF-8 file in one step."""
+    write_bytes(uri, content.encode())
+
+
+def delete_file(uri: str | Path) -> None:
+    """Remove a file that exists."""
+    system, path = resolve(uri)
+    system.delete_file(path)
