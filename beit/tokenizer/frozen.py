@@ -72,7 +72,7 @@ class DvaeTokenizer:
 
     def _chunk(self, pixels: int) -> int:
         """Images that go through together."""
-        return max(1, CHUNK_BYTES[self.device.type] // (4 * self._width * pixels))
+        return max(1, CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cpu"]) // (4 * int(self._width) * pixels))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -1,0 +1,262 @@
+"""Training a discrete VAE: the relaxed evidence lower bound of DALL-E (arXiv 2102.12092, section 2.1 and appendix A)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from beit.config import OptimConfig
+from beit.errors import UserError
+from beit.objective import Objective
+from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae, DvaeConfig, initialise, map_pixels, unmap_pixels
+
+WEIGHTS = "model.safetensors"
+AVERAGE = "average.safetensors"
+
+VALUES_PER_TOKEN = 3 * PX_PER_TOKEN**2
+"""Channel values that one token stands for: 192."""
+
+NOISE = 0x6E6F6973
+"""Purpose of the noise's generators, so that no other part of a run draws from the same stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DvaeTrainConfig:
+    """The bound's schedules. Defaults: found at small scale (docs/tokenizer.md); DALL-E's in brackets."""
+
+    kl_weight: float = 6.6
+    """Weight beta of the divergence between a position's token distribution and the uniform one, at the end of its rise [6.6]."""
+
+    kl_share: float = 0.1
+    """Share of the steps over which `kl_weight` rises from 0 [1/600]."""
+
+    first_temperature: float = 1.0
+    """Temperature of the relaxed tokens at the first step [1]."""
+
+    last_temperature: float = 1 / 16
+    """Temperature of the relaxed tokens at the end of its fall [1/16]."""
+
+    temperature_share: float = 0.6
+    """Share of the steps over which the temperature falls [1/20]."""
+
+    marginal_weight: float = 0.4
+    """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's tokens in use [0]."""
+
+    ema_decay: float | None = None
+    """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the trained ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl_weight", "marginal_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)} is negative", f"set train.{name}=0 to switch the term off")
+        for name in ("kl_share", "temperature_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"train.{name}={getattr(self, name)} is not a share of the steps", f"set train.{name} above 0, up to 1")
+        if not 0 < self.last_temperature <= self.first_temperature:
+            raise UserError(
+                f"train.last_temperature={self.last_temperature} is not between 0 and train.first_temperature={self.first_temperature}",
+                f"set train.last_temperature={self.first_temperature / 16:.4g}",
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"train.ema_decay={self.ema_decay} is not between 0 and 1", "set train.ema_decay=0.999, or None for no mean")
+
+
+def cosine(step: float, steps: float, first: float, last: float) -> float:
+    """Half a cosine from `first` at step 0 to `last` at `steps`, and `last` from then on."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))) if steps > 0 else last
+
+
+# B images of H x W pixels, h x w visual tokens, V different tokens
+def negative_log_likelihood(mapped: Tensor, statistics: Tensor) -> Tensor:
+    """The logit-Laplace distribution's negative logarithmic density, which is below 0 where the density is above 1.
+
+    Args:
+        mapped: float [B, 3, H, W] in (0, 1), from `map_pixels`.
+        statistics: float [B, 6, H, W] from the decoder: location, then logarithm of the scale.
+
+    Returns:
+        Nats, float [B, 3, H, W].
+    """
+    location, log_scale = statistics.chunk(2, dim=1)
+    distance = (torch.logit(mapped) - location).abs()
+    nats: Tensor = math.log(2) + log_scale + torch.log(mapped * (1 - mapped)) + distance * torch.exp(-log_scale)
+    return nats
+
+
+def divergence_from_uniform(log_q: Tensor) -> Tensor:
+    """KL(q || uniform) in nats: log-probabilities float [B, V, h, w] -> [B, h, w]."""
+    return math.log(log_q.shape[1]) + (log_q.exp() * log_q).sum(1)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in nats over the last dimension."""
+    # The slope of -p log p is infinite at 0, where a token that no position considers would put NaN into the gradient.
+    kept = probabilities.clamp(min=1e-12)
+    return -(kept * kept.log()).sum(-1)
+
+
+class DvaeObjective(Objective):
+    """A discrete VAE and its bound. A batch's loss is the sum over its images; undecodable ones add nothing.
+
+    The loss of an image is a mean over its pixels and channels, in nats, of the negative log-likelihood, plus
+    `kl_weight / 192` times the mean divergence of its positions, less `marginal_weight` times the entropy of the
+    mean token distribution. That mean is over the images of one `forward`, so with the reward on, splitting a
+    batch over workers changes the gradient a little; without it, not at all but for the noise, which every worker
+    draws for itself.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("patch_view", "status")
+
+    def __init__(self, dvae: DvaeConfig, train: DvaeTrainConfig, optim: OptimConfig, *, total_steps: int, seed: int) -> None:
+        """Build and initialise the model.
+
+        Args:
+            dvae: Its size.
+            train: Schedules of the bound, relative to `total_steps`.
+            optim: AdamW and the learning rate.
+            total_steps: Optimizer steps of the whole run.
+            seed: Of the initial weights and of the noise.
+        """
+        super().__init__()
+        self.train_config = train
+        self.optim_config = optim
+        self.total_steps = total_steps
+        self.seed = seed
+        self.dvae = Dvae(dvae)
+        initialise(self.dvae, torch.Generator().manual_seed(seed))
+        self.average: Dvae | None = None
+        if train.ema_decay is not None:
+            self.average = copy.deepcopy(self.dvae).requires_grad_(False)
+        self.start_step(0)
+
+    @property
+    def trained(self) -> Dvae:
+        """The model to keep: the running mean if there is one."""
+        return self.dvae if self.average is None else self.average
+
+    def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
+        """Number of decoded images."""
+        return float((batch["status"] == 0).sum())
+
+    def start_step(self, step: int) -> None:
+        """Set temperature, weight of the divergence and generator of the noise, all functions of the step alone."""
+        train = self.train_config
+        self.temperature = cosine(step, train.temperature_share * self.total_steps, train.first_temperature, train.last_temperature)
+        self.kl_weight = cosine(step, train.kl_share * self.total_steps, 0.0, train.kl_weight)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        state = np.random.SeedSequence([self.seed, NOISE, step, rank, 0]).generate_state(1, np.uint64)
+        device = next(self.dvae.parameters()).device
+        self._noise = torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the decoded images.
+
+        Args:
+            batch: "patch_view" uint8 [B, H, W, 3], H and W multiples of 8; "status" uint8 [B], 0 = decoded.
+
+        Returns:
+            "loss", with the gradient; "bound", "kl", "marginal" (entropy of the mean distribution) and "error"
+            (mean absolute error of pixels in [0, 1] with the relaxed tokens), each times the decoded images;
+            "tokens", float64 [V]: how often each is the most probable one.
+        """
+        images = batch["patch_view"].permute(0, 3, 1, 2)
+        decoded = (batch["status"] == 0).float()
+        mapped = map_pixels(images).contiguous(memory_format=torch.channels_last)
+
+        logits = self.dvae.encoder(mapped).float()
+        log_q = F.log_softmax(logits, dim=1)
+        gumbel = torch.empty_like(logits).exponential_(generator=self._noise).log_().neg_()
+        codes = F.softmax((logits + gumbel) / self.temperature, dim=1)
+        statistics = self.dvae.decoder(codes).float()
+
+        reconstruction = negative_log_likelihood(mapped, statistics).mean((1, 2, 3))
+        kl = divergence_from_uniform(log_q).mean((1, 2))
+        bound = reconstruction + self.kl_weight / VALUES_PER_TOKEN * kl
+        count = decoded.sum()
+        loss = (bound * decoded).sum()
+        marginal = torch.zeros_like(count)
+        if self.train_config.marginal_weight:
+            mean_q = torch.einsum("bvn,b->v", log_q.exp().flatten(2), decoded) / (count * log_q[0, 0].numel()).clamp(min=1)
+            marginal = entropy(mean_q) * count
+            loss = loss - self.train_config.marginal_weight * marginal
+
+        with torch.no_grad():
+            error = (unmap_pixels(statistics[:, :3].sigmoid()) - unmap_pixels(mapped)).abs().mean((1, 2, 3))
+            tokens = logits.argmax(1)[decoded.bool()].flatten()
+            sums = {"bound": (bound * decoded).sum(), "kl": (kl * decoded).sum(), "error": (error * decoded).sum(), "marginal": marginal}
+        return {
+            "loss": loss,
+            **{name: value.detach() for name, value in sums.items()},
+            "tokens": torch.bincount(tokens, minlength=logits.shape[1]).double(),
+        }
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over all parameters, biases included, as the authors of DALL-E have it."""
+        optim = self.optim_config
+        return torch.optim.AdamW(
+            self.dvae.parameters(),
+            lr=optim.peak_lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warmup, then half a cosine from `peak_lr` to `min_lr`."""
+        optim = self.optim_config
+        if step < optim.warmup_steps:
+            return optim.peak_lr * (step + 1) / optim.warmup_steps
+        return cosine(step - optim.warmup_steps, self.total_steps - 1 - optim.warmup_steps, optim.peak_lr, optim.min_lr)
+
+    @torch.no_grad()
+    def finish_step(self, step: int) -> None:
+        """Move the running mean."""
+        if self.average is not None and self.train_config.ema_decay is not None:
+            # A mean over the last tenth of the steps at first: otherwise it would remember the random weights.
+            decay = min(self.train_config.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.dvae.parameters()), 1 - decay)
+
+    def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
+        """Means over the images since the last report, and how the tokens were used.
+
+        Returns:
+            "loss", "bound", "kl" (nats), "error" ([0, 1], with the relaxed tokens), "perplexity" (of the most probable tokens), "dead"
+            (tokens that no position took), "temperature", "kl_weight", and "marginal" (nats) where it is rewarded.
+        """
+        mean = {name: float(sums[name]) / max(weight, 1) for name in ("loss", "bound", "kl", "error", "marginal")}
+        if not self.train_config.marginal_weight:
+            del mean["marginal"]
+        counts = np.asarray(sums["tokens"], np.float64)
+        used = counts[counts > 0] / max(counts.sum(), 1)
+        return {
+            **mean,
+            "perplexity": float(np.exp(-(used * np.log(used)).sum())),
+            "dead": float((counts == 0).sum()),
+            "temperature": self.temperature,
+            "kl_weight": self.kl_weight,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights, and their running mean."""
+        for name, dvae in ((WEIGHTS, self.dvae), (AVERAGE, self.average)):
+            if dvae is not None:
+                save_file({key: value.detach().cpu().contiguous() for key, value in dvae.state_dict().items()}, folder / name)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, onto the device that the model is on."""
+        for name, dvae in ((WEIGHTS, self.dvae), (AVERAGE, self.average)):
+            if dvae is not None:
+                dvae.load_state_dict(load_file(folder / name))
