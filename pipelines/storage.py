@@ -17,7 +17,7 @@ from pyarrow import fs
 from beit.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a listing."""
 
@@ -47,6 +47,11 @@ def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
     parts = urlsplit(str(uri))
     root = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
     return _file_system(root), f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def absolute(uri: str | Path) -> str:
+    """A path that means the same to every process: local paths from the root, URIs as they are."""
+    return str(uri) if is_remote(uri) else resolve(uri)[1]
 
 
 @functools.cache

@@ -1,0 +1,133 @@
+"""The interface of all sources: a manifest lists units, a unit reads rows."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.storage import Entry
+
+Rows = NDArray[np.int64]
+"""int64 [n]: numbers of rows within a unit."""
+
+Columns = dict[str, NDArray[Any]]
+"""Column name -> values [n]; encoded images are an object array of bytes."""
+
+IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
+"""Names with these endings, in any case, are taken for images."""
+
+MAX_ENCODED_BYTES = 128 << 20
+"""Of an image file or tar member no more is read: what is larger arrives cut off, and is quarantined on decoding."""
+
+
+class Unit(ABC):
+    """A piece of the data that can be read on its own. Small, immutable, and can be pickled."""
+
+    @abstractmethod
+    def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
+        """Read some rows, in the order asked for.
+
+        Args:
+            rows: int64 [n], numbers within the unit.
+            columns: "image" (object array of bytes; a missing image is empty) and others of `Manifest.columns`.
+
+        Raises:
+            OSError: When the storage fails. A file that is there but is no image is no failure here.
+        """
+
+    @abstractmethod
+    def describe(self, row: int) -> str:
+        """Where a row lies, for people."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest(ABC):
+    """The sorted list of units. Pickled, it takes bytes a unit for Parquet, bytes an image for folders and tars."""
+
+    kind: ClassVar[str]
+    """parquet, folder or tar."""
+
+    rows: NDArray[np.int32]
+    """int32 [U]: rows of each unit, none of them 0."""
+
+    digest: str
+    """Of the listing (names and sizes) and the row counts: equal digests mean equal keys."""
+
+    columns: tuple[str, ...]
+    """What `Unit.read` can deliver."""
+
+    class_names: tuple[str, ...] | None
+    """Name of each label, where the data says."""
+
+    @property
+    def total(self) -> int:
+        """Rows of all units."""
+        return int(self.rows.sum(dtype=np.int64))
+
+    @abstractmethod
+    def unit(self, index: int) -> Unit:
+        """A unit by its number."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A data path that was looked through."""
+
+    uri: str
+    """As the user gave it."""
+
+    manifest: Manifest
+
+    summary: str
+    """What was found, in a phrase with numbers."""
+
+    warnings: tuple[str, ...] = ()
+    """What will work but should not stay so, each with its remedy."""
+
+    def unit(self, index: int) -> Unit:
+        """A unit by its number."""
+        return self.manifest.unit(index)
+
+
+def listing_digest(kind: str, entries: Iterable[Entry], rows: NDArray[np.int32]) -> str:
+    """The digest of a manifest."""
+    state = hashlib.blake2b(kind.encode(), digest_size=16)
+    for entry in entries:
+        state.update(f"{entry.name}\0{entry.size}\0".encode(errors="surrogateescape"))
+    state.update(rows.astype("<i4").tobytes())
+    return state.hexdigest()
+
+
+def bytes_column(values: Sequence[bytes | None]) -> NDArray[np.object_]:
+    """Encoded images as an object array [n]."""
+    column = np.empty(len(values), object)
+    column[:] = [value or b"" for value in values]
+    return column
+
+
+def classes_of_folders(folders: Sequence[str]) -> tuple[list[int], tuple[str, ...] | None]:
+    """The class of each folder: its first name below what all of them share.
+
+    Args:
+        folders: Distinct folders that hold images, with forward slashes; "" is the top.
+
+    Returns:
+        The label of each folder, and the class names in alphabetical order; labels -1 and None where the folders tell no classes
+        apart.
+    """
+    parts = [folder.split("/") if folder else [] for folder in folders]
+    depth = 0
+    while all(len(path) > depth for path in parts) and len({path[depth] for path in parts}) == 1:
+        depth += 1
+    tops = [path[depth] if len(path) > depth else None for path in parts]
+    names = sorted({top for top in tops if top is not None})
+    if not names:
+        return [-1] * len(folders), None
+    numbers = {name: number for number, name in enumerate(names)}
+    return [-1 if top is None else numbers[top] for top in tops], tuple(names)

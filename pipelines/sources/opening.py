@@ -1,0 +1,78 @@
+"""Find out what a data path holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.sources.base import IMAGE_ENDINGS, Source
+from pipelines.sources.folder import open_folder
+from pipelines.sources.listing import Listing, find_files
+from pipelines.sources.parquet import open_parquet
+from pipelines.sources.tars import open_tars
+from pipelines.storage import Entry
+
+_KINDS = {
+    **dict.fromkeys(("parquet", "pq"), "Parquet"),
+    "tar": "tar",
+    **dict.fromkeys(sorted(IMAGE_ENDINGS), "image"),
+}
+
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+
+_ACCEPTED = "Parquet shards (.parquet), image files (.jpg, .png, .webp, …) or tars (.tar)"
+
+
+def open_source(path: str, *, option: str = "data.train") -> Source:
+    """Look through a data path.
+
+    Args:
+        path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://.
+        option: Name of the option that the path was given with, for messages.
+
+    Raises:
+        UserError: Where nothing is there, or nothing that holds images.
+    """
+    try:
+        listing = find_files(path, option=option)
+    except OSError as error:
+        raise UserError(f"{option}={path} cannot be listed: {error}", "check the permissions, or the credentials of the bucket") from error
+    files: dict[str, list[Entry]] = {}
+    for entry in listing.entries:
+        kind = _KINDS.get(entry.name.rpartition(".")[2].lower()) if "." in entry.name else None
+        if kind is not None:
+            files.setdefault(kind, []).append(entry)
+    if not files:
+        raise _no_images(path, listing, option)
+    if len(files) > 1:
+        counts = " and ".join(f"{len(entries):,} {kind} file{'s' * (len(entries) > 1)}" for kind, entries in files.items())
+        example = next(iter(files.values()))[0].name.rpartition(".")[2]
+        raise UserError(
+            f"{option}={path} holds {counts}: which are the data?",
+            f"name one kind by a glob, for example {storage.join(path, '**')}/*.{example}",
+        )
+    [(kind, entries)] = files.items()
+    found = Listing(listing.root, entries)
+    if kind == "Parquet":
+        manifest, summary, warnings = open_parquet(found, option=option)
+        return Source(uri=path, manifest=manifest, summary=summary, warnings=warnings)
+    if kind == "tar":
+        tars, summary, warnings = open_tars(found, option=option)
+        return Source(uri=path, manifest=tars, summary=summary, warnings=warnings)
+    folder, summary, warnings = open_folder(found)
+    return Source(uri=path, manifest=folder, summary=summary, warnings=warnings)
+
+
+def _no_images(path: str, listing: Listing, option: str) -> UserError:
+    names = [entry.name for entry in listing.entries]
+    if packed := next((name for name in names if name.lower().endswith(_COMPRESSED)), None):
+        return UserError(
+            f"{option}={path}: {packed} is compressed, so its members cannot be read on their own",
+            "unpack it (gunzip, unzip) and give that",
+        )
+    if not names:
+        return UserError(f"{option}={path} is an empty folder", f"give {_ACCEPTED}")
+    endings = Counter("." + name.rpartition(".")[2] if "." in name.rpartition("/")[2] else "no ending" for name in names)
+    held = ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(4))
+    return UserError(f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_ACCEPTED}")

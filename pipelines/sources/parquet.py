@@ -1,0 +1,221 @@
+"""Parquet shards: a unit is a row group."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.sources.base import Columns, Manifest, Rows, Unit, bytes_column, listing_digest
+from pipelines.sources.cache import cached
+from pipelines.sources.listing import Listing
+
+# Names that image columns go by, the hub's first.
+_IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
+
+_MOST_ROWS = 2000
+_MOST_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class ParquetUnit(Unit):
+    """One row group of one file."""
+
+    uri: str
+    size: int
+    """Of the file, in bytes."""
+    group: int
+    image: str
+    """Name of the image column."""
+    nested: bool
+    """The image column is struct<bytes, …>, not plain binary."""
+
+    def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
+        """Read the row group's asked columns and take rows of it."""
+        system, path = storage.resolve(self.uri)
+        names = {column: self.image if column == "image" else column for column in columns}
+        wanted = [f"{name}.bytes" if name == self.image and self.nested else name for name in names.values()]
+        with system.open_input_file(path) as file:
+            table = pq.ParquetFile(file, metadata=_footer(self.uri, self.size), pre_buffer=True).read_row_group(self.group, columns=wanted)
+        table = table.take(pa.array(rows, pa.int64()))
+        return {column: _values(table.column(name)) for column, name in names.items()}
+
+    def describe(self, row: int) -> str:
+        """File, row group and row."""
+        return f"{self.uri}, row group {self.group}, row {row}"
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Values [n] of a column; encoded files as bytes."""
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        return bytes_column([None if value is None else value["bytes"] for value in column.to_pylist()])
+    if _is_binary(column.type):
+        return bytes_column(column.to_pylist())
+    return np.asarray(column.to_numpy())
+
+
+@functools.lru_cache(maxsize=16)
+def _footer(uri: str, size: int) -> pq.FileMetaData:
+    # Kept for the process: a shard's footer can be hundreds of kilobytes, and its row groups come one by one.
+    system, path = storage.resolve(uri)
+    with system.open_input_file(path) as file:
+        return pq.read_metadata(file)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ParquetManifest(Manifest):
+    """Row groups of all files, in the order of the listing."""
+
+    kind: ClassVar[str] = "parquet"
+
+    root: str
+    names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    file: NDArray[np.int32]
+    """int32 [U]: which file each unit lies in."""
+    group: NDArray[np.int32]
+    """int32 [U]: which row group of its file each unit is."""
+    image: str
+    nested: bool
+
+    def unit(self, index: int) -> ParquetUnit:
+        """A row group by its number."""
+        file = int(self.file[index])
+        uri = storage.join(self.root, self.names[file])
+        return ParquetUnit(uri, int(self.sizes[file]), int(self.group[index]), self.image, self.nested)
+
+
+def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str, tuple[str, ...]]:
+    """The manifest of Parquet files, what was found, and warnings.
+
+    Raises:
+        UserError: For a file that is no Parquet, or has no image column.
+    """
+    arrays = cached("parquet", listing, lambda: _read_footers(listing, option))
+    rows: NDArray[np.int32] = arrays["rows"]
+    if not len(rows):
+        raise UserError(f"{option}: the Parquet files under {listing.root} hold no rows", "give files that hold images")
+    about = json.loads(str(arrays["about"]))
+    manifest = ParquetManifest(
+        rows=rows,
+        digest=listing_digest("parquet", listing.entries, rows),
+        columns=tuple(about["columns"]),
+        class_names=None if about["class_names"] is None else tuple(about["class_names"]),
+        root=listing.root,
+        names=tuple(entry.name for entry in listing.entries),
+        sizes=np.array([entry.size for entry in listing.entries], np.int64),
+        file=arrays["shard"],
+        group=arrays["group"],
+        image=about["image"],
+        nested=about["nested"],
+    )
+    summary = f"{manifest.total:,} images in {len(rows):,} row groups of {len(listing.entries):,} Parquet files"
+    return manifest, summary, _warnings(manifest, arrays["bytes"], listing)
+
+
+def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing: Listing) -> tuple[str, ...]:
+    found = []
+    large = np.flatnonzero((manifest.rows > _MOST_ROWS) | (group_bytes > _MOST_BYTES))
+    if len(large):
+        worst = int(large[np.argmax(group_bytes[large])])
+        found.append(
+            f"{len(large):,} of {len(manifest.rows):,} row groups are large ({manifest.unit(worst).describe(0).rpartition(',')[0]}: "
+            f"{manifest.rows[worst]:,} rows, {group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row group at a time, "
+            "so they cost memory and mixing: rewrite them with `beit data pack`"
+        )
+    splits = sorted({entry.name.rpartition("/")[2].split("-")[0] for entry in listing.entries if "-of-" in entry.name})
+    if len(splits) > 1:
+        found.append(
+            f"{listing.root} holds the splits {', '.join(splits)}, and all of them are read: for one, give {splits[0]}-*.parquet in it"
+        )
+    return tuple(found)
+
+
+def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
+    """What the manifest needs of all footers, read side by side."""
+    with ThreadPoolExecutor(16) as threads:
+        footers = list(threads.map(lambda entry: _summarise(listing.uri(entry.name), option), listing.entries))
+    first = footers[0]
+    for entry, footer in zip(listing.entries, footers, strict=True):
+        if (footer["image"], footer["nested"]) != (first["image"], first["nested"]):
+            raise UserError(
+                f"{option}: {listing.uri(entry.name)} has its images in another column or form than {listing.entries[0].name}",
+                "give files of one layout, for example with a glob",
+            )
+    common = [column for column in first["columns"] if all(column in footer["columns"] for footer in footers)]
+    about = {"image": first["image"], "nested": first["nested"], "columns": common, "class_names": first["class_names"]}
+    flat = [(file, group, rows, size) for file, footer in enumerate(footers) for group, (rows, size) in enumerate(footer["groups"]) if rows]
+    table = np.array(flat, np.int64).reshape(-1, 4)
+    return {
+        "shard": table[:, 0].astype(np.int32),
+        "group": table[:, 1].astype(np.int32),
+        "rows": table[:, 2].astype(np.int32),
+        "bytes": table[:, 3],
+        "about": np.array(json.dumps(about)),
+    }
+
+
+def _summarise(uri: str, option: str) -> dict[str, Any]:
+    system, path = storage.resolve(uri)
+    try:
+        with system.open_input_file(path) as file:
+            footer = pq.read_metadata(file)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{option}: {uri} is not a readable Parquet file ({str(error).splitlines()[0]})", "write it again or leave it out"
+        ) from error
+    schema = footer.schema.to_arrow_schema()
+    image, nested = _image_column(schema, uri, option)
+    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+    return {
+        "image": image,
+        "nested": nested,
+        "columns": ["image", *(name for name in schema.names if name not in (image, "image"))],
+        "class_names": _class_names(schema.metadata or {}),
+        "groups": [(group.num_rows, group.total_byte_size) for group in groups],
+    }
+
+
+def _image_column(schema: pa.Schema, uri: str, option: str) -> tuple[str, bool]:
+    """Name of the column with encoded images, and whether it is struct<bytes, …>."""
+    forms = {field.name: _holds_bytes(field.type) for field in schema}
+    suitable = [name for name, form in forms.items() if form is not None]
+    named = [name for name in _IMAGE_COLUMNS if name in suitable]
+    if not named and len(suitable) != 1:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise UserError(
+            f"{option}: {uri} has no column of encoded images; its columns: {columns}",
+            "name the column `image`, as struct<bytes: binary, path: string> or as binary (or make shards with `beit data pack`)",
+        )
+    name = (named or suitable)[0]
+    return name, forms[name] == "struct"
+
+
+def _holds_bytes(kind: pa.DataType) -> str | None:
+    if _is_binary(kind):
+        return "binary"
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
+        return "struct"
+    return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> list[str] | None:
+    """Names of the labels: a JSON list under `class_names`, or what the Hugging Face library writes."""
+    if b"class_names" in metadata:
+        return [str(name) for name in json.loads(metadata[b"class_names"])]
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return next((feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature), None)
