@@ -117,7 +117,7 @@ def _decode_any(encoded: bytes, view: ViewConfig) -> NDArray[np.uint8]:
             raise UndecodableImage(Status.TOO_LARGE)
         image.load()
         if view.exif_rotate:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image, view.background)
     except (UndecodableImage, MemoryError):
         raise

@@ -112,6 +112,8 @@ def test_grey_of_12_bits_is_scaled_by_12_bits():
 
 def test_pixels_of_unknown_range_are_refused_not_guessed():
     assert status_of(file(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "TIFF")) is Status.UNSUPPORTED
+    portable_grey_map = b"P5 2 1 65535\n" + struct.pack(">HH", 0, 0x8080)  # Pillow keeps 16 bits in 32 here
+    assert decode(portable_grey_map, ViewConfig())[..., 0].tolist() == [[0, 128]]
 
 
 def test_palettes_and_animations_give_the_colours_of_the_first_frame():
