@@ -1,0 +1,67 @@
+"""The same operations on local paths and on a bucket (a folder that stands in for one)."""
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from beit.errors import UserError
+from pipelines import storage
+
+
+@pytest.fixture(params=["local", "bucket"])
+def place(request, tmp_path: Path, monkeypatch) -> str:
+    """A folder, local or as s3://."""
+    if request.param == "local":
+        return str(tmp_path / "bucket")
+    monkeypatch.setattr(storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
+    (tmp_path / "bucket").mkdir()
+    return "s3://bucket"
+
+
+def test_what_is_written_is_listed_and_read(place: str):
+    for name in ("one.txt", "one.txt-of", ".hidden"):
+        storage.write_text(storage.join(place, name), f"content of {name}")
+    if not storage.is_remote(place):
+        storage.write_bytes(storage.join(place, "deep", "er", "two.bin"), b"12345")
+    expected = ["deep/er/two.bin"] * (not storage.is_remote(place)) + ["one.txt", "one.txt-of"]
+    assert [entry.name for entry in storage.list_files(place)] == expected
+    assert storage.read_text(storage.join(place, "one.txt")) == "content of one.txt"
+    assert storage.entry(storage.join(place, "one.txt")).size == len("content of one.txt")
+    assert storage.entry(storage.join(place, "three.txt")) is None
+    assert storage.exists(place)
+    assert not storage.exists(storage.join(place, "three.txt"))
+
+
+def test_a_file_that_was_broken_off_leaves_nothing_behind(place: str, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), storage.open_output(storage.join(place, "part.bin")) as file:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "bucket").iterdir()) == []
+
+
+def test_overwriting_replaces_the_whole_content(tmp_path: Path):
+    storage.write_text(tmp_path / "a", "a long old text")
+    storage.write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_links_that_lead_in_a_circle_end(tmp_path: Path):
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "a.jpg").write_bytes(b"")
+    (tmp_path / "classes" / "again").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "classes")
+    assert [entry.name for entry in storage.list_files(tmp_path)] == ["classes/a.jpg", "linked/a.jpg"]
+
+
+def test_joining_keeps_what_a_uri_needs():
+    assert storage.join("s3://bucket/a/", "b", "c") == "s3://bucket/a/b/c"
+    assert storage.join("s3://bucket/a?endpoint_override=localhost:9000", "b") == "s3://bucket/a/b?endpoint_override=localhost:9000"
+    assert storage.join("/", "a") == "/a"
+    assert storage.resolve("file:///a/b")[1] == "/a/b"
+    assert storage.resolve("s3://bucket/a?endpoint_override=localhost:9000&region=us-east-1")[1] == "bucket/a"
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(UserError, match="ftp://host cannot be opened"):
+        storage.resolve("ftp://host/data")
