@@ -1,0 +1,206 @@
+"""Pictures of what goes in and what a model makes of it: arrays in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from beit.config import ViewConfig
+    from beit.mim import Beit
+    from beit.tokenizer.protocol import ImageTokenizer
+
+Pixels = NDArray[np.uint8]
+
+GAP_PX = 6
+LINE_PX = 17
+FONT_PX = 13
+PAPER, INK, FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
+HIDDEN = (128, 128, 128)
+RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
+
+
+def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Images in rows, a caption under each.
+
+    Args:
+        images: uint8 [H, W, 3] each, of any sizes: scaled to fit their square without being distorted.
+        columns: Images in a row.
+        side: Side of an image's square, in pixels.
+        captions: One for each image; cut to its width.
+    """
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    step_x, step_y = side + GAP_PX, side + GAP_PX + (LINE_PX if captions is not None else 0)
+    sheet = Image.new("RGB", (GAP_PX + columns * step_x, GAP_PX + rows * step_y), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+    for number, pixels in enumerate(images):
+        x, y = GAP_PX + number % columns * step_x, GAP_PX + number // columns * step_y
+        tile = _fit(pixels, side)
+        sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
+        if captions is not None:
+            draw.text((x, y + side + 1), _shorten(captions[number], side, font), INK, font)
+    return sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstructions:
+    """What a pretrained model says about n images of N = grid x grid patches."""
+
+    images: Pixels
+    """The patch views, [n, P, P, 3]."""
+
+    masks: NDArray[np.bool_]
+    """[n, grid, grid], True = hidden."""
+
+    tokens: NDArray[np.int64]
+    """The tokenizer's, [n, N]."""
+
+    predicted: NDArray[np.int64]
+    """The model's for every patch, hidden or not, [n, N]."""
+
+    decoded_true: Pixels | None
+    """`tokens` as an image, [n, t, t, 3]. None, as are the next two, if the tokenizer has no decoder."""
+
+    decoded_filled: Pixels | None
+    """`tokens`, and `predicted` where the patch is hidden."""
+
+    decoded_predicted: Pixels | None
+    """`predicted` alone."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the hidden patches whose token was predicted; NaN if nothing is hidden."""
+        hidden = self.masks.reshape(self.tokens.shape)
+        return float((self.predicted == self.tokens)[hidden].mean()) if hidden.any() else float("nan")
+
+
+def reconstruct(
+    model: Beit, tokenizer: ImageTokenizer, patch_views: Tensor, tokens: Tensor, masks: Tensor, view: ViewConfig
+) -> Reconstructions:
+    """Let a model fill in the hidden patches of a few images.
+
+    Args:
+        model: Put in evaluation mode for the call.
+        tokenizer: The one that `tokens` come from.
+        patch_views: uint8 [n, P, P, 3].
+        tokens: int [n, N].
+        masks: Bool [n, N], True = hidden.
+        view: Its mean and std normalise the pixels.
+    """
+    import torch
+
+    from beit.mim import normalise
+
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        hidden = masks.to(device).flatten(1)
+        everywhere = torch.arange(hidden.shape[1], device=device).expand(hidden.shape)
+        predicted = model.predict(normalise(patch_views.to(device), view), hidden, everywhere).argmax(-1).cpu()
+    model.train(was_training)
+    true, hidden = tokens.flatten(1).long().cpu(), hidden.cpu()
+
+    def decoded(wanted: Tensor) -> Pixels | None:
+        return tokenizer.decode(wanted).permute(0, 2, 3, 1).cpu().numpy() if tokenizer.has_decoder else None
+
+    grid = round(hidden.shape[1] ** 0.5)
+    return Reconstructions(
+        images=patch_views.cpu().numpy(),
+        masks=hidden.reshape(-1, grid, grid).numpy(),
+        tokens=true.numpy(),
+        predicted=predicted.numpy(),
+        decoded_true=decoded(true),
+        decoded_filled=decoded(torch.where(hidden, predicted, true)),
+        decoded_predicted=decoded(predicted),
+    )
+
+
+def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Image:
+    """A row an image: original, masked, decoded true tokens, predictions filled in, predictions alone, right and wrong patches.
+
+    The three decoded columns are left out if the tokenizer has no decoder.
+
+    Args:
+        shown: From `reconstruct`.
+        side: Side of a picture, in pixels.
+    """
+    columns: list[tuple[str, Sequence[Pixels]]] = [
+        ("original", list(shown.images)),
+        ("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]),
+    ]
+    for title, decoded in (
+        ("true tokens, decoded", shown.decoded_true),
+        ("hidden ones predicted", shown.decoded_filled),
+        ("all predicted", shown.decoded_predicted),
+    ):
+        if decoded is not None:
+            columns.append((title, list(decoded)))
+    right = (shown.predicted == shown.tokens).reshape(shown.masks.shape)
+    columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.masks, right, strict=True)]))
+
+    step = side + GAP_PX
+    sheet = Image.new("RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + len(shown.images) * (step + LINE_PX)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+    for column, (title, pictures) in enumerate(columns):
+        x = GAP_PX + column * step
+        draw.text((x, GAP_PX - 2), _shorten(title, side, font), INK, font)
+        for row, pixels in enumerate(pictures):
+            y = GAP_PX + LINE_PX + row * (step + LINE_PX)
+            tile = _fit(pixels, side)
+            sheet.paste(tile, (x, y))
+            if column == len(columns) - 1:
+                hidden = int(shown.masks[row].sum())
+                caption = f"{int((right[row] & shown.masks[row]).sum())} of {hidden} hidden right"
+                draw.text((x, y + side + 1), _shorten(caption, side, font), FAINT, font)
+    return sheet
+
+
+def cover(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """The image [P, P, 3] with the hidden patches of mask [grid, grid] in grey."""
+    covered: Pixels = np.where(_to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image)
+    return covered
+
+
+def judge(image: Pixels, mask: NDArray[np.bool_], right: NDArray[np.bool_]) -> Pixels:
+    """The image [P, P, 3] in pale grey; hidden patches [grid, grid] green where the token was right, red where not."""
+    px = image.shape[0]
+    pale = 160 + image.mean(axis=2, keepdims=True) * (95 / 255)
+    colour = np.where(_to_pixels(right, px)[..., None], np.array(RIGHT), np.array(WRONG))
+    shown = np.where(_to_pixels(mask, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
+    judged: Pixels = shown.astype(np.uint8)
+    return judged
+
+
+def _to_pixels(patches: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
+    """[grid, grid] -> [px, px]."""
+    of_pixel = np.arange(px) * patches.shape[0] // px
+    spread: NDArray[np.bool_] = patches[np.ix_(of_pixel, of_pixel)]
+    return spread
+
+
+def _fit(pixels: Pixels, side: int) -> Image.Image:
+    """Scale [H, W, 3] so that its longer side is `side`; small pictures by whole pixels, so that one sees what they are made of."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 and scale == int(scale) else Image.Resampling.LANCZOS)
+
+
+def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Cut the text to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
