@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; set BEIT_TEST_DATA to a folder with imagenet-sample/ and tiny-imagenet/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A private Ray of two CPUs for the whole session: own folder, no dashboard port that others could meet."""
+    import ray
+
+    from pipelines.cluster import start_private
+
+    with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
+        yield
+    assert not ray.is_initialized()

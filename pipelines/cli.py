@@ -1,0 +1,149 @@
+"""The command `beit`: a subcommand a job. Imports what is heavy only when it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beit.errors import UserError
+
+HELP = """\
+beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
+
+  beit pretrain [PRESET]           train on --data.train, or on built-in scenes
+  beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
+  beit data scenes OUT             render the built-in scenes
+  beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
+  beit data check PATH             counts, sizes, broken files, a contact sheet
+  beit report RUN                  write a run's report again
+
+  beit COMMAND --help              a command's options
+  --debug                          tracebacks, and Ray's own messages
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    try:
+        command, rest = _find(arguments)
+        command(rest, debug)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error.cause}\n       {error.remedy}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list[str]]:
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in COMMANDS:
+            return COMMANDS[name], arguments[length:]
+    import difflib
+
+    typed = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))
+    close = difflib.get_close_matches(typed, COMMANDS, n=1) or [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    raise UserError(f"there is no command beit {typed}", f"perhaps you meant beit {close[0]}" if close else "beit --help lists them")
+
+
+def _pretrain(arguments: list[str], debug: bool) -> None:
+    from pipelines import presets
+    from pipelines.config import PretrainConfig
+
+    command = parse_job(arguments, PretrainConfig, job="pretrain", default="quickstart", presets=presets.PRESETS, preset=presets.pretrain_preset)
+    if command.dry_run:
+        import json
+
+        from beit.config import to_dict
+
+        print(json.dumps(to_dict(command.config), indent=2))
+        return
+    from pipelines.pretrain import pretrain
+
+    pretrain(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """A job's command line, understood."""
+
+    config: Any
+    preset: str
+    resume: str | None
+    dry_run: bool
+
+
+def parse_job(
+    arguments: list[str],
+    kind: type[Any],
+    *,
+    job: str,
+    default: str,
+    presets: dict[str, Any],
+    preset: Callable[[str], Any],
+) -> JobCommand:
+    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration.
+
+    Raises:
+        UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
+    """
+    import dataclasses
+
+    import tyro
+
+    from pipelines import runs
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    resume = _take(arguments, "--resume")
+    if resume is not None:
+        if name is not None:
+            raise UserError(f"{name} and --resume {resume}: a resumed run has its own configuration", f"leave out {name}")
+        base, name = runs.saved_config(resume, kind, job=job)
+    elif name is not None and name.endswith(".json"):
+        base, name = runs.saved_config(name, kind, job=job)
+        base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))
+    else:
+        name = name or default
+        base = preset(name)
+    dry_run = "--dry-run" in arguments
+    arguments = [argument for argument in arguments if argument != "--dry-run"]
+    lines = "\n".join(f"  {key:<12}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    description = (
+        f"Presets:\n{lines}\n  CONFIG.json  the configuration of an earlier run\n\n"
+        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       show the resolved configuration and stop\n"
+        f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
+    )
+    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {job} [PRESET]", description=description)
+    if resume is not None:
+        runs.check_same(base, config)
+    return JobCommand(config, name, resume, dry_run)
+
+
+def _take(arguments: list[str], option: str) -> str | None:
+    """Remove `option VALUE` or `option=VALUE` from the arguments and return the value."""
+    for index, argument in enumerate(arguments):
+        if argument == option:
+            if index + 1 == len(arguments):
+                raise UserError(f"{option} needs a value", f"write {option} VALUE")
+            arguments.pop(index)
+            return arguments.pop(index)
+        if argument.startswith(f"{option}="):
+            return arguments.pop(index).partition("=")[2]
+    return None
+
+
+COMMANDS: dict[str, Callable[[list[str], bool], None]] = {"pretrain": _pretrain}
+
+
+if __name__ == "__main__":
+    main()

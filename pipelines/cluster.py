@@ -1,0 +1,92 @@
+"""Starting or joining Ray, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from beit.errors import UserError
+from pipelines.placement import Node
+
+# One line a run instead of hundreds; --debug brings them back.
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
+
+
+@contextlib.contextmanager
+def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start a private Ray for this process.
+
+    A caller that has already called `ray.init` keeps its own Ray.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be reached: {str(error).splitlines()[0]}",
+                "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Unix sockets have short names: a folder of our own right below the temporary one.
+    folder = Path(tempfile.mkdtemp(prefix="beit-"))
+    try:
+        with start_private(num_cpus=cpus, folder=folder, debug=debug):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) -> Iterator[None]:
+    """Start a Ray that ends with this process, with its own folder: it meets no other Ray of this machine.
+
+    The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement groups.
+    """
+    import ray
+
+    quiet = {
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announcement of a changed default, once an actor
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # Ray turns tokens on by itself for a private head; there is nobody else to keep out of a loopback socket of this process.
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    }
+    os.environ.update({name: value for name, value in quiet.items() if name not in os.environ})
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=debug,
+        logging_level=logging.INFO if debug else logging.ERROR,
+        configure_logging=True,
+        _temp_dir=str(folder),
+    )
+    if not debug:
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster."""
+    import ray
+
+    return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,156 @@
+"""The configuration of the jobs: the method's (from `beit.config`) with data, resources and output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
+from beit.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from."""
+
+    train: str | None = None
+    """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered on the spot."""
+
+    scenes: int = 4096
+    """How many scenes to render when `train` is not given."""
+
+    max_bad: float = 0.01
+    """The run stops when more than this share of the samples cannot be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceConfig:
+    """Who does the work. Changing these changes the speed, not the samples nor the gradient."""
+
+    workers: int = 1
+    """Training workers: one GPU each, or a share of the cores."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers train. auto: GPUs if the cluster has any."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the training step. auto: bf16 on a GPU, fp32 on a CPU."""
+
+    micro_batch_size: int | None = None
+    """Images that a worker puts through the model at once; gradients accumulate. None: its whole share of the global batch."""
+
+    compile: bool = False
+    """Compile the model with torch.compile (GPU)."""
+
+    worker_cpus: float | None = None
+    """Cores reserved for each worker. None: 1 beside a GPU, half of the machine divided among the workers without one."""
+
+    view_cpus: float | None = None
+    """Cores reserved for each reading task. None: 1, less on a machine of few cores."""
+
+    tokenizers: int | None = None
+    """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker."""
+
+    tokenizer_cpus: float | None = None
+    """Cores reserved for each tokenizer actor. None: 1, less on a machine of few cores."""
+
+    tokenizer_gpus: float | None = None
+    """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
+
+    cpus: int | None = None
+    """Cores that a locally started Ray may use. None: all."""
+
+    max_failures: int = 3
+    """Restarts of the worker group before the run gives up. Each goes on from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"resources.workers={self.workers} is not positive", "set resources.workers=1")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"resources.micro_batch_size={self.micro_batch_size} is not positive", "set it to 1 or more, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where the run folder lies and how often it is written."""
+
+    root: str = "runs"
+    """Folder or bucket URI of the run folders."""
+
+    name: str | None = None
+    """Name of the run folder. None: preset, date and time."""
+
+    checkpoint_steps: int = 1000
+    """Steps between checkpoints; there is always one at the end."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints to keep; older ones are deleted."""
+
+    log_seconds: float = 10.0
+    """Seconds between progress lines."""
+
+    mlflow: bool = True
+    """Log to MLflow: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the folder of the runs."""
+
+    experiment: str = "beit"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_steps < 1:
+            raise UserError(
+                f"output.checkpoint_steps={self.checkpoint_steps} is not positive", "set the steps between checkpoints, for example 1000"
+            )
+        if self.keep_checkpoints < 1:
+            raise UserError(f"output.keep_checkpoints={self.keep_checkpoints} keeps nothing to go on from", "set output.keep_checkpoints=2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What all jobs that train have in common."""
+
+    epochs: float = 1.0
+    """Passes over the data, unless `steps` is given."""
+
+    steps: int | None = None
+    """Optimizer steps. None: as many as `epochs` take."""
+
+    stop_at: int | None = None
+    """Stop with a checkpoint after this step, though the schedule goes on: `--resume` continues. None: never."""
+
+    seed: int = 0
+    """Every random choice comes from this number."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "stop_at"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {value:g} is not positive", "give 1 or more, or leave it out")
+
+    def total_steps(self, rows: int, batch: int) -> int:
+        """Optimizer steps of the whole run on data of `rows` rows.
+
+        Raises:
+            UserError: If there are fewer images than one step takes.
+        """
+        steps = self.steps if self.steps is not None else int(self.epochs * rows / batch + 1e-9)
+        if steps < 1:
+            raise UserError(
+                f"--epochs {self.epochs:g} of {rows:,} images is less than one step of optim.global_batch_size={batch:,}",
+                f"set --optim.global-batch-size {max(1, rows // 8)}, or more epochs",
+            )
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(JobConfig):
+    """Pretraining: predict the visual tokens of hidden patches."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)

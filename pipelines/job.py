@@ -1,0 +1,235 @@
+"""What every job that trains does around its training: check, place, start, watch, finish."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from beit.config import TokenizerConfig, to_dict
+from beit.errors import UserError
+from beit.objective import Objective
+from pipelines import cluster, runs, storage
+from pipelines.config import JobConfig
+from pipelines.dispatcher import Plan, start_dispatcher
+from pipelines.placement import Placement, place
+from pipelines.recorder import Recorder
+from pipelines.sources import Source
+from pipelines.stream import SampleConfig, build_stream
+from pipelines.train_loop import LoopConfig, train_worker
+
+# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
+# blocks of a worker's batch (design: 100,000 blocks a round).
+BLOCKS_PER_ROUND = 50_000
+
+SLOTS = 256
+"""Reading tasks of a round: at least as many as there are cores for views, few enough to cost nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A job, ready to be run: everything is checked, nothing is started."""
+
+    job: str
+    config: JobConfig
+    preset: str
+    source: Source
+    samples: SampleConfig
+    tokenizer: TokenizerConfig | None
+    make_objective: Callable[[], Objective]
+    global_batch_size: int
+    total_steps: int
+    clip_norm: float | None
+    shown: list[tuple[str, str]]
+    """What the progress line shows: (format, names of metrics)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job leaves behind."""
+
+    run: str
+    """Run folder."""
+    step: int
+    metrics: dict[str, float]
+    """The last row of metrics."""
+    checkpoint: str
+    """The last checkpoint."""
+
+
+def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[str], None], resume: bool) -> Result:
+    """Train on a connected Ray until the last step, and return where everything is.
+
+    Raises:
+        UserError: For what cannot be scheduled, data that is mostly broken, or a checkpoint of other data.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    config = training.config
+    placement = place(config.resources, cluster.nodes(), tokenize=training.tokenizer is not None)
+    check_batch(training.global_batch_size, config.resources.workers)
+    checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
+    rows = training.source.manifest.rows
+    total_rows = training.total_steps * training.global_batch_size if config.steps else int(config.epochs * int(rows.sum()) + 1e-9)
+    worker_batch = training.global_batch_size // config.resources.workers
+    epochs = -(-total_rows // int(rows.sum()))
+    slots = min(SLOTS, epochs * len(rows))
+    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
+    dispatcher = start_dispatcher(training.source.manifest, plan)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    recorder = (
+        ray.remote(num_cpus=0, scheduling_strategy=here)(Recorder)  # type: ignore[call-overload]
+        .remote(folder.uri, total_steps=training.total_steps, shown=training.shown, mlflow=_mlflow(training, folder))
+    )
+    loop = LoopConfig(
+        make_objective=training.make_objective,
+        dispatcher=dispatcher,
+        recorder=recorder,
+        seed=config.seed,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=config.resources.micro_batch_size,
+        total_steps=training.total_steps,
+        stop_at=min(training.total_steps, config.stop_at or training.total_steps),
+        clip_norm=training.clip_norm,
+        device=placement.device,
+        threads=placement.worker_threads,
+        bf16=config.resources.precision == "bf16" or (config.resources.precision == "auto" and placement.device == "cuda"),
+        compile=config.resources.compile,
+        checkpoint_steps=config.output.checkpoint_steps,
+        log_seconds=config.output.log_seconds,
+        max_bad=config.data.max_bad,
+        resume_from=checkpoint,
+    )
+    stream = build_stream(
+        dispatcher, slots=slots, config=training.samples, tokenizer=training.tokenizer, placement=placement, batch_rows=worker_batch
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"loop": loop},
+        datasets={"train": stream},
+        scaling_config=_scaling(placement),
+        run_config=ray.train.RunConfig(
+            name=folder.attempt_name,
+            storage_path=folder.uri,
+            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
+        ),
+    )
+    for line in placement.lines():
+        say(line)
+    status = "FAILED"
+    try:
+        with _Watch(recorder, dispatcher, folder, say):
+            result = trainer.fit()
+        if failure := ray.get(recorder.failure.remote()):
+            raise UserError(*failure)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        ray.get(recorder.finish.remote(status=status, artifacts=[]))
+    last = ray.get(recorder.last.remote())
+    ray.kill(dispatcher)
+    ray.kill(recorder)
+    path = runs.latest_checkpoint(folder.uri)
+    if path is None:
+        raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}: {result}")
+    return Result(folder.uri, int(path.rpartition("-")[2]), last, path)
+
+
+def check_batch(global_batch_size: int, workers: int) -> None:
+    """Every worker takes the same share of the global batch.
+
+    Raises:
+        UserError: With the division and the nearest numbers that go.
+    """
+    if global_batch_size % workers:
+        down = global_batch_size // workers * workers
+        raise UserError(
+            f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images a worker",
+            f"set the global batch to {down or workers} or {down + workers}, or another number of workers",
+        )
+
+
+def _scaling(placement: Placement) -> Any:
+    import ray.train
+
+    resources = {"CPU": placement.worker_cpus}
+    if placement.worker_gpus:
+        resources["GPU"] = placement.worker_gpus
+    return ray.train.ScalingConfig(num_workers=placement.workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
+
+
+def _mlflow(training: Training, folder: runs.RunFolder) -> dict[str, Any] | None:
+    output = training.config.output
+    if not output.mlflow:
+        return None
+    root = folder.uri.rpartition("/")[0]
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None and storage.is_remote(root):
+        return None  # SQLite needs a disk; on buckets MLflow needs a server, named by MLFLOW_TRACKING_URI.
+    params = runs.flatten({"job": training.job, "preset": training.preset, **to_dict(training.config)})
+    return {
+        "uri": uri or f"sqlite:///{root}/mlflow.db",
+        "experiment": output.experiment,
+        "name": folder.uri.rpartition("/")[2],
+        "params": params,
+    }
+
+
+class _Watch:
+    """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
+
+    def __init__(self, recorder: Any, dispatcher: Any, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
+        self._recorder, self._dispatcher, self._folder, self._say = recorder, dispatcher, folder, say
+        self._ended = threading.Event()
+        self._listed = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        import ray
+
+        while True:
+            ended = self._ended.wait(0.5)
+            try:
+                for line in ray.get(self._recorder.lines.remote()):
+                    self._say(line)
+                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._listed)))
+            except ray.exceptions.RayActorError:
+                pass  # Starting again, or the program is going down; the next round will tell.
+            if ended:
+                return
+
+    def _list_quarantine(self, entries: list[tuple[str, int]] | None) -> None:
+        from beit.decode import Status
+
+        if entries is None:
+            return
+        import csv
+        import io
+
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "reason"])
+        writer.writerows((where, Status(status).reason) for where, status in entries)
+        storage.write_text(self._folder.path("quarantine.csv"), text.getvalue())
+        self._listed = len(entries)
+
+
+def resumed(config: JobConfig, name: str) -> JobConfig:
+    """A configuration that belongs to a run folder of this name."""
+    return dataclasses.replace(config, output=dataclasses.replace(config.output, name=name))

@@ -1,0 +1,169 @@
+"""The run folder: where a run keeps its configuration, checkpoints, metrics and report."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from beit.config import from_dict, to_dict
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.config import JobConfig
+
+Config = TypeVar("Config", bound=JobConfig)
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+PROGRESS_FILE = "progress.json"
+
+# Options that say who does the work and where it is written: a resumed run may change them.
+FREE_ON_RESUME = ("resources.", "output.", "stop_at")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder or bucket URI; `attempt` counts the starts."""
+
+    uri: str
+    attempt: int
+
+    def path(self, *names: str) -> str:
+        """A file or folder of the run."""
+        return storage.join(self.uri, *names)
+
+    @property
+    def attempt_name(self) -> str:
+        """Folder of Ray Train's state and the checkpoints of this start."""
+        return f"attempt-{self.attempt}"
+
+
+def create(config: JobConfig, *, job: str, preset: str) -> RunFolder:
+    """Make the folder of a new run and save its configuration and environment there.
+
+    Raises:
+        UserError: If a run of that name exists.
+    """
+    name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    uri = storage.join(_absolute(config.output.root), name)
+    if storage.exists(storage.join(uri, CONFIG_FILE)):
+        raise UserError(
+            f"output.name={name}: there is a run of that name at {uri}",
+            f"go on with it by --resume {uri}, or choose another --output.name",
+        )
+    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps({"job": job, "preset": preset, "config": to_dict(config)}, indent=2))
+    storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
+    return RunFolder(uri, 1)
+
+
+def reopen(uri: str) -> RunFolder:
+    """The folder of a run to go on with."""
+    uri = _absolute(uri)
+    if not storage.exists(storage.join(uri, CONFIG_FILE)):
+        raise UserError(f"--resume {uri}: there is no run (no {CONFIG_FILE})", _suggest_run(uri))
+    return RunFolder(uri, 1 + max(_attempts(uri), default=0))
+
+
+def saved_config(uri: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
+    """The configuration that a run was started with, and the name of its preset.
+
+    Raises:
+        UserError: If the folder is no run of this job.
+    """
+    uri = _absolute(uri)
+    file = storage.join(uri, CONFIG_FILE) if not uri.endswith(".json") else uri
+    if not storage.exists(file):
+        raise UserError(f"{uri}: there is no run (no {CONFIG_FILE})", _suggest_run(uri))
+    try:
+        saved = json.loads(storage.read_text(file))
+        if saved["job"] != job:
+            raise UserError(f"{file} belongs to the job {saved['job']}, not to {job}", f"use beit {saved['job']}")
+        return from_dict(kind, saved["config"]), saved["preset"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no run's configuration ({error})", "give the config.json of a run folder") from error
+
+
+def check_same(saved: JobConfig, asked: JobConfig) -> None:
+    """Refuse to go on with options that would change the result.
+
+    Raises:
+        UserError: Naming every changed option with both values.
+    """
+    before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
+    changed = [name for name in before if before[name] != after[name] and not name.startswith(FREE_ON_RESUME)]
+    if changed:
+        differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
+        raise UserError(f"--resume: the run cannot go on with other settings: {differences}", "leave these out, or start a new run")
+
+
+def latest_checkpoint(uri: str) -> str | None:
+    """The complete checkpoint with the most steps over all attempts; None if there is none."""
+    found: list[tuple[int, str]] = []
+    for attempt in _attempts(uri):
+        folder = storage.join(uri, f"attempt-{attempt}")
+        found += [(int(name[5:]), storage.join(folder, name)) for name in storage.list_folder(folder) if re.fullmatch(r"step-\d+", name)]
+    return next((folder for _, folder in sorted(found, reverse=True) if is_complete(folder)), None)
+
+
+def is_complete(checkpoint: str) -> bool:
+    """Whether every file that the checkpoint's progress file lists is there in its full size."""
+    progress = storage.join(checkpoint, PROGRESS_FILE)
+    if not storage.exists(progress):
+        return False
+    sizes = {entry.name: entry.size for entry in storage.list_files(checkpoint)}
+    return all(sizes.get(name) == size for name, size in json.loads(storage.read_text(progress))["files"].items())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"peak_lr": 1}} -> {"optim.peak_lr": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, to be saved with a run. No environment variables: they may hold secrets."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "pyarrow", "numpy", "pillow", "mlflow", "simplejpeg")}
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "commit": _commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the code runs from; None for a copy without history."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _attempts(uri: str) -> list[int]:
+    return [int(name[8:]) for name in storage.list_folder(uri) if re.fullmatch(r"attempt-\d+", name)]
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_remote(uri) else os.path.abspath(os.path.expanduser(uri))
+
+
+def _suggest_run(uri: str) -> str:
+    parent, _, name = uri.rpartition("/")
+    names = storage.list_folder(parent) if parent and storage.exists(parent) else []
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"perhaps you meant {parent}/{close[0]}" if close else "give the folder of a run, such as runs/quickstart-20260101-120000"

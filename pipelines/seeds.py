@@ -1,0 +1,20 @@
+"""Where every random choice of a sample comes from."""
+
+import numpy as np
+
+# Purposes. None is zero: numpy pads a short seed with zeros, so that [7, 3] and [7, 3, 0] would be one stream.
+ORDER = 1
+VIEW = 2
+MASK = 3
+MIX = 4
+SCENE = 5
+REPORT = 6
+
+
+def generator(seed: int, purpose: int, epoch: int, unit: int, row: int) -> np.random.Generator:
+    """The generator of one sample for one purpose: always five numbers, so no two are the same stream.
+
+    A mask drawn here never changes the view of the same sample, and whoever draws it again, on any node
+    and in any order, draws the same.
+    """
+    return np.random.default_rng([seed, purpose, epoch, unit, row])

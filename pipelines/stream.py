@@ -1,0 +1,171 @@
+"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors) -> batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.config import MaskConfig, TokenizerConfig, ViewConfig
+from pipelines import seeds
+from pipelines.placement import Placement
+from pipelines.schedule import Part
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from pipelines.sources import Unit
+
+Batch = dict[str, NDArray[Any]]
+
+KEYS = ("epoch", "unit", "row")
+
+# A reading task mixes the rows of as many units as fit into this many encoded bytes.
+MIX_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What turns an encoded image and its key into a sample: the same for everybody who draws it."""
+
+    seed: int
+    view: ViewConfig
+    patch_px: int
+    token_px: int | None = None
+    """Side of the token view; None: no token view (training a tokenizer)."""
+    mask: MaskConfig | None = None
+    grid: int = 0
+    """Side of the mask, in patches."""
+
+
+def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES) -> Iterator[Batch]:
+    """Encoded images with their keys, permuted across the units of a slot under a cap on memory.
+
+    The same parts give the same batches: a retried task must repeat itself. I/O errors are raised, so
+    that Ray retries the task; a file that is there but is no image passes through.
+    """
+    pending: list[Batch] = []
+    size = 0
+    for unit, part in parts:
+        images = unit.read(part.rows)["image"]
+        constant = {"epoch": part.epoch, "unit": part.unit}
+        pending.append({"image": images, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
+        size += sum(map(len, images))
+        if size >= mix_bytes:
+            yield from _mixed(pending, seed, rows_per_batch)
+            pending, size = [], 0
+    if pending:
+        yield from _mixed(pending, seed, rows_per_batch)
+
+
+def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Batch]:
+    columns = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
+    first = pending[0]
+    order = seeds.generator(seed, seeds.MIX, *(int(first[name][0]) for name in KEYS)).permutation(len(columns["row"]))
+    for start in range(0, len(order), rows_per_batch):
+        yield {name: column[order[start : start + rows_per_batch]] for name, column in columns.items()}
+
+
+def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
+    """Encoded images -> views and masks. One row in, one row out, whatever the image.
+
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status.
+    """
+    from beit.masking import draw_mask
+    from beit.views import make_view
+
+    token_px = config.patch_px if config.token_px is None else config.token_px
+    keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
+    views = [
+        make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
+        for encoded, key in zip(batch["image"], keys, strict=True)
+    ]
+    samples: Batch = {name: batch[name] for name in KEYS}
+    samples["patch_view"] = np.stack([view.patch_view for view in views])
+    samples["status"] = np.array([view.status for view in views], np.uint8)
+    if token_px != config.patch_px:
+        samples["token_view"] = np.stack([view.token_view for view in views])
+    if config.mask is not None:
+        masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
+        samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
+    return samples
+
+
+class Tokenize:
+    """Adds the visual tokens of the token view. Loaded once an actor."""
+
+    def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
+        import torch
+
+        from beit.tokenizer.registry import load_tokenizer
+
+        torch.set_num_threads(threads)
+        self._device = device
+        self._tokenizer = load_tokenizer(config.path or config.name, device=device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """uint8 [B, h, w, 3] -> int16 [B, N]; the token view stays behind."""
+        import torch
+
+        views = batch["token_view"] if "token_view" in batch else batch["patch_view"]
+        images = torch.from_numpy(np.array(views)).to(self._device).permute(0, 3, 1, 2)
+        tokens = self._tokenizer.encode(images).to(torch.int16).cpu().numpy()
+        return {**{name: column for name, column in batch.items() if name != "token_view"}, "tokens": tokens}
+
+
+def build_stream(
+    dispatcher: Any, *, slots: int, config: SampleConfig, tokenizer: TokenizerConfig | None, placement: Placement, batch_rows: int
+) -> ray.data.Dataset:
+    """The static dataset that the workers iterate over once a round.
+
+    Args:
+        dispatcher: Handle of the `Dispatcher`; it says what a slot reads.
+        slots: Number of slots, the same as in the dispatcher's plan.
+        config: How samples are drawn.
+        tokenizer: Adds the column "tokens"; None leaves it out.
+        placement: Resources of the stages.
+        batch_rows: Rows of a worker's batch; blocks are about as large.
+    """
+    import pyarrow as pa
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    row_bytes = 3 * (config.patch_px**2 + (config.token_px or 0) ** 2) + 1024
+    context.target_max_block_size = max(1 << 20, min(128 << 20, batch_rows * row_bytes))
+    rows = max(1, context.target_max_block_size // row_bytes)
+    # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds the cores.
+    stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in range(slots)])
+    stream = stream.map_batches(
+        functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
+        batch_size=1,
+        num_cpus=placement.view_cpus,
+    )
+    if tokenizer is None:
+        return stream
+    return stream.map_batches(
+        Tokenize,
+        fn_constructor_args=(tokenizer,),
+        fn_constructor_kwargs={"device": placement.tokenizer_device, "threads": placement.tokenizer_threads},
+        compute=ray.data.ActorPoolStrategy(min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]),
+        batch_size=None,
+        num_cpus=placement.tokenizer_cpus,
+        num_gpus=placement.tokenizer_gpus,
+    )
+
+
+def produce(batch: Batch, *, dispatcher: Any, config: SampleConfig, rows_per_batch: int) -> Iterator[Batch]:
+    """One slot -> its samples, a batch at a time: reading, views and masks in one task, so that encoded bytes never travel."""
+    import ray
+    import torch
+
+    torch.set_num_threads(1)
+    for index in batch["slot"].tolist():
+        parts = ray.get(dispatcher.slot.remote(index))
+        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch):
+            yield make_samples(encoded, config=config)
