@@ -22,6 +22,9 @@ Columns = dict[str, NDArray[Any]]
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
 """Names with these endings, in any case, are taken for images."""
 
+PATH_COLUMN = "image.path"
+"""Column with the name under which an image was stored, as object array of str."""
+
 MAX_ENCODED_BYTES = 128 << 20
 """Of an image file or tar member no more is read: what is larger arrives cut off, and is quarantined on decoding."""
 
@@ -83,6 +86,9 @@ class Source:
     """As the user gave it."""
 
     manifest: Manifest
+
+    total_bytes: int
+    """Size of the files that were found."""
 
     summary: str
     """What was found, in a phrase with numbers."""

@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.sources.listing import Listing
 
 # Part of the key: counted up when what is stored changes.
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.sources.base import MAX_ENCODED_BYTES, Columns, Manifest, Rows, Unit, bytes_column, classes_of_folders, listing_digest
+from pipelines.sources.base import (
+    MAX_ENCODED_BYTES,
+    PATH_COLUMN,
+    Columns,
+    Manifest,
+    Rows,
+    Unit,
+    bytes_column,
+    classes_of_folders,
+    listing_digest,
+)
 from pipelines.sources.listing import Listing
 
 ROWS_PER_UNIT = 128
@@ -36,8 +46,10 @@ class FolderUnit(Unit):
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the asked files, several at a time."""
         found: Columns = {}
+        names = self.names.split(b"\0")
+        if PATH_COLUMN in columns:
+            found[PATH_COLUMN] = np.array([names[row].decode(errors="replace") for row in rows], object)
         if "image" in columns:
-            names = self.names.split(b"\0")
             uris = [storage.join(self.root, os.fsdecode(names[row])) for row in rows]
             with ThreadPoolExecutor(max(1, min(16, len(uris)))) as threads:
                 found["image"] = bytes_column(list(threads.map(_read_start, uris)))
@@ -92,7 +104,7 @@ def open_folder(listing: Listing) -> tuple[FolderManifest, str, tuple[str, ...]]
     manifest = FolderManifest(
         rows=rows,
         digest=listing_digest("folder", listing.entries, rows),
-        columns=("image",) if class_names is None else ("image", "label"),
+        columns=("image", PATH_COLUMN) if class_names is None else ("image", PATH_COLUMN, "label"),
         class_names=class_names,
         root=listing.root,
         names=pa.array((encoded[i] for i in order), pa.large_binary(), size=count),

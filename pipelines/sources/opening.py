@@ -6,7 +6,7 @@ from collections import Counter
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import IMAGE_ENDINGS, Source
+from pipelines.sources.base import IMAGE_ENDINGS, Manifest, Source
 from pipelines.sources.folder import open_folder
 from pipelines.sources.listing import Listing, find_files
 from pipelines.sources.parquet import open_parquet
@@ -54,14 +54,15 @@ def open_source(path: str, *, option: str = "data.train") -> Source:
         )
     [(kind, entries)] = files.items()
     found = Listing(listing.root, entries)
+    manifest: Manifest
     if kind == "Parquet":
         manifest, summary, warnings = open_parquet(found, option=option)
-        return Source(uri=path, manifest=manifest, summary=summary, warnings=warnings)
-    if kind == "tar":
-        tars, summary, warnings = open_tars(found, option=option)
-        return Source(uri=path, manifest=tars, summary=summary, warnings=warnings)
-    folder, summary, warnings = open_folder(found)
-    return Source(uri=path, manifest=folder, summary=summary, warnings=warnings)
+    elif kind == "tar":
+        manifest, summary, warnings = open_tars(found, option=option)
+    else:
+        manifest, summary, warnings = open_folder(found)
+    size = sum(entry.size for entry in entries)
+    return Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=warnings)
 
 
 def _no_images(path: str, listing: Listing, option: str) -> UserError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import Columns, Manifest, Rows, Unit, bytes_column, listing_digest
+from pipelines.sources.base import PATH_COLUMN, Columns, Manifest, Rows, Unit, bytes_column, listing_digest
 from pipelines.sources.cache import cached
 from pipelines.sources.listing import Listing
 
@@ -43,20 +43,22 @@ class ParquetUnit(Unit):
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the row group's asked columns and take rows of it."""
         system, path = storage.resolve(self.uri)
-        names = {column: self.image if column == "image" else column for column in columns}
-        wanted = [f"{name}.bytes" if name == self.image and self.nested else name for name in names.values()]
+        leaves = {"image": f"{self.image}.bytes" if self.nested else self.image, PATH_COLUMN: f"{self.image}.path"}
+        wanted = [leaves.get(column, column) for column in columns]
         with system.open_input_file(path) as file:
             table = pq.ParquetFile(file, metadata=_footer(self.uri, self.size), pre_buffer=True).read_row_group(self.group, columns=wanted)
         table = table.take(pa.array(rows, pa.int64()))
-        return {column: _values(table.column(name)) for column, name in names.items()}
+        return {column: _values(table.column(self.image if column in leaves else column), column) for column in columns}
 
     def describe(self, row: int) -> str:
         """File, row group and row."""
         return f"{self.uri}, row group {self.group}, row {row}"
 
 
-def _values(column: pa.ChunkedArray) -> NDArray[Any]:
+def _values(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
     """Values [n] of a column; encoded files as bytes."""
+    if name == PATH_COLUMN:
+        return np.array([(value or {}).get("path") or "" for value in column.to_pylist()], object)
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         return bytes_column([None if value is None else value["bytes"] for value in column.to_pylist()])
     if _is_binary(column.type):
@@ -176,11 +178,12 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
         ) from error
     schema = footer.schema.to_arrow_schema()
     image, nested = _image_column(schema, uri, option)
+    pathed = nested and schema.field(image).type.get_field_index("path") >= 0
     groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
     return {
         "image": image,
         "nested": nested,
-        "columns": ["image", *(name for name in schema.names if name not in (image, "image"))],
+        "columns": ["image", *([PATH_COLUMN] if pathed else []), *(name for name in schema.names if name not in (image, "image"))],
         "class_names": _class_names(schema.metadata or {}),
         "groups": [(group.num_rows, group.total_byte_size) for group in groups],
     }

@@ -22,6 +22,7 @@ from pipelines import storage
 from pipelines.sources.base import (
     IMAGE_ENDINGS,
     MAX_ENCODED_BYTES,
+    PATH_COLUMN,
     Columns,
     Manifest,
     Rows,
@@ -57,47 +58,53 @@ class TarUnit(Unit):
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the asked ranges, neighbours together."""
         found: Columns = {}
-        if "image" in columns:
-            found["image"] = bytes_column(self._ranges(np.asarray(rows)))
+        if "image" in columns or PATH_COLUMN in columns:
+            members = self._members(np.asarray(rows))
+            found["image"] = bytes_column([member[_BLOCK:] for member in members])
+            found[PATH_COLUMN] = np.array([_name(member[:_BLOCK]) for member in members], object)
         if "label" in columns:
             found["label"] = self.labels[rows].astype(np.int64)
         return {column: found[column] for column in columns}
 
     def describe(self, row: int) -> str:
         """Tar and member; the member's name is read from its header."""
-        place = f"{self.uri}, byte {self.offsets[row]}"
         try:
             system, path = storage.resolve(self.uri)
             with system.open_input_file(path) as file:
-                header = file.read_at(_BLOCK, int(self.offsets[row]) - _BLOCK)
-            return f"{self.uri}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
-        except (OSError, tarfile.HeaderError):
-            return place
+                return f"{self.uri}: {_name(file.read_at(_BLOCK, int(self.offsets[row]) - _BLOCK))}"
+        except OSError:
+            return f"{self.uri}, byte {self.offsets[row]}"
 
-    def _ranges(self, rows: Rows) -> list[bytes]:
-        ends = self.offsets + np.minimum(self.sizes, MAX_ENCODED_BYTES)
-        images: list[bytes] = [b""] * len(rows)
+    def _members(self, rows: Rows) -> list[bytes]:
+        """Header and content of the members."""
+        starts, ends = self.offsets - _BLOCK, self.offsets + np.minimum(self.sizes, MAX_ENCODED_BYTES)
+        members: list[bytes] = [b""] * len(rows)
         system, path = storage.resolve(self.uri)
         with system.open_input_file(path) as file:
-            for run in _neighbours(rows, self.offsets, ends):
-                start, end = int(self.offsets[rows[run[0]]]), int(ends[rows[run]].max())
-                content = file.read_at(end - start, start)
-                if len(content) < end - start:
-                    raise OSError(
-                        f"{self.uri} ends at byte {start + len(content)}, but its index says {end}: it changed since it was indexed"
-                    )
+            for run in _neighbours(rows, starts, ends):
+                first, last = int(starts[rows[run[0]]]), int(ends[rows[run]].max())
+                content = file.read_at(last - first, first)
+                if len(content) < last - first:
+                    raise OSError(f"{self.uri} ends at byte {first + len(content)}, but its index says {last}: it was changed since")
                 for place in run:
-                    at = int(self.offsets[rows[place]]) - start
-                    images[place] = content[at : int(ends[rows[place]]) - start]
-        return images
+                    members[place] = content[int(starts[rows[place]]) - first : int(ends[rows[place]]) - first]
+        return members
 
 
-def _neighbours(rows: Rows, offsets: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[list[int]]:
+def _name(header: bytes) -> str:
+    """A member's name: its last header lies just before its content."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
+    except tarfile.HeaderError:
+        return ""
+
+
+def _neighbours(rows: Rows, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[list[int]]:
     """Places in `rows`, by offset, in runs that are worth one read each."""
     run: list[int] = []
-    for place in np.argsort(offsets[rows], kind="stable").tolist():
+    for place in np.argsort(starts[rows], kind="stable").tolist():
         row = rows[place]
-        if run and (offsets[row] - ends[rows[run[-1]]] > _JOINED_GAP or ends[row] - offsets[rows[run[0]]] > _JOINED_MOST):
+        if run and (starts[row] - ends[rows[run[-1]]] > _JOINED_GAP or ends[row] - starts[rows[run[0]]] > _JOINED_MOST):
             yield run
             run = []
         run.append(place)
@@ -147,7 +154,7 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
     manifest = TarManifest(
         rows=rows,
         digest=listing_digest("tar", listing.entries, rows),
-        columns=("image", "label") if labelled else ("image",),
+        columns=("image", PATH_COLUMN, "label") if labelled else ("image", PATH_COLUMN),
         class_names=None if class_names is None else tuple(class_names),
         root=listing.root,
         names=tuple(entry.name for entry in listing.entries),

@@ -108,6 +108,13 @@ def test_rows_come_in_the_order_asked_for(path: str):
     assert source.unit(0).read(rows[:0])["image"].tolist() == []
 
 
+def test_images_keep_the_names_they_had(path: str, images):
+    source = open_source(path)
+    names = {content: Path(name).name for name, content in images.items()}
+    found = source.unit(0).read(np.array([3, 1, 2]), ("image", "image.path"))
+    assert [Path(name).name for name in found["image.path"]] == [names[content] for content in found["image"]]
+
+
 def test_a_manifest_is_the_same_again_and_another_for_other_data(path: str, images):
     first, again = open_source(path), open_source(path)
     assert first.manifest.digest == again.manifest.digest

@@ -34,9 +34,13 @@ def test_what_is_written_is_listed_and_read(place: str):
 
 
 def test_a_file_that_was_broken_off_leaves_nothing_behind(place: str, tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), storage.open_output(storage.join(place, "part.bin")) as file:
-        file.write(b"half of it")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with storage.open_output(storage.join(place, "part.bin")) as file:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list((tmp_path / "bucket").iterdir()) == []
 
 
