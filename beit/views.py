@@ -103,9 +103,9 @@ def draw_parameters(rng: np.random.Generator, *, width: int, height: int, view: 
     The crop is torchvision's random-resized crop: a share of the area U(min, max), log-uniform aspect, ten tries, then
     the largest centre crop of an allowed aspect. Always 45 numbers are drawn.
     """
-    uniforms = iter(rng.random(4 * CROP_TRIES + 5).tolist())
-    flip, order, *factors = (next(uniforms) for _ in range(5))
-    left, top, crop_width, crop_height = _crop([next(uniforms) for _ in range(4 * CROP_TRIES)], width, height, view)
+    uniforms = rng.random(4 * CROP_TRIES + 5).tolist()
+    flip, order, *factors = uniforms[:5]
+    left, top, crop_width, crop_height = _crop(uniforms[5:], width, height, view)
     # Multiples of 1/128 within the range, both ends included.
     span = math.floor(view.jitter * FACTOR_UNIT)
     steps = zip(ORDERS[int(order * len(ORDERS))], factors, strict=True)
