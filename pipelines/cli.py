@@ -60,17 +60,22 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
     from pipelines import presets
     from pipelines.config import PretrainConfig
 
-    command = parse_job(arguments, PretrainConfig, job="pretrain", default="quickstart", presets=presets.PRESETS, preset=presets.pretrain_preset)
-    if command.dry_run:
-        import json
-
-        from beit.config import to_dict
-
-        print(json.dumps(to_dict(command.config), indent=2))
+    command = parse_job(
+        arguments, PretrainConfig, job="pretrain", default="quickstart", presets=presets.PRESETS, preset=presets.pretrain_preset
+    )
+    if command is None:
         return
     from pipelines.pretrain import pretrain
 
     pretrain(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _train_tokenizer(arguments: list[str], debug: bool) -> None:
+    from pipelines import train_tokenizer as job
+
+    command = parse_job(arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=job.PRESETS, preset=job.preset)
+    if command is not None:
+        job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,6 @@ class JobCommand:
     config: Any
     preset: str
     resume: str | None
-    dry_run: bool
 
 
 def parse_job(
@@ -91,16 +95,18 @@ def parse_job(
     default: str,
     presets: dict[str, Any],
     preset: Callable[[str], Any],
-) -> JobCommand:
-    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration.
+) -> JobCommand | None:
+    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
     """
     import dataclasses
+    import json
 
     import tyro
 
+    from beit.config import to_dict
     from pipelines import runs
 
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
@@ -126,7 +132,10 @@ def parse_job(
     config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {job} [PRESET]", description=description)
     if resume is not None:
         runs.check_same(base, config)
-    return JobCommand(config, name, resume, dry_run)
+    if dry_run:
+        print(json.dumps(to_dict(config), indent=2))
+        return None
+    return JobCommand(config, name, resume)
 
 
 def _take(arguments: list[str], option: str) -> str | None:
@@ -142,7 +151,7 @@ def _take(arguments: list[str], option: str) -> str | None:
     return None
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], None]] = {"pretrain": _pretrain}
+COMMANDS: dict[str, Callable[[list[str], bool], None]] = {"pretrain": _pretrain, "tokenizer train": _train_tokenizer}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from beit.errors import UserError
 from pipelines.placement import Node
@@ -85,8 +86,19 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         ray.shutdown()
 
 
+def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
+    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(kind)
+    return actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*args)
+
+
 def nodes() -> list[Node]:
     """The machines of the connected cluster."""
     import ray
 
-    return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in alive]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -93,13 +93,3 @@ class Dispatcher:
         if self._ledger is None or generation != self._generation:
             raise RuntimeError(f"generation {generation} of the workers is over; the dispatcher is at {self._generation}")
         return self._ledger
-
-
-def start_dispatcher(manifest: Manifest, plan: Plan) -> Any:
-    """Start the dispatcher beside the driver; Ray starts it again wherever it dies."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Dispatcher)
-    return actor.remote(manifest, plan)

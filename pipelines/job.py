@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from beit.errors import UserError
 from beit.objective import Objective
 from pipelines import cluster, runs, storage
 from pipelines.config import JobConfig
-from pipelines.dispatcher import Plan, start_dispatcher
+from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder
-from pipelines.sources import Source
+from pipelines.scenes import write_scenes
+from pipelines.sources import Source, open_source
 from pipelines.stream import SampleConfig, build_stream
 from pipelines.train_loop import LoopConfig, train_worker
 
@@ -60,6 +60,37 @@ class Result:
     """The last checkpoint."""
 
 
+def run_job(training: Training, *, resume: str | None, debug: bool, say: Callable[[str], None]) -> tuple[runs.RunFolder, Result]:
+    """Open the run folder, join or start Ray, and train.
+
+    Args:
+        training: What to run.
+        resume: Run folder to go on with.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+    """
+    folder = runs.reopen(resume) if resume else runs.create(training.config, job=training.job, preset=training.preset)
+    say(f"run folder: {folder.uri}")
+    with cluster.start(cpus=training.config.resources.cpus, debug=debug):
+        return folder, run_training(training, folder, say=say, resume=resume is not None)
+
+
+def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:
+    """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
+    if config.data.train is not None:
+        source = open_source(config.data.train)
+        for warning in source.warnings:
+            say(f"warning: {warning}")
+        return source
+    images = config.data.scenes
+    folder = storage.join(config.output.root, "scenes", f"{images}-images-{image_size}px")
+    if not storage.exists(storage.join(folder, "complete")):
+        say(f"data: rendering {images:,} scenes of {image_size} px into {folder}")
+        write_scenes(folder, images=images, seed=0, image_size=image_size)
+        storage.write_text(storage.join(folder, "complete"), "")
+    return open_source(folder)
+
+
 def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[str], None], resume: bool) -> Result:
     """Train on a connected Ray until the last step, and return where everything is.
 
@@ -69,7 +100,6 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     config = training.config
     placement = place(config.resources, cluster.nodes(), tokenize=training.tokenizer is not None)
@@ -81,12 +111,9 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
     epochs = -(-total_rows // int(rows.sum()))
     slots = min(SLOTS, epochs * len(rows))
     plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
-    dispatcher = start_dispatcher(training.source.manifest, plan)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    recorder = (
-        ray.remote(num_cpus=0, scheduling_strategy=here)(Recorder)  # type: ignore[call-overload]
-        .remote(folder.uri, total_steps=training.total_steps, shown=training.shown, mlflow=_mlflow(training, folder))
-    )
+    # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
+    dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
+    recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, _mlflow(training, folder))
     loop = LoopConfig(
         make_objective=training.make_objective,
         dispatcher=dispatcher,
@@ -153,7 +180,7 @@ def check_batch(global_batch_size: int, workers: int) -> None:
     if global_batch_size % workers:
         down = global_batch_size // workers * workers
         raise UserError(
-            f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images a worker",
+            f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
             f"set the global batch to {down or workers} or {down + workers}, or another number of workers",
         )
 
@@ -228,8 +255,3 @@ class _Watch:
         writer.writerows((where, Status(status).reason) for where, status in entries)
         storage.write_text(self._folder.path("quarantine.csv"), text.getvalue())
         self._listed = len(entries)
-
-
-def resumed(config: JobConfig, name: str) -> JobConfig:
-    """A configuration that belongs to a run folder of this name."""
-    return dataclasses.replace(config, output=dataclasses.replace(config.output, name=name))

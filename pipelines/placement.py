@@ -113,14 +113,15 @@ def _check(placement: Placement, nodes: Sequence[Node]) -> None:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if needed > cpus + 1e-6:
         raise UserError(
-            f"{p.workers} workers x {p.worker_cpus:g} CPU + {tokenizers} tokenizer x {p.tokenizer_cpus:g} + 1 reading task x {p.view_cpus:g} "
-            f"= {needed:g} CPU, but Ray has {cpus:g}",
+            f"{p.workers} workers x {p.worker_cpus:g} CPU + {tokenizers} tokenizer x {p.tokenizer_cpus:g} "
+            f"+ 1 reading task x {p.view_cpus:g} = {needed:g} CPU, but Ray has {cpus:g}",
             "lower --resources.workers or --resources.worker-cpus, or start more machines",
         )
     needed_gpus = p.workers * p.worker_gpus + tokenizers * p.tokenizer_gpus
     if needed_gpus > gpus + 1e-6:
         raise UserError(
-            f"{p.workers} workers x {p.worker_gpus:g} GPU + {tokenizers} tokenizer x {p.tokenizer_gpus:g} = {needed_gpus:g} GPU, but Ray has {gpus:g}",
+            f"{p.workers} workers x {p.worker_gpus:g} GPU + {tokenizers} tokenizer x {p.tokenizer_gpus:g} = {needed_gpus:g} GPU, "
+            f"but Ray has {gpus:g}",
             f"set --resources.workers {int(gpus)}",
         )
     fitting = sum(

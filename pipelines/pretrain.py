@@ -12,6 +12,7 @@ from pipelines import runs, storage
 from pipelines.config import PretrainConfig
 
 if TYPE_CHECKING:
+    from beit.mim import MimObjective
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.job import Result, Training
 
@@ -42,16 +43,12 @@ def pretrain(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines import cluster
-    from pipelines.job import run_training
+    from pipelines.job import run_job
 
     training = prepare(config, preset=preset, say=say)
     for line in summary(training):
         say(line)
-    folder = runs.reopen(resume) if resume else runs.create(config, job=JOB, preset=preset)
-    say(f"run folder: {folder.uri}")
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        result = run_training(training, folder, say=say, resume=resume is not None)
+    folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
         storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
     report = write_run_report(training, folder)
@@ -62,16 +59,11 @@ def pretrain(
 def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     config.mask.check(config.model.grid)
-    from pipelines.job import Training, check_batch
-    from pipelines.sources import open_source
+    from pipelines.job import Training, check_batch, open_data
     from pipelines.stream import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
-    if config.data.train is None:
-        train = render_scenes(config, say=say)
-    else:
-        train = config.data.train
-    source = open_source(train)
+    source = open_data(config, image_size=config.model.image_size, say=say)
     tokenizer = open_tokenizer(config)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     objective = functools.partial(_make_objective, config, tokenizer.vocab_size, total_steps, tokenizer.digest)
@@ -97,19 +89,6 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     )
 
 
-def render_scenes(config: PretrainConfig, *, say: Callable[[str], None]) -> str:
-    """The built-in scenes beside the runs, rendered unless they are there."""
-    from pipelines.scenes import write_scenes
-
-    images, size = config.data.scenes, config.model.image_size
-    folder = storage.join(config.output.root, "scenes", f"{images}-images-{size}px")
-    if not storage.exists(storage.join(folder, "complete")):
-        say(f"data: rendering {images:,} scenes of {size} px into {folder}")
-        write_scenes(folder, images=images, seed=0, image_size=size)
-        storage.write_text(storage.join(folder, "complete"), "")
-    return folder
-
-
 def open_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     """The run's tokenizer, on this machine's CPU.
 
@@ -129,7 +108,7 @@ def open_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     return tokenizer
 
 
-def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:  # noqa: F821
+def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
     from beit.mim import MimObjective
 
     return MimObjective(
@@ -152,7 +131,8 @@ def summary(training: Training) -> list[str]:
     images = training.total_steps * optim.global_batch_size
     share = optim.global_batch_size // config.resources.workers
     lines = [
-        f"model: ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, {model.grid} x {model.grid} patches, {model.position} positions",
+        f"model: ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, {model.grid} x {model.grid} patches, "
+        f"{model.position} positions",
         f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px",
         f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})",
         f"mask: {config.mask.kind}, at most {config.mask.budget(model.grid)} of {model.patches} patches hidden",
@@ -161,7 +141,8 @@ def summary(training: Training) -> list[str]:
     ]
     if optim.warmup_steps >= training.total_steps:
         lines.append(
-            f"warning: the warmup of {optim.warmup_steps:,} steps is not shorter than the run; the learning rate never reaches {optim.peak_lr:g}"
+            f"warning: the warmup of {optim.warmup_steps:,} steps is not shorter than the run: "
+            f"the learning rate never reaches {optim.peak_lr:g}"
         )
     if config.tokenizer.path is None and config.tokenizer.name.startswith("random"):
         lines.append("warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning")

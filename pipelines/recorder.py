@@ -23,12 +23,11 @@ class Recorder:
     Args:
         run: Run folder.
         total_steps: Steps of the whole run, for the progress line.
-        workers: To show the rate a worker.
-        baselines: (metric, its baseline, format) triples that the progress line shows.
+        shown: What the progress line shows, as (format, names of metrics).
         mlflow: What `MlflowLog` needs; None: no MLflow.
     """
 
-    def __init__(self, run: str, *, total_steps: int, shown: list[tuple[str, str]], mlflow: dict[str, Any] | None) -> None:
+    def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: dict[str, Any] | None) -> None:
         self._run, self._total_steps, self._shown = run, total_steps, shown
         self._lines: list[str] = []
         self._told = 0
@@ -132,7 +131,7 @@ def duration(seconds: float) -> str:
     """3725 -> '1h 2m': the two largest units."""
     units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
     whole = max(0, round(seconds))
-    parts = []
+    parts: list[str] = []
     for name, size in units:
         if whole >= size or (name == "s" and not parts):
             parts.append(f"{whole // size}{name}")

@@ -77,5 +77,6 @@ def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: 
         planned.append((np.full(len(order), epoch), order, counts[order]))
         total += int(counts[order].sum())
         epoch += 1
-    columns = [np.concatenate(column) for column in zip(*planned, strict=True)] if planned else [np.zeros(0, np.int64)] * 3
-    return Round(*columns, partial, slots)
+    nothing = np.zeros(0, np.int64)
+    columns = [np.concatenate([nothing, *(part[column] for part in planned)]) for column in range(3)]
+    return Round(columns[0], columns[1], columns[2], partial, slots)

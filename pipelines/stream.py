@@ -147,8 +147,8 @@ def build_stream(
         num_cpus=placement.view_cpus,
     )
     if tokenizer is None:
-        return stream
-    return stream.map_batches(
+        return stream  # type: ignore[no-any-return]
+    return stream.map_batches(  # type: ignore[no-any-return]
         Tokenize,
         fn_constructor_args=(tokenizer,),
         fn_constructor_kwargs={"device": placement.tokenizer_device, "threads": placement.tokenizer_threads},

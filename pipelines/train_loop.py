@@ -85,6 +85,7 @@ class Worker:
 
     def __init__(self, config: LoopConfig) -> None:
         import ray.train
+        import ray.train.torch
 
         self.config = config
         context = ray.train.get_context()
@@ -108,18 +109,17 @@ class Worker:
         self.settling: list[Any] = []
         self.keys: list[Batch] = []
         self.bad_steps = torch.zeros((), device=self.device)
+        self.stopped = False
+        self.logged_at = time.perf_counter()
         self._reset_meters()
 
     def run(self) -> None:
         """Rounds until the last step, or until less than a global batch is left."""
-        import ray
-
         self._resume()
         saved = self.progress.step
         while self.progress.step < self.config.stop_at:
             self._settle(wait=True)
-            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, self.config.global_batch_size)) if self.rank == 0 else 0
-            if not self._add_up([float(rows)])[0]:
+            if not self._start_round():
                 break
             before = self.progress.step
             for host, device in self._batches():
@@ -138,6 +138,15 @@ class Worker:
             self._log()
         if saved < self.progress.step or not saved:
             self._save(final=True)
+
+    def _start_round(self) -> bool:
+        """Have the next round planned. False: less than a global batch is left."""
+        import ray
+
+        rows = 0
+        if self.rank == 0:
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, self.config.global_batch_size))
+        return self._add_up([float(rows)])[0] > 0
 
     # -- steps ---------------------------------------------------------------------------------------------
 
@@ -228,7 +237,6 @@ class Worker:
         self.sums: dict[str, Tensor] = {}
         self.steps_since_log, self.weight_since_log, self.wait_seconds = 0, 0.0, 0.0
         self.norm, self.rate = torch.zeros(()), 0.0
-        self.stopped = False
         self.seconds_since_log = 0.0
         self.logged_at = time.perf_counter()
 
@@ -265,11 +273,13 @@ class Worker:
             "speed/data_wait": wait / self.workers / seconds,
             "data/quarantined": counts["quarantined"],
         }
-        self.config.recorder.log.remote(row, seconds_left=self.progress.seconds / self.progress.step * (self.config.stop_at - self.progress.step))
+        seconds_left = self.progress.seconds / self.progress.step * (self.config.stop_at - self.progress.step)
+        self.config.recorder.log.remote(row, seconds_left)
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be decoded, more than data.max_bad={self.config.max_bad:g}",
+                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be decoded, "
+                f"more than data.max_bad={self.config.max_bad:g} allows",
                 "look at quarantine.csv in the run folder; raise --data.max-bad if that is how the data is",
             )
             self.stopped = True

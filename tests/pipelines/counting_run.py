@@ -1,6 +1,6 @@
 """A training whose weights are the counts of the samples it was trained on: an independent witness of the ledger.
 
-    python counting_run.py SHARDS OUT --workers N [--crash STEP …] [--die STEP] [--resume]
+    python counting_run.py SHARDS TOKENIZER OUT --workers N [--crash STEP …] [--die STEP] [--resume]
 
 Run as a program, because some tests kill it. `--crash` kills worker 1 (0 if alone) once at each of these steps, `--die` kills the driver.
 """
@@ -101,7 +101,7 @@ class Counting(Objective):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("shards"), parser.add_argument("out")
+    parser.add_argument("shards"), parser.add_argument("tokenizer"), parser.add_argument("out")
     parser.add_argument("--workers", type=int, required=True), parser.add_argument("--crash", type=int, nargs="*", default=[])
     parser.add_argument("--die", type=int), parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -121,7 +121,7 @@ def main():
         preset="counting",
         source=source,
         samples=SAMPLES,
-        tokenizer=TokenizerConfig(name="scenes64"),
+        tokenizer=TokenizerConfig(path=args.tokenizer),
         make_objective=functools.partial(Counting, source.manifest.rows.astype(np.int64), args.crash, args.die, args.out, os.getpid()),
         global_batch_size=BATCH,
         total_steps=config.total_steps(source.manifest.total, BATCH),

@@ -23,7 +23,7 @@ def test_defaults_fit_every_machine_with_room_for_reading(cores, workers, tokeni
 def test_what_does_not_fit_is_refused_with_the_arithmetic():
     with pytest.raises(UserError) as error:
         place(ResourceConfig(workers=2, worker_cpus=1), LAPTOP, tokenize=True)
-    assert "2 workers x 1 CPU + 1 tokenizer x 0.12" in error.value.cause
+    assert "2 workers x 1 CPU + 1 tokenizer x 0.29" in error.value.cause
     assert "Ray has 2" in error.value.cause
 
 
