@@ -1,0 +1,272 @@
+"""`beit data pack`: class folders, flat folders, tars (ILSVRC's tars of tars as well) or Parquet -> shuffled Parquet shards.
+
+The driver plans which image goes to which shard: a seeded permutation of all images. Each task then reads the images of its shards,
+wherever they lie, and writes them. The plan depends on the source and the configuration only and a shard appears under its name only
+when complete, so a job that was killed and is started again writes what is missing, and the files are the same.
+
+Files and members of tars are read one by one, so their shuffle is over everything. A row group of Parquet has to be read whole; so that
+each is read once, Parquet is shuffled in windows: row groups drawn from the whole source, as many as fit into `window_mib`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+from pipelines import seeds, storage
+from pipelines.sources import Manifest, Source, open_source
+from pipelines.sources.base import PATH_COLUMN, Columns
+
+PLAN_FILE = "pack.json"
+"""Lies beside the shards and says what they were made from."""
+
+_LABEL_COLUMNS = ("label", "annotation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """What to pack, and into shards of which form."""
+
+    source: str
+    """Folder, glob or bucket URI of image files, tars or Parquet shards."""
+
+    out: str
+    """Folder or bucket URI for the shards. An unfinished one is gone on with."""
+
+    split: str = "train"
+    """Begins the shards' names: train-00000-of-00560.parquet."""
+
+    seed: int = 0
+    """Of the shuffle."""
+
+    shard_mib: int = 256
+    """About how large a shard is, in MiB. A task holds one in memory, some three times."""
+
+    rows_per_group: int = 128
+    """Images of a row group, the smallest piece that training reads at once."""
+
+    window_mib: int = 1024
+    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, some three times."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_mib", "rows_per_group", "window_mib"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} is not positive", "leave it out for the default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    """What lies in the folder now."""
+
+    out: str
+    images: int
+    shards: int
+    written: int
+    """Shards that this call wrote; the others were there."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which image goes where. Images are numbered through, unit by unit."""
+
+    order: NDArray[np.int64]
+    """int64 [images]: the images in the order of the shards."""
+
+    bounds: NDArray[np.int64]
+    """int64 [shards + 1]: where each shard begins in `order`."""
+
+    tasks: NDArray[np.int64]
+    """int64 [tasks + 1]: the first shard of each task."""
+
+
+def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | None, seed: int) -> Plan:
+    """Plan the shards: a pure function, a number an image.
+
+    Args:
+        rows: int32 [U], images of each unit.
+        shard_rows: About how many images a shard takes.
+        window_rows: Units are read whole and shuffled in windows of about so many images. None: over everything.
+        seed: Of the permutations.
+    """
+    rng = seeds.generator(seed, seeds.ORDER, 0, 0, 0)
+    total = int(rows.sum(dtype=np.int64))
+    if window_rows is None:
+        shards = max(1, round(total / shard_rows))
+        return Plan(order=rng.permutation(total), bounds=np.arange(shards + 1) * total // shards, tasks=np.arange(shards + 1))
+    units = rng.permutation(len(rows))
+    ends = np.cumsum(rows[units], dtype=np.int64)
+    windows = max(1, round(total / max(window_rows, shard_rows)))
+    window = (ends - 1) * windows // total
+    starts = np.cumsum(rows, dtype=np.int64) - rows
+    order, bounds, tasks = [], [0], [0]
+    for number in np.unique(window):
+        inside = units[window == number]
+        images = rng.permutation(np.concatenate([np.arange(starts[unit], starts[unit] + rows[unit]) for unit in inside]))
+        shards = max(1, round(len(images) / shard_rows))
+        bounds += (bounds[-1] + np.arange(1, shards + 1) * len(images) // shards).tolist()
+        order.append(images)
+        tasks.append(len(bounds) - 1)
+    return Plan(order=np.concatenate(order), bounds=np.array(bounds), tasks=np.array(tasks))
+
+
+def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = None) -> PackResult:
+    """Write the shards that are missing, on all of Ray's cores.
+
+    Args:
+        config: What to pack.
+        progress: Called after each task with the shards that are there and the shards of the plan.
+
+    Raises:
+        UserError: Where the source holds no images, or `out` holds something else.
+    """
+    source = open_source(config.source, option="source")
+    plan = _plan(source, config)
+    shards = len(plan.bounds) - 1
+    out = storage.absolute(config.out)
+    there = _prepare(out, source, config, shards)
+    names = [f"{config.split}-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
+    missing = np.array([name not in there for name in names])
+    tasks = [task for task in range(len(plan.tasks) - 1) if missing[plan.tasks[task] : plan.tasks[task + 1]].any()]
+    done = shards - int(missing.sum())
+    if tasks:
+        for finished in _run(source.manifest, plan, names, missing, tasks, out, config.rows_per_group):
+            done += finished
+            if progress is not None:
+                progress(done, shards)
+    return PackResult(out=out, images=source.manifest.total, shards=shards, written=int(missing.sum()))
+
+
+def _plan(source: Source, config: PackConfig) -> Plan:
+    manifest = source.manifest
+    image_bytes = max(1.0, source.total_bytes / manifest.total)
+    shard_rows = max(1, round(config.shard_mib * 2**20 / image_bytes))
+    window_rows = max(1, round(config.window_mib * 2**20 / image_bytes)) if manifest.kind == "parquet" else None
+    return plan_shards(manifest.rows, shard_rows=shard_rows, window_rows=window_rows, seed=config.seed)
+
+
+def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> frozenset[str]:
+    """Write the plan's file or compare with the one that is there; return the names that `out` holds."""
+    root = storage.absolute(config.source)
+    if not storage.is_remote(root) and (out + "/").startswith(root.rstrip("/") + "/"):
+        raise UserError(f"out={config.out} lies in source={config.source}: the shards would become part of it", "give a folder elsewhere")
+    options = {name: value for name, value in asdict(config).items() if name not in ("source", "out")}
+    made_from = {"source": source.manifest.digest, "images": source.manifest.total, "shards": shards, **options}
+    held = frozenset(entry.name for entry in storage.list_files(out)) if storage.exists(out) else frozenset()
+    path = storage.join(out, PLAN_FILE)
+    if PLAN_FILE in held:
+        before = json.loads(storage.read_text(path))
+        different = [f"{name} {before.get(name)} there, {value} now" for name, value in made_from.items() if before.get(name) != value]
+        if different:
+            raise UserError(f"out={config.out} holds another packing: {'; '.join(different)}", "give another folder, or the same options")
+    elif held:
+        raise UserError(
+            f"out={config.out} is not empty and holds no {PLAN_FILE} of an earlier packing: {', '.join(sorted(held)[:3])}",
+            "give a new folder",
+        )
+    else:
+        storage.write_text(path, json.dumps(made_from, indent=1) + "\n")
+    return held
+
+
+def _run(
+    manifest: Manifest, plan: Plan, names: list[str], missing: NDArray[np.bool_], tasks: list[int], out: str, rows_per_group: int
+) -> Any:
+    """Yield the shards that each task wrote, as tasks finish."""
+    import ray.data
+
+    # One copy in the object store, which all tasks of a node share, instead of one in every task's description.
+    shared = ray.put((manifest, plan))
+    blocks = [pa.table({"task": [task]}) for task in tasks]
+
+    def write(batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        manifest, plan = ray.get(shared)
+        task = int(batch["task"][0])
+        wanted = [shard for shard in range(plan.tasks[task], plan.tasks[task + 1]) if missing[shard]]
+        places = {shard: storage.join(out, names[shard]) for shard in wanted}
+        write_shards(manifest, plan, places, rows_per_group=rows_per_group)
+        return {"written": np.array([len(wanted)])}
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    for row in ray.data.from_blocks(blocks).map_batches(write, batch_size=1, num_cpus=1).iter_rows():
+        yield int(row["written"])
+
+
+def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows_per_group: int) -> None:
+    """Read the images of some shards, all at once, and write the shards.
+
+    Args:
+        manifest: Where the images are.
+        plan: Which images.
+        places: Number of a shard -> path of its file.
+        rows_per_group: Images of a row group.
+    """
+    kept = tuple(name for name in (PATH_COLUMN, *_LABEL_COLUMNS) if name in manifest.columns)
+    spans = {shard: plan.order[plan.bounds[shard] : plan.bounds[shard + 1]] for shard in places}
+    columns = gather(manifest, np.concatenate(list(spans.values())), ("image", *kept))
+    metadata = {} if manifest.class_names is None else {"class_names": json.dumps(manifest.class_names)}
+    start = 0
+    for shard, images in spans.items():
+        with storage.open_output(places[shard]) as file:
+            writer: pq.ParquetWriter | None = None
+            for first in range(start, start + len(images), rows_per_group):
+                last = min(first + rows_per_group, start + len(images))
+                table = _table({name: column[first:last] for name, column in columns.items()}, metadata)
+                # Encoded images cannot be compressed any further.
+                writer = writer or pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False)
+                writer.write_table(table)
+            if writer is not None:
+                writer.close()
+        start += len(images)
+
+
+def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ...]) -> Columns:
+    """Read images by their numbers, each unit once, several units at a time; in the order of the numbers."""
+    ends = np.cumsum(manifest.rows, dtype=np.int64)
+    unit = np.searchsorted(ends, images, side="right")
+    row = images - (ends - manifest.rows)[unit]
+    by_unit = np.argsort(unit, kind="stable")
+    groups = np.split(by_unit, np.flatnonzero(np.diff(unit[by_unit])) + 1)
+    read = functools.partial(_read, manifest, unit, row, columns)
+    found: Columns = {}
+    with ThreadPoolExecutor(4 if manifest.kind == "parquet" else 16) as threads:
+        for places, values in zip(groups, threads.map(read, groups), strict=True):
+            for name, column in values.items():
+                found.setdefault(name, np.empty(len(images), column.dtype))[places] = column
+    return found
+
+
+def _read(
+    manifest: Manifest, unit: NDArray[np.int64], row: NDArray[np.int64], columns: tuple[str, ...], places: NDArray[np.int64]
+) -> Columns:
+    return manifest.unit(int(unit[places[0]])).read(row[places], columns)
+
+
+def _table(columns: Columns, metadata: dict[str, str]) -> pa.Table:
+    """One row group in the layout of the hub."""
+    encoded = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    paths = columns.get(PATH_COLUMN, np.full(len(columns["image"]), None))
+    fields: dict[str, pa.Array] = {"image": _files(columns["image"], paths, encoded)}
+    if "label" in columns:
+        whole = columns["label"].dtype.kind in "iu"
+        fields["label"] = pa.array(columns["label"].astype(np.int64) if whole else columns["label"].tolist())
+    if "annotation" in columns:
+        fields["annotation"] = _files(columns["annotation"], np.full(len(columns["image"]), None), encoded)
+    schema = pa.schema({name: column.type for name, column in fields.items()}, metadata=metadata)
+    return pa.Table.from_arrays(list(fields.values()), schema=schema)
+
+
+def _files(contents: NDArray[Any], paths: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.StructArray.from_arrays(
+        [pa.array(contents.tolist(), pa.binary()), pa.array(paths.tolist(), pa.string())], fields=[kind.field("bytes"), kind.field("path")]
+    )
