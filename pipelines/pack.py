@@ -50,13 +50,13 @@ class PackConfig:
     """Of the shuffle."""
 
     shard_mib: int = 256
-    """About how large a shard is, in MiB. A task holds one in memory, some three times."""
+    """About how large a shard is, in MiB. A task holds a whole one in memory, more than once while it writes."""
 
     rows_per_group: int = 128
     """Images of a row group, the smallest piece that training reads at once."""
 
     window_mib: int = 1024
-    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, some three times."""
+    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once while it writes."""
 
     def __post_init__(self) -> None:
         for name in ("shard_mib", "rows_per_group", "window_mib"):
