@@ -1,11 +1,11 @@
 """The one exception for mistakes that a user can mend."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """One line of cause, one line of remedy.
 
-    Raised on the driver before any resource is asked for. The command line prints both lines
-    without a traceback and exits with 2; a Python caller gets an ordinary `ValueError`.
+    Raised on the driver before any resource is asked for. The command line prints both lines without a
+    traceback and exits with 2. No `ValueError`: parsers of options catch those, and would tell it their own way.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:

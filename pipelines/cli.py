@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,54 @@ def _train_tokenizer(arguments: list[str], debug: bool) -> None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
+def _scenes(arguments: list[str], debug: bool) -> None:
+    from pipelines.scenes import ScenesConfig, write_scenes
+
+    config = parse(arguments, ScenesConfig, command="data scenes OUT", positional=("out",))
+    shards = write_scenes(
+        config.out, images=config.images, seed=config.seed, image_size=config.image_size, first=config.first, split=config.split
+    )
+    print(f"{config.images:,} scenes of {config.image_size} px in {len(shards)} shard(s): {config.out}")
+
+
+def _pack(arguments: list[str], debug: bool) -> None:
+    from pipelines import cluster
+    from pipelines.pack import PackConfig, pack
+
+    config = parse(arguments, PackConfig, command="data pack SRC OUT", positional=("source", "out"))
+    with cluster.start(debug=debug):
+        result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
+    print(f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}")
+
+
+def _check(arguments: list[str], debug: bool) -> None:
+    from pipelines import cluster
+    from pipelines.check import CheckConfig, check
+
+    config = parse(arguments, CheckConfig, command="data check PATH", positional=("source",))
+    with cluster.start(debug=debug) if config.all else contextlib.nullcontext():
+        result = check(config)
+    for line in result.lines():
+        print(line)
+
+
+def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...]) -> Any:
+    """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
+
+    Raises:
+        UserError: If one of these is missing.
+    """
+    import tyro
+
+    named: list[str] = []
+    for field in positional:
+        if arguments and not arguments[0].startswith("-"):
+            named += [f"--{field}", arguments.pop(0)]
+        elif not {"-h", "--help", f"--{field}"} & set(arguments):
+            raise UserError(f"beit {command}: {field.upper()} is missing", f"write beit {command}")
+    return tyro.cli(kind, args=[*named, *arguments], prog=f"beit {command}")
+
+
 @dataclass(frozen=True)
 class JobCommand:
     """A job's command line, understood."""
@@ -151,7 +200,13 @@ def _take(arguments: list[str], option: str) -> str | None:
     return None
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], None]] = {"pretrain": _pretrain, "tokenizer train": _train_tokenizer}
+COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
+    "pretrain": _pretrain,
+    "tokenizer train": _train_tokenizer,
+    "data scenes": _scenes,
+    "data pack": _pack,
+    "data check": _check,
+}
 
 
 if __name__ == "__main__":

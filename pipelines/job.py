@@ -78,7 +78,7 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
 def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:
     """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
     if config.data.train is not None:
-        source = open_source(config.data.train)
+        source = open_source(config.data.train, split="train")
         for warning in source.warnings:
             say(f"warning: {warning}")
         return source

@@ -45,6 +45,8 @@ def pretrain(
     """
     from pipelines.job import run_job
 
+    if resume is None:
+        runs.check_free(config)
     training = prepare(config, preset=preset, say=say)
     for line in summary(training):
         say(line)

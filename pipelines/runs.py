@@ -48,19 +48,31 @@ class RunFolder:
         return f"attempt-{self.attempt}"
 
 
+def check_free(config: JobConfig) -> None:
+    """Refuse a name that is in use.
+
+    Raises:
+        UserError: If a run of that name exists.
+    """
+    if config.output.name is None:
+        return
+    uri = storage.join(storage.absolute(config.output.root), config.output.name)
+    if storage.exists(storage.join(uri, CONFIG_FILE)):
+        raise UserError(
+            f"output.name={config.output.name}: there is a run of that name at {uri}",
+            f"go on with it by --resume {uri}, or choose another --output.name",
+        )
+
+
 def create(config: JobConfig, *, job: str, preset: str) -> RunFolder:
     """Make the folder of a new run and save its configuration and environment there.
 
     Raises:
         UserError: If a run of that name exists.
     """
+    check_free(config)
     name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    uri = storage.join(_absolute(config.output.root), name)
-    if storage.exists(storage.join(uri, CONFIG_FILE)):
-        raise UserError(
-            f"output.name={name}: there is a run of that name at {uri}",
-            f"go on with it by --resume {uri}, or choose another --output.name",
-        )
+    uri = storage.join(storage.absolute(config.output.root), name)
     storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps({"job": job, "preset": preset, "config": to_dict(config)}, indent=2))
     storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
     return RunFolder(uri, 1)
@@ -68,22 +80,25 @@ def create(config: JobConfig, *, job: str, preset: str) -> RunFolder:
 
 def reopen(uri: str) -> RunFolder:
     """The folder of a run to go on with."""
-    uri = _absolute(uri)
-    if not storage.exists(storage.join(uri, CONFIG_FILE)):
-        raise UserError(f"--resume {uri}: there is no run (no {CONFIG_FILE})", _suggest_run(uri))
+    uri = storage.absolute(uri)
     return RunFolder(uri, 1 + max(_attempts(uri), default=0))
 
 
-def saved_config(uri: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
+def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
     """The configuration that a run was started with, and the name of its preset.
 
+    Args:
+        path: A run folder, or the config.json of one.
+        kind: The job's configuration.
+        job: The job that the run must belong to.
+
     Raises:
-        UserError: If the folder is no run of this job.
+        UserError: If there is no run of this job.
     """
-    uri = _absolute(uri)
-    file = storage.join(uri, CONFIG_FILE) if not uri.endswith(".json") else uri
+    uri = storage.absolute(path)
+    file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
     if not storage.exists(file):
-        raise UserError(f"{uri}: there is no run (no {CONFIG_FILE})", _suggest_run(uri))
+        raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
     try:
         saved = json.loads(storage.read_text(file))
         if saved["job"] != job:
@@ -156,10 +171,6 @@ def _commit() -> str | None:
 
 def _attempts(uri: str) -> list[int]:
     return [int(name[8:]) for name in storage.list_folder(uri) if re.fullmatch(r"attempt-\d+", name)]
-
-
-def _absolute(uri: str) -> str:
-    return uri if storage.is_remote(uri) else os.path.abspath(os.path.expanduser(uri))
 
 
 def _suggest_run(uri: str) -> str:

@@ -20,6 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.errors import UserError
 from pipelines import drawing, seeds, storage
 from pipelines.drawing import Field, Grid, box, convex, disc, ellipse, line, ring, star, union, without
 
@@ -297,6 +298,34 @@ def _shrink(picture: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     # Adding slices is several times as fast as a mean over two short axes.
     total = sum(picture[..., row::factor, column::factor] for row in range(factor) for column in range(factor))
     return np.asarray(total, np.float32) * np.float32(1 / factor**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """How many scenes to render, and where to."""
+
+    out: str
+    """Folder or bucket URI for the shards."""
+
+    images: int = 10_000
+    """How many to render."""
+
+    image_size: int = 64
+    """Side of an image, in pixels."""
+
+    seed: int = 0
+    """Image i depends on (seed, i) only."""
+
+    first: int = 0
+    """Number of the first image: a held-out split of the same seed begins behind the training images."""
+
+    split: str = "train"
+    """Begins the shards' names."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "image_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "leave it out for the default")
 
 
 def write_scenes(

@@ -14,7 +14,7 @@ from beit.config import OptimConfig, ViewConfig, to_dict
 from beit.errors import UserError
 from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
 from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig
-from pipelines import storage
+from pipelines import runs, storage
 from pipelines.config import DataConfig, JobConfig
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def train_tokenizer(
     """
     from pipelines.job import run_job
 
+    if resume is None:
+        runs.check_free(config)
     training = prepare(config, preset=preset, say=say)
     dvae, manifest = config.dvae, training.source.manifest
     say(f"tokenizer: {dvae.vocab_size:,} tokens, width {dvae.encoder_width}/{dvae.decoder_width}, {config.image_size} px")

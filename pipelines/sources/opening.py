@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from beit.errors import UserError
@@ -24,12 +25,17 @@ _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _ACCEPTED = "Parquet shards (.parquet), image files (.jpg, .png, .webp, …) or tars (.tar)"
 
 
-def open_source(path: str, *, option: str = "data.train") -> Source:
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+"""What the names of shards begin with where a folder holds several splits, as on the Hugging Face hub."""
+
+
+def open_source(path: str, *, option: str = "data.train", split: str | None = None) -> Source:
     """Look through a data path.
 
     Args:
         path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://.
         option: Name of the option that the path was given with, for messages.
+        split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`). None: all of them.
 
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
@@ -53,6 +59,7 @@ def open_source(path: str, *, option: str = "data.train") -> Source:
             f"name one kind by a glob, for example {storage.join(path, '**')}/*.{example}",
         )
     [(kind, entries)] = files.items()
+    entries, left_out = _of_split(entries, split)
     found = Listing(listing.root, entries)
     manifest: Manifest
     if kind == "Parquet":
@@ -62,7 +69,18 @@ def open_source(path: str, *, option: str = "data.train") -> Source:
     else:
         manifest, summary, warnings = open_folder(found)
     size = sum(entry.size for entry in entries)
-    return Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=warnings)
+    return Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings))
+
+
+def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tuple[str, ...]]:
+    """The shards of one split, where there are several and it is among them; and a line about the others."""
+    splits: dict[str, list[Entry]] = {}
+    for entry in entries:
+        splits.setdefault(re.split(r"[-_.]", entry.name.rpartition("/")[2])[0].lower(), []).append(entry)
+    if split not in splits or len(splits) == 1 or not set(splits) <= set(SPLITS):
+        return entries, ()
+    others = ", ".join(f"{name} ({len(files)})" for name, files in splits.items() if name != split)
+    return splits[split], (f"only the {len(splits[split])} {split} files are read; there are other splits beside them: {others}",)
 
 
 def _no_images(path: str, listing: Listing, option: str) -> UserError:

@@ -135,11 +135,6 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
             f"{manifest.rows[worst]:,} rows, {group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row group at a time, "
             "so they cost memory and mixing: rewrite them with `beit data pack`"
         )
-    splits = sorted({entry.name.rpartition("/")[2].split("-")[0] for entry in listing.entries if "-of-" in entry.name})
-    if len(splits) > 1:
-        found.append(
-            f"{listing.root} holds the splits {', '.join(splits)}, and all of them are read: for one, give {splits[0]}-*.parquet in it"
-        )
     return tuple(found)
 
 

@@ -199,11 +199,14 @@ def test_large_row_groups_are_named_with_the_remedy(tmp_path: Path):
     assert "beit data pack" in warning
 
 
-def test_splits_that_lie_side_by_side_are_pointed_out(tmp_path: Path, images):
-    for split in ("train", "val"):
-        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", images)
-    assert ["all of them are read" in warning for warning in open_source(str(tmp_path)).warnings] == [True]
-    assert open_source(str(tmp_path / "train-*")).warnings == ()
+def test_of_splits_that_lie_side_by_side_only_the_one_asked_for_is_read(tmp_path: Path, images):
+    for split, number in (("train", 100), ("val", 50)):
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", dict(list(images.items())[:number]))
+    train = open_source(str(tmp_path), split="train")
+    assert train.manifest.total == 100
+    assert "val (1)" in train.warnings[0]
+    assert open_source(str(tmp_path)).manifest.total == 150
+    assert open_source(str(tmp_path / "val-*"), split="train").manifest.total == 50  # named outright
 
 
 def test_globs_stay_within_a_folder_unless_told(tmp_path: Path, images):

@@ -1,0 +1,123 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import presets, runs
+from pipelines.cli import main
+from pipelines.scenes import write_scenes
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    write_scenes(tmp_path / "scenes", images=64, seed=0, image_size=64)
+    return tmp_path / "scenes"
+
+
+def refused(arguments, capsys):
+    """What the user sees: run the command, expect exit code 2, and nothing of Python's inside."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    shown = "".join(capsys.readouterr())
+    assert "Traceback" not in shown
+    return shown
+
+
+def error_lines(arguments, capsys):
+    cause, remedy = [line for line in refused(arguments, capsys).splitlines() if line.startswith(("error: ", "       "))]
+    return cause.removeprefix("error: "), remedy.strip()
+
+
+def test_help_lists_the_commands_without_importing_anything_heavy():
+    heavy = "{'torch', 'ray', 'numpy', 'pyarrow', 'tyro'}"
+    code = f"import sys; from pipelines.cli import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "beit pretrain" in shown
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_a_mistyped_option_gets_a_suggestion(capsys):
+    shown = refused(["pretrain", "--optim.peaklr", "3"], capsys)
+    assert "--optim.peak-lr" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "remedy"),
+    [
+        (["pretrian"], "no command beit pretrian", "beit pretrain"),
+        (["pretrain", "bse"], "no preset bse", "perhaps you meant base"),
+        (["pretrain", "--data.train", "/nowhere/at/all"], "data.train=/nowhere/at/all", ""),
+        (["pretrain", "--tokenizer.name", "dall-e"], "'dall-e'", "random-dalle"),
+        (["pretrain", "--mask.ratio", "1.5"], "mask.ratio=1.5", "0.38"),
+        (["pretrain", "--mask.ratio", "0.03"], "most masks would be empty", "mask.min_block"),
+        (["pretrain", "--resources.workers", "3"], "64 / resources.workers=3 = 21.33", "63"),
+        (["pretrain", "--resume", "/nowhere/run"], "/nowhere/run is no run", "folder of a run"),
+        (["pretrain", "--steps", "0"], "--steps 0", "1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_of_cause_and_one_of_remedy(arguments, cause, remedy, capsys, scenes, tmp_path):
+    if arguments[0] == "pretrain" and not {"--data.train", "--resume"} & set(arguments):
+        arguments = [*arguments, "--data.train", scenes]
+    if arguments[0] == "pretrain":
+        arguments = [*arguments, "--output.root", tmp_path / "runs"]
+    shown_cause, shown_remedy = error_lines(arguments, capsys)
+    assert cause in shown_cause
+    assert remedy in shown_remedy
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_images_and_a_shard_without_an_image_column_say_what_is_there(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    assert "texts" in error_lines(["pretrain", "--data.train", tmp_path / "texts"], capsys)[0]
+    pq.write_table(pa.table({"caption": ["a"], "id": [1]}), tmp_path / "shard.parquet")
+    cause, _ = error_lines(["pretrain", "--data.train", tmp_path / "shard.parquet"], capsys)
+    assert "caption" in cause
+
+
+def test_tokens_that_do_not_lie_on_the_patches_are_refused_with_the_size_that_would(scenes, capsys):
+    cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--tokenizer.image-size", "112"], capsys)
+    assert "14 x 14 visual tokens" in cause
+    assert "8 x 8 patches" in cause
+    assert remedy == "set --tokenizer.image-size 64"
+
+
+def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_difference(scenes, tmp_path, capsys):
+    config = dataclasses.replace(
+        presets.quickstart(),
+        data=dataclasses.replace(presets.quickstart().data, train=str(scenes)),
+        output=dataclasses.replace(presets.quickstart().output, root=str(tmp_path), name="mine"),
+    )
+    runs.create(config, job="pretrain", preset="quickstart")
+    cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--output.root", tmp_path, "--output.name", "mine"], capsys)
+    assert "mine" in cause
+    assert f"--resume {tmp_path}/mine" in remedy
+    cause, _ = error_lines(["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"], capsys)
+    assert "optim.peak_lr was 0.002 and is now 0.5" in cause
+    assert "workers" not in cause
+
+
+def test_a_dry_run_prints_a_configuration_that_a_run_accepts(tmp_path, capsys):
+    main(["pretrain", "base", "--optim.peak-lr", "1e-3", "--view.mean", "0.5", "0.5", "0.5", "--steps", "9", "--dry-run"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["optim"]["peak_lr"] == 1e-3
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"job": "pretrain", "preset": "base", "config": printed}))
+    main(["pretrain", str(saved), "--dry-run"])
+    again = json.loads(capsys.readouterr().out)
+    assert again == printed
+    assert np.isclose(again["view"]["mean"][0], 0.5)
+
+
+def test_the_modules_of_long_jobs_take_the_same_options():
+    for module in ("pipelines.pretrain", "pipelines.train_tokenizer"):
+        command = [sys.executable, "-m", module, "--dry-run"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+        assert json.loads(done.stdout)["seed"] == 0
