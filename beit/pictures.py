@@ -23,7 +23,7 @@ GAP_PX = 6
 LINE_PX = 17
 FONT_PX = 13
 PAPER, INK, FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
-HIDDEN = (128, 128, 128)
+HIDDEN = (163, 170, 196)  # not grey: photographs have grey parts
 RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 
 
@@ -167,7 +167,7 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
 
 
 def cover(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """The image [P, P, 3] with the hidden patches of mask [grid, grid] in grey."""
+    """The image [P, P, 3] with the hidden patches of mask [grid, grid] covered."""
     covered: Pixels = np.where(_to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image)
     return covered
 
@@ -194,7 +194,7 @@ def _fit(pixels: Pixels, side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 and scale == int(scale) else Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 and scale == int(scale) else Image.Resampling.BICUBIC)
 
 
 def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

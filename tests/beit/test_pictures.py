@@ -93,5 +93,5 @@ def test_sheet_has_a_row_an_image_and_leaves_out_what_cannot_be_decoded(decoded,
     )
     sheet = np.asarray(reconstruction_sheet(shown, side=64))
     black = (sheet == 0).all(2).sum()
-    assert black == (columns - 2) * 2 * 64 * 64, "one column is covered in grey, one is coloured"
+    assert black == (columns - 2) * 2 * 64 * 64, "one column is covered, one is coloured"
     assert sheet.shape[1] == 6 + columns * 70

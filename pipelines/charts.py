@@ -1,0 +1,89 @@
+"""Charts of a run's metrics as SVG, to stand inside a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+INK, FAINT, GRID = "#333333", "#8a8a8a", "#e4e4e4"
+COLOURS = ("#1f5fa8", "#c2571a", "#2e8b57", "#7b4fa3", "#a8323e")
+MOST_POINTS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve; a baseline is drawn dashed and grey."""
+
+    name: str
+    x: ArrayLike
+    y: ArrayLike
+    baseline: bool = False
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, x_label: str = "step", percent: bool = False, from_zero: bool = False, log: bool = False
+) -> str:
+    """Curves over steps as an SVG element. Values that are not finite leave gaps; more than 500 points are averaged in groups.
+
+    Args:
+        title: Above the chart, and its name for who cannot see it.
+        lines: The curves; those without a finite value are left out.
+        x_label: What the horizontal axis counts.
+        percent: Values are shares.
+        from_zero: The vertical axis starts at 0.
+        log: The vertical axis is logarithmic.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9, "text.color": INK}
+    with rc_context(settings):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        colours = iter(COLOURS * (1 + len(lines) // len(COLOURS)))
+        for line in lines:
+            x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
+            if not np.isfinite(y).any():
+                continue
+            style: dict[str, Any] = {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
+            axes.plot(x, y, label=line.name, linewidth=1.5, marker="o" if np.isfinite(y).sum() < 3 else "", markersize=4, **style)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel(x_label, color=INK)
+        axes.grid(color=GRID, linewidth=0.7)
+        axes.tick_params(colors=INK, length=2)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(GRID)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.locator_params(axis="x", nbins=6)
+        if log:
+            axes.set_yscale("log")
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=9)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
+
+
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most MOST_POINTS points, each the mean of neighbours."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,360 @@
+"""The report of a run: one HTML page that needs nothing else, `report/index.html` in the run folder."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import runs, storage
+from pipelines.charts import Line, line_chart
+from pipelines.recorder import duration, read_metrics
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from beit.pictures import Reconstructions
+
+Row = dict[str, Any]
+
+REPORT_FILE = "report/index.html"
+NOT_METRICS = ("step", "images", "time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture of the page with what there is to know about it."""
+
+    title: str
+    image: Image.Image
+    legend: Sequence[tuple[str, str]] = ()
+    """(what, explanation in a sentence)."""
+
+
+def write_report(
+    run: str | Path,
+    *,
+    pictures: Sequence[Picture] = (),
+    token_counts: Sequence[int] | None = None,
+    commands: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Write the report of a run from the files in its folder; what is not there is left out.
+
+    Args:
+        run: Run folder, a path or a bucket URI.
+        pictures: Shown below the curves.
+        token_counts: How often each visual token was hidden. None: from the newest checkpoint.
+        commands: (what for, command) pairs to go on with, before those that every run has.
+
+    Returns:
+        Path or URI of the page.
+    """
+    run = storage.absolute(run)
+    saved = _json(run, runs.CONFIG_FILE)
+    rows = read_metrics(run)
+    if token_counts is None:
+        token_counts = _counts_of_checkpoint(run)
+    name = run.rstrip("/").rpartition("/")[2]
+    sections = [
+        _key_figures(rows),
+        _curves(rows),
+        *(_picture(picture) for picture in pictures),
+        _tokens(token_counts),
+        _mask_check(rows, saved.get("config", {})),
+        _quarantine(run),
+        _go_on(run, saved.get("job", ""), commands),
+        _details(saved, _json(run, runs.ENVIRONMENT_FILE)),
+    ]
+    heading = " ".join(part for part in (saved.get("job"), saved.get("preset")) if part)
+    page = PAGE.format(
+        title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in sections if part)
+    )
+    path = storage.join(run, *REPORT_FILE.split("/"))
+    storage.write_text(path, page)
+    return path
+
+
+def reconstruction_picture(shown: Reconstructions) -> Picture:
+    """The sheet of reconstructions with a legend that says what each column is."""
+    from beit.pictures import reconstruction_sheet
+
+    legend = [
+        ("original", "The view as the data pipeline delivers it."),
+        ("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."),
+    ]
+    if shown.decoded_true is not None:
+        legend += [
+            (
+                "true tokens, decoded",
+                "What the tokenizer keeps of the original. This is the ceiling: its blur is the tokenizer's, not the model's.",
+            ),
+            (
+                "hidden ones predicted",
+                "The true tokens, with the model's predictions in the hidden patches only: what pretraining asks for.",
+            ),
+            ("all predicted", "The model's prediction for every patch. It was never trained on visible ones, so expect less there."),
+        ]
+    else:
+        legend.append(("no decoded columns", "This tokenizer has no decoder, so tokens cannot be shown as images."))
+    legend.append(
+        (
+            "right and wrong",
+            "Green: the model's first choice is the true token. Red: it is not. Many tokens look alike, so a red patch can still decode "
+            f"well; here {shown.accuracy:.1%} of the hidden patches are right."
+            if not math.isnan(shown.accuracy)
+            else "Green: the model's first choice is the true token. Red: it is not.",
+        )
+    )
+    return Picture(title="What the model fills in", image=reconstruction_sheet(shown), legend=legend)
+
+
+# -- sections: each is HTML, or "" if the run has nothing to say about it -----------------------------------------------------
+
+
+def _key_figures(rows: list[Row]) -> str:
+    if not rows:
+        return "<p>No metrics were recorded: the run ended before its first report.</p>"
+    last = rows[-1]
+    loss, unigram = _finite(last.get("train/loss")), _finite(last.get("train/unigram"))
+    accuracy, majority = _finite(last.get("train/accuracy")), _finite(last.get("train/majority"))
+    figures: list[tuple[str, str, str]] = []
+    if loss is not None:
+        note = f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}" if unigram is not None else "nats"
+        if unigram is not None and loss >= unigram:
+            note = f"not yet below the unigram baseline, {unigram:.3f}"
+        figures.append(("loss", f"{loss:.3f}", note))
+    if accuracy is not None:
+        note = f"always the commonest token: {majority:.1%}" if majority is not None else "of the hidden patches"
+        figures.append(("accuracy", f"{accuracy:.1%}", note))
+    images = _finite(last.get("images"))
+    if images is not None:
+        figures.append(("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
+    # The first row holds the start: compilation, first files, caches.
+    rates = [rate for row in rows[1:] or rows if (rate := _finite(row.get("speed/images_per_second"))) is not None]
+    if rates:
+        figures.append(("images a second", f"{statistics.median(rates):,.0f}", "median over the run"))
+    waits = [wait for row in rows[1:] or rows if (wait := _finite(row.get("speed/data_wait"))) is not None]
+    if waits:
+        wait = statistics.median(waits)
+        figures.append(
+            (
+                "data wait",
+                f"{wait:.0%}",
+                "of a step; more CPUs for the stream would help" if wait > 0.05 else "of a step: training is the limit",
+            )
+        )
+    if len(rows) > 1:
+        figures.append(("time", duration(rows[-1]["time"] - rows[0]["time"]), "from the first report to the last"))
+    cards = "".join(
+        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
+    )
+    meaning = ""
+    if unigram is not None:
+        meaning = (
+            "<p>The unigram baseline is the loss of a model that knows only how often each visual token occurs. The distance below it is "
+            "what was learned. Accuracies of a few percent are normal with thousands of tokens.</p>"
+        )
+    return f'<dl class="figures">{cards}</dl>{meaning}'
+
+
+def _curves(rows: list[Row]) -> str:
+    """Known metrics in the order of interest, then one chart for every other one."""
+    if not rows:
+        return ""
+    known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
+        ("Loss (nats)", [("train/loss", "loss", False), ("train/unigram", "unigram baseline", True)], {}),
+        (
+            "Accuracy on hidden patches",
+            [("train/accuracy", "accuracy", False), ("train/majority", "always the commonest token", True)],
+            {"percent": True, "from_zero": True},
+        ),
+        ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
+        ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
+        ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
+        ("Data wait (share of a step)", [("speed/data_wait", "data wait", False)], {"percent": True, "from_zero": True}),
+        ("Token perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
+    ]
+    # Shown by sections of their own.
+    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined"}
+    others = sorted({name for row in rows for name in row} - drawn - set(NOT_METRICS))
+    charts = [(title, curves, options) for title, curves, options in known] + [(name, [(name, name, False)], {}) for name in others]
+    steps = [row["step"] for row in rows]
+    parts = []
+    for title, curves, options in charts:
+        columns = [(_column(rows, metric), label, baseline) for metric, label, baseline in curves]
+        lines = [
+            Line(name=label, x=steps, y=values, baseline=baseline)
+            for values, label, baseline in columns
+            if any(math.isfinite(value) for value in values)
+        ]
+        if lines:
+            parts.append(f"<figure>{line_chart(title, lines, **options)}</figure>")
+    return f'<h2>Curves</h2><div class="charts">{"".join(parts)}</div>' if parts else ""
+
+
+def _picture(picture: Picture) -> str:
+    buffer = io.BytesIO()
+    picture.image.save(buffer, "PNG", optimize=True)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    legend = "".join(f"<dt>{escape(what)}</dt><dd>{escape(text)}</dd>" for what, text in picture.legend)
+    return (
+        f'<h2>{escape(picture.title)}</h2><div class="wide"><img alt="{escape(picture.title, quote=True)}" '
+        f'width="{picture.image.width}" height="{picture.image.height}" src="data:image/png;base64,{source}"></div>'
+        + (f'<dl class="legend">{legend}</dl>' if legend else "")
+    )
+
+
+def _tokens(counts: Sequence[int] | None) -> str:
+    if counts is None or not sum(counts):
+        return ""
+    share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
+    used = share[share > 0]
+    perplexity = math.exp(-(used * np.log(used)).sum())
+    rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
+    chart = line_chart("Share of each token, commonest first", [Line(name="share", x=rank, y=used[rank - 1])], x_label="rank", log=True)
+    return (
+        f"<h2>Visual tokens</h2><p>{len(used):,} of {len(counts):,} tokens occurred behind hidden patches. The commonest stands for "
+        f"{used[0]:.1%}, and they are used as evenly as {perplexity:,.0f} equally frequent tokens would be (perplexity). Far below the "
+        "vocabulary, the task is easy: the tokenizer says little.</p>"
+        f'<div class="charts"><figure>{chart}</figure></div>'
+    )
+
+
+def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
+    """The share of hidden patches that the masks' rule gives, against the one seen."""
+    if "mask" not in config or "model" not in config:
+        return ""
+    from beit.config import MaskConfig, ModelConfig, from_dict
+    from beit.masking import draw_mask
+
+    mask, model = from_dict(MaskConfig, config["mask"]), from_dict(ModelConfig, config["model"])
+    rng = np.random.default_rng(0)
+    expected = float(np.mean([draw_mask(rng, mask, model.grid).mean() for _ in range(500)]))
+    seen = [share for row in rows if (share := _finite(row.get("train/hidden"))) is not None]
+    text = f"{mask.kind} masks with a budget of {mask.budget(model.grid)} of {model.patches} patches hide {expected:.1%} on average"
+    if seen:
+        mean = statistics.mean(seen)
+        agrees = abs(mean - expected) < 0.01
+        text += f"; the training saw {mean:.1%}" + (
+            "." if agrees else ", which does not agree: undecodable images, which hide nothing, or a fault."
+        )
+    else:
+        text += "."
+    return f"<h2>Masks</h2><p>{escape(text[0].upper() + text[1:])}</p>"
+
+
+def _quarantine(run: str) -> str:
+    file = storage.join(run, "quarantine.csv")
+    entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
+    if not entries:
+        return "<h2>Quarantine</h2><p>Every image could be decoded.</p>"
+    reasons = Counter(entry["reason"] for entry in entries).most_common()
+    counted = "".join(f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons)
+    first = "".join(f"<li><code>{escape(entry['image'])}</code> {escape(entry['reason'])}</li>" for entry in entries[:20])
+    more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > 20 else ""
+    return (
+        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be decoded "
+        "and took no part in the loss.</p>"
+        f"<table>{counted}</table><details><summary>Which ones</summary><ul>{first}</ul>{more}</details>"
+    )
+
+
+def _go_on(run: str, job: str, commands: Sequence[tuple[str, str]]) -> str:
+    every = [("Go on after an interruption", f"beit {job} --resume {run}")] if job else []
+    every.append(("Write this report again", f"beit report {run}"))
+    blocks = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(command)}</pre></dd>" for what, command in (*commands, *every))
+    return f"<h2>Go on</h2><dl class='commands'>{blocks}</dl>"
+
+
+def _details(saved: dict[str, Any], environment: dict[str, Any]) -> str:
+    blocks = [("Configuration", saved.get("config", saved)), ("Environment", environment)]
+    return "".join(
+        f"<details><summary>{title}</summary><pre>{escape(json.dumps(content, indent=2))}</pre></details>"
+        for title, content in blocks
+        if content
+    )
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------------
+
+
+def _json(run: str, name: str) -> dict[str, Any]:
+    file = storage.join(run, name)
+    content: dict[str, Any] = json.loads(storage.read_text(file)) if storage.exists(file) else {}
+    return content
+
+
+def _counts_of_checkpoint(run: str) -> list[int] | None:
+    """The histogram of hidden tokens that the masked-image-modelling objective keeps in its checkpoints."""
+    from beit.mim import HISTOGRAM_FILE
+
+    checkpoint = runs.latest_checkpoint(run)
+    content = _json(checkpoint, HISTOGRAM_FILE) if checkpoint else {}
+    return content.get("tokens")
+
+
+def _column(rows: list[Row], metric: str) -> list[float]:
+    return [value if (value := _finite(row.get(metric))) is not None else math.nan for row in rows]
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222; background: #fff; max-width: 1080px;
+  margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #e4e4e4; padding-bottom: .2rem; }
+p { max-width: 70ch; }
+.kind { color: #666; margin: 0 0 1.2rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 0 0 .6rem; }
+.figures div { background: #f6f7f8; border-radius: 6px; padding: .6rem .8rem; }
+.figures dt { color: #666; font-size: .85rem; }
+.figures dd { margin: 0; }
+.figures b { display: block; font-size: 1.4rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.figures span { color: #666; font-size: .8rem; line-height: 1.3; display: block; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+figure { margin: 0; }
+svg { width: 100%; height: auto; }
+svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
+.wide { overflow-x: auto; }
+.wide img { max-width: 100%; min-width: min(40rem, 250%); height: auto; }
+.legend, .commands { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; max-width: 90ch; }
+.legend dt, .commands dt { font-weight: 600; }
+.legend dd, .commands dd { margin: 0; min-width: 0; }
+pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+table { border-collapse: collapse; }
+td { padding: .15rem 1.2rem .15rem 0; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="kind">{heading}</p>
+{sections}
+</body>
+</html>
+"""
