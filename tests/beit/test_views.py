@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import beit.views
 from beit.config import ViewConfig
 from beit.views import Status, ViewParameters, apply, draw_parameters, make_view
 from pipelines.benchmark import released_views
@@ -70,6 +71,16 @@ def test_order_of_the_jitter_steps_matters_and_is_kept():
         )
         assert np.abs(made.astype(int) - expected).mean() < 0.5
         assert np.abs(made.astype(int) - other).mean() > 2
+
+
+def test_older_torch_gives_the_same_token_view_to_two_levels(monkeypatch):
+    """Torch has Lanczos since 2.13; before, Pillow does it."""
+    encoded = as_png(picture(90, 70))
+    views = []
+    for has_lanczos in (beit.views.TORCH_HAS_LANCZOS, False):
+        monkeypatch.setattr(beit.views, "TORCH_HAS_LANCZOS", has_lanczos)
+        views.append(make_view(encoded, np.random.default_rng(0), view=ViewConfig(), patch_px=64, token_px=32).token_view.astype(int))
+    assert np.abs(views[0] - views[1]).max() <= 2
 
 
 def test_parameters_are_distributed_as_asked():
