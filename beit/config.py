@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The Vision Transformer. Defaults: ViT-B/16 as in the paper (spec: table at the top of §4)."""
+    """The Vision Transformer. Defaults: ViT-B/16 as in the paper (arXiv 2106.08254, section 3)."""
 
     image_size: int = 224
     """Side of the square patch view, in pixels."""
@@ -46,6 +46,9 @@ class ModelConfig:
     """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no LayerScale (the paper)."""
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "dim", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} is not positive", f"set model.{name}={getattr(ModelConfig, name)}")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}",
@@ -86,7 +89,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """From an encoded image to one random crop at two sizes (spec §2)."""
+    """From an encoded image to one random crop at two sizes (the paper's section 2, microsoft/unilm beit/datasets.py)."""
 
     min_area: float = 0.08
     """Smallest share of the image's area that a crop takes. 1 with `aspect` 1: the centre square, no randomness."""
@@ -132,7 +135,7 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Which patches are hidden (spec §3). Budget and smallest block scale with the grid."""
+    """Which patches are hidden (the paper's section 2.3). Budget and smallest block scale with the grid."""
 
     kind: Literal["blockwise", "random"] = "blockwise"
     """blockwise: rectangles (the paper's Algorithm 1). random: independent patches."""
@@ -168,7 +171,7 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, linear warmup, cosine decay (spec §5)."""
+    """AdamW, linear warmup, cosine decay. Defaults: table 12 of the paper, base size."""
 
     global_batch_size: int = 2048
     """Images per optimizer step, over all workers."""
@@ -207,6 +210,11 @@ class OptimConfig:
                 f"optim.min_lr={self.min_lr:g} is not between 0 and optim.peak_lr={self.peak_lr:g}",
                 f"set optim.min_lr={min(1e-5, self.peak_lr / 100):g}",
             )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}={getattr(self, name)} is not in [0, 1)", f"set optim.{name}={getattr(OptimConfig, name)}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"optim.clip_norm={self.clip_norm} is not positive", "set optim.clip_norm=3, or None for no clipping")
         if self.warmup_steps < 0:
             raise UserError(f"optim.warmup_steps={self.warmup_steps} is negative", "set 0 for no warmup")
 

@@ -165,7 +165,8 @@ class MimObjective(Objective):
 
         Returns:
             "loss", float32: cross-entropy in nats, summed over the hidden patches. "correct", int64: hidden patches whose token has the
-            largest logit. "tokens", int64 [V]: how often each visual token was hidden.
+            largest logit. "tokens", int64 [V]: how often each visual token was hidden. "patches", int64: patches, hidden or not, of the
+            images that have hidden ones.
         """
         mask = batch["mask"].flatten(1)
         if self._generator is None and self.training:
@@ -177,7 +178,8 @@ class MimObjective(Objective):
         correct = (logits.detach().argmax(-1) == tokens) & hidden
         histogram = torch.zeros(self.model.vocab_size, dtype=torch.int64, device=tokens.device)
         histogram.scatter_add_(0, tokens.flatten(), hidden.flatten().long())
-        return {"loss": loss, "correct": correct.sum(), "tokens": histogram}
+        patches = (mask.any(1) * mask.shape[1]).sum()
+        return {"loss": loss, "correct": correct.sum(), "tokens": histogram, "patches": patches}
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW with the authors' groups."""
@@ -191,7 +193,8 @@ class MimObjective(Objective):
         """Loss in nats and accuracy, and the two baselines that give them a meaning.
 
         "unigram" is the loss of a model that knows only how often each token occurs, "majority" the accuracy of one that always says the
-        commonest, both over all hidden patches since the run began; "perplexity" is exp(unigram). What is not defined is NaN.
+        commonest, both over all hidden patches since the run began; "perplexity" is exp(unigram). "hidden" is the mean share of hidden
+        patches. What is not defined is NaN.
         """
         self._histogram = self._histogram + np.asarray(sums["tokens"]).astype(np.int64)
         share = self._histogram[self._histogram > 0] / max(1, self._histogram.sum())
@@ -200,6 +203,7 @@ class MimObjective(Objective):
             "loss": float(sums["loss"]) / weight if weight else math.nan,
             "accuracy": float(sums["correct"]) / weight if weight else math.nan,
             "unigram": unigram,
+            "hidden": weight / max(1.0, float(sums["patches"])),
             "majority": float(share.max()) if share.size else math.nan,
             "perplexity": math.exp(unigram),
         }

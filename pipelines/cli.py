@@ -110,6 +110,22 @@ def _check(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _report(arguments: list[str], debug: bool) -> None:
+    from pipelines import runs
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UserError(f"beit report {' '.join(arguments)}: it takes one run folder", "write beit report runs/NAME")
+    job = runs.job_of(arguments[0])
+    if job == "pretrain":
+        from pipelines.pretrain import rebuild_report
+
+        print(rebuild_report(arguments[0]))
+    else:
+        from pipelines.report import write_report
+
+        print(write_report(arguments[0]))
+
+
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...]) -> Any:
     """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
 
@@ -206,6 +222,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "data scenes": _scenes,
     "data pack": _pack,
     "data check": _check,
+    "report": _report,
 }
 
 

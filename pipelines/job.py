@@ -121,7 +121,6 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
         seed=config.seed,
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size,
-        total_steps=training.total_steps,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
         clip_norm=training.clip_norm,
         device=placement.device,

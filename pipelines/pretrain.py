@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from beit.errors import UserError
 from pipelines import runs, storage
@@ -13,6 +17,7 @@ from pipelines.config import PretrainConfig
 
 if TYPE_CHECKING:
     from beit.mim import MimObjective
+    from beit.pictures import Reconstructions
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.job import Result, Training
 
@@ -26,6 +31,11 @@ SHOWN = [
 ]
 
 MODEL_FILES = ("model.safetensors", "config.json")
+
+REPORT_IMAGES = 8
+
+# No epoch of any run: views and masks of the report are none that the model was trained on.
+REPORT_EPOCH = 1 << 30
 
 
 def pretrain(
@@ -53,8 +63,8 @@ def pretrain(
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
         storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
-    report = write_run_report(training, folder)
-    _conclude(result, report, say)
+    report = write_run_report(training, folder.uri, result.checkpoint)
+    _conclude(result, training, report, say)
     return result
 
 
@@ -151,18 +161,74 @@ def summary(training: Training) -> list[str]:
     return lines
 
 
-def write_run_report(training: Training, folder: runs.RunFolder) -> str | None:
-    """The report of a finished training; None until there is one."""
-    return None
+def rebuild_report(run: str) -> str:
+    """Write the report of a pretraining run again, from its folder and its data; returns its path."""
+    config, preset = runs.saved_config(run, PretrainConfig, job=JOB)
+    checkpoint = runs.latest_checkpoint(storage.absolute(run))
+    if checkpoint is None:
+        raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
+    return write_run_report(prepare(config, preset=preset, say=lambda line: None), storage.absolute(run), checkpoint)
 
 
-def _conclude(result: Result, report: str | None, say: Callable[[str], None]) -> None:
+def write_run_report(training: Training, run: str, checkpoint: str) -> str:
+    """The report with what the checkpoint's model fills in, on images of the run's own data; returns its path."""
+    from pipelines.report import reconstruction_picture, write_report
+
+    return write_report(
+        run, pictures=[reconstruction_picture(_reconstructions(training, checkpoint))], commands=_next_commands(training, run)
+    )
+
+
+def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
+    """What the model makes of eight images, views and masks as the stream draws them."""
+    import torch
+
+    from beit.checkpoints import load_model
+    from beit.pictures import reconstruct
+    from pipelines import seeds
+    from pipelines.stream import KEYS, make_samples
+
+    config = training.config
+    assert isinstance(config, PretrainConfig)
+    manifest = training.source.manifest
+    rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
+    samples = []
+    for number in rng.choice(manifest.total, min(manifest.total, 4 * REPORT_IMAGES), replace=False).tolist():
+        ends = np.cumsum(manifest.rows, dtype=np.int64)
+        unit = int(np.searchsorted(ends, number, side="right"))
+        row = np.array([number - (ends[unit] - manifest.rows[unit])])
+        keys = {name: np.array([value]) for name, value in zip(KEYS, (REPORT_EPOCH, unit, row[0]), strict=True)}
+        sample = make_samples({"image": manifest.unit(unit).read(row)["image"], **keys}, config=training.samples)
+        if not sample["status"][0]:
+            samples.append(sample)
+        if len(samples) == REPORT_IMAGES:
+            break
+    batch = {name: torch.from_numpy(np.concatenate([sample[name] for sample in samples])) for name in samples[0]}
+    tokenizer = open_tokenizer(config)
+    tokens = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in MODEL_FILES:
+            Path(folder, name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
+        model = load_model(Path(folder))
+    return reconstruct(model, tokenizer, batch["patch_view"], tokens, batch["mask"], config.view)
+
+
+def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
+    config = training.config
+    if config.data.train is None:
+        return [("The same on your own images", "beit pretrain tiny64 --data.train FOLDER_OR_BUCKET")]
+    return [("Twice as long", f"beit pretrain {run}/config.json --epochs {2 * config.epochs:g}")]
+
+
+def _conclude(result: Result, training: Training, report: str, say: Callable[[str], None]) -> None:
     loss, unigram = result.metrics.get("train/loss"), result.metrics.get("train/unigram")
     if loss is not None and unigram is not None:
-        say(f"final loss {loss:.3f}, unigram baseline {unigram:.3f}: {unigram - loss:+.3f} nats better than guessing by frequency")
+        better = "better" if loss < unigram else "worse"
+        say(f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats {better} than guessing by frequency")
     say(f"model: {result.run}/model")
-    if report:
-        say(f"report: {report}")
+    say(f"report: {report}")
+    for what, command in _next_commands(training, result.run):
+        say(f"next, {what[0].lower()}{what[1:]}: {command}")
 
 
 if __name__ == "__main__":

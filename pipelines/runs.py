@@ -108,6 +108,18 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
         raise UserError(f"{file} is no run's configuration ({error})", "give the config.json of a run folder") from error
 
 
+def job_of(path: str) -> str:
+    """The job that a run folder belongs to.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    uri = storage.absolute(path)
+    if not storage.exists(storage.join(uri, CONFIG_FILE)):
+        raise UserError(f"{path} is no run: there is no {storage.join(uri, CONFIG_FILE)}", _suggest_run(uri))
+    return str(json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["job"])
+
+
 def check_same(saved: JobConfig, asked: JobConfig) -> None:
     """Refuse to go on with options that would change the result.
 

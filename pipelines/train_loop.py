@@ -1,8 +1,7 @@
-"""What every training worker runs: rounds of the stream, steps, checkpoints. Knows no method: that is the `Objective`'s."""
+"""What every training worker runs: rounds of the stream, steps, reports, checkpoints. Knows no method: that is the `Objective`'s."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 import time
@@ -14,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.objective import Objective
+from pipelines.step import Stepper
 
 Batch = dict[str, NDArray[Any]]
+
+SETTLED = ("epoch", "unit", "row", "status")
 
 OPTIMIZER_FILE = "optimizer.pt"
 LEDGER_FILE = "ledger.npz"
@@ -37,9 +38,8 @@ class LoopConfig:
     seed: int
     global_batch_size: int
     micro_batch_size: int | None
-    total_steps: int
     stop_at: int
-    """Step to end at; `total_steps` unless the run is to be continued later."""
+    """Step to end at."""
     clip_norm: float | None
     device: str
     threads: int
@@ -50,15 +50,6 @@ class LoopConfig:
     max_bad: float
     resume_from: str | None
     """Checkpoint folder or URI of an earlier attempt, for the case that this attempt has none yet."""
-
-
-@dataclass
-class Progress:
-    """How far the weights are. Saved with them."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Time spent training, without starts and pauses."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -84,73 +75,65 @@ class Worker:
     """One of the workers that together train one objective."""
 
     def __init__(self, config: LoopConfig) -> None:
-        import ray.train
         import ray.train.torch
 
         self.config = config
-        context = ray.train.get_context()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.batch_size = config.global_batch_size // self.workers
         torch.set_num_threads(config.threads)
         self.device = ray.train.torch.get_device() if config.device == "cuda" else torch.device("cpu")
-        # Small numbers are exchanged between hosts every step; through the devices they would cost a synchronisation.
-        self.host_group = dist.new_group(backend="gloo") if self.workers > 1 and dist.get_backend() != "gloo" else None
         self.objective = config.make_objective().to(self.device)
-        self.optimizer = self.objective.optimizer()
-        if config.compile:
-            self.objective.compile()
-        self.model: torch.nn.Module = self.objective
-        if self.workers > 1:
-            self.model = torch.nn.parallel.DistributedDataParallel(
-                self.objective, device_ids=[self.device] if self.device.type == "cuda" else None, broadcast_buffers=False
-            )
-        self.progress = Progress()
+        self.stepper = Stepper(
+            self.objective,
+            device=self.device,
+            micro_batch_size=config.micro_batch_size,
+            clip_norm=config.clip_norm,
+            bf16=config.bf16,
+            compile=config.compile,
+        )
+        self.rank, self.workers = self.stepper.rank, self.stepper.workers
+        self.batch_size = config.global_batch_size // self.workers
+        self.step = 0
+        self.seconds = 0.0
+        """Time spent training over the whole run, without starts."""
         self.generation = 0
-        self.settling: list[Any] = []
         self.keys: list[Batch] = []
-        self.bad_steps = torch.zeros((), device=self.device)
-        self.stopped = False
-        self.logged_at = time.perf_counter()
-        self._reset_meters()
+        self.settling: list[Any] = []
+        self.stop = False
+        self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
 
     def run(self) -> None:
         """Rounds until the last step, or until less than a global batch is left."""
-        self._resume()
-        saved = self.progress.step
-        while self.progress.step < self.config.stop_at:
-            self._settle(wait=True)
-            if not self._start_round():
-                break
-            before = self.progress.step
-            for host, device in self._batches():
-                if not self._step(host, device):
+        saved = self._resume()
+        while self.step < self.config.stop_at and not self.stop and self._start_round():
+            before = self.step
+            for host, batch in self._batches():
+                if not self._step(host, batch):
                     break
-                if self.progress.step % self.config.checkpoint_steps == 0 and self.progress.step < self.config.stop_at:
+                if self.step == self.config.stop_at:
+                    break
+                if self.step % self.config.checkpoint_steps == 0:
                     self._save(final=False)
-                    saved = self.progress.step
-                if self.progress.step >= self.config.stop_at:
-                    break
-            if self.stopped:
-                break
-            if self.progress.step == before:
+                    saved = self.step
+            if self.step == before and not self.stop:
                 raise RuntimeError(f"a round of the stream gave no full batch at step {before}")
-        if self.seconds_since_log:
+        if self.step > self.logged_step:
             self._log()
-        if saved < self.progress.step or not saved:
+        if self.step > saved:
             self._save(final=True)
-
-    def _start_round(self) -> bool:
-        """Have the next round planned. False: less than a global batch is left."""
-        import ray
-
-        rows = 0
-        if self.rank == 0:
-            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, self.config.global_batch_size))
-        return self._add_up([float(rows)])[0] > 0
 
     # -- steps ---------------------------------------------------------------------------------------------
 
+    def _start_round(self) -> bool:
+        """Have the next round planned, when all keys are entered. False: less than a global batch is left."""
+        import ray
+
+        self._settle()
+        rows = 0
+        if self.rank == 0:
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, self.config.global_batch_size))
+        return self.stepper.add_up([float(rows)])[0] > 0
+
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        """The worker's batches of a round, on the host and on the device; an empty one at the end, for the others may have more."""
         import ray.train
 
         batches = ray.train.get_dataset_shard("train").iter_batches(
@@ -162,12 +145,11 @@ class Worker:
             local_shuffle_buffer_size=2 * self.batch_size,
             local_shuffle_seed=self.config.seed,
         )
-        waited_from = time.perf_counter()
+        waiting_since = time.perf_counter()
         for item in ahead(iter(batches), self._to_device):
-            self.wait_seconds += time.perf_counter() - waited_from
+            self.wait_seconds += time.perf_counter() - waiting_since
             yield item
-            waited_from = time.perf_counter()
-        # The others may still have a batch: tell them that this worker has none.
+            waiting_since = time.perf_counter()
         yield {}, {}
 
     def _to_device(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
@@ -178,103 +160,46 @@ class Worker:
         return host, tensors
 
     def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
-        """One optimizer step on the global batch. False: a worker has no batch, so nobody steps."""
-        started = time.perf_counter()
-        due = self.rank == 0 and started - self.logged_at >= self.config.log_seconds
-        have, weight, log, stop = self._add_up(
-            [float(bool(host)), self.objective.weight(host) if host else 0.0, float(due), float(self.stopped)]
-        )
-        if stop or have < self.workers:
-            self.stopped = bool(stop)
+        """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so nobody steps."""
+        due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
+        weight = self.objective.weight(host) if host else 0.0
+        have, weight, log, stop = self.stepper.add_up([float(bool(host)), weight, float(due), float(self.stop)])
+        self.stop = bool(stop)
+        if self.stop or have < self.workers:
             return False
-        step = self.progress.step
-        rate = self.objective.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-        self.objective.start_step(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        micro = self.config.micro_batch_size or self.batch_size
-        starts = range(0, self.batch_size, micro)
-        for start in starts:
-            part = {name: tensor[start : start + micro] for name, tensor in batch.items()}
-            last = start + micro >= self.batch_size
-            with contextlib.nullcontext() if last or self.workers == 1 else self.model.no_sync():  # type: ignore[operator]
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
-                    sums = self.model(part)
-                # DDP takes the mean over the workers, the loss is one over all terms of the global batch.
-                (sums["loss"] * (self.workers / max(weight, 1.0))).backward()
-            for name, value in sums.items():
-                self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-        self._update()
-        self.objective.finish_step(step)
-        self.progress.step += 1
-        self.steps_since_log += 1
-        self.weight_since_log += weight
-        self.rate = rate
-        self.keys.append({name: host[name] for name in ("epoch", "unit", "row", "status")})
-        self.seconds_since_log = time.perf_counter() - self.logged_at
-        if log or self.progress.step == 1:
+        self.stepper.step(self.step, batch, weight)
+        self.step += 1
+        self.keys.append({name: host[name] for name in SETTLED})
+        if log or self.step == 1:
             self._log()
         return True
 
-    def _update(self) -> None:
-        """Step the optimizer unless the gradient is not finite; every worker sees the same gradient, so all agree."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        bad = (~torch.isfinite(norm)).float()
-        # The fused optimizer leaves the weights alone where `found_inf` is 1, so no step waits for the device to answer;
-        # the count is read when something is logged or saved.
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.bad_steps += bad
-        self.norm = norm
-
-    # -- what is reported ----------------------------------------------------------------------------------
-
-    def _reset_meters(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps_since_log, self.weight_since_log, self.wait_seconds = 0, 0.0, 0.0
-        self.norm, self.rate = torch.zeros(()), 0.0
-        self.seconds_since_log = 0.0
-        self.logged_at = time.perf_counter()
-
     def _log(self) -> None:
-        """Add up over the workers what has gathered, and send a row to the recorder."""
+        """Send rank 0's recorder a row: what has gathered on all workers since the last one."""
         import ray
 
-        self._check_finite()
-        self._settle(wait=True)
-        names = sorted(self.sums)
-        flat = [self.sums[name].double().flatten().cpu() for name in names]
-        total = self._add_up(torch.cat([*flat, torch.tensor([self.wait_seconds], dtype=torch.float64)]).tolist())
-        seconds, steps, weight, wait = time.perf_counter() - self.logged_at, self.steps_since_log, self.weight_since_log, total[-1]
-        rate, norm = self.rate, float(self.norm)
-        shapes = {name: tuple(self.sums[name].shape) for name in names}
-        self._reset_meters()
-        self.progress.seconds += seconds
+        self.stepper.check_finite()
+        self._settle()
+        sums, weight, norm = self.stepper.take_sums()
+        wait = self.stepper.add_up([self.wait_seconds])[0] / self.workers
+        seconds, steps = time.perf_counter() - self.logged_at, self.step - self.logged_step
+        self.logged_step, self.logged_at, self.wait_seconds = self.step, time.perf_counter(), 0.0
+        self.seconds += seconds
         if self.rank != 0:
             return
-        offsets = np.cumsum([0, *(len(part) for part in flat)])
-        values = {
-            name: np.array(total[start:stop]).reshape(shapes[name])
-            for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True)
-        }
         counts = ray.get(self.config.dispatcher.counts.remote())
         row = {
-            "step": self.progress.step,
-            "images": self.progress.step * self.config.global_batch_size,
+            "step": self.step,
+            "images": self.step * self.config.global_batch_size,
             "time": time.time(),
-            **{f"train/{name}": value for name, value in self.objective.metrics(values, weight).items()},
-            "optim/lr": rate,
+            **{f"train/{name}": value for name, value in self.objective.metrics(sums, weight).items()},
+            "optim/lr": self.stepper.rate,
             "optim/grad_norm": norm,
             "speed/images_per_second": steps * self.config.global_batch_size / seconds,
-            "speed/data_wait": wait / self.workers / seconds,
+            "speed/data_wait": wait / seconds,
             "data/quarantined": counts["quarantined"],
         }
-        seconds_left = self.progress.seconds / self.progress.step * (self.config.stop_at - self.progress.step)
-        self.config.recorder.log.remote(row, seconds_left)
+        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.stop_at - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
@@ -282,59 +207,51 @@ class Worker:
                 f"more than data.max_bad={self.config.max_bad:g} allows",
                 "look at quarantine.csv in the run folder; raise --data.max-bad if that is how the data is",
             )
-            self.stopped = True
-
-    def _check_finite(self) -> None:
-        if bad := int(self.bad_steps.item()):
-            first = self.progress.step - self.steps_since_log + 1
-            raise FloatingPointError(
-                f"{bad} of the steps {first} to {self.progress.step} had a gradient that is not finite; the weights are those before them"
-            )
+            self.stop = True
 
     # -- ledger and checkpoints ----------------------------------------------------------------------------
 
-    def _settle(self, *, wait: bool) -> None:
-        """Send the keys of what the optimizer has stepped on to the dispatcher; wait until all workers' keys are entered."""
+    def _settle(self) -> None:
+        """Enter the keys of what the optimizer has stepped on into the ledger; returns when all workers' keys are there."""
         import ray
 
         if self.keys:
-            columns = [np.concatenate([keys[name] for keys in self.keys]) for name in ("epoch", "unit", "row", "status")]
-            self.settling.append(self.config.dispatcher.settle.remote(self.generation, *columns))
+            columns = [np.concatenate([keys[name] for keys in self.keys]) for name in SETTLED]
+            ray.get(self.config.dispatcher.settle.remote(self.generation, *columns))
             self.keys = []
-        if wait:
-            ray.get(self.settling)
-            self.settling = []
-            self._add_up([0.0])
+        self.stepper.add_up([0.0])
 
     def _save(self, *, final: bool) -> None:
         """A checkpoint: weights, optimizer, ledger, progress. Every worker calls it at the same step."""
         import ray
         import ray.train
 
-        self._check_finite()
-        self._settle(wait=True)
+        self.stepper.check_finite()
+        self._settle()
         checkpoint = None
         if self.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="beit-checkpoint-"))
             self.objective.save(folder)
-            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+            torch.save(self.stepper.optimizer.state_dict(), folder / OPTIMIZER_FILE)
             (folder / LEDGER_FILE).write_bytes(ray.get(self.config.dispatcher.snapshot.remote(self.generation)))
             # Written last and listing all the others: a checkpoint without it, or with other sizes, is not complete.
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            progress = {"step": self.progress.step, "seconds": self.progress.seconds, "files": files}
-            (folder / PROGRESS_FILE).write_text(json.dumps(progress))
+            (folder / PROGRESS_FILE).write_text(json.dumps({"step": self.step, "seconds": self.seconds, "files": files}))
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(
-            {"step": self.progress.step},
+            {"step": self.step},
             checkpoint,
-            checkpoint_dir_name=f"step-{self.progress.step:08d}",
-            # Training goes on while a checkpoint is uploaded, but not the end of the run.
+            checkpoint_dir_name=f"step-{self.step:08d}",
+            # Training goes on while a checkpoint is uploaded, but the run does not end before its last one is there.
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.SYNC if final else ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
 
-    def _resume(self) -> None:
-        """Load this attempt's last checkpoint, else the one that the run goes on from; its ledger decides what is planned."""
+    def _resume(self) -> int:
+        """Load this attempt's last checkpoint, else the one that the run goes on from; returns its step.
+
+        The ledger of what was really loaded decides what is planned; without a checkpoint it is empty.
+        """
         import ray
         import ray.train
 
@@ -346,20 +263,13 @@ class Worker:
             with checkpoint.as_directory() as name:
                 folder = Path(name)
                 self.objective.load(folder)
-                self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True))
+                self.stepper.optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True))
                 progress = json.loads((folder / PROGRESS_FILE).read_text())
-                self.progress = Progress(progress["step"], progress["seconds"])
+                self.step, self.seconds = progress["step"], progress["seconds"]
                 ledger = (folder / LEDGER_FILE).read_bytes()
         if self.rank == 0:
             self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
-            ray.get(self.config.recorder.rewind.remote(self.progress.step))
-        self.generation = int(self._add_up([float(self.generation)])[0])
-        self.logged_at = time.perf_counter()
-
-    def _add_up(self, values: list[float]) -> list[float]:
-        """Sums over the workers, on the hosts. Also a barrier."""
-        if self.workers == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.host_group)
-        return tensor.tolist()
+            ray.get(self.config.recorder.rewind.remote(self.step))
+        self.generation = int(self.stepper.add_up([float(self.generation)])[0])
+        self.logged_step, self.logged_at = self.step, time.perf_counter()
+        return self.step

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+# The machine's cores are shared with Ray's processes, which set their own number.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

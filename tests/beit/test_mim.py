@@ -237,14 +237,15 @@ def test_metrics_compare_with_the_commonest_token_and_the_entropy_of_the_whole_r
     mim = objective()
     counts = np.zeros((2, VOCABULARY), np.int64)
     counts[0, [3, 8]], counts[1, [8, 9]] = (10, 30), (10, 50)
-    mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "tokens": counts[0]}, 40.0)
+    mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "tokens": counts[0], "patches": 80}, 40.0)
     mim.save(tmp_path)
     resumed = objective()
     resumed.load(tmp_path)
     for run in (mim, resumed):
-        found = run.metrics({"loss": np.float32(90), "correct": np.int64(6), "tokens": counts[1]}, 60.0)
+        found = run.metrics({"loss": np.float32(90), "correct": np.int64(6), "tokens": counts[1], "patches": 240}, 60.0)
         entropy = -sum(share * math.log(share) for share in (0.1, 0.4, 0.5))
-        assert found == pytest.approx({"loss": 1.5, "accuracy": 0.1, "unigram": entropy, "majority": 0.5, "perplexity": math.exp(entropy)})
+        expected = {"loss": 1.5, "accuracy": 0.1, "unigram": entropy, "majority": 0.5, "perplexity": math.exp(entropy), "hidden": 0.25}
+        assert found == pytest.approx(expected)
 
 
 def test_it_learns_to_name_the_colour_of_an_image_from_its_visible_patches():
