@@ -17,6 +17,7 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder
 from pipelines.scenes import write_scenes
+from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
 from pipelines.stream import SampleConfig, build_stream
 from pipelines.train_loop import LoopConfig, train_worker
@@ -24,9 +25,6 @@ from pipelines.train_loop import LoopConfig, train_worker
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
 # blocks of a worker's batch (design: 100,000 blocks a round).
 BLOCKS_PER_ROUND = 50_000
-
-SLOTS = 256
-"""Reading tasks of a round: at least as many as there are cores for views, few enough to cost nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
     total_rows = training.total_steps * training.global_batch_size if config.steps else int(config.epochs * int(rows.sum()) + 1e-9)
     worker_batch = training.global_batch_size // config.resources.workers
     epochs = -(-total_rows // int(rows.sum()))
-    slots = min(SLOTS, epochs * len(rows))
+    slots = slots_of_round(epochs * len(rows))
     plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)

@@ -10,6 +10,17 @@ from numpy.typing import NDArray
 from pipelines import seeds
 from pipelines.ledger import Ints, Ledger
 
+MOST_SLOTS = 256
+"""Reading tasks of a round: enough for hundreds of cores, few enough to cost nothing."""
+
+UNITS_PER_SLOT = 8
+"""A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes several units to mix."""
+
+
+def slots_of_round(units: int) -> int:
+    """Into how many slots to divide rounds of a run that reads `units` units, all epochs together."""
+    return max(1, min(MOST_SLOTS, units // UNITS_PER_SLOT))
+
 
 def epoch_order(seed: int, epoch: int, units: int) -> Ints:
     """The units in the order in which an epoch visits them, int [U]."""
