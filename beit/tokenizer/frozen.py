@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from beit.config import from_dict, to_dict
@@ -134,7 +134,7 @@ def save_tokenizer(
         "figures": dict(figures),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(stored, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(stored))
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 

@@ -20,6 +20,7 @@ from beit.config import OptimConfig
 from beit.errors import UserError
 from beit.objective import Objective
 from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae, DvaeConfig, initialise, map_pixels, unmap_pixels
+from beit.tokenizer.first_tokens import spread_tokens
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "average.safetensors"
@@ -53,6 +54,12 @@ class DvaeTrainConfig:
     marginal_weight: float = 0.4
     """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's tokens in use [0]."""
 
+    first_logit_std: float | None = 6.0
+    """Standard deviation over artificial images that the first weights give every token's logit [None: as they are drawn]."""
+
+    encoder_lr: float = 0.1
+    """The encoder's learning rate, as a multiple of the decoder's: its tokens shall not move faster than the decoder learns them [1]."""
+
     ema_decay: float | None = None
     """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the trained ones."""
 
@@ -60,6 +67,9 @@ class DvaeTrainConfig:
         for name in ("kl_weight", "marginal_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)} is negative", f"set train.{name}=0 to switch the term off")
+        for name in ("encoder_lr", "first_logit_std"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"train.{name}={value} is not positive", f"set train.{name}={getattr(DvaeTrainConfig, name)}")
         for name in ("kl_share", "temperature_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"train.{name}={getattr(self, name)} is not a share of the steps", f"set train.{name} above 0, up to 1")
@@ -134,7 +144,10 @@ class DvaeObjective(Objective):
         self.total_steps = total_steps
         self.seed = seed
         self.dvae = Dvae(dvae)
-        initialise(self.dvae, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        initialise(self.dvae, generator)
+        if train.first_logit_std is not None:
+            spread_tokens(self.dvae.encoder, train.first_logit_std, generator)
         self.average: Dvae | None = None
         if train.ema_decay is not None:
             self.average = copy.deepcopy(self.dvae).requires_grad_(False)
@@ -203,10 +216,13 @@ class DvaeObjective(Objective):
         }
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters, biases included, as the authors of DALL-E have it."""
+        """AdamW with decay on all parameters, biases included, as the authors of DALL-E have it; encoder and decoder are two groups."""
         optim = self.optim_config
         return torch.optim.AdamW(
-            self.dvae.parameters(),
+            [
+                {"params": list(self.dvae.encoder.parameters()), "lr_scale": self.train_config.encoder_lr},
+                {"params": list(self.dvae.decoder.parameters()), "lr_scale": 1.0},
+            ],
             lr=optim.peak_lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,

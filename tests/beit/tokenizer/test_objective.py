@@ -43,7 +43,7 @@ def train(model: DvaeObjective, optimizer: torch.optim.Optimizer, steps: range) 
     losses = []
     for step in steps:
         for group in optimizer.param_groups:
-            group["lr"] = model.learning_rate(step)
+            group["lr"] = model.learning_rate(step) * group["lr_scale"]
         model.start_step(step)
         optimizer.zero_grad(set_to_none=True)
         sums = model(some_batch(seed=step))
@@ -226,7 +226,15 @@ def test_four_colours_get_tokens_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("kl_weight", -1.0), ("kl_share", 0.0), ("temperature_share", 1.5), ("last_temperature", 2.0), ("ema_decay", 1.0)]
+    ("field", "value"),
+    [
+        ("kl_weight", -1.0),
+        ("kl_share", 0.0),
+        ("temperature_share", 1.5),
+        ("last_temperature", 2.0),
+        ("encoder_lr", 0.0),
+        ("ema_decay", 1.0),
+    ],
 )
 def test_schedules_that_make_no_sense_are_refused_by_name(field: str, value: float):
     with pytest.raises(UserError, match=f"train.{field}={value} "):
