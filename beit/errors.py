@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""Exceptions that the command line shows in two lines."""
 
 
 class UserError(Exception):
@@ -16,3 +16,12 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         # An exception with two arguments that shows one does not survive pickling between processes otherwise.
         return (UserError, (self.cause, self.remedy))
+
+
+class JobFailedError(Exception):
+    """A job that was well asked for and failed all the same. The command line prints it like a `UserError` and exits with 1."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause}\n{remedy}")
+        self.cause = cause
+        self.remedy = remedy

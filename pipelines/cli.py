@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beit.errors import UserError
+from beit.errors import JobFailedError, UserError
 
 HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
@@ -41,6 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error.cause}\n       {error.remedy}", file=sys.stderr)
         sys.exit(2)
+    except JobFailedError as error:
+        if debug:
+            raise
+        print(f"failed: {error.cause}\n        {error.remedy}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from beit.config import TokenizerConfig, to_dict
-from beit.errors import UserError
+from beit.errors import JobFailedError, UserError
 from beit.objective import Objective
 from pipelines import cluster, runs, storage
 from pipelines.config import JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
-from pipelines.recorder import Recorder
+from pipelines.recorder import Recorder, read_metrics
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
@@ -25,6 +25,9 @@ from pipelines.train_loop import LoopConfig, train_worker
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
 # blocks of a worker's batch (design: 100,000 blocks a round).
 BLOCKS_PER_ROUND = 50_000
+
+
+ERROR_FILE = "error.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Result:
     run: str
     """Run folder."""
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     """The last row of metrics."""
     checkpoint: str
     """The last checkpoint."""
@@ -150,22 +153,34 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
     status = "FAILED"
     try:
         with _Watch(recorder, dispatcher, folder, say):
-            result = trainer.fit()
+            trainer.fit()
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         status = "FINISHED"
+    except ray.train.TrainingFailedError as error:
+        raise _failed(error, folder, config.resources.max_failures) from error
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         ray.get(recorder.finish.remote(status=status, artifacts=[]))
-    last = ray.get(recorder.last.remote())
     ray.kill(dispatcher)
     ray.kill(recorder)
     path = runs.latest_checkpoint(folder.uri)
     if path is None:
-        raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}: {result}")
-    return Result(folder.uri, int(path.rpartition("-")[2]), last, path)
+        raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
+    return Result(folder.uri, int(path.rpartition("-")[2]), read_metrics(folder.uri)[-1], path)
+
+
+def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFailedError:
+    """The last line of what the workers died of; the whole text goes into the run folder."""
+    storage.write_text(folder.path(ERROR_FILE), f"{error}\n")
+    failures = getattr(error, "worker_failures", {})
+    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
+    return JobFailedError(
+        f"{lines[-1].strip() if lines else type(error).__name__} (after {restarts} restarts; everything in {folder.path(ERROR_FILE)})",
+        f"mend the cause, then go on by --resume {folder.uri}",
+    )
 
 
 def check_batch(global_batch_size: int, workers: int) -> None:

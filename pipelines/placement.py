@@ -88,12 +88,12 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
             f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both stages in one process",
             f"set --resources.tokenizer-cpus {tokenizer_cpus * 1.1:.2g}",
         )
-    threads = 1 if on_gpu else max(1, round(cpus / config.workers)) if len(nodes) == 1 else max(1, round(worker_cpus))
     placement = Placement(
         workers=config.workers,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
-        worker_threads=threads,
+        # Threads beyond the reserved cores would wait for each other while the stream's processes have their turn.
+        worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
         tokenizers=(1, max(1, actors)) if tokenize else (0, 0),
         tokenizer_cpus=tokenizer_cpus,

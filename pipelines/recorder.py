@@ -30,16 +30,13 @@ class Recorder:
     def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: dict[str, Any] | None) -> None:
         self._run, self._total_steps, self._shown = run, total_steps, shown
         self._lines: list[str] = []
-        self._told = 0
         self._failure: tuple[str, str] | None = None
-        self._last: dict[str, float] = {}
         self._pending: list[dict[str, Any]] = []
         self._part, self._part_at = 0, time.monotonic()
         self._mlflow = MlflowLog(run, **mlflow) if mlflow else None
 
     def log(self, row: dict[str, Any], seconds_left: float) -> None:
         """Enter a row of metrics: "step", "images", "time" and `group/name` values."""
-        self._last = row
         self._append(row)
         self.say(progress_line(row, total_steps=self._total_steps, seconds_left=seconds_left, shown=self._shown))
         if self._mlflow:
@@ -64,10 +61,6 @@ class Recorder:
     def failure(self) -> tuple[str, str] | None:
         """Cause and remedy, if the workers gave up."""
         return self._failure
-
-    def last(self) -> dict[str, float]:
-        """The newest row."""
-        return self._last
 
     def rewind(self, step: int) -> None:
         """The weights are those of an earlier step: rows after it describe steps that never were."""

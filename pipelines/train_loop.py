@@ -270,6 +270,9 @@ class Worker:
         if self.rank == 0:
             self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
             ray.get(self.config.recorder.rewind.remote(self.step))
+            if self.generation > 1 or checkpoint is not None:
+                why = "the workers were lost and started again" if self.generation > 1 else "resumed"
+                ray.get(self.config.recorder.say.remote(f"{why}: going on from step {self.step:,}"))
         self.generation = int(self.stepper.add_up([float(self.generation)])[0])
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step
