@@ -190,7 +190,8 @@ class DvaeObjective(Objective):
 
         logits = self.dvae.encoder(mapped).float()
         log_q = F.log_softmax(logits, dim=1)
-        gumbel = torch.empty_like(logits).exponential_(generator=self._noise).log_().neg_()
+        # An exponential draw can be 0 on a CPU, and its logarithm would make the token's share infinite over infinite.
+        gumbel = torch.empty_like(logits).exponential_(generator=self._noise).clamp_(min=1e-10).log_().neg_()
         codes = F.softmax((logits + gumbel) / self.temperature, dim=1)
         statistics = self.dvae.decoder(codes).float()
 

@@ -135,6 +135,13 @@ def test_a_batch_without_a_decoded_image_has_a_finite_gradient_of_zero():
     assert all(not parameter.grad.any() for parameter in model.dvae.parameters())
 
 
+def test_noise_at_its_limit_leaves_the_loss_finite(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Tensor, "exponential_", lambda self, generator: self.zero_())
+    model = objective()
+    model.start_step(19)
+    assert torch.isfinite(model(some_batch())["loss"])
+
+
 def test_schedules_start_and_end_where_they_say():
     train_config = DvaeTrainConfig(kl_weight=5.0, kl_share=0.1, first_temperature=2.0, last_temperature=0.25, temperature_share=0.5)
     model = objective(train_config, steps=1000)
