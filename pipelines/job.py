@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from pipelines.config import JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
+from pipelines.report import REPORT_FILE
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
 from pipelines.stream import SampleConfig, build_stream
+from pipelines.tracking import MlflowRun, attach, place_of
 from pipelines.train_loop import LoopConfig, train_worker
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
@@ -114,7 +115,7 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
     plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
-    recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, _mlflow(training, folder))
+    recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
     loop = LoopConfig(
         make_objective=training.make_objective,
         dispatcher=dispatcher,
@@ -163,7 +164,7 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
         status = "KILLED"
         raise
     finally:
-        ray.get(recorder.finish.remote(status=status, artifacts=[]))
+        ray.get(recorder.finish.remote(status))
     ray.kill(dispatcher)
     ray.kill(recorder)
     path = runs.latest_checkpoint(folder.uri)
@@ -206,21 +207,19 @@ def _scaling(placement: Placement) -> Any:
     return ray.train.ScalingConfig(num_workers=placement.workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 
-def _mlflow(training: Training, folder: runs.RunFolder) -> dict[str, Any] | None:
+def mlflow_place(training: Training, run: str) -> MlflowRun | None:
+    """Where the run goes in MLflow; None if it does not."""
     output = training.config.output
-    if not output.mlflow:
-        return None
-    root = folder.uri.rpartition("/")[0]
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None and storage.is_remote(root):
-        return None  # SQLite needs a disk; on buckets MLflow needs a server, named by MLFLOW_TRACKING_URI.
     params = runs.flatten({"job": training.job, "preset": training.preset, **to_dict(training.config)})
-    return {
-        "uri": uri or f"sqlite:///{root}/mlflow.db",
-        "experiment": output.experiment,
-        "name": folder.uri.rpartition("/")[2],
-        "params": params,
-    }
+    return place_of(run, experiment=output.experiment, params=params) if output.mlflow else None
+
+
+def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[[], str]) -> str:
+    """Write the report and attach it, with the configuration, to the MLflow run; returns the report's path."""
+    report = write()
+    if (place := mlflow_place(training, folder.uri)) is not None:
+        attach(folder.uri, place, [REPORT_FILE, runs.CONFIG_FILE])
+    return report
 
 
 class _Watch:

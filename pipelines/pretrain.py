@@ -53,7 +53,7 @@ def pretrain(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import run_job
+    from pipelines.job import run_job, write_report_of
 
     if resume is None:
         runs.check_free(config)
@@ -63,7 +63,7 @@ def pretrain(
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
         storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
-    report = write_run_report(training, folder.uri, result.checkpoint)
+    report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint))
     _conclude(result, training, report, say)
     return result
 

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from pipelines import storage
+from pipelines.tracking import MlflowLog, MlflowRun
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
-MLFLOW_FILE = "mlflow.json"
 
 # An object store has no append: what grows is written there as part files, one at most so often.
 PART_SECONDS = 60
@@ -24,16 +24,16 @@ class Recorder:
         run: Run folder.
         total_steps: Steps of the whole run, for the progress line.
         shown: What the progress line shows, as (format, names of metrics).
-        mlflow: What `MlflowLog` needs; None: no MLflow.
+        mlflow: The run's place in MLflow; None: no MLflow.
     """
 
-    def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: dict[str, Any] | None) -> None:
+    def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: MlflowRun | None) -> None:
         self._run, self._total_steps, self._shown = run, total_steps, shown
         self._lines: list[str] = []
         self._failure: tuple[str, str] | None = None
         self._pending: list[dict[str, Any]] = []
         self._part, self._part_at = 0, time.monotonic()
-        self._mlflow = MlflowLog(run, **mlflow) if mlflow else None
+        self._mlflow = MlflowLog(run, mlflow) if mlflow else None
 
     def log(self, row: dict[str, Any], seconds_left: float) -> None:
         """Enter a row of metrics: "step", "images", "time" and `group/name` values."""
@@ -71,11 +71,11 @@ class Recorder:
             rows = [line for line in storage.read_text(file).splitlines() if json.loads(line)["step"] <= step]
             storage.write_text(file, "".join(f"{line}\n" for line in rows))
 
-    def finish(self, *, status: str, artifacts: list[str]) -> None:
-        """Write out what is pending and end the MLflow run."""
+    def finish(self, status: str) -> None:
+        """Write out what is pending and end the MLflow run as FINISHED, FAILED or KILLED."""
         self._flush()
         if self._mlflow:
-            self._mlflow.finish(status, artifacts)
+            self._mlflow.finish(status)
 
     def _append(self, row: dict[str, Any]) -> None:
         # JSON has no NaN: what is not defined is null.
@@ -132,53 +132,3 @@ def duration(seconds: float) -> str:
         elif parts:
             break
     return " ".join(parts[:2])
-
-
-class MlflowLog:
-    """One MLflow run for a run folder; a resumed run goes on with it.
-
-    Args:
-        run: Run folder; the MLflow run's id is kept there.
-        uri: Tracking store.
-        experiment: Name of the experiment.
-        name: Name of the MLflow run.
-        params: Flattened configuration.
-    """
-
-    def __init__(self, run: str, *, uri: str, experiment: str, name: str, params: dict[str, Any]) -> None:
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(uri)
-        file = storage.join(run, MLFLOW_FILE)
-        if storage.exists(file):
-            self._id = json.loads(storage.read_text(file))["run_id"]
-            self._client.update_run(self._id, status="RUNNING")
-            return
-        found = self._client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else self._client.create_experiment(experiment)
-        self._id = self._client.create_run(experiment_id, run_name=name, tags={"run_folder": run}).info.run_id
-        from mlflow.entities import Param
-
-        self._client.log_batch(self._id, params=[Param(key, str(value)[:6000]) for key, value in params.items()])
-        storage.write_text(file, json.dumps({"tracking_uri": _without_password(uri), "run_id": self._id}))
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Enter a row of metrics; the step is the optimizer's."""
-        from mlflow.entities import Metric
-
-        stamp = int(row["time"] * 1000)
-        values = {name: value for name, value in row.items() if name not in ("step", "time") and math.isfinite(value)}
-        self._client.log_batch(self._id, metrics=[Metric(name, float(value), stamp, row["step"]) for name, value in values.items()])
-
-    def finish(self, status: str, artifacts: list[str]) -> None:
-        """Attach files and end the run as FINISHED, FAILED or KILLED."""
-        for artifact in artifacts:
-            self._client.log_artifact(self._id, artifact)
-        self._client.set_terminated(self._id, status=status)
-
-
-def _without_password(uri: str) -> str:
-    """The tracking URI without the part that may hold a user's name and password."""
-    scheme, mark, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"

@@ -102,7 +102,7 @@ def train_tokenizer(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import run_job
+    from pipelines.job import run_job, write_report_of
     from pipelines.report import write_report
 
     if resume is None:
@@ -115,7 +115,7 @@ def train_tokenizer(
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     write_tokenizer(training, result, folder.path("tokenizer"))
     say(f"tokenizer: {folder.path('tokenizer')}")
-    say(f"report: {write_report(folder.uri)}")
+    say(f"report: {write_report_of(training, folder, lambda: write_report(folder.uri))}")
     say(f"next: beit pretrain tiny64 --tokenizer.path {folder.path('tokenizer')} --data.train {config.data.train or training.source.uri}")
     return result
 

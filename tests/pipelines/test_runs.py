@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from beit.config import override
+from beit.errors import UserError
+from pipelines import presets, runs
+from pipelines.config import PretrainConfig
+
+
+def write_checkpoint(folder, *, complete=True):
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "progress.json").write_text(json.dumps({"step": 1, "files": {"model.safetensors": 7 if complete else 8}}))
+
+
+def test_the_newest_complete_checkpoint_of_all_attempts_is_found(tmp_path):
+    assert runs.latest_checkpoint(str(tmp_path)) is None
+    write_checkpoint(tmp_path / "attempt-1" / "step-00000900")
+    write_checkpoint(tmp_path / "attempt-2" / "step-00001100")
+    write_checkpoint(tmp_path / "attempt-2" / "step-00001200", complete=False)  # the driver died while it was uploaded
+    (tmp_path / "attempt-2" / "step-00001300").mkdir()
+    assert runs.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001100")
+    assert runs.reopen(str(tmp_path)).attempt == 3
+
+
+@pytest.mark.parametrize("preset", sorted(presets.PRESETS))
+def test_a_saved_run_gives_back_its_configuration(preset, tmp_path):
+    config = override(presets.PRESETS[preset](), {"output.root": str(tmp_path), "output.name": "run", "optim.clip_norm": None})
+    folder = runs.create(config, job="pretrain", preset=preset)
+    assert runs.saved_config(folder.uri, PretrainConfig, job="pretrain") == (config, preset)
+    with pytest.raises(UserError, match="belongs to the job pretrain"):
+        runs.saved_config(folder.uri, PretrainConfig, job="finetune")
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["versions"]["ray"]
+
+
+def test_a_resumed_run_may_change_who_works_and_where_to_stop_but_nothing_else():
+    saved = presets.tiny64()
+    runs.check_same(saved, override(saved, {"resources.workers": 2, "output.checkpoint_steps": 5, "stop_at": 100}))
+    with pytest.raises(UserError) as error:
+        runs.check_same(saved, override(saved, {"mask.ratio": 0.5, "seed": 1, "resources.workers": 2}))
+    assert "mask.ratio was 0.3826" in error.value.cause
+    assert "seed was 0 and is now 1" in error.value.cause
+    assert "workers" not in error.value.cause
+
+
+def test_a_mistyped_run_gets_the_nearest_name(tmp_path):
+    runs.create(override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "first-try"}), job="pretrain", preset="tiny64")
+    with pytest.raises(UserError, match=r"perhaps you meant .*/first-try"):
+        runs.saved_config(str(tmp_path / "first-tri"), PretrainConfig, job="pretrain")
