@@ -22,7 +22,7 @@ DESCRIPTION = "tokenizer.json"
 
 Part = TypeVar("Part", Encoder, Decoder)
 
-CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Largest activation of one pass, by device: on a CPU what its caches hold, on a GPU what occupies it. One image at least."""
 
 
