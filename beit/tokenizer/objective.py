@@ -39,7 +39,7 @@ class DvaeTrainConfig:
     kl_weight: float = 6.6
     """Weight beta of the divergence between a position's token distribution and the uniform one, at the end of its rise [6.6]."""
 
-    kl_share: float = 0.1
+    kl_share: float = 0.5
     """Share of the steps over which `kl_weight` rises from 0 [1/600]."""
 
     first_temperature: float = 1.0
