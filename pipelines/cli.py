@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("beit-pretraining"))
+        return
     try:
         command, rest = _find(arguments)
         command(rest, debug)
@@ -185,6 +190,7 @@ def parse_job(
         if name is not None:
             raise UserError(f"{name} and --resume {resume}: a resumed run has its own configuration", f"leave out {name}")
         base, name = runs.saved_config(resume, kind, job=job)
+        base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
     elif name is not None and name.endswith(".json"):
         base, name = runs.saved_config(name, kind, job=job)
         base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))

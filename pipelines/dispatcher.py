@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,16 +42,23 @@ class Dispatcher:
         self._manifest, self._plan = manifest, plan
         self._ledger: Ledger | None = None
         self._round: Round | None = None
-        self._generation = 0
+        # Not from 0: after a restart of this actor the next generation must be none that late messages of an earlier one carry.
+        self._generation = int(time.time())
+        self._starts = 0
 
-    def resume(self, ledger: bytes | None) -> int:
-        """Start a generation from the ledger of the checkpoint that was really loaded; None empties it."""
+    def resume(self, ledger: bytes | None) -> tuple[int, int]:
+        """Start a generation from the ledger of the checkpoint that was really loaded; None empties it.
+
+        Returns:
+            Its number, and how many there were before it.
+        """
         self._ledger = Ledger(self._manifest.rows) if ledger is None else Ledger.from_bytes(ledger)
         if not np.array_equal(self._ledger.rows, self._manifest.rows):
             raise ValueError("the checkpoint's ledger belongs to other data: its units have other row counts than the manifest's")
         self._round = None
         self._generation += 1
-        return self._generation
+        self._starts += 1
+        return self._generation, self._starts - 1
 
     def start_round(self, generation: int, minimum: int) -> int:
         """Plan the next round and return its rows; 0 when fewer than `minimum` rows are left."""
@@ -76,12 +84,10 @@ class Dispatcher:
         """The ledger, to be written into a checkpoint."""
         return self._current(generation).to_bytes()
 
-    def quarantined(self, known: int) -> list[tuple[str, int]] | None:
-        """(where it lies, status) of every image that could not be decoded so far; None if there are `known` as before."""
-        if self._ledger is None or len(self._ledger.quarantine) == known:
-            return None
-        entries = sorted(self._ledger.quarantine.items())
-        return [(self._manifest.unit(unit).describe(row), status) for (unit, row), status in entries]
+    def quarantined(self, known: int) -> list[tuple[int, int, int]]:
+        """(unit, row, status) of the images that could not be decoded, but for the first `known` ones."""
+        entries = list(self._ledger.quarantine.items())[known:] if self._ledger is not None else []
+        return [(unit, row, status) for (unit, row), status in entries]
 
     def counts(self) -> dict[str, int]:
         """Samples settled, and those of them without training."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from beit.config import TokenizerConfig, to_dict
 from beit.errors import JobFailedError, UserError
@@ -28,7 +33,11 @@ from pipelines.train_loop import LoopConfig, train_worker
 BLOCKS_PER_ROUND = 50_000
 
 
+# Images that a worker puts through the model at once, unless it is told otherwise.
+MICRO_BATCH = 128
+
 ERROR_FILE = "error.log"
+QUARANTINE_FILE = "quarantine.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,8 @@ class Training:
     global_batch_size: int
     total_steps: int
     clip_norm: float | None
+    inputs: dict[str, str]
+    """Digests of what the job reads, by the option that names it."""
     shown: list[tuple[str, str]]
     """What the progress line shows: (format, names of metrics)."""
 
@@ -57,7 +68,7 @@ class Result:
     """Run folder."""
     step: int
     metrics: dict[str, Any]
-    """The last row of metrics."""
+    """The last row of metrics; those of the training are means over the last twentieth of the steps."""
     checkpoint: str
     """The last checkpoint."""
 
@@ -71,10 +82,22 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
     """
-    folder = runs.reopen(resume) if resume else runs.create(training.config, job=training.job, preset=training.preset)
-    say(f"run folder: {folder.uri}")
-    with cluster.start(cpus=training.config.resources.cpus, debug=debug):
-        return folder, run_training(training, folder, say=say, resume=resume is not None)
+    config = training.config
+    with cluster.start(cpus=config.resources.cpus, debug=debug):
+        nodes = cluster.nodes()
+        placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
+        check_batch(training.global_batch_size, placement.workers)
+        if resume:
+            folder = runs.reopen(resume, inputs=training.inputs)
+        else:
+            folder = runs.create(config, job=training.job, preset=training.preset, inputs=training.inputs)
+        say(f"run folder: {folder.uri}")
+        for option, path in (("data.train", training.source.uri), ("output.root", folder.uri)):
+            if len(nodes) > 1 and not storage.is_remote(path):
+                say(f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them")
+        for line in placement.lines():
+            say(line)
+        return folder, run_training(training, folder, placement, say=say, resume=resume is not None)
 
 
 def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:
@@ -93,25 +116,24 @@ def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None])
     return open_source(folder)
 
 
-def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[str], None], resume: bool) -> Result:
+def run_training(training: Training, folder: runs.RunFolder, placement: Placement, *, say: Callable[[str], None], resume: bool) -> Result:
     """Train on a connected Ray until the last step, and return where everything is.
 
     Raises:
-        UserError: For what cannot be scheduled, data that is mostly broken, or a checkpoint of other data.
+        UserError: For data of which too much is broken.
+        JobFailedError: When the workers died more often than `resources.max_failures` allows.
     """
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
     config = training.config
-    placement = place(config.resources, cluster.nodes(), tokenize=training.tokenizer is not None)
-    check_batch(training.global_batch_size, config.resources.workers)
     checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
     rows = training.source.manifest.rows
     total_rows = training.total_steps * training.global_batch_size if config.steps else int(config.epochs * int(rows.sum()) + 1e-9)
-    worker_batch = training.global_batch_size // config.resources.workers
+    worker_batch = training.global_batch_size // placement.workers
     epochs = -(-total_rows // int(rows.sum()))
-    slots = slots_of_round(epochs * len(rows))
+    slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
     plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
@@ -122,12 +144,12 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
         recorder=recorder,
         seed=config.seed,
         global_batch_size=training.global_batch_size,
-        micro_batch_size=config.resources.micro_batch_size,
+        micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
         clip_norm=training.clip_norm,
         device=placement.device,
         threads=placement.worker_threads,
-        bf16=config.resources.precision == "bf16" or (config.resources.precision == "auto" and placement.device == "cuda"),
+        precision=config.resources.precision,
         compile=config.resources.compile,
         checkpoint_steps=config.output.checkpoint_steps,
         log_seconds=config.output.log_seconds,
@@ -149,28 +171,45 @@ def run_training(training: Training, folder: runs.RunFolder, *, say: Callable[[s
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
         ),
     )
-    for line in placement.lines():
-        say(line)
     status = "FAILED"
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, folder, say):
+        with _Watch(recorder, dispatcher, training.source, folder, say):
             trainer.fit()
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         status = "FINISHED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
-        raise
+        say(f"stopped; go on by --resume {folder.uri}")
+        raise KeyboardInterrupt from None
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
         ray.get(recorder.finish.remote(status))
     ray.kill(dispatcher)
     ray.kill(recorder)
     path = runs.latest_checkpoint(folder.uri)
     if path is None:
         raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
-    return Result(folder.uri, int(path.rpartition("-")[2]), read_metrics(folder.uri)[-1], path)
+    runs.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
+    return Result(folder.uri, runs.step_of(path), last_metrics(read_metrics(folder.uri)), path)
+
+
+def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, with means over the last twentieth of the steps for what was measured in training: a single row is noisy."""
+    last = rows[-1]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    window = [(row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]]
+    metrics = dict(last)
+    for name in last:
+        values = [(row[name], count) for row, count in window if name.startswith("train/") and row.get(name) is not None]
+        if values:
+            metrics[name] = float(np.average([value for value, _ in values], weights=[count for _, count in values]))
+    return metrics
 
 
 def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFailedError:
@@ -184,13 +223,13 @@ def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFaile
     )
 
 
-def check_batch(global_batch_size: int, workers: int) -> None:
-    """Every worker takes the same share of the global batch.
+def check_batch(global_batch_size: int, workers: int | None) -> None:
+    """Every worker takes the same share of the global batch. None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
     """
-    if global_batch_size % workers:
+    if workers is not None and global_batch_size % workers:
         down = global_batch_size // workers * workers
         raise UserError(
             f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
@@ -225,10 +264,12 @@ def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[
 class _Watch:
     """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
 
-    def __init__(self, recorder: Any, dispatcher: Any, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
-        self._recorder, self._dispatcher, self._folder, self._say = recorder, dispatcher, folder, say
+    def __init__(self, recorder: Any, dispatcher: Any, source: Source, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
+        self._recorder, self._dispatcher, self._source, self._folder, self._say = recorder, dispatcher, source, folder, say
         self._ended = threading.Event()
-        self._listed = 0
+        self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
+        self._known = 0
+        self._complained = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
@@ -241,28 +282,32 @@ class _Watch:
     def _run(self) -> None:
         import ray
 
-        while True:
+        ended = False
+        while not ended:
             ended = self._ended.wait(0.5)
             try:
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
-                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._listed)))
+                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
             except ray.exceptions.RayActorError:
-                pass  # Starting again, or the program is going down; the next round will tell.
-            if ended:
-                return
+                self._known = 0  # The dispatcher starts again; what it will list may be known already.
+            except Exception as error:
+                # The training goes on, and so must its lines.
+                if not self._complained:
+                    self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
+                self._complained = True
 
-    def _list_quarantine(self, entries: list[tuple[str, int]] | None) -> None:
+    def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
         from beit.decode import Status
 
-        if entries is None:
+        self._known += len(entries)
+        new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
+        if not new:
             return
-        import csv
-        import io
-
+        for (unit, row), status in new.items():
+            self._quarantine[unit, row] = (self._source.unit(unit).describe(row), Status(status).reason)
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "reason"])
-        writer.writerows((where, Status(status).reason) for where, status in entries)
-        storage.write_text(self._folder.path("quarantine.csv"), text.getvalue())
-        self._listed = len(entries)
+        writer.writerows(self._quarantine[key] for key in sorted(self._quarantine))
+        storage.write_text(self._folder.path(QUARANTINE_FILE), text.getvalue())

@@ -68,8 +68,8 @@ def _paper(*, dim: int, depth: int, heads: int, clip_norm: float = 3.0) -> Pretr
     return PretrainConfig(
         epochs=800,
         model=ModelConfig(dim=dim, depth=depth, heads=heads, drop_path=0.1),
-        # The authors' tokenizer has to be converted first; see docs/tokenizer.md.
-        tokenizer=TokenizerConfig(name="random-dalle", image_size=112),
+        # Does not come with the package: it has to be converted first (docs/tokenizer.md).
+        tokenizer=TokenizerConfig(name="dalle", image_size=112),
         view=ViewConfig(),
         mask=MaskConfig(),
         optim=OptimConfig(clip_norm=clip_norm),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from beit.config import override
 from beit.errors import UserError
 from pipelines import runs, storage
 from pipelines.config import PretrainConfig
@@ -33,6 +35,9 @@ SHOWN = [
 MODEL_FILES = ("model.safetensors", "config.json")
 
 REPORT_IMAGES = 8
+
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
 
 # No epoch of any run: views and masks of the report are none that the model was trained on.
 REPORT_EPOCH = 1 << 30
@@ -71,13 +76,23 @@ def pretrain(
 def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     config.mask.check(config.model.grid)
+    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
+            "set --data.train to a folder or bucket of images; beit pretrain quickstart runs on the scenes",
+        )
+    from beit.optim import check_schedule
     from pipelines.job import Training, check_batch, open_data
     from pipelines.stream import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
+    if config.tokenizer.path is not None:
+        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
     source = open_data(config, image_size=config.model.image_size, say=say)
-    tokenizer = open_tokenizer(config)
+    tokenizer = checked_tokenizer(config)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
+    if config.steps is None:
+        check_schedule(config.optim, total_steps)
     objective = functools.partial(_make_objective, config, tokenizer.vocab_size, total_steps, tokenizer.digest)
     return Training(
         job=JOB,
@@ -97,19 +112,20 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
+        inputs={"data.train": source.manifest.digest, "tokenizer": tokenizer.digest},
         shown=SHOWN,
     )
 
 
-def open_tokenizer(config: PretrainConfig) -> ImageTokenizer:
+def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     """The run's tokenizer, on this machine's CPU.
 
     Raises:
         UserError: If its tokens do not lie on the model's patches.
     """
-    from beit.tokenizer.registry import load_tokenizer
+    from pipelines.stream import open_tokenizer
 
-    tokenizer = load_tokenizer(config.tokenizer.path or config.tokenizer.name)
+    tokenizer = open_tokenizer(config.tokenizer)
     grid = config.tokenizer.image_size / tokenizer.px_per_token
     if grid != config.model.grid:
         raise UserError(
@@ -141,15 +157,13 @@ def summary(training: Training) -> list[str]:
     assert isinstance(config, PretrainConfig)
     model, optim, manifest = config.model, config.optim, training.source.manifest
     images = training.total_steps * optim.global_batch_size
-    share = optim.global_batch_size // config.resources.workers
     lines = [
         f"model: ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, {model.grid} x {model.grid} patches, "
         f"{model.position} positions",
         f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px",
         f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})",
         f"mask: {config.mask.kind}, at most {config.mask.budget(model.grid)} of {model.patches} patches hidden",
-        f"steps: {training.total_steps:,} x {optim.global_batch_size} images = {images:,} = {images / manifest.total:.1f} epochs; "
-        f"a step: {config.resources.workers} workers x {share}",
+        f"steps: {training.total_steps:,} x {optim.global_batch_size:,} images = {images:,} = {images / manifest.total:.3g} epochs",
     ]
     if optim.warmup_steps >= training.total_steps:
         lines.append(
@@ -204,7 +218,7 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
         if len(samples) == REPORT_IMAGES:
             break
     batch = {name: torch.from_numpy(np.concatenate([sample[name] for sample in samples])) for name in samples[0]}
-    tokenizer = open_tokenizer(config)
+    tokenizer = checked_tokenizer(config)
     tokens = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
     with tempfile.TemporaryDirectory() as folder:
         for name in MODEL_FILES:
@@ -217,7 +231,8 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     config = training.config
     if config.data.train is None:
         return [("The same on your own images", "beit pretrain tiny64 --data.train FOLDER_OR_BUCKET")]
-    return [("Twice as long", f"beit pretrain {run}/config.json --epochs {2 * config.epochs:g}")]
+    twice = f"--steps {2 * config.steps}" if config.steps is not None else f"--epochs {2 * config.epochs:g}"
+    return [("Twice as long", f"beit pretrain {shlex.quote(run)}/config.json {twice}")]
 
 
 def _conclude(result: Result, training: Training, report: str, say: Callable[[str], None]) -> None:

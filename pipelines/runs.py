@@ -27,8 +27,11 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 PROGRESS_FILE = "progress.json"
 
+CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
+
 # Options that say who does the work and where it is written: a resumed run may change them.
 FREE_ON_RESUME = ("resources.", "output.", "stop_at")
+FIXED_ON_RESUME = ("resources.precision",)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,14 @@ def check_free(config: JobConfig) -> None:
         )
 
 
-def create(config: JobConfig, *, job: str, preset: str) -> RunFolder:
+def create(config: JobConfig, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> RunFolder:
     """Make the folder of a new run and save its configuration and environment there.
+
+    Args:
+        config: The whole run.
+        job: Name of the job.
+        preset: Begins the folder's name, unless `output.name` is given.
+        inputs: Digests of what the run reads, by the option that names it: a resumed run must find the same.
 
     Raises:
         UserError: If a run of that name exists.
@@ -73,14 +82,26 @@ def create(config: JobConfig, *, job: str, preset: str) -> RunFolder:
     check_free(config)
     name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     uri = storage.join(storage.absolute(config.output.root), name)
-    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps({"job": job, "preset": preset, "config": to_dict(config)}, indent=2))
+    saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
+    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
     storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
     return RunFolder(uri, 1)
 
 
-def reopen(uri: str) -> RunFolder:
-    """The folder of a run to go on with."""
+def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
+    """The folder of a run to go on with.
+
+    Raises:
+        UserError: If the run would read other data than before, or another tokenizer.
+    """
     uri = storage.absolute(uri)
+    before = json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["inputs"]
+    for option, digest in inputs.items():
+        if before.get(option) != digest:
+            raise UserError(
+                f"--resume {uri}: what {option} names is not what the run began with (digest {before.get(option)}, now {digest})",
+                "bring back the files as they were, or start a new run",
+            )
     return RunFolder(uri, 1 + max(_attempts(uri), default=0))
 
 
@@ -127,7 +148,7 @@ def check_same(saved: JobConfig, asked: JobConfig) -> None:
         UserError: Naming every changed option with both values.
     """
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
-    changed = [name for name in before if before[name] != after[name] and not name.startswith(FREE_ON_RESUME)]
+    changed = [name for name in before if before[name] != after[name] and (name in FIXED_ON_RESUME or not name.startswith(FREE_ON_RESUME))]
     if changed:
         differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
         raise UserError(f"--resume: the run cannot go on with other settings: {differences}", "leave these out, or start a new run")
@@ -135,11 +156,29 @@ def check_same(saved: JobConfig, asked: JobConfig) -> None:
 
 def latest_checkpoint(uri: str) -> str | None:
     """The complete checkpoint with the most steps over all attempts; None if there is none."""
+    return next(iter(_complete_checkpoints(uri)), None)
+
+
+def step_of(checkpoint: str) -> int:
+    """The step that a checkpoint was saved at."""
+    return int(json.loads(storage.read_text(storage.join(checkpoint, PROGRESS_FILE)))["step"])
+
+
+def _complete_checkpoints(uri: str) -> list[str]:
+    """Newest first."""
     found: list[tuple[int, str]] = []
     for attempt in _attempts(uri):
         folder = storage.join(uri, f"attempt-{attempt}")
-        found += [(int(name[5:]), storage.join(folder, name)) for name in storage.list_folder(folder) if re.fullmatch(r"step-\d+", name)]
-    return next((folder for _, folder in sorted(found, reverse=True) if is_complete(folder)), None)
+        names = (CHECKPOINT_NAME.fullmatch(name) for name in storage.list_folder(folder))
+        found += [(int(name[1]), storage.join(folder, name[0])) for name in names if name]
+    return [folder for _, folder in sorted(found, reverse=True) if is_complete(folder)]
+
+
+def forget_checkpoints(uri: str, *, keep: int) -> None:
+    """Delete all but the newest checkpoints; Ray Train does so within an attempt only."""
+    for folder in _complete_checkpoints(uri)[keep:]:
+        system, path = storage.resolve(folder)
+        system.delete_dir(path)
 
 
 def is_complete(checkpoint: str) -> bool:

@@ -17,9 +17,9 @@ UNITS_PER_SLOT = 8
 """A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes several units to mix."""
 
 
-def slots_of_round(units: int) -> int:
-    """Into how many slots to divide rounds of a run that reads `units` units, all epochs together."""
-    return max(1, min(MOST_SLOTS, units // UNITS_PER_SLOT))
+def slots_of_round(units: int, *, cores: int) -> int:
+    """Into how many slots to divide rounds of a run that reads `units` units, all epochs together: some work for every core."""
+    return max(1, min(MOST_SLOTS, max(units // UNITS_PER_SLOT, min(units, cores))))
 
 
 def epoch_order(seed: int, epoch: int, units: int) -> Ints:

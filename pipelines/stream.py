@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.config import MaskConfig, TokenizerConfig, ViewConfig
-from pipelines import seeds
+from pipelines import seeds, storage
 from pipelines.placement import Placement
 from pipelines.schedule import Part
 
 if TYPE_CHECKING:
     import ray.data
 
+    from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Unit
 
 Batch = dict[str, NDArray[Any]]
@@ -45,13 +49,13 @@ class SampleConfig:
 def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES) -> Iterator[Batch]:
     """Encoded images with their keys, permuted across the units of a slot under a cap on memory.
 
-    The same parts give the same batches: a retried task must repeat itself. I/O errors are raised, so
-    that Ray retries the task; a file that is there but is no image passes through.
+    The same parts give the same batches: a retried task must repeat itself. A file that is there but is no image
+    passes through; what cannot be read is tried again, then raised.
     """
     pending: list[Batch] = []
     size = 0
     for unit, part in parts:
-        images = unit.read(part.rows)["image"]
+        images = _read_patiently(unit, part)
         constant = {"epoch": part.epoch, "unit": part.unit}
         pending.append({"image": images, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
         size += sum(map(len, images))
@@ -60,6 +64,16 @@ def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int,
             pending, size = [], 0
     if pending:
         yield from _mixed(pending, seed, rows_per_batch)
+
+
+def _read_patiently(unit: Unit, part: Part) -> NDArray[Any]:
+    """The encoded images of a part. Ray does not retry what a map function raises, and a bucket fails now and then."""
+    for seconds in (1, 2, 4, 8):
+        try:
+            return unit.read(part.rows)["image"]
+        except OSError:
+            time.sleep(seconds)
+    return unit.read(part.rows)["image"]
 
 
 def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Batch]:
@@ -95,17 +109,27 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     return samples
 
 
+def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageTokenizer:
+    """Load a run's tokenizer; one on a bucket is fetched first."""
+    from beit.tokenizer.registry import load_tokenizer
+
+    if config.path is None or not storage.is_remote(config.path):
+        return load_tokenizer(config.path or config.name, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in storage.list_files(config.path, recursive=False):
+            Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(config.path, entry.name)))
+        return load_tokenizer(folder, device=device)
+
+
 class Tokenize:
     """Adds the visual tokens of the token view. Loaded once an actor."""
 
     def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
         import torch
 
-        from beit.tokenizer.registry import load_tokenizer
-
         torch.set_num_threads(threads)
         self._device = device
-        self._tokenizer = load_tokenizer(config.path or config.name, device=device)
+        self._tokenizer = open_tokenizer(config, device=device)
 
     def __call__(self, batch: Batch) -> Batch:
         """uint8 [B, h, w, 3] -> int16 [B, N]; the token view stays behind."""

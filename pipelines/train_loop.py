@@ -43,7 +43,7 @@ class LoopConfig:
     clip_norm: float | None
     device: str
     threads: int
-    bf16: bool
+    precision: str
     compile: bool
     checkpoint_steps: int
     log_seconds: float
@@ -86,7 +86,7 @@ class Worker:
             device=self.device,
             micro_batch_size=config.micro_batch_size,
             clip_norm=config.clip_norm,
-            bf16=config.bf16,
+            bf16=config.precision == "bf16" or (config.precision == "auto" and self._computes_bf16()),
             compile=config.compile,
         )
         self.rank, self.workers = self.stepper.rank, self.stepper.workers
@@ -94,11 +94,15 @@ class Worker:
         self.step = 0
         self.seconds = 0.0
         """Time spent training over the whole run, without starts."""
-        self.generation = 0
+        self.generation, self.restarts = 0, 0
         self.keys: list[Batch] = []
         self.settling: list[Any] = []
         self.stop = False
         self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
+
+    def _computes_bf16(self) -> bool:
+        """Whether the device has bfloat16 arithmetic; older GPUs only imitate it."""
+        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def run(self) -> None:
         """Rounds until the last step, or until less than a global batch is left."""
@@ -111,12 +115,12 @@ class Worker:
                 if self.step == self.config.stop_at:
                     break
                 if self.step % self.config.checkpoint_steps == 0:
+                    self._log()  # What the objective gathers for its reports is part of the checkpoint.
                     self._save(final=False)
                     saved = self.step
             if self.step == before and not self.stop:
                 raise RuntimeError(f"a round of the stream gave no full batch at step {before}")
-        if self.step > self.logged_step:
-            self._log()
+        self._log()
         if self.step > saved:
             self._save(final=True)
 
@@ -175,9 +179,11 @@ class Worker:
         return True
 
     def _log(self) -> None:
-        """Send rank 0's recorder a row: what has gathered on all workers since the last one."""
+        """Send rank 0's recorder a row: what has gathered on all workers since the last one, if anything has."""
         import ray
 
+        if self.step == self.logged_step:
+            return
         self.stepper.check_finite()
         self._settle()
         sums, weight, norm = self.stepper.take_sums()
@@ -241,7 +247,8 @@ class Worker:
         ray.train.report(
             {"step": self.step},
             checkpoint,
-            checkpoint_dir_name=f"step-{self.step:08d}",
+            # Never over the unfinished upload of a worker group that was lost: old and new files of one size would pass for complete.
+            checkpoint_dir_name=f"step-{self.step:08d}" + (f"-restart{self.restarts}" if self.restarts else ""),
             # Training goes on while a checkpoint is uploaded, but the run does not end before its last one is there.
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.SYNC if final else ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
@@ -268,11 +275,11 @@ class Worker:
                 self.step, self.seconds = progress["step"], progress["seconds"]
                 ledger = (folder / LEDGER_FILE).read_bytes()
         if self.rank == 0:
-            self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
+            self.generation, self.restarts = ray.get(self.config.dispatcher.resume.remote(ledger))
             ray.get(self.config.recorder.rewind.remote(self.step))
-            if self.generation > 1 or checkpoint is not None:
-                why = "the workers were lost and started again" if self.generation > 1 else "resumed"
+            if self.restarts or checkpoint is not None:
+                why = "the workers were lost and started again" if self.restarts else "resumed"
                 ray.get(self.config.recorder.say.remote(f"{why}: going on from step {self.step:,}"))
-        self.generation = int(self.stepper.add_up([float(self.generation)])[0])
+        self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step

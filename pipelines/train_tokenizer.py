@@ -59,11 +59,12 @@ class TrainTokenizerConfig(JobConfig):
 def scenes64() -> TrainTokenizerConfig:
     """The tokenizer that ships with the package: 512 tokens, trained on the built-in scenes at 64 px."""
     return TrainTokenizerConfig(
-        steps=4000,
-        data=DataConfig(scenes=10_000),
-        dvae=DvaeConfig(vocab_size=512, encoder_width=32, decoder_width=32, blocks=1, bottleneck=64),
+        steps=3000,
+        data=DataConfig(scenes=12_000),
+        dvae=DvaeConfig(vocab_size=512, encoder_width=32, decoder_width=16, blocks=1, bottleneck=64),
+        train=DvaeTrainConfig(kl_share=0.5),
         view=ViewConfig(min_area=0.4, jitter=0.0),
-        optim=OptimConfig(global_batch_size=32, peak_lr=1e-3, min_lr=1e-5, warmup_steps=100, weight_decay=1e-4, clip_norm=None),
+        optim=OptimConfig(global_batch_size=16, peak_lr=6e-3, min_lr=6e-5, warmup_steps=50, weight_decay=1e-4, clip_norm=1.0),
         half=True,
     )
 
@@ -139,6 +140,7 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
+        inputs={"data.train": source.manifest.digest},
         shown=SHOWN,
     )
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from beit.config import MaskConfig, TokenizerConfig, ViewConfig
 from beit.objective import Objective
-from pipelines import cluster, job, runs
+from pipelines import job
 from pipelines.config import DataConfig, JobConfig, OutputConfig, ResourceConfig
 from pipelines.sources import open_source
 from pipelines.stream import SampleConfig, make_samples
@@ -113,7 +113,6 @@ def main():
         resources=ResourceConfig(workers=args.workers, cpus=2),
         output=OutputConfig(root=args.out, name="run", checkpoint_steps=4, mlflow=False, log_seconds=1.0),
     )
-    folder = runs.reopen(f"{args.out}/run") if args.resume else runs.create(config, job="counting", preset="counting")
     job.BLOCKS_PER_ROUND = 8  # several rounds in a run as small as this
     training = job.Training(
         job="counting",
@@ -126,10 +125,10 @@ def main():
         global_batch_size=BATCH,
         total_steps=config.total_steps(source.manifest.total, BATCH),
         clip_norm=None,
+        inputs={"data.train": source.manifest.digest},
         shown=[],
     )
-    with cluster.start(cpus=2):
-        result = job.run_training(training, folder, say=print, resume=args.resume)
+    _, result = job.run_job(training, resume=f"{args.out}/run" if args.resume else None, debug=False, say=print)
     print(dataclasses.asdict(result))
 
 

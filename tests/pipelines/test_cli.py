@@ -59,11 +59,12 @@ def test_a_mistyped_option_gets_a_suggestion(capsys):
         (["pretrain", "--mask.ratio", "0.03"], "most masks would be empty", "mask.min_block"),
         (["pretrain", "--resources.workers", "3"], "64 / resources.workers=3 = 21.33", "63"),
         (["pretrain", "--resume", "/nowhere/run"], "/nowhere/run is no run", "folder of a run"),
+        (["pretrain", "base"], "data.train is not given", "--data.train"),
         (["pretrain", "--steps", "0"], "--steps 0", "1 or more"),
     ],
 )
 def test_a_mistake_is_one_line_of_cause_and_one_of_remedy(arguments, cause, remedy, capsys, scenes, tmp_path):
-    if arguments[0] == "pretrain" and not {"--data.train", "--resume"} & set(arguments):
+    if arguments[0] == "pretrain" and not {"--data.train", "--resume", "base"} & set(arguments):
         arguments = [*arguments, "--data.train", scenes]
     if arguments[0] == "pretrain":
         arguments = [*arguments, "--output.root", tmp_path / "runs"]
@@ -94,11 +95,14 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
         presets.quickstart(),
         data=dataclasses.replace(presets.quickstart().data, train=str(scenes)),
         output=dataclasses.replace(presets.quickstart().output, root=str(tmp_path), name="mine"),
+        stop_at=10,
     )
     runs.create(config, job="pretrain", preset="quickstart")
     cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--output.root", tmp_path, "--output.name", "mine"], capsys)
     assert "mine" in cause
     assert f"--resume {tmp_path}/mine" in remedy
+    main(["pretrain", "--resume", str(tmp_path / "mine"), "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["stop_at"] is None  # to go on means to go past it
     cause, _ = error_lines(["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"], capsys)
     assert "optim.peak_lr was 0.002 and is now 0.5" in cause
     assert "workers" not in cause

@@ -21,7 +21,19 @@ def test_the_newest_complete_checkpoint_of_all_attempts_is_found(tmp_path):
     write_checkpoint(tmp_path / "attempt-2" / "step-00001200", complete=False)  # the driver died while it was uploaded
     (tmp_path / "attempt-2" / "step-00001300").mkdir()
     assert runs.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001100")
-    assert runs.reopen(str(tmp_path)).attempt == 3
+    write_checkpoint(tmp_path / "attempt-2" / "step-00001150-restart1")
+    assert runs.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001150-restart1")
+    runs.forget_checkpoints(str(tmp_path), keep=2)
+    assert not (tmp_path / "attempt-1" / "step-00000900").exists()
+    assert (tmp_path / "attempt-2" / "step-00001100").exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    config = override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "run"})
+    folder = runs.create(config, job="pretrain", preset="tiny64", inputs={"data.train": "abc", "tokenizer": "def"})
+    assert runs.reopen(folder.uri, inputs={"data.train": "abc", "tokenizer": "def"}).attempt == 1
+    with pytest.raises(UserError, match="what tokenizer names is not what the run began with"):
+        runs.reopen(folder.uri, inputs={"data.train": "abc", "tokenizer": "other"})
 
 
 @pytest.mark.parametrize("preset", sorted(presets.PRESETS))

@@ -98,10 +98,10 @@ def stream_batches(source, *, epochs, rows, batch):
     """All batches of a round through Ray Data, as one worker gets them."""
     samples = SampleConfig(seed=3, view=ViewConfig(), patch_px=32)
     placement = place(ResourceConfig(), [Node(cpus=2, gpus=0)], tokenize=False)
-    slots = slots_of_round(epochs * len(source.manifest.rows))
+    slots = slots_of_round(epochs * len(source.manifest.rows), cores=2)
     plan = Plan(seed=0, epochs=epochs, total_rows=rows, max_rows=rows, slots=slots)
     dispatcher = cluster.start_beside_driver(Dispatcher, source.manifest, plan)
-    generation = ray.get(dispatcher.resume.remote(None))
+    generation, _ = ray.get(dispatcher.resume.remote(None))
     ray.get(dispatcher.start_round.remote(generation, 1))
     stream = build_stream(dispatcher, slots=slots, config=samples, tokenizer=None, placement=placement, batch_rows=batch)
     return list(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True, local_shuffle_buffer_size=2 * batch))
@@ -128,14 +128,15 @@ def test_late_messages_of_a_worker_group_that_is_gone_do_not_count():
     with pytest.raises(RuntimeError, match="resume"):
         dispatcher.slot(0)
     key = [np.array([0]), np.array([1]), np.array([2]), np.array([0])]
-    old = dispatcher.resume(None)
+    old, before = dispatcher.resume(None)
     dispatcher.settle(old, *key)
     checkpoint = dispatcher.snapshot(old)
-    new = dispatcher.resume(checkpoint)
+    new, starts = dispatcher.resume(checkpoint)
+    assert (before, starts) == (0, 1)
     dispatcher.settle(old, *[np.array([0]), np.array([1]), np.array([3]), np.array([0])])
     assert dispatcher.counts() == {"settled": 1, "quarantined": 0}
     with pytest.raises(RuntimeError, match="is over"):
         dispatcher.start_round(old, 1)
     assert dispatcher.start_round(new, 1) == 7
-    assert dispatcher.resume(None) != new
+    assert dispatcher.resume(None)[0] != new
     assert dispatcher.counts()["settled"] == 0

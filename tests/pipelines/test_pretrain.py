@@ -1,0 +1,73 @@
+"""The whole jobs, small: from shards to a tokenizer, to a model, to a report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beit.checkpoints import load_model
+from beit.config import override
+from beit.tokenizer.registry import load_tokenizer
+from pipelines import presets, runs
+from pipelines.ledger import Ledger
+from pipelines.pretrain import pretrain, rebuild_report
+from pipelines.recorder import read_metrics
+from pipelines.scenes import write_scenes
+from pipelines.train_tokenizer import scenes64, train_tokenizer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, images=96, seed=0, rows_per_group=16)
+    return str(folder)
+
+
+def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_report(scenes, tmp_path):
+    values = {"data.train": scenes, "epochs": 2, "optim.global_batch_size": 16, "optim.warmup_steps": 2, "output.root": str(tmp_path)}
+    config = override(presets.quickstart(), {**values, "output.name": "run", "stop_at": 5})
+    lines = []
+    first = pretrain(config, say=lines.append)
+    assert first.step == 5
+    assert next(number for number, line in enumerate(lines) if line.startswith("step ")) <= 25
+    assert Ledger.from_bytes(Path(first.checkpoint, "ledger.npz").read_bytes()).settled == 80
+
+    result = pretrain(override(config, {"stop_at": None}), resume=str(tmp_path / "run"), say=lines.append)
+    assert "resumed: going on from step 5" in lines
+    assert result.step == 12
+    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
+    assert (ledger.settled, ledger.complete, ledger.quarantined) == (192, 2, 0)
+
+    rows = read_metrics(result.run)
+    assert [rows[0]["step"], rows[-1]["step"]] == [1, 12]
+    assert rows[0]["train/loss"] == pytest.approx(np.log(512), abs=0.3)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert rows[-1]["train/hidden"] == pytest.approx(24 / 64, abs=0.03)
+
+    model = load_model(Path(result.run, "model"))
+    logits = model(torch.zeros(1, 3, 64, 64), torch.eye(1, 64, dtype=torch.bool))
+    assert logits.shape == (1, 512)
+    report = Path(rebuild_report(result.run)).read_text()
+    assert "What the model fills in" in report
+    assert f"beit pretrain --resume {result.run}" in report
+
+
+def test_a_trained_tokenizer_goes_into_pretraining(scenes, tmp_path):
+    values = {"data.train": scenes, "steps": 3, "optim.global_batch_size": 8, "output.root": str(tmp_path), "output.mlflow": False}
+    small = {"dvae.vocab_size": 64, "dvae.encoder_width": 8, "dvae.decoder_width": 8, "optim.warmup_steps": 1}
+    trained = train_tokenizer(override(scenes64(), {**values, **small, "output.name": "tokenizer"}), say=lambda line: None)
+    folder = str(Path(trained.run, "tokenizer"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.vocab_size == 64
+    assert json.loads(Path(folder, "tokenizer.json").read_text())["training"]["steps"] == 3
+
+    config = override(presets.quickstart(), {**values, "tokenizer.path": folder, "optim.warmup_steps": 1, "output.name": "beit"})
+    result = pretrain(config, say=lambda line: None)
+    assert load_model(Path(result.run, "model")).vocab_size == 64
+    saved = json.loads(Path(result.run, "model", "config.json").read_text())
+    assert tokenizer.digest in json.dumps(saved)
+    assert runs.latest_checkpoint(result.run) == result.checkpoint
