@@ -21,10 +21,11 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
 from pipelines.report import REPORT_FILE
+from pipelines.samples import SampleConfig
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
-from pipelines.stream import SampleConfig, build_stream
+from pipelines.stream import build_stream
 from pipelines.tracking import MlflowRun, attach, place_of
 from pipelines.train_loop import LoopConfig, train_worker
 

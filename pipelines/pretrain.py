@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from beit.config import override
 from beit.errors import UserError
 from pipelines import runs, storage
@@ -35,6 +33,9 @@ SHOWN = [
 MODEL_FILES = ("model.safetensors", "config.json")
 
 REPORT_IMAGES = 8
+
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
 
 # Larger models want more than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
@@ -83,7 +84,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
         )
     from beit.optim import check_schedule
     from pipelines.job import Training, check_batch, open_data
-    from pipelines.stream import SampleConfig
+    from pipelines.samples import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
     if config.tokenizer.path is not None:
@@ -199,25 +200,12 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
 
     from beit.checkpoints import load_model
     from beit.pictures import reconstruct
-    from pipelines import seeds
-    from pipelines.stream import KEYS, make_samples
+    from pipelines.samples import draw_unseen
 
     config = training.config
     assert isinstance(config, PretrainConfig)
-    manifest = training.source.manifest
-    rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
-    samples = []
-    for number in rng.choice(manifest.total, min(manifest.total, 4 * REPORT_IMAGES), replace=False).tolist():
-        ends = np.cumsum(manifest.rows, dtype=np.int64)
-        unit = int(np.searchsorted(ends, number, side="right"))
-        row = np.array([number - (ends[unit] - manifest.rows[unit])])
-        keys = {name: np.array([value]) for name, value in zip(KEYS, (REPORT_EPOCH, unit, row[0]), strict=True)}
-        sample = make_samples({"image": manifest.unit(unit).read(row)["image"], **keys}, config=training.samples)
-        if not sample["status"][0]:
-            samples.append(sample)
-        if len(samples) == REPORT_IMAGES:
-            break
-    batch = {name: torch.from_numpy(np.concatenate([sample[name] for sample in samples])) for name in samples[0]}
+    samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
+    batch = {name: torch.from_numpy(column) for name, column in samples.items()}
     tokenizer = checked_tokenizer(config)
     tokens = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
     with tempfile.TemporaryDirectory() as folder:

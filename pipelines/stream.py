@@ -6,16 +6,16 @@ import functools
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config import MaskConfig, TokenizerConfig, ViewConfig
+from beit.config import TokenizerConfig
 from pipelines import seeds, storage
 from pipelines.placement import Placement
+from pipelines.samples import KEYS, Batch, SampleConfig, make_samples
 from pipelines.schedule import Part
 
 if TYPE_CHECKING:
@@ -24,26 +24,8 @@ if TYPE_CHECKING:
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Unit
 
-Batch = dict[str, NDArray[Any]]
-
-KEYS = ("epoch", "unit", "row")
-
 # A reading task mixes the rows of as many units as fit into this many encoded bytes.
 MIX_BYTES = 128 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """What turns an encoded image and its key into a sample: the same for everybody who draws it."""
-
-    seed: int
-    view: ViewConfig
-    patch_px: int
-    token_px: int | None = None
-    """Side of the token view; None: no token view (training a tokenizer)."""
-    mask: MaskConfig | None = None
-    grid: int = 0
-    """Side of the mask, in patches."""
 
 
 def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES) -> Iterator[Batch]:
@@ -82,31 +64,6 @@ def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Bat
     order = seeds.generator(seed, seeds.MIX, *(int(first[name][0]) for name in KEYS)).permutation(len(columns["row"]))
     for start in range(0, len(order), rows_per_batch):
         yield {name: column[order[start : start + rows_per_batch]] for name, column in columns.items()}
-
-
-def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
-    """Encoded images -> views and masks. One row in, one row out, whatever the image.
-
-    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status.
-    """
-    from beit.masking import draw_mask
-    from beit.views import make_view
-
-    token_px = config.patch_px if config.token_px is None else config.token_px
-    keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
-    views = [
-        make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
-        for encoded, key in zip(batch["image"], keys, strict=True)
-    ]
-    samples: Batch = {name: batch[name] for name in KEYS}
-    samples["patch_view"] = np.stack([view.patch_view for view in views])
-    samples["status"] = np.array([view.status for view in views], np.uint8)
-    if token_px != config.patch_px:
-        samples["token_view"] = np.stack([view.token_view for view in views])
-    if config.mask is not None:
-        masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
-        samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
-    return samples
 
 
 def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageTokenizer:

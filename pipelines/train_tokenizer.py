@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 JOB = "tokenizer train"
 
+FIGURES_IMAGES = 512
+
 SHOWN = [
     ("bound {:.3f}", "train/bound"),
     ("error {:.3f}", "train/error"),
@@ -124,7 +126,7 @@ def train_tokenizer(
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
     from pipelines.job import Training, check_batch, open_data
-    from pipelines.stream import SampleConfig
+    from pipelines.samples import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
     source = open_data(config, image_size=config.image_size, say=say)
@@ -146,8 +148,15 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
 
 
 def write_tokenizer(training: Training, result: Result, folder: str) -> None:
-    """Freeze a checkpoint into a tokenizer folder: weights, sizes, how it was trained and what it reached."""
-    from beit.tokenizer.frozen import save_tokenizer
+    """Freeze a checkpoint into a tokenizer folder: weights, sizes, how it was trained and what its tokens reach.
+
+    The figures are measured on the most probable tokens, which pretraining sees, of views that no epoch has.
+    """
+    import torch
+
+    from beit.tokenizer.figures import measure
+    from beit.tokenizer.frozen import DvaeTokenizer, save_tokenizer
+    from pipelines.samples import draw_unseen
 
     config = training.config
     assert isinstance(config, TrainTokenizerConfig)
@@ -165,7 +174,9 @@ def write_tokenizer(training: Training, result: Result, folder: str) -> None:
             "steps": result.step,
             **described,
         }
-        figures = {key.removeprefix("train/"): value for key, value in result.metrics.items() if key.startswith("train/")}
+        views = draw_unseen(training.source.manifest, training.samples, FIGURES_IMAGES)["patch_view"]
+        tokenizer = DvaeTokenizer(objective.trained.encoder, objective.trained.decoder, device="cpu")
+        figures = {"images": len(views), **measure(tokenizer, torch.from_numpy(views).permute(0, 3, 1, 2))}
         save_tokenizer(
             local / "out", objective.trained, image_size=config.image_size, training=provenance, figures=figures, half=config.half
         )

@@ -11,6 +11,8 @@ from beit.tokenizer.protocol import ImageTokenizer
 
 RANDOM = "random-dalle"
 
+PUBLISHED = "dalle"
+
 SHIPPED = Path(__file__).parent / "trained"
 """One folder for each tokenizer that comes with the package."""
 
@@ -37,6 +39,11 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
         return random_dalle(device=device)
     named = name_or_path in tokenizer_names()
     folder = SHIPPED / name_or_path if named else Path(name_or_path)
+    if name_or_path == PUBLISHED:
+        raise UserError(
+            "tokenizer.name=dalle: DALL-E's published weights do not come with the package",
+            "convert them once (docs/tokenizer.md) and give --tokenizer.path FOLDER, or measure with --tokenizer.name random-dalle",
+        )
     if not named and not folder.is_dir():
         raise UserError(
             f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",

@@ -21,8 +21,8 @@ from beit.config import MaskConfig, TokenizerConfig, ViewConfig
 from beit.objective import Objective
 from pipelines import job
 from pipelines.config import DataConfig, JobConfig, OutputConfig, ResourceConfig
+from pipelines.samples import SampleConfig, make_samples
 from pipelines.sources import open_source
-from pipelines.stream import SampleConfig, make_samples
 
 SEED, EPOCHS, BATCH = 5, 3, 24
 SAMPLES = SampleConfig(seed=SEED, view=ViewConfig(), patch_px=32, token_px=32, mask=MaskConfig(), grid=4)

@@ -13,9 +13,10 @@ from pipelines import cluster
 from pipelines.config import ResourceConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Node, place
+from pipelines.samples import KEYS, SampleConfig, draw_unseen, make_samples
 from pipelines.schedule import Part, slots_of_round
 from pipelines.sources import open_source
-from pipelines.stream import KEYS, SampleConfig, build_stream, make_samples, read_slot
+from pipelines.stream import build_stream, read_slot
 
 SAMPLES = SampleConfig(seed=3, view=ViewConfig(), patch_px=224, token_px=112, mask=MaskConfig(), grid=14)
 
@@ -140,3 +141,15 @@ def test_late_messages_of_a_worker_group_that_is_gone_do_not_count():
     assert dispatcher.start_round(new, 1) == 7
     assert dispatcher.resume(None)[0] != new
     assert dispatcher.counts()["settled"] == 0
+
+
+def test_unseen_samples_are_whole_images_in_views_of_no_epoch(tmp_path, photos):
+    images = [{"bytes": photo if index % 3 else b"broken", "path": ""} for index, photo in enumerate(photos * 4)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "shard.parquet", row_group_size=5)
+    manifest = open_source(str(tmp_path)).manifest
+    samples = draw_unseen(manifest, SAMPLES, 8)
+    assert len(samples["row"]) == 8
+    assert not samples["status"].any()
+    assert samples["mask"].any(1).all()
+    assert len({(unit, row) for unit, row in zip(samples["unit"].tolist(), samples["row"].tolist(), strict=True)}) == 8
+    assert len(draw_unseen(manifest, SAMPLES, 100)["row"]) == 16  # all that can be decoded

@@ -1,0 +1,79 @@
+"""How a sample is drawn from an encoded image and its key. The same sample whoever draws it, wherever and whenever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.config import MaskConfig, ViewConfig
+from pipelines import seeds
+
+if TYPE_CHECKING:
+    from pipelines.sources import Manifest
+
+Batch = dict[str, NDArray[Any]]
+
+KEYS = ("epoch", "unit", "row")
+
+UNSEEN_EPOCH = 1 << 30
+"""No epoch of any run: its views and masks are none that a model was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What turns an encoded image and its key into a sample: the same for everybody who draws it."""
+
+    seed: int
+    view: ViewConfig
+    patch_px: int
+    token_px: int | None = None
+    """Side of the token view; None: no token view (training a tokenizer)."""
+    mask: MaskConfig | None = None
+    grid: int = 0
+    """Side of the mask, in patches."""
+
+
+def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
+    """Encoded images -> views and masks. One row in, one row out, whatever the image.
+
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status.
+    """
+    from beit.masking import draw_mask
+    from beit.views import make_view
+
+    token_px = config.patch_px if config.token_px is None else config.token_px
+    keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
+    views = [
+        make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
+        for encoded, key in zip(batch["image"], keys, strict=True)
+    ]
+    samples: Batch = {name: batch[name] for name in KEYS}
+    samples["patch_view"] = np.stack([view.patch_view for view in views])
+    samples["status"] = np.array([view.status for view in views], np.uint8)
+    if token_px != config.patch_px:
+        samples["token_view"] = np.stack([view.token_view for view in views])
+    if config.mask is not None:
+        masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
+        samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
+    return samples
+
+
+def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
+    """Samples of images drawn at random, in views that no epoch has; fewer than `count` where images are few or broken.
+
+    They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read whole.
+    """
+    rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
+    share = -(-count // min(16, len(manifest.rows)))
+    found: list[Batch] = []
+    for unit in rng.permutation(len(manifest.rows)).tolist():
+        rows = np.sort(rng.permutation(int(manifest.rows[unit]))[:share])
+        keys = {"epoch": np.full(len(rows), UNSEEN_EPOCH), "unit": np.full(len(rows), unit), "row": rows}
+        samples = make_samples({"image": manifest.unit(unit).read(rows)["image"], **keys}, config=config)
+        found.append({name: column[samples["status"] == 0] for name, column in samples.items()})
+        if sum(len(samples["row"]) for samples in found) >= count:
+            break
+    return {name: np.concatenate([samples[name] for samples in found])[:count] for name in found[0]}
