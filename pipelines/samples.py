@@ -67,7 +67,7 @@ def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
     They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read whole.
     """
     rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
-    share = -(-count // min(16, len(manifest.rows)))
+    share = -(-count // 16) if len(manifest.rows) >= 16 else -(-2 * count // len(manifest.rows))
     found: list[Batch] = []
     for unit in rng.permutation(len(manifest.rows)).tolist():
         rows = np.sort(rng.permutation(int(manifest.rows[unit]))[:share])
