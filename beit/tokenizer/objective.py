@@ -202,18 +202,21 @@ class DvaeObjective(Objective):
         loss = (bound * decoded).sum()
         marginal = torch.zeros_like(count)
         if self.train_config.marginal_weight:
-            mean_q = torch.einsum("bvn,b->v", log_q.exp().flatten(2), decoded) / (count * log_q[0, 0].numel()).clamp(min=1)
+            # A sum, not a matrix product: autocast would round that one to bfloat16.
+            mean_q = (log_q.exp().mean((2, 3)) * decoded[:, None]).sum(0) / count.clamp(min=1)
             marginal = entropy(mean_q) * count
             loss = loss - self.train_config.marginal_weight * marginal
 
         with torch.no_grad():
             error = (unmap_pixels(statistics[:, :3].sigmoid()) - unmap_pixels(mapped)).abs().mean((1, 2, 3))
-            tokens = logits.argmax(1)[decoded.bool()].flatten()
+            tokens = logits.argmax(1).flatten(1)
+            used = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+            used.scatter_add_(0, tokens.flatten(), decoded.double()[:, None].expand_as(tokens).flatten())
             sums = {"bound": (bound * decoded).sum(), "kl": (kl * decoded).sum(), "error": (error * decoded).sum(), "marginal": marginal}
         return {
             "loss": loss,
             **{name: value.detach() for name, value in sums.items()},
-            "tokens": torch.bincount(tokens, minlength=logits.shape[1]).double(),
+            "tokens": used,
         }
 
     def optimizer(self) -> torch.optim.Optimizer:
