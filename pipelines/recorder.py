@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pipelines import storage
-from pipelines.tracking import MlflowLog, MlflowRun
+from pipelines.tracking import MlflowLog, MlflowRun, trouble
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 
+# Nothing on an object store can be cut: a row of this name in the part files says that the steps beyond it were lost.
+REWIND = "rewind"
+
 # An object store has no append: what grows is written there as part files, one at most so often.
 PART_SECONDS = 60
+
+# A tracking server that failed is left alone so long: every attempt may wait for it, and the progress lines with it.
+MLFLOW_PAUSE_SECONDS = 60
 
 
 class Recorder:
@@ -28,26 +35,27 @@ class Recorder:
     """
 
     def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: MlflowRun | None) -> None:
-        self._run, self._total_steps, self._shown = run, total_steps, shown
+        self._run, self._total_steps, self._shown, self._place = run, total_steps, shown, mlflow
         self._lines: list[str] = []
         self._failure: tuple[str, str] | None = None
-        self._pending: list[dict[str, Any]] = []
-        self._part, self._part_at = 0, time.monotonic()
+        self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
         self._mlflow = MlflowLog(run, mlflow) if mlflow else None
+        self._mlflow_again_at = -math.inf
+        self._mlflow_told = False
 
     def log(self, row: dict[str, Any], seconds_left: float) -> None:
         """Enter a row of metrics: "step", "images", "time" and `group/name` values."""
-        self._append(row)
+        # JSON has no NaN: what is not defined is null.
+        defined = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        self._metrics.append(json.dumps(defined))
         self.say(progress_line(row, total_steps=self._total_steps, seconds_left=seconds_left, shown=self._shown))
-        if self._mlflow:
-            self._mlflow.log(row)
+        if time.monotonic() >= self._mlflow_again_at:
+            self._tell_mlflow(lambda mlflow: mlflow.log(row))
 
     def say(self, line: str) -> None:
         """Show a line on the driver and keep it in train.log."""
         self._lines.append(line)
-        if not storage.is_remote(self._run):
-            with open(storage.join(self._run, LOG_FILE), "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def lines(self) -> list[str]:
         """The lines since the last call."""
@@ -65,45 +73,86 @@ class Recorder:
     def rewind(self, step: int) -> None:
         """The weights are those of an earlier step: rows after it describe steps that never were."""
         if storage.is_remote(self._run):
-            return  # Part files are joined by the report, which keeps the newest row of a step.
+            self._metrics.keep(lambda line: _step(line) <= step)
+            self._metrics.append(json.dumps({REWIND: step, "time": time.time()}))
+            self._metrics.flush()
+            return
         file = storage.join(self._run, METRICS_FILE)
         if storage.exists(file):
-            rows = [line for line in storage.read_text(file).splitlines() if json.loads(line)["step"] <= step]
+            rows = [line for line in storage.read_text(file).splitlines() if _step(line) <= step]
             storage.write_text(file, "".join(f"{line}\n" for line in rows))
 
     def finish(self, status: str) -> None:
         """Write out what is pending and end the MLflow run as FINISHED, FAILED or KILLED."""
-        self._flush()
-        if self._mlflow:
-            self._mlflow.finish(status)
+        self._metrics.flush()
+        self._tell_mlflow(lambda mlflow: mlflow.finish(status))
+        self._log.flush()
 
-    def _append(self, row: dict[str, Any]) -> None:
-        # JSON has no NaN: what is not defined is null.
-        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        self._pending.append(row)
-        if not storage.is_remote(self._run) or time.monotonic() - self._part_at > PART_SECONDS:
-            self._flush()
-
-    def _flush(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self._pending)
-        if not text:
+    def _tell_mlflow(self, tell: Callable[[MlflowLog], None]) -> None:
+        """A tracking server may come and go: that is said once, and ends no run."""
+        if self._mlflow is None or self._place is None:
             return
-        if storage.is_remote(self._run):
-            storage.write_text(storage.join(self._run, "metrics", f"{time.time_ns()}.jsonl"), text)
+        try:
+            tell(self._mlflow)
+        except Exception as error:  # MLflow raises its own, those of requests and those of SQLAlchemy.
+            self._mlflow_again_at = time.monotonic() + MLFLOW_PAUSE_SECONDS
+            if not self._mlflow_told:
+                self._mlflow_told = True
+                self.say(f"{trouble(self._place.uri, error)}; metrics go on in {self._metrics.name}")
+
+
+class _Growing:
+    """A text file of the run folder that grows by lines; on an object store a folder of part files."""
+
+    def __init__(self, run: str, file: str, folder: str) -> None:
+        self._run, self._file, self._folder = run, file, folder
+        self._suffix = ".jsonl" if file.endswith(".jsonl") else ".txt"
+        self._remote = storage.is_remote(run)
+        self._pending: list[str] = []
+        self._part_at = time.monotonic()
+        self.name = f"{folder}/" if self._remote else file
+
+    def append(self, line: str) -> None:
+        self._pending.append(line)
+        if not self._remote or time.monotonic() - self._part_at > PART_SECONDS:
+            self.flush()
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Drop the other lines that are not written yet."""
+        self._pending = [line for line in self._pending if wanted(line)]
+
+    def flush(self) -> None:
+        if not self._pending:
+            return
+        text = "".join(f"{line}\n" for line in self._pending)
+        if self._remote:
+            storage.write_text(storage.join(self._run, self._folder, f"{time.time_ns()}{self._suffix}"), text)
         else:
-            with open(storage.join(self._run, METRICS_FILE), "a") as file:
+            with open(storage.join(self._run, self._file), "a") as file:
                 file.write(text)
         self._pending, self._part_at = [], time.monotonic()
 
 
+def _step(line: str) -> int:
+    row = json.loads(line)
+    return int(row[REWIND] if REWIND in row else row["step"])
+
+
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """All rows of a run, by step; where a step was trained twice, the later one counts."""
+    """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the later one counts."""
     if storage.is_remote(run):
+        # Their names are times, so this is the order in which the rows came; the clocks of the machines need not agree.
         parts = [storage.join(run, "metrics", entry.name) for entry in storage.list_files(storage.join(run, "metrics"))]
     else:
         parts = [storage.join(run, METRICS_FILE)] if storage.exists(storage.join(run, METRICS_FILE)) else []
-    rows = [json.loads(line) for part in parts for line in storage.read_text(part).splitlines()]
-    return sorted({row["step"]: row for row in sorted(rows, key=lambda row: row["time"])}.values(), key=lambda row: row["step"])
+    rows: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        for row in map(json.loads, storage.read_text(part).splitlines()):
+            if REWIND in row:
+                rows = {step: kept for step, kept in rows.items() if step <= row[REWIND]}
+            else:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
 
 
 def progress_line(row: dict[str, Any], *, total_steps: int, seconds_left: float, shown: list[tuple[str, str]]) -> str:

@@ -31,6 +31,10 @@ class Entry:
     """Time of the last change, in nanoseconds since 1970; 0 where the storage does not say."""
 
 
+class UnwritableError(UserError, OSError):
+    """A local folder that cannot be made or written. Also an `OSError`: who can do without the file catches that."""
+
+
 def is_remote(uri: str | Path) -> bool:
     """Whether a path names an object store rather than a local file."""
     return "://" in str(uri) and not str(uri).startswith("file://")
@@ -50,8 +54,29 @@ def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str | Path) -> str:
-    """A path that means the same to every process: local paths from the root, URIs as they are."""
-    return str(uri) if is_remote(uri) else resolve(uri)[1]
+    """A path that means the same to every process: local paths from the root, URIs as they are; no slash at the end."""
+    if not is_remote(uri):
+        return resolve(uri)[1]
+    base, query = _split(uri)
+    return base + query
+
+
+def name(uri: str | Path) -> str:
+    """The last name of a path; a URI's query is no part of it."""
+    return _split(absolute(uri))[0].rpartition("/")[2]
+
+
+def parent(uri: str | Path) -> str:
+    """The absolute path of the folder above; a URI's query stays at its end, and above a bucket there is only itself."""
+    base, query = _split(absolute(uri))
+    above = base.rpartition("/")[0]
+    return (base if above.endswith(":/") else above or "/") + query
+
+
+def _split(uri: str | Path) -> tuple[str, str]:
+    """A path without slashes at its end, and the query of a URI with its question mark."""
+    base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
+    return base.rstrip("/"), mark + query
 
 
 @functools.cache
@@ -70,8 +95,8 @@ def _file_system(root: str) -> fs.FileSystem:
 
 def join(uri: str | Path, *names: str) -> str:
     """A path below another one; a URI's query stays at its end."""
-    base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
-    return "/".join([base.rstrip("/") or "/", *names]).replace("//", "/", 1 if base == "/" else 0) + mark + query
+    base, query = _split(uri)
+    return "/".join([base, *names]) + query
 
 
 def exists(uri: str | Path) -> bool:
@@ -148,6 +173,9 @@ def open_output(uri: str | Path) -> Iterator[Any]:
 
     Local files are written beside their place and renamed; object stores show an object when its upload ends, and an upload that is
     broken off by an exception is removed again.
+
+    Raises:
+        UserError: If the local folder cannot be made or written.
     """
     system, path = resolve(uri)
     if is_remote(uri):
@@ -161,10 +189,15 @@ def open_output(uri: str | Path) -> Iterator[Any]:
             raise
         file.close()
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    unfinished = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    folder = os.path.dirname(path)
+    unfinished = f"{folder}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
     try:
-        with open(unfinished, "wb") as local:
+        os.makedirs(folder, exist_ok=True)
+        local = open(unfinished, "wb")  # noqa: SIM115 (closed below: what the caller raises is none of this error)
+    except OSError as error:
+        raise UnwritableError(f"{folder} cannot be made or written: {error.strerror}", "give another folder") from error
+    try:
+        with local:
             yield local
         os.replace(unfinished, path)
     finally:

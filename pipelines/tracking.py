@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beit.errors import UserError
 from pipelines import storage
 
 ID_FILE = "mlflow.json"
+
+NO_PLACE = "mlflow: off, because SQLite needs a disk and the runs are on a bucket; set MLFLOW_TRACKING_URI"
+"""What to tell the user where `place_of` gives None."""
+
+# MLflow's own patience with a server that does not answer is 120 s times 8.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +41,9 @@ class MlflowRun:
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
     """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the runs.
 
-    None for runs on a bucket without a server: SQLite needs a disk.
+    None for runs on a bucket without a server: SQLite needs a disk (`NO_PLACE` says so).
     """
-    root, _, name = run.rpartition("/")
+    root, name = storage.parent(run), storage.name(run)
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
     if storage.is_remote(root):
@@ -43,29 +54,58 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
     )
 
 
+def check(run: str, place: MlflowRun) -> None:
+    """Ask MLflow for a sign of life on the driver: Ray hides the exception of an actor that cannot begin.
+
+    Raises:
+        UserError: If MLflow cannot be used, or does not know the run that a resumed folder belongs to.
+    """
+    with _told_to_the_user(place.uri):
+        client = _client(place.uri)
+        if (known := _known_id(run)) is not None:
+            client.get_run(known)
+        else:
+            client.get_experiment_by_name(place.experiment)
+
+
+def trouble(uri: str, error: Exception) -> str:
+    """What is wrong with MLflow, on one line and without the URI's credentials."""
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    # Below MLflow's and urllib3's long words for a lost connection there is a short one of the system.
+    first = str(root if isinstance(root, OSError) else error).strip().split("\n")[0]
+    reason = textwrap.shorten(_without_credentials(first), 200, placeholder=" …")
+    return f"MLflow at {_without_credentials(uri)} cannot be used: {reason or type(error).__name__}"
+
+
 class MlflowLog:
     """Metrics over steps of one MLflow run; a resumed run folder goes on with its own.
 
     Args:
         run: Run folder; the MLflow run's id is kept there.
         place: Where it goes.
+
+    Raises:
+        UserError: If MLflow cannot be used. `log` and `finish` raise what MLflow raises.
     """
 
     def __init__(self, run: str, place: MlflowRun) -> None:
-        from mlflow import MlflowClient
+        with _told_to_the_user(place.uri):
+            self._client = _client(place.uri)
+            if (known := _known_id(run)) is not None:
+                self._client.update_run(known, status="RUNNING")
+            self._id = known or self._begin(run, place)
+
+    def _begin(self, run: str, place: MlflowRun) -> str:
         from mlflow.entities import Param
 
-        self._client = MlflowClient(place.uri)
-        file = storage.join(run, ID_FILE)
-        if storage.exists(file):
-            self._id = json.loads(storage.read_text(file))["run_id"]
-            self._client.update_run(self._id, status="RUNNING")
-            return
         found = self._client.get_experiment_by_name(place.experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
-        self._id = self._client.create_run(experiment, run_name=place.name, tags={"run_folder": run}).info.run_id
-        self._client.log_batch(self._id, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
-        storage.write_text(file, json.dumps({"run_id": self._id}))
+        new = str(self._client.create_run(experiment, run_name=place.name, tags={"run_folder": run}).info.run_id)
+        self._client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
+        storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
+        return new
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Enter a row of metrics; the step is the optimizer's."""
@@ -81,16 +121,57 @@ class MlflowLog:
         self._client.set_terminated(self._id, status=status)
 
 
-def attach(run: str, place: MlflowRun, names: list[str]) -> None:
-    """Attach files of a run folder to its MLflow run."""
+def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
+    """Attach files of a run folder to its MLflow run.
+
+    Returns:
+        Whether MLflow has them; it has not if it cannot be used, or never knew the run.
+    """
     import tempfile
 
-    from mlflow import MlflowClient
-
-    run_id = json.loads(storage.read_text(storage.join(run, ID_FILE)))["run_id"]
-    client = MlflowClient(place.uri)
+    if (run_id := _known_id(run)) is None:
+        return False
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            local = Path(folder, name.rpartition("/")[2])
+            local = Path(folder, name)
+            local.parent.mkdir(parents=True, exist_ok=True)
             local.write_bytes(storage.read_bytes(storage.join(run, *name.split("/"))))
-            client.log_artifact(run_id, str(local), artifact_path=name.rpartition("/")[0] or None)
+        try:
+            client = _client(place.uri)
+            for name in names:
+                client.log_artifact(run_id, str(Path(folder, name)), artifact_path=name.rpartition("/")[0] or None)
+        except Exception:  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
+            return False
+    return True
+
+
+def _known_id(run: str) -> str | None:
+    """MLflow's name for a run folder; None if it has none yet."""
+    file = storage.join(run, ID_FILE)
+    return str(json.loads(storage.read_text(file))["run_id"]) if storage.exists(file) else None
+
+
+def _client(uri: str) -> Any:
+    """MLflow's client, with a shorter patience and without its notes about databases."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+@contextmanager
+def _told_to_the_user(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # None: the original error may show a password.
+        raise UserError(trouble(uri, error), "mend MLFLOW_TRACKING_URI, or go without MLflow by --output.no-mlflow") from None
+
+
+def _without_credentials(text: str) -> str:
+    """Addresses without user, password and query."""
+    return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))

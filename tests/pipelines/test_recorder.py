@@ -1,10 +1,15 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
+from pyarrow import fs
 
+from beit.errors import UserError
+from pipelines import recorder as recorder_module
+from pipelines import storage, tracking
 from pipelines.recorder import Recorder, duration, progress_line, read_metrics
-from pipelines.tracking import MlflowRun, attach
+from pipelines.tracking import MlflowRun, attach, place_of
 
 SHOWN = [("loss {:.2f} (unigram {:.2f})", "train/loss train/unigram"), ("acc {:.1%}", "train/accuracy")]
 
@@ -16,6 +21,27 @@ def row(step, **values):
 @pytest.fixture
 def recorder(tmp_path):
     return Recorder(str(tmp_path), 5000, SHOWN, None)
+
+
+@pytest.fixture
+def bucket_run(tmp_path, monkeypatch):
+    """A run folder on a bucket (a folder that stands in for one)."""
+    monkeypatch.setattr(storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
+    for name in ("metrics", "log"):
+        (tmp_path / "bucket" / "run" / name).mkdir(parents=True)
+    return "s3://bucket/run"
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    return MlflowRun(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests", name="mine", artifacts=f"file://{tmp_path}/artifacts")
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A server that refuses connections, with a password."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return MlflowRun(uri="http://me:secret@127.0.0.1:9/?token=secret", experiment="tests", name="mine")
 
 
 def test_a_progress_line_says_what_matters_in_a_fixed_order():
@@ -46,21 +72,103 @@ def test_rows_behind_the_checkpoint_that_a_run_goes_on_from_are_dropped(recorder
     assert [found["step"] for found in read_metrics(str(tmp_path))] == [10, 20, 25]
 
 
-def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on_with_its_own(tmp_path):
+@pytest.mark.parametrize("written_at_once", [True, False])
+def test_on_a_bucket_rows_of_lost_steps_are_gone_as_well(bucket_run, monkeypatch, written_at_once):
+    monkeypatch.setattr(recorder_module, "PART_SECONDS", -1 if written_at_once else math.inf)
+    recorder = Recorder(bucket_run, 5000, SHOWN, None)
+    for step in (10, 20, 30, 40):
+        recorder.log(row(step), 0.0)
+    recorder.rewind(20)
+    for step in (25, 35):
+        recorder.log(row(step), 0.0)
+    recorder.finish("FAILED")
+    again = Recorder(bucket_run, 5000, SHOWN, None)
+    again.rewind(30)
+    again.log(row(33), 0.0)
+    again.finish("FINISHED")
+    assert read_metrics(bucket_run) == [row(step) for step in (10, 20, 25, 33)]
+
+
+def test_on_a_bucket_the_log_is_the_parts_in_their_order(bucket_run, monkeypatch, tmp_path):
+    recorder = Recorder(bucket_run, 5000, SHOWN, None)
+    recorder.say("first")
+    recorder.say("second")
+    monkeypatch.setattr(recorder_module, "PART_SECONDS", -1)
+    recorder.say("third")
+    recorder.say("fourth")
+    recorder.finish("FINISHED")
+    parts = sorted((tmp_path / "bucket" / "run" / "log").glob("*.txt"))
+    assert [[line.split()[-1] for line in part.read_text().splitlines()] for part in parts] == [["first", "second", "third"], ["fourth"]]
+
+
+@pytest.mark.parametrize("start", [lambda run, place: Recorder(run, 100, SHOWN, place), tracking.check])
+def test_a_tracking_server_that_is_not_there_is_named_without_its_password(tmp_path, unreachable, start):
+    with pytest.raises(UserError, match=r"--output\.no-mlflow") as caught:
+        start(str(tmp_path), unreachable)
+    assert "http://127.0.0.1:9/ cannot be used: [Errno 111]" in caught.value.cause
+    assert "MLFLOW_TRACKING_URI" in caught.value.remedy
+    assert "secret" not in str(caught.value)
+
+
+def test_a_tracking_uri_that_mlflow_does_not_understand_is_named(tmp_path):
+    with pytest.raises(UserError, match="nonsense://host cannot be used"):
+        Recorder(str(tmp_path), 100, SHOWN, MlflowRun(uri="nonsense://host", experiment="tests", name="mine"))
+
+
+@pytest.mark.parametrize(("pause", "attempts"), [(math.inf, 1), (0, 3)])
+def test_a_tracking_server_that_goes_away_is_told_once_and_costs_no_metrics(tmp_path, sqlite, monkeypatch, pause, attempts):
+    tried = []
+
+    def lost(*args):
+        tried.append(args)
+        raise ConnectionResetError("connection reset")
+
+    monkeypatch.setattr(recorder_module, "MLFLOW_PAUSE_SECONDS", pause)
+    monkeypatch.setattr(tracking.MlflowLog, "__init__", lambda *args: None)
+    recorder = Recorder(str(tmp_path), 100, SHOWN, sqlite)
+    monkeypatch.setattr(tracking.MlflowLog, "log", lost)
+    monkeypatch.setattr(tracking.MlflowLog, "finish", lost)
+    for step in (1, 2, 3):
+        recorder.log(row(step), 0.0)
+    assert len(tried) == attempts
+    recorder.finish("FINISHED")
+    assert len(tried) == attempts + 1
+    [told] = [line for line in recorder.lines() if "connection reset" in line]
+    assert told.endswith("metrics go on in metrics.jsonl")
+    assert [found["step"] for found in read_metrics(str(tmp_path))] == [1, 2, 3]
+
+
+def test_files_are_not_attached_to_what_cannot_be_reached_or_was_never_logged(tmp_path, unreachable, sqlite):
+    (tmp_path / "report.html").write_text("")
+    assert not attach(str(tmp_path), sqlite, ["report.html"])
+    (tmp_path / tracking.ID_FILE).write_text('{"run_id": "1"}')
+    assert not attach(str(tmp_path), unreachable, ["report.html"])
+
+
+def test_a_run_has_its_own_name_in_mlflow_wherever_it_is(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    local = place_of("/data/runs/first/", experiment="tests", params={})
+    assert (local.name, local.uri) == ("first", "sqlite:////data/runs/mlflow.db")
+    remote = "s3://bucket/runs/first/?endpoint_override=http://host:9000"
+    assert place_of(remote, experiment="tests", params={}) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
+    assert place_of(remote, experiment="tests", params={}).name == "first"
+
+
+def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on_with_its_own(tmp_path, sqlite, capfd):
     from mlflow import MlflowClient
 
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    params = {"optim.peak_lr": 1e-3, "data.train": None}
-    place = MlflowRun(uri=store, experiment="tests", name="mine", artifacts=f"file://{tmp_path}/artifacts", params=params)
+    place = replace(sqlite, params={"optim.peak_lr": 1e-3, "data.train": None})
     first = Recorder(str(tmp_path), 100, SHOWN, place)
     first.log(row(10, **{"train/loss": 3.0}), 0.0)
     first.finish("FAILED")
     second = Recorder(str(tmp_path), 100, SHOWN, place)
     second.log(row(20, **{"train/loss": 2.0, "train/accuracy": math.nan}), 0.0)
     second.finish("FINISHED")
-    attach(str(tmp_path), place, ["metrics.jsonl"])
+    assert attach(str(tmp_path), place, ["metrics.jsonl"])
+    assert "INFO" not in capfd.readouterr().err
 
-    client = MlflowClient(store)
+    client = MlflowClient(place.uri)
     [run] = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
     assert run.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["metrics.jsonl"]

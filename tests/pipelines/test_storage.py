@@ -66,6 +66,37 @@ def test_joining_keeps_what_a_uri_needs():
     assert storage.resolve("s3://bucket/a?endpoint_override=localhost:9000&region=us-east-1")[1] == "bucket/a"
 
 
+@pytest.mark.parametrize(
+    ("uri", "absolute", "parent", "name"),
+    [
+        ("s3://bucket/runs/one/", "s3://bucket/runs/one", "s3://bucket/runs", "one"),
+        ("s3://bucket/one//?endpoint_override=http://host/", "s3://bucket/one?endpoint_override=http://host/", None, "one"),
+        ("gs://bucket/", "gs://bucket", "gs://bucket", "bucket"),
+        ("/runs/one/", "/runs/one", "/runs", "one"),
+        ("/runs", "/runs", "/", "runs"),
+        ("file:///runs/one", "/runs/one", "/runs", "one"),
+    ],
+)
+def test_a_path_is_its_parent_and_its_name(uri: str, absolute: str, parent: str | None, name: str):
+    parent = parent or "s3://bucket?endpoint_override=http://host/"
+    assert (storage.absolute(uri), storage.parent(uri), storage.name(uri)) == (absolute, parent, name)
+    if parent != absolute:
+        assert storage.join(parent, name) == absolute
+
+
+@pytest.mark.parametrize("name", ["file/result.txt", "file/deep/result.txt"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=rf"{tmp_path}/file.* cannot be made or written: .*\ngive another folder"):
+        storage.write_text(tmp_path / name, "")
+
+
+def test_what_goes_wrong_while_writing_is_no_fault_of_the_folder(tmp_path: Path):
+    with pytest.raises(OSError, match="No space left") as caught, storage.open_output(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    assert not isinstance(caught.value, UserError)
+
+
 def test_an_unknown_scheme_is_named():
     with pytest.raises(UserError, match="ftp://host cannot be opened"):
         storage.resolve("ftp://host/data")
