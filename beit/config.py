@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from beit.checks import below_one, byte, not_negative, positive, share
 from beit.errors import UserError
 
 Config = TypeVar("Config")
@@ -46,9 +47,8 @@ class ModelConfig:
     """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no LayerScale (the paper)."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "dim", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} is not positive", f"set model.{name}={getattr(ModelConfig, name)}")
+        positive(self, "model.", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "layer_scale")
+        below_one(self, "model.", "drop_path")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}",
@@ -59,8 +59,6 @@ class ModelConfig:
                 f"model.dim={self.dim} cannot be divided among model.heads={self.heads}",
                 f"set model.dim={max(1, round(self.dim / self.heads)) * self.heads}",
             )
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"model.drop_path={self.drop_path} is not a probability below 1", "set it between 0 and 0.5")
 
     @property
     def grid(self) -> int:
@@ -85,6 +83,9 @@ class TokenizerConfig:
 
     image_size: int = 112
     """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""
+
+    def __post_init__(self) -> None:
+        positive(self, "tokenizer.", "image_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +123,16 @@ class ViewConfig:
     """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
 
     def __post_init__(self) -> None:
+        positive(self, "view.", "aspect", "std", "max_pixels")
+        share(self, "view.", "flip", "jitter", "mean")
+        byte(self, "view.", "background")
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
                 f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= max <= 1",
                 "set view.min_area=0.08 and view.max_area=1 for the paper's crops",
             )
         if self.aspect < 1:
-            raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / max(self.aspect, 1e-3):.4g}")
-        if not 0 <= self.jitter <= 1:
-            raise UserError(f"view.jitter={self.jitter} is not between 0 and 1", "set view.jitter=0.4 for the paper's")
+            raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / self.aspect:.4g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +151,7 @@ class MaskConfig:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise UserError(f"mask.ratio={self.ratio} is not between 0 and 1", "set mask.ratio=0.38 for the paper's")
-        if self.min_block is not None and self.min_block < 1:
-            raise UserError(f"mask.min_block={self.min_block} is not positive", "set mask.min_block=1 or more, or None")
+        positive(self, "mask.", "min_block")
 
     def budget(self, grid: int) -> int:
         """Most patches that a mask hides on a grid of grid x grid patches."""
@@ -211,22 +212,14 @@ class OptimConfig:
     """Gradient norm above which gradients are scaled down (3.0 for base, 1.0 for large). None: never."""
 
     def __post_init__(self) -> None:
-        if self.global_batch_size < 1:
-            raise UserError(
-                f"optim.global_batch_size={self.global_batch_size} is not positive", "set the images per step, for example 2048"
-            )
+        positive(self, "optim.", "global_batch_size", "eps", "clip_norm")
+        not_negative(self, "optim.", "peak_lr", "warmup_steps", "weight_decay")
+        below_one(self, "optim.", "beta1", "beta2")
         if not 0 <= self.min_lr <= self.peak_lr:
             raise UserError(
                 f"optim.min_lr={self.min_lr:g} is not between 0 and optim.peak_lr={self.peak_lr:g}",
                 f"set optim.min_lr={min(1e-5, self.peak_lr / 100):g}",
             )
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name}={getattr(self, name)} is not in [0, 1)", f"set optim.{name}={getattr(OptimConfig, name)}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"optim.clip_norm={self.clip_norm} is not positive", "set optim.clip_norm=3, or None for no clipping")
-        if self.warmup_steps < 0:
-            raise UserError(f"optim.warmup_steps={self.warmup_steps} is negative", "set 0 for no warmup")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

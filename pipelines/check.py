@@ -19,9 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.checks import not_negative, positive
 from beit.config import ViewConfig
 from beit.decode import Status, UndecodableImage, decode
-from beit.errors import UserError
 from beit.pictures import contact_sheet
 from pipelines import seeds, storage
 from pipelines.sources import Manifest, open_source
@@ -57,8 +57,8 @@ class CheckConfig:
     """How images are decoded; `max_pixels` says which are too large."""
 
     def __post_init__(self) -> None:
-        if self.sample < 1:
-            raise UserError(f"--sample={self.sample} looks at nothing", "give a positive number, or --all")
+        positive(self, "--", "sample")
+        not_negative(self, "--", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

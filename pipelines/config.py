@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 
@@ -21,6 +22,10 @@ class DataConfig:
 
     max_bad: float = 0.01
     """The run stops when more than this share of the samples cannot be decoded."""
+
+    def __post_init__(self) -> None:
+        positive(self, "data.", "scenes")
+        share(self, "data.", "max_bad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +69,9 @@ class ResourceConfig:
     """Restarts of the worker group before the run gives up. Each goes on from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"resources.workers={self.workers} is not positive", "set resources.workers=1")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"resources.micro_batch_size={self.micro_batch_size} is not positive", "set it to 1 or more, or leave it out")
+        positive(self, "resources.", "workers", "micro_batch_size", "worker_cpus", "view_cpus", "tokenizers", "tokenizer_cpus", "cpus")
+        not_negative(self, "resources.", "max_failures")
+        share(self, "resources.", "tokenizer_gpus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +100,9 @@ class OutputConfig:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
-        if self.checkpoint_steps < 1:
-            raise UserError(
-                f"output.checkpoint_steps={self.checkpoint_steps} is not positive", "set the steps between checkpoints, for example 1000"
-            )
-        if self.keep_checkpoints < 1:
-            raise UserError(f"output.keep_checkpoints={self.keep_checkpoints} keeps nothing to go on from", "set output.keep_checkpoints=2")
+        file_name(self, "output.", "name")
+        positive(self, "output.", "checkpoint_steps", "keep_checkpoints")
+        not_negative(self, "output.", "log_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +126,8 @@ class JobConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "stop_at"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {value:g} is not positive", "give 1 or more, or leave it out")
+        positive(self, "--", "steps", "epochs", "stop_at")
+        not_negative(self, "--", "seed")
 
     def total_steps(self, rows: int, batch: int) -> int:
         """Optimizer steps of the whole run on data of `rows` rows.

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from beit.checks import file_name, not_negative, positive
 from beit.errors import UserError
 from pipelines import seeds, storage
 from pipelines.sources import Manifest, Source, open_source
@@ -44,7 +45,7 @@ class PackConfig:
     """Folder or bucket URI for the shards. An unfinished one is gone on with."""
 
     split: str = "train"
-    """Begins the shards' names: train-00000-of-00560.parquet."""
+    """Begins the shards' names: train-00000-of-00560.parquet. Of a source with several splits, such as train-* and val-*, this one."""
 
     seed: int = 0
     """Of the shuffle."""
@@ -59,9 +60,9 @@ class PackConfig:
     """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once while it writes."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_mib", "rows_per_group", "window_mib"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')}={getattr(self, name)} is not positive", "leave it out for the default")
+        positive(self, "--", "shard_mib", "rows_per_group", "window_mib")
+        not_negative(self, "--", "seed")
+        file_name(self, "--", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +120,20 @@ def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | 
     return Plan(order=np.concatenate(order), bounds=np.array(bounds), tasks=np.array(tasks))
 
 
-def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = None) -> PackResult:
+def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] = print) -> PackResult:
     """Write the shards that are missing, on all of Ray's cores.
 
     Args:
         config: What to pack.
         progress: Called after each task with the shards that are there and the shards of the plan.
+        say: Takes the lines for the user: what is odd about the source.
 
     Raises:
         UserError: Where the source holds no images, or `out` holds something else.
     """
-    source = open_source(config.source, option="source")
+    source = open_source(config.source, option="source", split=config.split)
+    for warning in source.warnings:
+        say(f"warning: {warning}")
     plan = _plan(source, config)
     shards = len(plan.bounds) - 1
     out = storage.absolute(config.out)

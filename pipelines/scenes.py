@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.errors import UserError
+from beit.checks import file_name, not_negative, positive
 from pipelines import drawing, seeds, storage
 from pipelines.drawing import Field, Grid, box, convex, disc, ellipse, line, ring, star, union, without
 
@@ -323,9 +323,9 @@ class ScenesConfig:
     """Begins the shards' names."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "image_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "leave it out for the default")
+        positive(self, "--", "images", "image_size")
+        not_negative(self, "--", "seed", "first")
+        file_name(self, "--", "split")
 
 
 def write_scenes(

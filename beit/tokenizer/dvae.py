@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from beit.checks import positive
 from beit.errors import UserError
 
 PX_PER_TOKEN = 8
@@ -46,9 +47,7 @@ class DvaeConfig:
     """Channels of the decoder's first layer: the size of a token's embedding."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "encoder_width", "decoder_width", "blocks", "bottleneck"):
-            if getattr(self, name) < 1:
-                raise UserError(f"dvae.{name}={getattr(self, name)} is not positive", f"set dvae.{name}={getattr(DvaeConfig, name)}")
+        positive(self, "dvae.", "vocab_size", "encoder_width", "decoder_width", "blocks", "bottleneck")
         for name in ("encoder_width", "decoder_width"):
             if (width := getattr(self, name)) % 4:
                 raise UserError(f"dvae.{name}={width} is not a multiple of 4", f"set dvae.{name}={-(-width // 4) * 4}")

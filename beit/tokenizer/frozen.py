@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -142,29 +143,50 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The contents of a tokenizer folder's `tokenizer.json`.
 
     Raises:
-        UserError: When the folder holds no tokenizer.
+        UserError: When the folder holds no tokenizer, or a description without what loading needs.
     """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}, so it is not a tokenizer", "give a folder that `beit tokenizer train` wrote")
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    return description
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except ValueError as error:
+        raise _damaged(folder, f"{DESCRIPTION} is not JSON ({error})") from None
+    for name, kind in (("digest", str), ("config", dict)):
+        if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+            raise _damaged(folder, f"{DESCRIPTION} has no {name}")
+    return dict(description)
 
 
 def load_dvae(folder: Path) -> Dvae:
     """Read a saved discrete VAE to float32 on the CPU, for training on or for `DvaeTokenizer`.
 
     Raises:
-        UserError: When the folder holds no tokenizer, or weights other than its description says.
+        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
     """
     description = read_description(folder)
-    state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+    try:
+        state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+    except SafetensorError as error:
+        raise _damaged(folder, f"{WEIGHTS} cannot be read ({error})") from None
     if (digest := weights_digest(state)) != description["digest"]:
-        raise UserError(
-            f"{folder / WEIGHTS} has the digest {digest[:12]}, {DESCRIPTION} beside it says {description['digest'][:12]}",
-            "copy both files again from the same tokenizer",
-        )
+        raise _damaged(folder, f"{WEIGHTS} has the digest {digest[:12]}, {DESCRIPTION} says {description['digest'][:12]}")
+    try:
+        config = from_dict(DvaeConfig, description["config"])
+    except UserError as error:
+        raise _damaged(folder, f"the config in {DESCRIPTION}: {error.cause}") from None
     with torch.device("meta"):
-        dvae = Dvae(from_dict(DvaeConfig, description["config"], at="tokenizer.json: config."))
+        dvae = Dvae(config)
+    described, found = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (dvae.state_dict(), state))
+    for name in sorted(described.keys() | found.keys()):
+        if described.get(name) != found.get(name):
+            shapes = f"{found.get(name, 'absent')} in {WEIGHTS}, {described.get(name, 'absent')} by the config in {DESCRIPTION}"
+            raise _damaged(folder, f"{name} is {shapes}")
     dvae.load_state_dict(state, assign=True)
     return dvae
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"{folder} holds a damaged tokenizer: {what}", "copy both files again from the same tokenizer, or train or convert it again"
+    )

@@ -82,5 +82,5 @@ def test_a_sample_has_about_the_size_asked_for_and_no_row_twice(rows):
 
 
 def test_an_empty_sample_is_refused():
-    with pytest.raises(UserError, match="--sample=0"):
+    with pytest.raises(UserError, match="--sample 0 is not positive"):
         CheckConfig(source="x", sample=0)

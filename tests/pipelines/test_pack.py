@@ -12,6 +12,7 @@ import pytest
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.pack import PLAN_FILE, PackConfig, gather, pack, plan_shards, write_shards
+from pipelines.scenes import write_scenes
 from pipelines.sources import open_source
 
 CLASSES = [f"n{i:04d}" for i in range(20)]
@@ -127,6 +128,19 @@ def test_several_shards_of_a_task_are_written_like_one_by_one(ilsvrc: Path, tmp_
     for i in range(4):
         write_shards(manifest, plan, {i: str(tmp_path / f"alone-{i}")}, rows_per_group=64)
         assert (tmp_path / f"together-{i}").read_bytes() == (tmp_path / f"alone-{i}").read_bytes()
+
+
+def test_of_a_source_with_several_splits_the_one_asked_for_is_packed(tmp_path: Path, ray_cluster):
+    for split, first in (("train", 0), ("val", 100)):
+        write_scenes(tmp_path / "hub", images=20, seed=0, image_size=32, first=first, split=split)
+    said: list[str] = []
+    held = {}
+    for split in ("train", "val"):
+        result = pack(PackConfig(source=str(tmp_path / "hub"), out=str(tmp_path / split), split=split), say=said.append)
+        held[split] = {row["image"]["bytes"] for path in Path(result.out).glob(f"{split}-*") for row in pq.read_table(path).to_pylist()}
+        assert said[-1].startswith(f"warning: only the 1 {split} files are read")
+    assert {split: len(images) for split, images in held.items()} == {"train": 20, "val": 20}
+    assert not held["train"] & held["val"]
 
 
 def test_a_folder_with_other_things_is_left_alone(ilsvrc: Path, tmp_path: Path):

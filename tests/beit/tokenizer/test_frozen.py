@@ -1,12 +1,14 @@
 """Frozen tokenizers: what they compute, and what a folder keeps of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from beit.config import to_dict
 from beit.errors import UserError
 from beit.tokenizer import frozen
 from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
@@ -110,6 +112,46 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path):
     save_file(state, tmp_path / "tokenizer.safetensors")
     with pytest.raises(UserError, match="digest"):
         load_dvae(tmp_path)
+
+
+def cut(folder: Path) -> None:
+    weights = (folder / "tokenizer.safetensors").read_bytes()
+    (folder / "tokenizer.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def describe(folder: Path, **changes: object) -> None:
+    description = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(description | changes))
+
+
+def rename(folder: Path) -> None:
+    state = load_file(folder / "tokenizer.safetensors")
+    state["encoder.blocks.first.b"] = state.pop("encoder.blocks.input.b")
+    save_file(state, folder / "tokenizer.safetensors")
+    describe(folder, digest=weights_digest(state))
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (cut, "tokenizer.safetensors cannot be read"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json has no digest"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "tokenizer.json has no digest"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"digest": '), "tokenizer.json is not JSON"),
+        (lambda folder: describe(folder, config="small"), "tokenizer.json has no config"),
+        (lambda folder: describe(folder, config={"width": 8}), "width is not a field of DvaeConfig"),
+        (lambda folder: describe(folder, config={**to_dict(CONFIG), "blocks": 0}), "dvae.blocks=0 is not positive"),
+        (lambda folder: describe(folder, config={**to_dict(CONFIG), "vocab_size": 40}), r"is \[6, 50, 1, 1\] in .*, \[6, 40, 1, 1\] by"),
+        (rename, "encoder.blocks.first.b is .* absent by the config"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named_with_what_is_wrong(damage: Callable[[Path], object], what: str, tmp_path: Path):
+    saved(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=what) as raised:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path) in raised.value.cause
+    assert "train or convert it again" in raised.value.remedy
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
