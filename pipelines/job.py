@@ -15,7 +15,7 @@ import numpy as np
 from beit.config import TokenizerConfig, to_dict
 from beit.errors import JobFailedError, UserError
 from beit.objective import Objective
-from pipelines import cluster, runs, storage
+from pipelines import cluster, runs, storage, tracking
 from pipelines.config import JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
@@ -26,7 +26,7 @@ from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
 from pipelines.stream import build_stream
-from pipelines.tracking import MlflowRun, attach, place_of
+from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
@@ -98,6 +98,11 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
                 say(f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them")
         for line in placement.lines():
             say(line)
+        place_in_mlflow = mlflow_place(training, folder.uri)
+        if place_in_mlflow is None and config.output.mlflow:
+            say(tracking.NO_PLACE)
+        elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
+            tracking.check(folder.uri, place_in_mlflow)
         return folder, run_training(training, folder, placement, say=say, resume=resume is not None)
 
 
@@ -251,14 +256,15 @@ def mlflow_place(training: Training, run: str) -> MlflowRun | None:
     """Where the run goes in MLflow; None if it does not."""
     output = training.config.output
     params = runs.flatten({"job": training.job, "preset": training.preset, **to_dict(training.config)})
-    return place_of(run, experiment=output.experiment, params=params) if output.mlflow else None
+    return tracking.place_of(run, experiment=output.experiment, params=params) if output.mlflow else None
 
 
-def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[[], str]) -> str:
+def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[[], str], *, say: Callable[[str], None]) -> str:
     """Write the report and attach it, with the configuration, to the MLflow run; returns the report's path."""
     report = write()
-    if (place := mlflow_place(training, folder.uri)) is not None:
-        attach(folder.uri, place, [REPORT_FILE, runs.CONFIG_FILE])
+    place_in_mlflow = mlflow_place(training, folder.uri)
+    if place_in_mlflow is not None and not tracking.attach(folder.uri, place_in_mlflow, [REPORT_FILE, runs.CONFIG_FILE]):
+        say("warning: MLflow cannot be reached; the report is in the run folder only")
     return report
 
 

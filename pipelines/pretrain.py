@@ -69,7 +69,7 @@ def pretrain(
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
         storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
-    report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint))
+    report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint), say=say)
     _conclude(result, training, report, say)
     return result
 

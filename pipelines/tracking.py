@@ -37,6 +37,11 @@ class MlflowRun:
     """Where a new experiment keeps its files. None: as the server says."""
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_own_file(self) -> bool:
+        """Whether it is the SQLite file beside the runs, which is there whenever the runs are."""
+        return self.artifacts is not None
+
 
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
     """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the runs.

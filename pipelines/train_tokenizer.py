@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beit.checks import positive
 from beit.config import OptimConfig, ViewConfig, to_dict
 from beit.errors import UserError
 from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
@@ -51,6 +52,7 @@ class TrainTokenizerConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        positive(self, "--", "image_size")
         if self.image_size % PX_PER_TOKEN:
             raise UserError(
                 f"--image-size {self.image_size} is not a multiple of the {PX_PER_TOKEN} px that a token stands for",
@@ -118,7 +120,7 @@ def train_tokenizer(
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     write_tokenizer(training, result, folder.path("tokenizer"))
     say(f"tokenizer: {folder.path('tokenizer')}")
-    say(f"report: {write_report_of(training, folder, lambda: write_report(folder.uri))}")
+    say(f"report: {write_report_of(training, folder, lambda: write_report(folder.uri), say=say)}")
     say(f"next: beit pretrain tiny64 --tokenizer.path {folder.path('tokenizer')} --data.train {config.data.train or training.source.uri}")
     return result
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from beit.checks import not_negative, positive, share
 from beit.config import OptimConfig
 from beit.errors import UserError
 from beit.objective import Objective
@@ -64,15 +65,9 @@ class DvaeTrainConfig:
     """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the trained ones."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "marginal_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"train.{name}={getattr(self, name)} is negative", f"set train.{name}=0 to switch the term off")
-        for name in ("encoder_lr", "first_logit_std"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"train.{name}={value} is not positive", f"set train.{name}={getattr(DvaeTrainConfig, name)}")
-        for name in ("kl_share", "temperature_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"train.{name}={getattr(self, name)} is not a share of the steps", f"set train.{name} above 0, up to 1")
+        not_negative(self, "train.", "kl_weight", "marginal_weight")
+        positive(self, "train.", "encoder_lr", "first_logit_std", "first_temperature", "kl_share", "temperature_share")
+        share(self, "train.", "kl_share", "temperature_share")
         if not 0 < self.last_temperature <= self.first_temperature:
             raise UserError(
                 f"train.last_temperature={self.last_temperature} is not between 0 and train.first_temperature={self.first_temperature}",
