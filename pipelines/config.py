@@ -32,8 +32,8 @@ class DataConfig:
 class ResourceConfig:
     """Who does the work. Changing these changes the speed, not the samples nor the gradient."""
 
-    workers: int = 1
-    """Training workers: one GPU each, or a share of the cores."""
+    workers: int | None = None
+    """Training workers: one GPU each, or a share of the cores. None: one for each GPU of the cluster, one where they train on CPUs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers train. auto: GPUs if the cluster has any."""

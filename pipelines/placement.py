@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from beit.errors import UserError
 from pipelines.config import ResourceConfig
+
+EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,10 @@ class Placement:
 
     def lines(self) -> list[str]:
         """The plan in words, a stage a line."""
-        worker = f"{self.worker_gpus:g} GPU + {self.worker_cpus:g} CPU" if self.worker_gpus else f"{self.worker_cpus:g} CPU"
-        lines = [f"workers: {self.workers} x {worker}"]
+        lines = [f"workers: {self.workers} x {_amount(self.worker_cpus, self.worker_gpus)}"]
         if self.tokenizers[1]:
-            actor = f"{self.tokenizer_gpus:g} GPU + {self.tokenizer_cpus:g} CPU" if self.tokenizer_gpus else f"{self.tokenizer_cpus:g} CPU"
             low, high = self.tokenizers
-            lines.append(f"tokenizers: {low if low == high else f'{low} to {high}'} x {actor}")
+            lines.append(f"tokenizers: {low if low == high else f'{low} to {high}'} x {_amount(self.tokenizer_cpus, self.tokenizer_gpus)}")
         return [*lines, f"views: {self.view_cpus:g} CPU a task, on what is left"]
 
 
@@ -60,76 +63,135 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     Raises:
         UserError: When what was asked for does not fit, with the arithmetic.
     """
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    if config.device == "cuda" and gpus == 0:
-        raise UserError("resources.device=cuda, but Ray sees no GPU", "leave it out, or set resources.device=cpu")
-    on_gpu = config.device != "cpu" and gpus > 0
-    small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
+    if sum(node.cpus for node in nodes) == 0:
+        raise UserError(
+            f"the Ray cluster has no cores to work with: {_machines(nodes) or 'no machine'}",
+            "wait until its machines have joined (`ray status` lists them), or start Ray with --num-cpus above 0",
+        )
+    placement = _plan(config, nodes, tokenize=tokenize)
+    if lack := _lack(placement, nodes):
+        raise UserError(lack, _remedy(replace(config, workers=placement.workers), nodes, tokenize=tokenize))
+    return placement
 
-    actors = config.tokenizers if config.tokenizers is not None else config.workers
-    worker_gpus = tokenizer_gpus = 0.0
-    if on_gpu:
-        spare = gpus - config.workers
-        tokenizer_gpus = config.tokenizer_gpus if config.tokenizer_gpus is not None else (1.0 if spare >= 1 else 0.25)
-        if not tokenize:
-            tokenizer_gpus = 0.0
-        if config.tokenizers is None and tokenizer_gpus == 1.0:
-            actors = int(spare)
-        worker_gpus = 1.0 if spare >= actors * tokenizer_gpus else 1.0 - tokenizer_gpus
-    if config.worker_cpus is not None:
-        worker_cpus = config.worker_cpus
-    else:
-        worker_cpus = 1.0 if on_gpu and not small else round(cpus / 2 / config.workers, 2)
+
+def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> Placement:
+    """What was asked for, completed by defaults that leave every machine room for reading."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in nodes)
+    if config.device == "cuda" and gpus == 0:
+        raise UserError("resources.device=cuda, but Ray sees no GPU", "start Ray where the GPUs are, or set --resources.device cpu")
+    on_gpu = config.device != "cpu" and gpus > 0
+    workers = config.workers if config.workers is not None else (gpus if on_gpu else 1)
+    worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, on_gpu=on_gpu, tokenize=tokenize)
+    hosts = [node for node in nodes if int(node.gpus) or not on_gpu]
+    largest = max(node.cpus for node in hosts)
+    small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
+    worker_cpus = config.worker_cpus or _hundredths(min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers))
+    view_cpus = config.view_cpus or (_hundredths(cpus / 8) if small else 1.0)
+    tokenizer_cpus = config.tokenizer_cpus or _hundredths(min(1.0 if tokenizer_gpus else 2.0, largest / 2.5, cpus / 7 if small else 2.0))
+    if config.device == "auto" and gpus == 0 and workers > 4 and worker_cpus < 1:
+        raise UserError(
+            f"Ray sees no GPU, and resources.workers={workers} would train on {worker_cpus:g} CPU each ({_machines(nodes)})",
+            "start Ray where the GPUs are; to insist on CPUs set --resources.device cpu",
+        )
     # Never the same for both stages: Ray would fuse them, and views would run in as few processes as there are tokenizers.
-    tokenizer_cpus = config.tokenizer_cpus if config.tokenizer_cpus is not None else (round(cpus / 7, 2) if small else 2.0 - on_gpu)
-    view_cpus = config.view_cpus if config.view_cpus is not None else (round(cpus / 8, 2) if small else 1.0)
-    if tokenize and tokenizer_cpus == view_cpus and not tokenizer_gpus:
+    fused = tokenize and not tokenizer_gpus and tokenizer_cpus == view_cpus
+    if fused and config.tokenizer_cpus and config.view_cpus:
         raise UserError(
             f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both stages in one process",
-            f"set --resources.tokenizer-cpus {tokenizer_cpus * 1.1:.2g}",
+            f"set --resources.tokenizer-cpus {0.9 * tokenizer_cpus:g}",
         )
-    placement = Placement(
-        workers=config.workers,
+    if fused and config.tokenizer_cpus:
+        view_cpus *= 0.9
+    elif fused:
+        tokenizer_cpus *= 0.9
+    return Placement(
+        workers=workers,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         # Threads beyond the reserved cores would wait for each other while the stream's processes have their turn.
         worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
-        tokenizers=(1, max(1, actors)) if tokenize else (0, 0),
+        tokenizers=(1, actors) if tokenize else (0, 0),
         tokenizer_cpus=tokenizer_cpus,
         tokenizer_gpus=tokenizer_gpus,
         tokenizer_threads=max(1, round(tokenizer_cpus)),
         tokenizer_device="cuda" if tokenizer_gpus else "cpu",
     )
-    _check(placement, nodes)
-    return placement
 
 
-def _check(placement: Placement, nodes: Sequence[Node]) -> None:
-    """Refuse what can never be scheduled: the workers, one tokenizer and one reading task must fit at the same time."""
-    p = placement
-    tokenizers = p.tokenizers[0]
-    needed = p.workers * p.worker_cpus + tokenizers * p.tokenizer_cpus + p.view_cpus
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    if needed > cpus + 1e-6:
+def _share_gpus(config: ResourceConfig, workers: int, gpus: int, *, on_gpu: bool, tokenize: bool) -> tuple[float, float, int]:
+    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one with tokenizers only."""
+    if on_gpu and workers > gpus:
+        raise UserError(f"resources.workers={workers} need a GPU each, but Ray has {gpus}", f"set --resources.workers {gpus}")
+    spare = gpus - workers if on_gpu else gpus
+    default = (1.0 if spare >= (config.tokenizers or 1) else 0.25) if on_gpu else 0.0
+    share = default if config.tokenizer_gpus is None else config.tokenizer_gpus
+    if not tokenize or not share:
+        return float(on_gpu), 0.0, config.tokenizers or workers
+    if gpus == 0:
+        raise UserError(f"resources.tokenizer_gpus={share:g}, but Ray sees no GPU", "set --resources.tokenizer-gpus 0, or leave it out")
+    a_gpu = int(1 / share + EPSILON)
+    actors = config.tokenizers or spare * a_gpu or workers
+    if not on_gpu or actors <= spare * a_gpu:
+        return float(on_gpu), share, actors
+    # Workers of half a GPU or less could meet on one; NCCL refuses that.
+    if share >= 0.5:
+        needed = config.tokenizers or 1
+        left = gpus - -(-needed // a_gpu)
         raise UserError(
-            f"{p.workers} workers x {p.worker_cpus:g} CPU + {tokenizers} tokenizer x {p.tokenizer_cpus:g} "
-            f"+ 1 reading task x {p.view_cpus:g} = {needed:g} CPU, but Ray has {cpus:g}",
-            "lower --resources.workers or --resources.worker-cpus, or start more machines",
+            f"{workers} worker{'s' * (workers > 1)} x 1 GPU + {needed} tokenizer{'s' * (needed > 1)} x {share:g} GPU, but Ray has {gpus}",
+            "set --resources.tokenizer-gpus 0.25 to share the workers' GPUs" + (f", or --resources.workers {left}" if left > 0 else ""),
         )
-    needed_gpus = p.workers * p.worker_gpus + tokenizers * p.tokenizer_gpus
-    if needed_gpus > gpus + 1e-6:
-        raise UserError(
-            f"{p.workers} workers x {p.worker_gpus:g} GPU + {tokenizers} tokenizer x {p.tokenizer_gpus:g} = {needed_gpus:g} GPU, "
-            f"but Ray has {gpus:g}",
-            f"set --resources.workers {int(gpus)}",
-        )
-    fitting = sum(
-        int(min(node.cpus / max(p.worker_cpus, 1e-9), node.gpus / p.worker_gpus if p.worker_gpus else 1e9) + 1e-6) for node in nodes
-    )
-    if fitting < p.workers:
-        shape = f"{p.worker_cpus:g} CPU" + (f" + {p.worker_gpus:g} GPU" if p.worker_gpus else "")
-        raise UserError(
-            f"workers of {shape} each: the machines have room for {fitting}, not for resources.workers={p.workers}",
-            f"set --resources.workers {fitting}" if fitting else "lower --resources.worker-cpus",
-        )
+    return 1.0 - share, share, actors
+
+
+def _lack(p: Placement, nodes: Sequence[Node]) -> str:
+    """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at the same time."""
+    left: list[Node] = []  # `gpus`: what the emptiest GPU of the machine has left
+    placed = 0
+    for node in sorted(nodes, key=lambda node: -node.cpus):  # Ray packs the workers, onto the largest machines first.
+        here = min(p.workers - placed, int(node.cpus / p.worker_cpus + EPSILON), int(node.gpus) if p.worker_gpus else p.workers)
+        placed += here
+        taken = here if p.worker_gpus else 0
+        gpu = 1.0 if taken < int(node.gpus) else 1.0 - p.worker_gpus if taken else 0.0
+        left.append(Node(cpus=node.cpus - here * p.worker_cpus, gpus=gpu))
+    needs = f"{p.workers} worker{'s' * (p.workers > 1)} x {_amount(p.worker_cpus, p.worker_gpus)}"
+    if placed < p.workers:
+        return f"{needs}: there is room for {placed} on {_machines(nodes)}"
+    if p.tokenizers[0]:
+        fitting = [node for node in left if node.cpus >= p.tokenizer_cpus - EPSILON and node.gpus >= p.tokenizer_gpus - EPSILON]
+        tokenizer = f"1 tokenizer x {_amount(p.tokenizer_cpus, p.tokenizer_gpus)}"
+        if not fitting:
+            return f"{tokenizer} has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
+        tightest = min(fitting, key=lambda node: node.cpus)
+        left[left.index(tightest)] = replace(tightest, cpus=tightest.cpus - p.tokenizer_cpus)
+        needs += f" + {tokenizer}"
+    if max(node.cpus for node in left) < p.view_cpus - EPSILON:
+        return f"1 reading task x {p.view_cpus:g} CPU has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
+    return ""
+
+
+def _remedy(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> str:
+    """The smallest change with which everything fits: an amount of the user's back to the default, or all, or fewer workers, or both."""
+    given = [name for name in ("worker_cpus", "tokenizer_cpus", "view_cpus") if getattr(config, name)]
+    defaults: dict[str, Any] = dict.fromkeys(given)
+    fewer = [{"workers": workers} for workers in range((config.workers or 1) - 1, 0, -1)]
+    for change in [*({name: None} for name in given), defaults, *fewer, *({**defaults, **workers} for workers in fewer)]:
+        with contextlib.suppress(UserError):
+            placement = _plan(replace(config, **change), nodes, tokenize=tokenize)
+            if not _lack(placement, nodes):
+                return "set " + " ".join(f"--resources.{name.replace('_', '-')} {getattr(placement, name):g}" for name in change)
+    return "start machines with more cores"
+
+
+def _hundredths(amount: float) -> float:
+    return max(0.01, int(100 * amount + EPSILON) / 100)
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    return f"{gpus:g} GPU + {cpus:g} CPU" if gpus else f"{cpus:g} CPU"
+
+
+def _machines(nodes: Sequence[Node]) -> str:
+    counts = Counter(_amount(round(node.cpus, 4), round(node.gpus, 4)) for node in nodes)
+    return ", ".join(f"{count} machine{'s' * (count > 1)} x {amount}" for amount, count in counts.items())
