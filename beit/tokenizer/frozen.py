@@ -1,25 +1,20 @@
-"""A trained discrete VAE as a tokenizer, and the folder it is kept in."""
+"""A trained discrete VAE as a tokenizer, and how it is kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit.config import from_dict, to_dict
-from beit.errors import UserError
 from beit.tokenizer.dvae import PIXEL_MARGIN, PX_PER_TOKEN, Decoder, Dvae, DvaeConfig, Encoder, map_pixels, set_precision, unmap_pixels
+from beit.tokenizer.folder import read_model, weights_digest, write_folder
+from beit.tokenizer.protocol import check_images, side_of_grid
 
-WEIGHTS = "tokenizer.safetensors"
-DESCRIPTION = "tokenizer.json"
+KIND = "dvae"
 
 Part = TypeVar("Part", Encoder, Decoder)
 
@@ -27,14 +22,19 @@ CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """Largest activation of one pass, by device: on a CPU what its caches hold, on a GPU what occupies it. One image at least."""
 
 
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
+class DvaeParts(nn.Module):
+    """A discrete VAE as it is kept: the encoder, and the decoder where there is one."""
+
+    def __init__(self, config: DvaeConfig, *, decoder: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config) if decoder else None
+
+
+def images_at_once(device: torch.device, channels: int, pixels: int) -> int:
+    """Images of so many pixels that go through together, where an activation has this many channels a pixel."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * channels * pixels))
 
 
 class DvaeTokenizer:
@@ -59,7 +59,7 @@ class DvaeTokenizer:
         self.px_per_token = PX_PER_TOKEN
         self.vocab_size = state["encoder.blocks.output.conv.b"].shape[0]
         self.has_decoder = decoder is not None
-        self._width = state["encoder.blocks.input.b"].shape[0]
+        self._width = int(state["encoder.blocks.input.b"].shape[0])
         self._encoder = self._freeze(encoder)
         self._decoder = None if decoder is None else self._freeze(decoder)
 
@@ -71,21 +71,14 @@ class DvaeTokenizer:
                 weights.data = weights.data.contiguous(memory_format=torch.channels_last)
         return part
 
-    def _chunk(self, pixels: int) -> int:
-        """Images that go through together."""
-        return max(1, CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cpu"]) // (4 * int(self._width) * pixels))
-
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, h, w] -> int64 [B, N]; see `ImageTokenizer.encode`."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"encode reads uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
-        height, width = images.shape[2:]
-        if height % PX_PER_TOKEN or width % PX_PER_TOKEN:
-            raise ValueError(f"{height} x {width} pixels are not multiples of {PX_PER_TOKEN}, the pixels of a token")
+        check_images(images, PX_PER_TOKEN)
+        at_once = images_at_once(self.device, self._width, images.shape[2] * images.shape[3])
         tokens = [
             self._encoder(map_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last)).argmax(1).flatten(1)
-            for part in torch.split(images, self._chunk(height * width))
+            for part in torch.split(images, at_once)
         ]
         return torch.cat(tokens)
 
@@ -94,99 +87,51 @@ class DvaeTokenizer:
         """int64 [B, N] -> uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
         if self._decoder is None:
             raise ValueError("this tokenizer has no decoder")
-        grid = math.isqrt(tokens.shape[1])
-        if tokens.ndim != 2 or grid**2 != tokens.shape[1]:
-            raise ValueError(f"decode reads the tokens of square grids [B, grid * grid], not {list(tokens.shape)}")
+        grid = side_of_grid(tokens)
+        at_once = images_at_once(self.device, self._width, (grid * PX_PER_TOKEN) ** 2)
         images = [
             unmap_pixels(self._decoder.from_tokens(part.to(self.device).reshape(-1, grid, grid))[:, :3].float().sigmoid())
             .mul(255)
             .round()
             .to(torch.uint8)
-            for part in torch.split(tokens, self._chunk((grid * PX_PER_TOKEN) ** 2))
+            for part in torch.split(tokens, at_once)
         ]
         return torch.cat(images)
 
 
 def save_tokenizer(
-    folder: Path, dvae: Dvae, *, image_size: int, training: Mapping[str, Any], figures: Mapping[str, float], half: bool = False
+    folder: Path, dvae: Dvae | DvaeParts, *, image_size: int, training: Mapping[str, Any], figures: Mapping[str, float], half: bool = False
 ) -> None:
-    """Write `tokenizer.safetensors` and `tokenizer.json` into a folder, which is made if it is absent.
+    """Write a discrete VAE into a folder as `tokenizer.safetensors` and `tokenizer.json`.
 
     Args:
-        folder: The tokenizer's folder; files of an earlier save are replaced.
+        folder: The tokenizer's folder; it is made if it is absent, files of an earlier save are replaced.
         dvae: The trained model.
         image_size: Side in pixels of the images it was trained on.
-        training: How it was trained (settings, data, versions): plain JSON types.
+        training: How it was trained (settings, data, versions) or where it comes from: plain JSON types.
         figures: What it reaches, by name.
         half: Keep the weights as float16. They are read back to float32, and the digest is of what is read back.
     """
-    stored = {
-        name: value.detach().to("cpu", torch.float16 if half else torch.float32).contiguous() for name, value in dvae.state_dict().items()
-    }
     description = {
-        "kind": "dvae",
+        "kind": KIND,
         "config": to_dict(dvae.config),
         "vocab_size": dvae.config.vocab_size,
         "px_per_token": PX_PER_TOKEN,
+        "has_decoder": dvae.decoder is not None,
         "image_size": image_size,
         "pixels": {"scale": 1 - 2 * PIXEL_MARGIN, "offset": PIXEL_MARGIN},
-        "digest": weights_digest(stored),
         "training": dict(training),
         "figures": dict(figures),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(save(stored))
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_folder(folder, dvae.state_dict(), description, half=half)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """The contents of a tokenizer folder's `tokenizer.json`.
-
-    Raises:
-        UserError: When the folder holds no tokenizer, or a description without what loading needs.
-    """
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no {name}, so it is not a tokenizer", "give a folder that `beit tokenizer train` wrote")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except ValueError as error:
-        raise _damaged(folder, f"{DESCRIPTION} is not JSON ({error})") from None
-    for name, kind in (("digest", str), ("config", dict)):
-        if not isinstance(description, dict) or not isinstance(description.get(name), kind):
-            raise _damaged(folder, f"{DESCRIPTION} has no {name}")
-    return dict(description)
-
-
-def load_dvae(folder: Path) -> Dvae:
-    """Read a saved discrete VAE to float32 on the CPU, for training on or for `DvaeTokenizer`.
+def load_dvae(folder: Path) -> DvaeParts:
+    """Read a saved discrete VAE to float32 on the CPU.
 
     Raises:
         UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
     """
-    description = read_description(folder)
-    try:
-        state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-    except SafetensorError as error:
-        raise _damaged(folder, f"{WEIGHTS} cannot be read ({error})") from None
-    if (digest := weights_digest(state)) != description["digest"]:
-        raise _damaged(folder, f"{WEIGHTS} has the digest {digest[:12]}, {DESCRIPTION} says {description['digest'][:12]}")
-    try:
-        config = from_dict(DvaeConfig, description["config"])
-    except UserError as error:
-        raise _damaged(folder, f"the config in {DESCRIPTION}: {error.cause}") from None
-    with torch.device("meta"):
-        dvae = Dvae(config)
-    described, found = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (dvae.state_dict(), state))
-    for name in sorted(described.keys() | found.keys()):
-        if described.get(name) != found.get(name):
-            shapes = f"{found.get(name, 'absent')} in {WEIGHTS}, {described.get(name, 'absent')} by the config in {DESCRIPTION}"
-            raise _damaged(folder, f"{name} is {shapes}")
-    dvae.load_state_dict(state, assign=True)
-    return dvae
-
-
-def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(
-        f"{folder} holds a damaged tokenizer: {what}", "copy both files again from the same tokenizer, or train or convert it again"
+    return read_model(
+        folder, lambda description: DvaeParts(from_dict(DvaeConfig, description["config"]), decoder=description.get("has_decoder", True))
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -58,3 +60,20 @@ class ImageTokenizer(Protocol):
             uint8 [B, 3, h, w].
         """
         ...
+
+
+def check_images(images: Tensor, px_per_token: int) -> None:
+    """Refuse what is not uint8 [B, 3, h, w] with h and w multiples of `px_per_token`."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"encode reads uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
+    height, width = images.shape[2:]
+    if height % px_per_token or width % px_per_token:
+        raise ValueError(f"{height} x {width} pixels are not multiples of {px_per_token}, the pixels of a token")
+
+
+def side_of_grid(tokens: Tensor) -> int:
+    """Side of the square grid of tokens [B, N]; anything else is refused."""
+    side = math.isqrt(tokens.shape[1]) if tokens.ndim == 2 else 0
+    if not side or side**2 != tokens.shape[1]:
+        raise ValueError(f"decode reads the tokens of square grids [B, grid * grid], not {list(tokens.shape)}")
+    return side
