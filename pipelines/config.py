@@ -54,7 +54,7 @@ class ResourceConfig:
     """Cores reserved for each reading task. None: 1, less on a machine of few cores."""
 
     tokenizers: int | None = None
-    """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker."""
+    """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker, or as many as spare GPUs hold."""
 
     tokenizer_cpus: float | None = None
     """Cores reserved for each tokenizer actor. None: 1, less on a machine of few cores."""

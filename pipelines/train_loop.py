@@ -97,7 +97,7 @@ class Worker:
         self.generation, self.restarts = 0, 0
         self.keys: list[Batch] = []
         self.settling: list[Any] = []
-        self.stop = False
+        self.stop, self.training = False, False
         self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
 
     def _computes_bf16(self) -> bool:
@@ -151,7 +151,11 @@ class Worker:
         )
         waiting_since = time.perf_counter()
         for item in ahead(iter(batches), self._to_device):
-            self.wait_seconds += time.perf_counter() - waiting_since
+            if self.training:
+                self.wait_seconds += time.perf_counter() - waiting_since
+            else:
+                # Starting the stream's processes is no part of the training's speed, nor of the time that is left.
+                self.training, self.logged_at = True, time.perf_counter()
             yield item
             waiting_since = time.perf_counter()
         yield {}, {}
