@@ -23,7 +23,7 @@ def tokenizer_names() -> list[str]:
 
 
 def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> ImageTokenizer:
-    """Load a tokenizer for encoding: a built-in one by name, or a folder that `save_tokenizer` wrote.
+    """Load a tokenizer for encoding: a built-in one by name, or a folder that training or converting wrote.
 
     Args:
         name_or_path: One of `tokenizer_names()`, or a folder.
@@ -32,8 +32,9 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     Raises:
         UserError: When it is neither; the names that exist are listed.
     """
+    from beit.tokenizer import frozen, unilm
     from beit.tokenizer.dalle import random_dalle
-    from beit.tokenizer.frozen import DvaeTokenizer, load_dvae
+    from beit.tokenizer.folder import read_description
 
     if name_or_path == RANDOM:
         return random_dalle(device=device)
@@ -42,12 +43,21 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     if name_or_path == PUBLISHED:
         raise UserError(
             "tokenizer.name=dalle: DALL-E's published weights do not come with the package",
-            "convert them once (docs/tokenizer.md) and give --tokenizer.path FOLDER, or measure with --tokenizer.name random-dalle",
+            "write beit tokenizer convert encoder.pkl FOLDER --decoder decoder.pkl, then give --tokenizer.path FOLDER; "
+            "or measure with --tokenizer.name random-dalle",
         )
     if not named and not folder.is_dir():
         raise UserError(
             f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",
-            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder that `beit tokenizer train` wrote",
+            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder that `beit tokenizer train` "
+            "or `convert` wrote",
         )
-    dvae = load_dvae(folder)
-    return DvaeTokenizer(dvae.encoder, dvae.decoder, device=device)
+    kind = read_description(folder).get("kind")
+    if kind == unilm.KIND:
+        return unilm.UnilmTokenizer(unilm.load_unilm(folder), device=device)
+    if kind == frozen.KIND:
+        parts = frozen.load_dvae(folder)
+        return frozen.DvaeTokenizer(parts.encoder, parts.decoder, device=device)
+    raise UserError(
+        f"{folder} holds a tokenizer of the kind {kind!r}, which this version does not know", "make it again with this version, or update"
+    )

@@ -1,0 +1,73 @@
+"""Weights that others published: what a file is, and its tensors, without running anything in it."""
+
+from __future__ import annotations
+
+import re
+import string
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from beit.tokenizer.pickled import NotWeightsError, read_torch
+
+_HEAD = 4096
+
+_PRINTABLE = frozenset(string.printable.encode())
+
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the file",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF document",
+}
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a file that `torch.save` wrote, by name.
+
+    Raises:
+        NotWeightsError: When it is anything else; its text says what ("an HTML page", "a pickle with the global os.system").
+    """
+    if (found := _no_weights(data)) is not None:
+        raise NotWeightsError(found)
+    if _is_safetensors(data):
+        try:
+            return load_safetensors(data)
+        except (SafetensorError, KeyError) as error:
+            raise NotWeightsError(f"a damaged safetensors file, as of a download that broke off ({error})") from None
+    if not data.startswith((b"PK", b"\x80")) and not data.endswith(b"."):  # every pickle ends so, the oldest are text
+        raise NotWeightsError(f"{len(data):,} bytes of an unknown kind, the first 0x{data[:8].hex()}")
+    return read_torch(data)
+
+
+def _is_safetensors(data: bytes) -> bool:
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 100_000_000
+
+
+def _no_weights(data: bytes) -> str | None:
+    """What a file is that a download left in place of weights; None if it might be weights."""
+    if not data:
+        return "an empty file"
+    head = data[:_HEAD]
+    for beginning, what in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            return what
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    text = head.strip().lower()
+    if text.startswith((b"<!doctype html", b"<html")) or (text.startswith(b"<") and b"<html" in text):
+        return "an HTML page"
+    if text.startswith(b"<?xml") or text.startswith(b"<error"):
+        return "an XML page, as a storage server answers with"
+    if re.match(rb"--\d{4}-\d\d-\d\d", text) or b"http request sent, awaiting response" in text:
+        return "a log of wget"
+    if text.startswith(b"% total") and b"xferd" in text:
+        return "a log of curl"
+    if _PRINTABLE.issuperset(head) and not data.endswith(b"."):
+        first = head.decode("ascii").strip().partition("\n")[0]
+        return f"text that begins with {first[:40]!r}"
+    return None

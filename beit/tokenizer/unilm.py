@@ -1,0 +1,154 @@
+"""The tokenizer that BEiT's authors trained themselves: `DiscreteVAE` of microsoft/unilm, `beit/modeling_discrete_vae.py`.
+
+Smaller and simpler than DALL-E's: strided convolutions and one residual block at every resolution, a codebook of
+embeddings, pixels as they are rather than a distribution of them (arXiv 2106.08254, appendix C, compares the two).
+Parameters carry the released code's names, such as `encoder.1.net.0.weight`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from beit.checks import positive
+from beit.config import from_dict
+from beit.tokenizer.folder import read_model, weights_digest
+from beit.tokenizer.frozen import images_at_once
+from beit.tokenizer.protocol import check_images, side_of_grid
+
+KIND = "unilm"
+
+IMAGE_SIZE = 112
+"""Pixels of the images that the released code tokenises by default."""
+
+HALF_RANGE = 0.5
+"""Pixels in [0, 1] are taken to [-1, 1] by a mean and a standard deviation of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnilmConfig:
+    """Size of the released code's tokenizer. Defaults: those of `get_d_vae` in `beit/utils.py` there."""
+
+    vocab_size: int = 8192
+    """Number of different visual tokens."""
+
+    codebook_dim: int = 512
+    """Size of a token's embedding."""
+
+    width: int = 256
+    """Channels of all hidden layers."""
+
+    layers: int = 3
+    """Halvings of the resolution: a token stands for 2 to this power pixels a side."""
+
+    def __post_init__(self) -> None:
+        positive(self, "unilm.", "vocab_size", "codebook_dim", "width", "layers")
+
+    @property
+    def px_per_token(self) -> int:
+        """Side of the square of pixels that a token stands for."""
+        return int(2**self.layers)
+
+
+# B images of H x W pixels, h x w visual tokens, V different tokens, D the size of an embedding
+class Residual(nn.Module):
+    """x + three convolutions of x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] -> the same."""
+        changed: Tensor = self.net(x)
+        return x + changed
+
+
+class UnilmDvae(nn.Module):
+    """Encoder, codebook and decoder."""
+
+    def __init__(self, config: UnilmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook = nn.Embedding(config.vocab_size, config.codebook_dim)
+        self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
+        for layer in range(config.layers):
+            down = nn.Conv2d(config.width if layer else 3, config.width, 4, stride=2, padding=1)
+            up = nn.ConvTranspose2d(config.width if layer else config.codebook_dim, config.width, 4, stride=2, padding=1)
+            self.encoder.extend([nn.Sequential(down, nn.ReLU()), Residual(config.width)])
+            self.decoder.extend([nn.Sequential(up, nn.ReLU()), Residual(config.width)])
+        self.encoder.append(nn.Conv2d(config.width, config.vocab_size, 1))
+        self.decoder.append(nn.Conv2d(config.width, 3, 1))
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """int64 [B, h, w] -> float [B, 3, H, W], about -1 to 1."""
+        pixels: Tensor = self.decoder(self.codebook(tokens).permute(0, 3, 1, 2))
+        return pixels
+
+
+class UnilmTokenizer:
+    """The released code's tokenizer, frozen. float32 on every device, as that code runs it."""
+
+    precision = "float32"
+    has_decoder = True
+
+    def __init__(self, model: UnilmDvae, *, device: str | torch.device = "cpu") -> None:
+        """Take over a model with its weights; the digest is of the weights as they are now.
+
+        Args:
+            model: It is moved, not copied.
+            device: Where images and tokens are taken to and tokens and images come from.
+        """
+        self.digest = weights_digest(model.state_dict())
+        self.device = torch.device(device)
+        self.px_per_token = model.config.px_per_token
+        self.vocab_size = model.config.vocab_size
+        # Of the largest activations, channels for each pixel of the image: half the resolution, or the logits.
+        self._channels = max(1, model.config.width // 4, model.config.vocab_size // self.px_per_token**2)
+        self._model = model.eval().requires_grad_(False).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, h, w] -> int64 [B, N]; see `ImageTokenizer.encode`."""
+        check_images(images, self.px_per_token)
+        at_once = images_at_once(self.device, self._channels, images.shape[2] * images.shape[3])
+        tokens = [
+            self._model.encoder(part.to(self.device).float().div_(255).sub_(HALF_RANGE).div_(HALF_RANGE)).argmax(1).flatten(1)
+            for part in torch.split(images, at_once)
+        ]
+        return torch.cat(tokens)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """int64 [B, N] -> uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
+        grid = side_of_grid(tokens)
+        at_once = images_at_once(self.device, self._channels, (grid * self.px_per_token) ** 2)
+        images = [
+            self._model.from_tokens(part.to(self.device).reshape(-1, grid, grid))
+            .mul_(HALF_RANGE)
+            .add_(HALF_RANGE)
+            .clamp_(0, 1)
+            .mul_(255)
+            .round_()
+            .to(torch.uint8)
+            for part in torch.split(tokens, at_once)
+        ]
+        return torch.cat(images)
+
+
+def load_unilm(folder: Path) -> UnilmDvae:
+    """Read a converted tokenizer of the released code to float32 on the CPU.
+
+    Raises:
+        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
+    """
+    return read_model(folder, lambda description: UnilmDvae(from_dict(UnilmConfig, description["config"])))
