@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ LINE_PX = 17
 FONT_PX = 13
 PAPER, INK, FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
 HIDDEN = (163, 170, 196)  # not grey: photographs have grey parts
+SPREAD = 1.2207440846  # x^4 = x + 1: multiples of 1/x, 1/x^2 and 1/x^3, modulo 1, fill a cube evenly
 RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 
 
@@ -149,20 +150,58 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
     right = (shown.predicted == shown.tokens).reshape(shown.masks.shape)
     columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.masks, right, strict=True)]))
 
-    step = side + GAP_PX
-    sheet = Image.new("RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + len(shown.images) * (step + LINE_PX)), PAPER)
+    hidden = [f"{int((good & mask).sum())} of {int(mask.sum())} hidden right" for good, mask in zip(right, shown.masks, strict=True)]
+    return _table(columns, side=side, captions={len(columns) - 1: hidden})
+
+
+def token_sheet(
+    images: Sequence[Pixels],
+    tokens: Sequence[NDArray[np.int64]],
+    decoded: Sequence[Pixels] | None,
+    names: Sequence[str],
+    *,
+    side: int = 224,
+) -> Image.Image:
+    """A row an image: the image, its visual tokens as coloured squares, what the decoder paints from them.
+
+    Args:
+        images: uint8 [T, T, 3] each.
+        tokens: Their grids, [grid, grid] each. One token has one colour in all of them.
+        decoded: uint8 [T, T, 3] each, or None for a tokenizer without decoder.
+        names: What to write under each image.
+        side: Side of a picture, in pixels.
+    """
+    columns: list[tuple[str, Sequence[Pixels]]] = [("image", images), ("tokens", [colour_of(grid) for grid in tokens])]
+    captions: dict[int, Sequence[str]] = {0: names, 1: [f"{len(np.unique(grid))} different of {grid.size}" for grid in tokens]}
+    if decoded is not None:
+        columns.append(("decoded from the tokens", decoded))
+        errors = [np.abs(one.astype(np.int16) - other).mean() / 255 for one, other in zip(images, decoded, strict=True)]
+        captions[2] = [f"mean absolute error {error:.3f}" for error in errors]
+    return _table(columns, side=side, captions=captions)
+
+
+def colour_of(tokens: NDArray[np.int64]) -> Pixels:
+    """Visual tokens [grid, grid] -> a colour each, uint8 [grid, grid, 3]. Tokens with numbers next to each other look unlike."""
+    hue, saturation, value = (tokens[..., None] / SPREAD**power % 1 for power in (1, 2, 3))
+    saturation, value = 0.5 + 0.5 * saturation, 0.55 + 0.45 * value
+    pure = (np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1).clip(0, 1)
+    colours: Pixels = np.rint(255 * value * (1 - saturation + saturation * pure)).astype(np.uint8)
+    return colours
+
+
+def _table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]) -> Image.Image:
+    """Columns of pictures, a title over each and, for the columns named in `captions`, a line under each picture."""
+    step, rows = side + GAP_PX, len(columns[0][1])
+    sheet = Image.new("RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + rows * (step + LINE_PX)), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
     for column, (title, pictures) in enumerate(columns):
         x = GAP_PX + column * step
         draw.text((x, GAP_PX - 2), _shorten(title, side, font), INK, font)
         for row, pixels in enumerate(pictures):
             y = GAP_PX + LINE_PX + row * (step + LINE_PX)
-            tile = _fit(pixels, side)
-            sheet.paste(tile, (x, y))
-            if column == len(columns) - 1:
-                hidden = int(shown.masks[row].sum())
-                caption = f"{int((right[row] & shown.masks[row]).sum())} of {hidden} hidden right"
-                draw.text((x, y + side + 1), _shorten(caption, side, font), FAINT, font)
+            sheet.paste(_fit(pixels, side), (x, y))
+            if column in captions:
+                draw.text((x, y + side + 1), _shorten(captions[column][row], side, font), FAINT, font)
     return sheet
 
 

@@ -15,6 +15,8 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
+  beit tokenizer convert FILE OUT  a published tokenizer, such as DALL-E's, without running its pickle
+  beit tokenizer show IMAGE…       images, their visual tokens and reconstructions as a PNG
   beit data scenes OUT             render the built-in scenes
   beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
   beit data check PATH             counts, sizes, broken files, a contact sheet
@@ -87,6 +89,22 @@ def _train_tokenizer(arguments: list[str], debug: bool) -> None:
     command = parse_job(arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=job.PRESETS, preset=job.preset)
     if command is not None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _convert_tokenizer(arguments: list[str], debug: bool) -> None:
+    from pipelines.convert_tokenizer import ConvertConfig, convert_tokenizer
+
+    for line in convert_tokenizer(parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("source", "out"))):
+        print(line)
+
+
+def _show_tokens(arguments: list[str], debug: bool) -> None:
+    from pipelines.show_tokens import ShowConfig, show
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--images", *arguments]
+    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE…", positional=())):
+        print(line)
 
 
 def _scenes(arguments: list[str], debug: bool) -> None:
@@ -230,6 +248,8 @@ def _take(arguments: list[str], option: str) -> str | None:
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "tokenizer train": _train_tokenizer,
+    "tokenizer convert": _convert_tokenizer,
+    "tokenizer show": _show_tokens,
     "data scenes": _scenes,
     "data pack": _pack,
     "data check": _check,
