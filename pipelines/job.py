@@ -7,8 +7,8 @@ import io
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from pipelines.sources import Source, open_source
 from pipelines.stream import build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
+
+Config = TypeVar("Config", bound=JobConfig)
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
 # blocks of a worker's batch (design: 100,000 blocks a round).
@@ -104,6 +106,13 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
         elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
             tracking.check(folder.uri, place_in_mlflow)
         return folder, run_training(training, folder, placement, say=say, resume=resume is not None)
+
+
+def with_absolute_data(config: Config) -> Config:
+    """The same with an absolute data path: the saved configuration holds wherever the run is resumed from."""
+    if config.data.train is None:
+        return config
+    return replace(config, data=replace(config.data, train=storage.absolute(config.data.train)))
 
 
 def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:

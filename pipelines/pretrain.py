@@ -37,12 +37,6 @@ REPORT_IMAGES = 8
 # Larger models want more than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
 
-# Larger models want more than a few thousand rendered scenes.
-MOST_SCENE_PX = 128
-
-# No epoch of any run: views and masks of the report are none that the model was trained on.
-REPORT_EPOCH = 1 << 30
-
 
 def pretrain(
     config: PretrainConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
@@ -83,12 +77,13 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             "set --data.train to a folder or bucket of images; beit pretrain quickstart runs on the scenes",
         )
     from beit.optim import check_schedule
-    from pipelines.job import Training, check_batch, open_data
+    from pipelines.job import Training, check_batch, open_data, with_absolute_data
     from pipelines.samples import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
     if config.tokenizer.path is not None:
         config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
+    config = with_absolute_data(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
     tokenizer = checked_tokenizer(config)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)

@@ -127,10 +127,11 @@ def train_tokenizer(
 
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
-    from pipelines.job import Training, check_batch, open_data
+    from pipelines.job import Training, check_batch, open_data, with_absolute_data
     from pipelines.samples import SampleConfig
 
     check_batch(config.optim.global_batch_size, config.resources.workers)
+    config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     return Training(
