@@ -16,6 +16,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
   beit tokenizer convert FILE OUT  a published tokenizer, such as DALL-E's, without running its pickle
+  beit tokenizer encode [PRESET]   tokens of K epochs' views, computed once for any number of runs
   beit tokenizer show IMAGE…       images, their visual tokens and reconstructions as a PNG
   beit data scenes OUT             render the built-in scenes
   beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
@@ -98,6 +99,17 @@ def _convert_tokenizer(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _encode_tokens(arguments: list[str], debug: bool) -> None:
+    from pipelines.encode_tokens import config_of, encode_tokens
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    default = config_of(name)
+    config = parse(arguments, type(default), command="tokenizer encode [PRESET]", positional=(), default=default)
+    result = encode_tokens(config, debug=debug)
+    print(f"{result.views:,} views in {result.parts:,} parts ({result.written:,} written now): {result.out}")
+    print(f"next, with the same options: beit pretrain {name} --data.train {config.data.train} --data.tokens {result.out}")
+
+
 def _show_tokens(arguments: list[str], debug: bool) -> None:
     from pipelines.show_tokens import ShowConfig, show
 
@@ -154,7 +166,7 @@ def _report(arguments: list[str], debug: bool) -> None:
         print(write_report(arguments[0]))
 
 
-def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...]) -> Any:
+def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
     """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
 
     Raises:
@@ -168,7 +180,8 @@ def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tu
             named += [f"--{field}", arguments.pop(0)]
         elif not {"-h", "--help", f"--{field}"} & set(arguments):
             raise UserError(f"beit {command}: {field.upper()} is missing", f"write beit {command}")
-    return tyro.cli(kind, args=[*named, *arguments], prog=f"beit {command}")
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=[*named, *arguments], prog=f"beit {command}", **defaults)
 
 
 @dataclass(frozen=True)
@@ -249,6 +262,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "tokenizer train": _train_tokenizer,
     "tokenizer convert": _convert_tokenizer,
+    "tokenizer encode": _encode_tokens,
     "tokenizer show": _show_tokens,
     "data scenes": _scenes,
     "data pack": _pack,

@@ -17,6 +17,9 @@ class DataConfig:
     train: str | None = None
     """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered on the spot."""
 
+    tokens: str | None = None
+    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None: tokenise while training."""
+
     scenes: int = 4096
     """How many scenes to render when `train` is not given."""
 

@@ -109,10 +109,9 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
 
 
 def with_absolute_data(config: Config) -> Config:
-    """The same with an absolute data path: the saved configuration holds wherever the run is resumed from."""
-    if config.data.train is None:
-        return config
-    return replace(config, data=replace(config.data, train=storage.absolute(config.data.train)))
+    """The same with absolute data paths: the saved configuration holds wherever the run is resumed from."""
+    train, tokens = (None if path is None else storage.absolute(path) for path in (config.data.train, config.data.tokens))
+    return replace(config, data=replace(config.data, train=train, tokens=tokens))
 
 
 def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:

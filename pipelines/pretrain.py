@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from beit.pictures import Reconstructions
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.job import Result, Training
+    from pipelines.sources import Manifest
+    from pipelines.token_cache import TokenCache
 
 JOB = "pretrain"
 
@@ -86,6 +89,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
     tokenizer = checked_tokenizer(config)
+    cache = None if config.data.tokens is None else checked_cache(config.data.tokens, config, source.manifest, tokenizer)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     if config.steps is None:
         check_schedule(config.optim, total_steps)
@@ -102,8 +106,9 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             token_px=config.tokenizer.image_size,
             mask=config.mask,
             grid=config.model.grid,
+            cache=cache,
         ),
-        tokenizer=config.tokenizer,
+        tokenizer=None if cache else config.tokenizer,
         make_objective=objective,
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
@@ -130,6 +135,37 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
             f"set --tokenizer.image-size {config.model.grid * tokenizer.px_per_token}",
         )
     return tokenizer
+
+
+def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer) -> TokenCache:
+    """The token cache that the run reads instead of tokenising.
+
+    Raises:
+        UserError: If it was made for other samples or by another tokenizer, or is not complete.
+    """
+    from pipelines.token_cache import TokenCache, view_fields
+
+    cache = TokenCache.open(path)
+    # How many epochs there are, and in which precision they were computed, is for the cache to say.
+    cache.check(
+        replace(
+            cache.description,
+            data=manifest.digest,
+            units=len(manifest.rows),
+            seed=config.seed,
+            view=view_fields(config.view),
+            patch_px=config.model.image_size,
+            token_px=config.tokenizer.image_size,
+            tokenizer=tokenizer.digest,
+            vocab_size=tokenizer.vocab_size,
+        )
+    )
+    if missing := cache.missing():
+        raise UserError(
+            f"data.tokens={path} lacks {len(missing):,} of {cache.epochs * cache.parts_of_epoch:,} parts",
+            "run its beit tokenizer encode again: it computes what is missing",
+        )
+    return cache
 
 
 def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
@@ -161,6 +197,10 @@ def summary(training: Training) -> list[str]:
         f"mask: {config.mask.kind}, at most {config.mask.budget(model.grid)} of {model.patches} patches hidden",
         f"steps: {training.total_steps:,} x {optim.global_batch_size:,} images = {images:,} = {images / manifest.total:.3g} epochs",
     ]
+    if cache := training.samples.cache:
+        lines.insert(2, f"tokens: read from {cache.path}, {cache.epochs} epochs of views, computed in {cache.description.precision}")
+        if images > cache.epochs * manifest.total:
+            lines.append(f"views: the sets of {cache.epochs} epochs repeat; masks still change in every epoch")
     if optim.warmup_steps >= training.total_steps:
         lines.append(
             f"warning: the warmup of {optim.warmup_steps:,} steps is not shorter than the run: "

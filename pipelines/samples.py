@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipelines import seeds
 
 if TYPE_CHECKING:
     from pipelines.sources import Manifest
+    from pipelines.token_cache import TokenCache
 
 Batch = dict[str, NDArray[Any]]
 
@@ -35,25 +36,34 @@ class SampleConfig:
     grid: int = 0
     """Side of the mask, in patches."""
 
+    cache: TokenCache | None = None
+    """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are always those of the true epoch."""
+
 
 def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     """Encoded images -> views and masks. One row in, one row out, whatever the image.
 
-    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status.
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the batch brings "tokens", they
+    are passed on in place of the token view.
     """
     from beit.masking import draw_mask
     from beit.views import make_view
 
     token_px = config.patch_px if config.token_px is None else config.token_px
+    if "tokens" in batch:
+        token_px = max(config.patch_px, token_px)  # The patch view is made from a larger token view; a smaller one would be for nothing.
     keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
+    view_keys = keys if config.cache is None else [(epoch % config.cache.epochs, unit, row) for epoch, unit, row in keys]
     views = [
         make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
-        for encoded, key in zip(batch["image"], keys, strict=True)
+        for encoded, key in zip(batch["image"], view_keys, strict=True)
     ]
     samples: Batch = {name: batch[name] for name in KEYS}
     samples["patch_view"] = np.stack([view.patch_view for view in views])
     samples["status"] = np.array([view.status for view in views], np.uint8)
-    if token_px != config.patch_px:
+    if "tokens" in batch:
+        samples["tokens"] = batch["tokens"]
+    elif token_px != config.patch_px:
         samples["token_view"] = np.stack([view.token_view for view in views])
     if config.mask is not None:
         masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
@@ -66,6 +76,7 @@ def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
 
     They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read whole.
     """
+    config = replace(config, cache=None)
     rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
     share = -(-count // 16) if len(manifest.rows) >= 16 else -(-2 * count // len(manifest.rows))
     found: list[Batch] = []

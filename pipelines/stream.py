@@ -1,11 +1,11 @@
-"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors) -> batches."""
+"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors, unless they come from a cache) -> batches."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Unit
+    from pipelines.token_cache import TokenCache
 
 # A reading task mixes the rows of as many units as fit into this many encoded bytes.
 MIX_BYTES = 128 << 20
 
 
-def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES) -> Iterator[Batch]:
-    """Encoded images with their keys, permuted across the units of a slot under a cap on memory.
+def read_slot(
+    parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES, cache: TokenCache | None = None
+) -> Iterator[Batch]:
+    """Encoded images with their keys, and tokens where there is a cache, permuted across the units of a slot under a cap on memory.
 
     The same parts give the same batches: a retried task must repeat itself. A file that is there but is no image
     passes through; what cannot be read is tried again, then raised.
@@ -37,9 +40,11 @@ def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int,
     pending: list[Batch] = []
     size = 0
     for unit, part in parts:
-        images = _read_patiently(unit, part)
+        images = read_patiently(lambda unit=unit, part=part: unit.read(part.rows)["image"])  # type: ignore[misc]
         constant = {"epoch": part.epoch, "unit": part.unit}
         pending.append({"image": images, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
+        if cache is not None:
+            pending[-1]["tokens"] = read_patiently(lambda part=part: cache.read(part.epoch, part.unit, part.rows))  # type: ignore[misc]
         size += sum(map(len, images))
         if size >= mix_bytes:
             yield from _mixed(pending, seed, rows_per_batch)
@@ -48,14 +53,14 @@ def read_slot(parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int,
         yield from _mixed(pending, seed, rows_per_batch)
 
 
-def _read_patiently(unit: Unit, part: Part) -> NDArray[Any]:
-    """The encoded images of a part. Ray does not retry what a map function raises, and a bucket fails now and then."""
+def read_patiently(read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """What `read` returns. Ray does not retry what a map function raises, and a bucket fails now and then."""
     for seconds in (1, 2, 4, 8):
         try:
-            return unit.read(part.rows)["image"]
+            return read()
         except OSError:
             time.sleep(seconds)
-    return unit.read(part.rows)["image"]
+    return read()
 
 
 def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Batch]:
@@ -107,7 +112,7 @@ def build_stream(
         dispatcher: Handle of the `Dispatcher`; it says what a slot reads.
         slots: Number of slots, the same as in the dispatcher's plan.
         config: How samples are drawn.
-        tokenizer: Adds the column "tokens"; None leaves it out.
+        tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
         placement: Resources of the stages.
         batch_rows: Rows of a worker's batch; blocks are about as large.
     """
@@ -148,5 +153,5 @@ def produce(batch: Batch, *, dispatcher: Any, config: SampleConfig, rows_per_bat
     torch.set_num_threads(1)
     for index in batch["slot"].tolist():
         parts = ray.get(dispatcher.slot.remote(index))
-        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch):
+        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch, cache=config.cache):
             yield make_samples(encoded, config=config)

@@ -130,6 +130,8 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
     from pipelines.job import Training, check_batch, open_data, with_absolute_data
     from pipelines.samples import SampleConfig
 
+    if config.data.tokens is not None:
+        raise UserError(f"data.tokens={config.data.tokens}: training a tokenizer reads no tokens", "leave out --data.tokens")
     check_batch(config.optim.global_batch_size, config.resources.workers)
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
