@@ -159,13 +159,13 @@ def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
     on_gpu = config.device != "cpu" and any(int(node.gpus) for node in nodes)
     cores = sum(node.cpus for node in nodes)
     share = (1.0 if on_gpu else 0.0) if config.tokenizer_gpus is None else config.tokenizer_gpus
-    cpus = config.tokenizer_cpus or (1.0 if not share and cores >= 2 else None)
+    cpus = config.tokenizer_cpus or (1.0 if not share and max((node.cpus for node in nodes), default=0) >= 2 else None)
     # A worker on a CPU, of next to nothing: place() knows no cluster without workers.
     config = replace(config, workers=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus)
     placement = place(replace(config, device="cuda" if config.device == "cuda" and not on_gpu else "cpu"), nodes, tokenize=True)
     if config.tokenizers is not None or placement.tokenizer_gpus:
         return placement
-    return replace(placement, tokenizers=(1, max(1, int((cores - placement.view_cpus) / placement.tokenizer_cpus))))
+    return replace(placement, tokenizers=(1, max(1, int((cores - placement.view_cpus) / max(1.0, placement.tokenizer_cpus)))))
 
 
 def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Placement) -> str:
@@ -256,7 +256,7 @@ def views_of_part(batch: Batch, *, cache: TokenCache, manifest: Any, samples: Sa
     start = 0
     for unit in units:
         rows = np.arange(data.rows[unit])
-        images = read_patiently(lambda unit=unit, rows=rows: data.unit(unit).read(rows)["image"])  # type: ignore[misc]
+        images = read_patiently(data.unit(unit).read, rows)["image"]
         keys = {"epoch": np.full(len(rows), epoch), "unit": np.full(len(rows), unit), "row": rows}
         made = make_samples({"image": images, **keys}, config=samples)
         here = slice(start, start + len(rows))

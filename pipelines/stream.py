@@ -7,10 +7,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from beit.config import TokenizerConfig
 from pipelines import seeds, storage
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Unit
     from pipelines.token_cache import TokenCache
+
+Arguments = ParamSpec("Arguments")
+Found = TypeVar("Found")
 
 # A reading task mixes the rows of as many units as fit into this many encoded bytes.
 MIX_BYTES = 128 << 20
@@ -40,11 +42,11 @@ def read_slot(
     pending: list[Batch] = []
     size = 0
     for unit, part in parts:
-        images = read_patiently(lambda unit=unit, part=part: unit.read(part.rows)["image"])  # type: ignore[misc]
+        images = read_patiently(unit.read, part.rows)["image"]
         constant = {"epoch": part.epoch, "unit": part.unit}
         pending.append({"image": images, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
         if cache is not None:
-            pending[-1]["tokens"] = read_patiently(lambda part=part: cache.read(part.epoch, part.unit, part.rows))  # type: ignore[misc]
+            pending[-1]["tokens"] = read_patiently(cache.read, part.epoch, part.unit, part.rows)
         size += sum(map(len, images))
         if size >= mix_bytes:
             yield from _mixed(pending, seed, rows_per_batch)
@@ -53,14 +55,14 @@ def read_slot(
         yield from _mixed(pending, seed, rows_per_batch)
 
 
-def read_patiently(read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """What `read` returns. Ray does not retry what a map function raises, and a bucket fails now and then."""
+def read_patiently(read: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs) -> Found:
+    """Call `read`, again if storage fails. Ray does not retry what a map function raises, and a bucket fails now and then."""
     for seconds in (1, 2, 4, 8):
         try:
-            return read()
+            return read(*args, **options)
         except OSError:
             time.sleep(seconds)
-    return read()
+    return read(*args, **options)
 
 
 def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Batch]:

@@ -206,6 +206,7 @@ def test_a_preset_gives_what_its_pretraining_needs():
 @pytest.mark.parametrize(
     ("node", "resources", "actors", "cpus", "gpus"),
     [
+        (Node(cpus=1, gpus=0), {}, (1, 1), 0.14, 0),
         (Node(cpus=2, gpus=0), {}, (1, 1), 1, 0),
         (Node(cpus=16, gpus=0), {}, (1, 15), 1, 0),
         (Node(cpus=16, gpus=2), {}, (1, 2), 1, 1),
