@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(version("beit-pretraining"))
         return
+    if {"-h", "--help"} & set(arguments) and arguments[0] in {name.split()[0] for name in COMMANDS} - set(COMMANDS) and len(arguments) == 2:
+        print("\n".join(line for line in HELP.splitlines() if line.startswith(f"  beit {arguments[0]} ")))
+        return
     try:
         command, rest = _find(arguments)
         command(rest, debug)
@@ -153,8 +156,11 @@ def _check(arguments: list[str], debug: bool) -> None:
 def _report(arguments: list[str], debug: bool) -> None:
     from pipelines import runs
 
+    if {"-h", "--help"} & set(arguments):
+        print("usage: beit report RUN\n\nWrite the report of a run folder again, and print where it is.")
+        return
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError(f"beit report {' '.join(arguments)}: it takes one run folder", "write beit report runs/NAME")
+        raise UserError("beit report takes one run folder", "write beit report runs/NAME")
     job = runs.job_of(arguments[0])
     if job == "pretrain":
         from pipelines.pretrain import rebuild_report

@@ -78,6 +78,8 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         _temp_dir=str(folder),
     )
     if not debug:
+        import ray.data
+
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -37,6 +37,9 @@ MODEL_FILES = ("model.safetensors", "config.json")
 
 REPORT_IMAGES = 8
 
+# The entropy of fewer hidden tokens than this says little about the entropy of all.
+BASELINE_PATCHES = 20_000
+
 # Larger models want more than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
 
@@ -260,7 +263,12 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
 
 def _conclude(result: Result, training: Training, report: str, say: Callable[[str], None]) -> None:
     loss, unigram = result.metrics.get("train/loss"), result.metrics.get("train/unigram")
-    if loss is not None and unigram is not None:
+    config = training.config
+    assert isinstance(config, PretrainConfig)
+    patches = result.step * config.optim.global_batch_size * config.mask.budget(config.model.grid)
+    if loss is not None and unigram is not None and patches < BASELINE_PATCHES:
+        say(f"final loss {loss:.3f}; {patches:,} hidden patches are too few for a baseline")
+    elif loss is not None and unigram is not None:
         better = "better" if loss < unigram else "worse"
         say(f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats {better} than guessing by frequency")
     say(f"model: {result.run}/model")

@@ -47,7 +47,7 @@ def unreachable(monkeypatch):
 def test_a_progress_line_says_what_matters_in_a_fixed_order():
     metrics = {"train/loss": 8.414, "train/unigram": 8.72, "train/accuracy": 0.019, "data/quarantined": 3}
     line = progress_line(row(120, **metrics), total_steps=5000, seconds_left=7815, shown=SHOWN)
-    assert line == "step 120/5,000 | loss 8.41 (unigram 8.72) | acc 1.9% | 1,234 img/s | data wait 3% | 3 bad images | eta 2h 10m"
+    assert line == "step 120/5,000 | loss 8.41 (unigram 8.72) | acc 1.9% | 1,234 img/s | data wait 3% | 3 bad samples | eta 2h 10m"
 
 
 def test_what_is_not_defined_is_left_out_of_the_line_and_null_in_the_file(recorder, tmp_path):
