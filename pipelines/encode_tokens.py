@@ -99,6 +99,8 @@ def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[s
     Raises:
         UserError: For mistakes in the configuration or the data, and a folder that holds other tokens.
     """
+    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+
     from pipelines.sources import open_source
 
     if (train := config.data.train) is None:
