@@ -166,3 +166,37 @@ def test_differences_are_those_of_float32(config):
     for each in (logits, expected):
         F.cross_entropy(each, torch.tensor([3, 7])).backward()
     assert_same_gradients(ours, theirs, norm=norm, exact=True)
+
+
+@pytest.mark.parametrize("size", [{}, AT_384], ids=["224", "384"])
+@pytest.mark.parametrize("config", [PAPER, PER_BLOCK], ids=["paper", "released"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_classification_in_timm(config, pooling, size):
+    timm_beit = pytest.importorskip("timm.models.beit", exc_type=ImportError)
+    config = dataclasses.replace(config, **size)
+    ours = stirred(Classifier(config, CLASSES, pooling=pooling))
+    theirs = timm_beit.Beit(
+        img_size=config.image_size,
+        num_classes=CLASSES,
+        global_pool="avg" if pooling == "mean" else "token",
+        embed_dim=DIM,
+        depth=DEPTH,
+        num_heads=3,
+        init_values=config.layer_scale,
+        use_abs_pos_emb=config.position == "absolute",
+        use_rel_pos_bias=config.position == "relative-per-block",
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    pixels, behind = drawn_pixels(config), []
+    for block in theirs.blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: behind.append(output))
+    logits, expected = ours(pixels), theirs(pixels)
+    assert_close(logits, expected, "logits")
+    for number, tokens in enumerate(ours.features(pixels, blocks=range(DEPTH), norm=False)):
+        assert_close(tokens, behind[number], f"tokens behind block {number}")
+    for each in (logits, expected):
+        F.cross_entropy(each, torch.tensor([3, 7])).backward()
+    found = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        tolerance = TABLE_TOLERANCE if name.endswith("table") else TOLERANCE
+        assert_close(parameter.grad, found[name].grad, f"gradient of {name}", tolerance)
