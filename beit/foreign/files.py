@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from beit.tokenizer.pickled import NotWeightsError, read_torch
+from beit.foreign.pickled import NotWeightsError, read_torch
 
 _HEAD = 4096
 

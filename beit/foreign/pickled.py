@@ -1,7 +1,8 @@
 """Files that `torch.save` wrote, read without running anything in them.
 
-A pickle is a program: it names functions of any installed package and calls them. The weights of published
-tokenizers come as such programs, some of them whole modules. Three doors stand between a file and its tensors:
+A pickle is a program: it names functions of any installed package and calls them. Published weights come as such
+programs, some of them whole modules, others with the options of the training beside them. Three doors stand between a
+file and its tensors:
 
 1. The program is read as a list of instructions, without following them. One that names anything outside a short
    list, or uses an instruction that `torch.save` has no need of, is refused here, with what it named.
@@ -41,6 +42,22 @@ MODULES = (
 )
 """Classes of the modules that the authors of DALL-E pickled whole."""
 
+BESIDE_WEIGHTS = (
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "torch.Size",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+)
+"""What training checkpoints hold beside the weights (options, scores, scalers). It is passed over: stand-ins take it in."""
+
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 
 _DTYPES = {
@@ -49,11 +66,17 @@ _DTYPES = {
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.DoubleStorage": torch.float64,
     "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
 }
+
+WRAPPERS = ("state_dict", "weights", "model", "module")
+"""Under which a checkpoint keeps its state dict: mmsegmentation's and mmpretrain's, unilm's tokenizer's, unilm's, DeepSpeed's."""
 
 _CONTAINERS: dict[str, Any] = {"collections.OrderedDict": OrderedDict, "builtins.set": set, "__builtin__.set": set}
 
-ALLOWED = frozenset({*MODULES, *_DTYPES, *_CONTAINERS, _TENSOR, _PARAMETER, "torch.device"})
+ALLOWED = frozenset({*MODULES, *BESIDE_WEIGHTS, *_DTYPES, *_CONTAINERS, _TENSOR, _PARAMETER, "torch.device"})
 """All that a file may name."""
 
 _SECOND_PROTOCOL = """
@@ -102,8 +125,9 @@ class _Inert:
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
 
 
 def _inert(name: str) -> type[_Inert]:
@@ -165,7 +189,7 @@ def _read_zip(data: bytes) -> Any:
                     _inspect(archive.read(name))
     except zipfile.BadZipFile as error:
         raise NotWeightsError(f"a damaged zip archive, as of a download that broke off ({error})") from None
-    with torch.serialization.safe_globals([(_inert(name), name) for name in MODULES]):
+    with torch.serialization.safe_globals([(_inert(name), name) for name in (*MODULES, *BESIDE_WEIGHTS)]):
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -228,13 +252,13 @@ def _read_legacy(data: bytes) -> Any:
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a module or of a state dict, which may lie in a checkpoint's `state_dict`, `weights` or `model`."""
+    """Names and tensors of a module or of a state dict, which may lie in a checkpoint under one of `WRAPPERS`."""
     if isinstance(content, _Inert):
         yield from _of_module(content)
         return
     if not isinstance(content, Mapping):
         raise NotWeightsError(f"a file of torch.save with a {type(content).__name__} in it")
-    for wrapper in ("state_dict", "weights", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(inner := content.get(wrapper), Mapping):
             content = inner
             break

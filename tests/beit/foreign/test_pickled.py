@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from beit.tokenizer import pickled
+from beit.foreign import pickled
 from beit.tokenizer.dvae import Decoder, DvaeConfig, Encoder, initialise
-from beit.tokenizer.pickled import NotWeightsError, read_torch
+from beit.foreign.pickled import NotWeightsError, read_torch
 
 CONFIG = DvaeConfig(vocab_size=20, encoder_width=8, decoder_width=8, blocks=2, bottleneck=4)
 
