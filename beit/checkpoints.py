@@ -25,13 +25,14 @@ from beit.errors import UserError
 if typing.TYPE_CHECKING:
     from beit.classifier import Classifier
     from beit.mim import Beit
+    from beit.segmenter import Segmenter
 
-    Model: TypeAlias = Beit | Classifier
+    Model: TypeAlias = Beit | Classifier | Segmenter
     Kind = TypeVar("Kind", bound=Model)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier")}
+_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier"), "segmenter": ("beit.segmenter", "Segmenter")}
 # Fields that change how a model is trained, not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
