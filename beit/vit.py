@@ -301,13 +301,14 @@ class Backbone(nn.Module):
         last = max(wanted)
         tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
         shared = None if self.rel_pos_bias is None else self._biases(self.rel_pos_bias.relative_position_bias_table)
-        behind = []
+        behind: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: last + 1]):
             assert isinstance(block, Block)
             own = block.attn.relative_position_bias_table
             bias = shared if own is None else self._biases(own)
             tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
-            behind.append(tokens)
+            if number in wanted:
+                behind[number] = tokens
         return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
 
     def _biases(self, table: Tensor) -> Tensor:
