@@ -1,8 +1,8 @@
 """The Vision Transformer of BEiT, in its two published variants.
 
-The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm,
-beit/modeling_pretrain.py): no absolute positions, one table of relative position biases shared by all blocks, LayerScale.
-Modules and parameters have the names of the published checkpoints.
+The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm, beit/modeling_pretrain.py
+and modeling_finetune.py): no absolute positions, relative position biases from a table that all blocks share in pretraining and each has a
+copy of in fine-tuning, LayerScale. Modules and parameters have the names of the published checkpoints.
 
 Letters in shapes:
     B images, N patches of an image, T = N + 1 tokens of an image (the class token first),
