@@ -9,6 +9,9 @@ from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
