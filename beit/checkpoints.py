@@ -21,17 +21,19 @@ from torch import Tensor
 
 from beit.config import ModelConfig, from_dict, to_dict
 from beit.errors import UserError
+from beit.vit import Backbone
 
 if typing.TYPE_CHECKING:
     from beit.classifier import Classifier
     from beit.mim import Beit
+    from beit.segmenter import Segmenter
 
-    Model: TypeAlias = Beit | Classifier
+    Model: TypeAlias = Beit | Classifier | Segmenter
     Kind = TypeVar("Kind", bound=Model)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier")}
+_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier"), "segmenter": ("beit.segmenter", "Segmenter")}
 # Fields that change how a model is trained, not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
@@ -59,6 +61,11 @@ def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = 
         folder: Made if it does not exist.
         extra: JSON types to keep in `config.json`.
     """
+    (grid,) = (module.grid for module in model.modules() if isinstance(module, Backbone))
+    if grid != (model.config.grid, model.config.grid):
+        raise ValueError(
+            f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square grids: save the first model"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     part = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
@@ -118,14 +125,14 @@ def load_model(folder: Path, kind: type[Any] | None = None) -> Model:
     if kind is not None and saved.kind != kind.kind:
         raise UserError(f"{folder} holds a {saved.kind}, and a {kind.kind} is needed", f"name a checkpoint of a {kind.kind}")
     try:
-        model = _class_of(saved.kind).laid_out(saved.model, saved.head)
+        model = class_of(saved.kind).laid_out(saved.model, saved.head)
     except (TypeError, ValueError, KeyError) as error:
         raise _not_a_checkpoint(folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})") from None
     _fill(model, folder)
     return model.eval()
 
 
-def _class_of(kind: str) -> type[Model]:
+def class_of(kind: str) -> type[Model]:
     """The class of a kind, imported only now: those modules use this one."""
     module, name = _KINDS[kind]
     found: type[Model] = getattr(importlib.import_module(module), name)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from beit.config import ViewConfig
     from beit.mim import Beit
+    from beit.tokenizer.codes import Code
     from beit.tokenizer.protocol import ImageTokenizer
 
 Pixels = NDArray[np.uint8]
@@ -178,6 +179,30 @@ def token_sheet(
         errors = [np.abs(one.astype(np.int16) - other).mean() / 255 for one, other in zip(images, decoded, strict=True)]
         captions[2] = [f"mean absolute error {error:.3f}" for error in errors]
     return _table(columns, side=side, captions=captions)
+
+
+def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: int = 4) -> Image.Image:
+    """Single visual tokens: what the decoder paints from each, on the left, and squares of images that got it.
+
+    Args:
+        codes: From `beit.tokenizer.codes.describe_codes`.
+        examples: Squares to leave room for, in two rows.
+        columns: Tokens in a row.
+        zoom: Factor by which squares are enlarged.
+    """
+    side = codes[0].examples.shape[1] * zoom
+    first = 0 if codes[0].decoded is None else 2 * side + GAP_PX // 2
+    step_x, step_y = first + -(-examples // 2) * side + 2 * GAP_PX, 2 * side + LINE_PX + GAP_PX
+    sheet = Image.new("RGB", (GAP_PX + min(columns, len(codes)) * step_x, GAP_PX + -(-len(codes) // columns) * step_y), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+    for number, code in enumerate(codes):
+        x, y = GAP_PX + number % columns * step_x, GAP_PX + number // columns * step_y
+        if code.decoded is not None:
+            sheet.paste(_fit(code.decoded, 2 * side), (x, y))
+        for place, square in enumerate(code.examples[:examples]):
+            sheet.paste(_fit(square, side), (x + first + place // 2 * side, y + place % 2 * side))
+        draw.text((x, y + 2 * side + 1), _shorten(f"{code.token}: {code.share:.2%}", step_x - GAP_PX, font), FAINT, font)
+    return sheet
 
 
 def colour_of(tokens: NDArray[np.int64]) -> Pixels:

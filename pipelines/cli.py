@@ -88,9 +88,12 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
+    from pipelines import tokenizer_presets as presets
     from pipelines import train_tokenizer as job
 
-    command = parse_job(arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=job.PRESETS, preset=job.preset)
+    command = parse_job(
+        arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=presets.PRESETS, preset=presets.tokenizer_preset
+    )
     if command is not None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
@@ -118,7 +121,7 @@ def _show_tokens(arguments: list[str], debug: bool) -> None:
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--images", *arguments]
-    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE…", positional=())):
+    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE… | --data PATH", positional=())):
         print(line)
 
 
@@ -164,12 +167,11 @@ def _report(arguments: list[str], debug: bool) -> None:
     job = runs.job_of(arguments[0])
     if job == "pretrain":
         from pipelines.pretrain import rebuild_report
-
-        print(rebuild_report(arguments[0]))
+    elif job == "tokenizer train":
+        from pipelines.train_tokenizer import rebuild_report
     else:
-        from pipelines.report import write_report
-
-        print(write_report(arguments[0]))
+        from pipelines.report import write_report as rebuild_report
+    print(rebuild_report(arguments[0]))
 
 
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:

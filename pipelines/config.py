@@ -9,6 +9,9 @@ from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -64,6 +67,9 @@ class ResourceConfig:
 
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
+
+    in_order: bool = False
+    """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself to the last digit."""
 
     cpus: int | None = None
     """Cores that a locally started Ray may use. None: all."""

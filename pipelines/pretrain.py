@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from beit.config import override
 from beit.errors import UserError
 from pipelines import runs, storage
-from pipelines.config import PretrainConfig
+from pipelines.config import MOST_SCENE_PX, PretrainConfig
 
 if TYPE_CHECKING:
     from beit.mim import MimObjective
@@ -39,9 +39,6 @@ REPORT_IMAGES = 8
 
 # The entropy of fewer hidden tokens than this says little about the entropy of all.
 BASELINE_PATCHES = 20_000
-
-# Larger models want more than a few thousand rendered scenes.
-MOST_SCENE_PX = 128
 
 
 def pretrain(

@@ -47,6 +47,7 @@ def write_report(
     *,
     pictures: Sequence[Picture] = (),
     token_counts: Sequence[int] | None = None,
+    counted: str = "behind hidden patches",
     commands: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Write the report of a run from the files in its folder; what is not there is left out.
@@ -54,7 +55,8 @@ def write_report(
     Args:
         run: Run folder, a path or a bucket URI.
         pictures: Shown below the curves.
-        token_counts: How often each visual token was hidden. None: from the newest checkpoint.
+        token_counts: How often each visual token occurred. None: how often it was hidden, from the newest checkpoint.
+        counted: Where the tokens were counted.
         commands: (what for, command) pairs to go on with, before those that every run has.
 
     Returns:
@@ -70,7 +72,7 @@ def write_report(
         _key_figures(rows),
         _curves(rows),
         *(_picture(picture) for picture in pictures),
-        _tokens(token_counts),
+        _tokens(token_counts, counted),
         _mask_check(rows, saved.get("config", {})),
         _quarantine(run),
         _go_on(run, saved.get("job", ""), commands),
@@ -184,6 +186,10 @@ def _curves(rows: list[Row]) -> str:
         ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
         ("Data wait (share of a step)", [("speed/data_wait", "data wait", False)], {"percent": True, "from_zero": True}),
         ("Token perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
+        ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
+        ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
+        ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.
     drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined"}
@@ -215,7 +221,7 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _tokens(counts: Sequence[int] | None) -> str:
+def _tokens(counts: Sequence[int] | None, counted: str) -> str:
     if counts is None or not sum(counts):
         return ""
     share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
@@ -224,7 +230,7 @@ def _tokens(counts: Sequence[int] | None) -> str:
     rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
     chart = line_chart("Share of each token, commonest first", [Line(name="share", x=rank, y=used[rank - 1])], x_label="rank", log=True)
     return (
-        f"<h2>Visual tokens</h2><p>{len(used):,} of {len(counts):,} tokens occurred behind hidden patches. The commonest stands for "
+        f"<h2>Visual tokens</h2><p>{len(used):,} of {len(counts):,} tokens occurred {escape(counted)}. The commonest stands for "
         f"{used[0]:.1%}, and they are used as evenly as {perplexity:,.0f} equally frequent tokens would be (perplexity). Far below the "
         "vocabulary, the task is easy: the tokenizer says little.</p>"
         f'<div class="charts"><figure>{chart}</figure></div>'

@@ -1,0 +1,138 @@
+"""The JSON files beside Hugging Face's weights: what they say of a model, and what ours say to be loaded there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit.config import ModelConfig, ViewConfig
+from beit.errors import UserError
+from beit.vit import CHANNELS, NORM_EPS
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+CLASSES = {"mim": "BeitForMaskedImageModeling", "classifier": "BeitForImageClassification", "segmenter": "BeitForSemanticSegmentation"}
+
+BICUBIC = 3
+"""Pillow's number of the filter."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldersSettings:
+    """What a folder of Hugging Face's says and tensors do not. None: nothing."""
+
+    heads: int | None = None
+    layer_scale: float | None = None
+    class_names: list[str] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+def read_settings(folder: Path) -> FoldersSettings:
+    """Read `config.json` and `preprocessor_config.json`; either may be absent.
+
+    Raises:
+        UserError: If they are no JSON objects, or of another model than BEiT.
+    """
+    config, preprocessor = _read(folder / CONFIG), _read(folder / PREPROCESSOR)
+    kind = config.get("model_type", "beit")
+    if kind != "beit":
+        raise UserError(f"{folder / CONFIG} describes a model of the type {kind}", "give a folder of a BEiT")
+    heads, gain = config.get("num_attention_heads"), config.get("layer_scale_init_value")
+    return FoldersSettings(
+        heads=heads if isinstance(heads, int) and heads > 0 else None,
+        layer_scale=float(gain) if isinstance(gain, (int, float)) and gain > 0 else None,
+        class_names=_class_names(config.get("id2label")),
+        mean=_triple(preprocessor.get("image_mean")),
+        std=_triple(preprocessor.get("image_std")),
+    )
+
+
+def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` for a model of ours."""
+    names = head.get("class_names") or [f"LABEL_{number}" for number in range(head.get("classes", 0))]
+    config: dict[str, Any] = {
+        "architectures": [CLASSES[kind]],
+        "model_type": "beit",
+        "image_size": model.image_size,
+        "patch_size": model.patch_size,
+        "num_channels": CHANNELS,
+        "hidden_size": model.dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.dim * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": model.drop_path,
+        # Their default is 1e-12, with which the numbers differ.
+        "layer_norm_eps": NORM_EPS,
+        "layer_scale_init_value": model.layer_scale or 0.0,
+        "use_mask_token": kind == "mim",
+        "use_absolute_position_embeddings": model.position == "absolute",
+        "use_shared_relative_position_bias": model.position == "relative",
+        "use_relative_position_bias": model.position == "relative-per-block",
+        # Without it their model for pretraining norms twice.
+        "use_mean_pooling": head.get("pooling", "mean") == "mean",
+    }
+    if kind == "mim":
+        return config | {"vocab_size": head["vocab_size"]}
+    config |= {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+    if kind == "segmenter":
+        config |= {"out_indices": stages(head["taps"], model.depth), "use_auxiliary_head": True, "auxiliary_channels": 256}
+    return config
+
+
+def stages(taps: list[int], depth: int) -> list[int]:
+    """Their `out_indices` for blocks from 0: number i means the tokens that block i - 2 gives, and none means those of the last block."""
+    return [min(tap + 2, depth) for tap in taps]
+
+
+def preprocessor_config(model: ModelConfig, view: ViewConfig) -> dict[str, Any]:
+    """`preprocessor_config.json`: whole images at the model's size, bicubic, normalised as in training."""
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"height": model.image_size, "width": model.image_size},
+        "resample": BICUBIC,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(view.mean),
+        "image_std": list(view.std),
+        "do_reduce_labels": False,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})", "download it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no JSON object", "download it again")
+    return values
+
+
+def _triple(values: Any) -> Triple | None:
+    if isinstance(values, list) and len(values) == CHANNELS and all(isinstance(value, (int, float)) for value in values):
+        return (float(values[0]), float(values[1]), float(values[2]))
+    return None
+
+
+def _class_names(labels: Any) -> list[str] | None:
+    """Names in the order of their numbers; None if there are none, or only the numbers again."""
+    if not isinstance(labels, dict) or not labels or set(labels) != {str(number) for number in range(len(labels))}:
+        return None
+    names = [str(labels[str(number)]) for number in range(len(labels))]
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

@@ -1,0 +1,123 @@
+"""From a BEiT's tensors to the sizes and the kind of the model that they belong to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from beit.config import ModelConfig
+from beit.errors import UserError
+from beit.foreign.names import BACKBONE
+from beit.resolution import CLASS_ROWS
+
+PUBLISHED_HEADS = {768: 12, 1024: 16}
+"""Heads of the published widths: 64 channels each."""
+
+PUBLISHED_LAYER_SCALE = {12: 0.1, 24: 1e-5}
+"""First values of LayerScale by the number of blocks. Weights do not tell them, and are not changed by them."""
+
+LARGEST_GRID = 128
+
+TABLE = "relative_position_bias_table"
+
+Kind = Literal["mim", "classifier", "segmenter"]
+
+HEADS: dict[Kind, str] = {"segmenter": "decode_head.conv_seg.weight", "classifier": "head.weight", "mim": "lm_head.weight"}
+"""The tensor that makes a model one of this kind; the first that is there counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What builds a model."""
+
+    kind: Kind
+    model: ModelConfig
+    head: dict[str, Any]
+    """Its class's `head_config`."""
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> Kind | None:
+    """What a model with these tensors does, under our names; None without a head that is known."""
+    return next((kind for kind, name in HEADS.items() if name in tensors), None)
+
+
+def describe(
+    tensors: Mapping[str, Tensor], kind: Kind, *, heads: int | None = None, layer_scale: float | None = None, names: list[str] | None = None
+) -> Described:
+    """Read sizes and variant from tensors.
+
+    Args:
+        tensors: Under our names.
+        kind: What the model does.
+        heads: Attention heads, for models without relative positions; those of the published widths are known.
+        layer_scale: First value of LayerScale, to be kept in the config. None: the published model's of this depth.
+        names: Class names.
+
+    Raises:
+        UserError: If a tensor that tells a size is absent or has an impossible shape, or the number of heads is needed or not divisible.
+    """
+    body = {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
+    embed = _shape(body, "patch_embed.proj.weight", 4)
+    dim, patch = embed[0], embed[-1]
+    depth = 1 + max((int(found[1]) for name in body if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    if not 0 < depth <= len(body):
+        raise UserError(f"the file has {len(body)} tensors for {depth} blocks", "give the weights of a whole model")
+    shared, own = f"rel_pos_bias.{TABLE}" in body, f"blocks.0.attn.{TABLE}" in body
+    position: Literal["absolute", "relative", "relative-per-block"]
+    if "pos_embed" in body:
+        position = "absolute"
+        tokens = _shape(body, "pos_embed", 3)[1]
+        grid = math.isqrt(max(0, tokens - 1))
+        if grid**2 + 1 != tokens:
+            raise UserError(f"pos_embed has {tokens} positions, which is no square of patches and a class token", "square models can be read")
+    elif shared or own:
+        position = "relative" if shared else "relative-per-block"
+        rows, columns = _shape(body, f"rel_pos_bias.{TABLE}" if shared else f"blocks.0.attn.{TABLE}", 2)
+        grid = (math.isqrt(max(0, rows - CLASS_ROWS)) + 1) // 2
+        if (2 * grid - 1) ** 2 + CLASS_ROWS != rows:
+            raise UserError(f"a table of relative biases has {rows} rows, which is that of no square grid", "square models can be read")
+        if heads not in (None, columns):
+            raise UserError(f"--heads {heads}: the tables of relative biases have {columns} columns", "leave out --heads")
+        heads = columns
+    else:
+        raise UserError("the file has neither pos_embed nor a table of relative biases", "give the weights of a BEiT")
+    if not 0 < grid <= LARGEST_GRID:
+        raise UserError(f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read")
+    heads = heads or PUBLISHED_HEADS.get(dim)
+    if heads is None:
+        raise UserError(f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)")
+    scaled = "blocks.0.gamma_1" in body
+    model = ModelConfig(
+        image_size=grid * patch,
+        patch_size=patch,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=_shape(body, "blocks.0.mlp.fc1.weight", 2)[0] / dim,
+        position=position,
+        layer_scale=(layer_scale or PUBLISHED_LAYER_SCALE.get(depth, 0.1)) if scaled else None,
+    )
+    outputs = tensors[HEADS[kind]].shape[0] if tensors[HEADS[kind]].ndim else 0
+    if names is not None and len(names) != outputs:
+        names = None
+    if kind == "mim":
+        return Described(kind=kind, model=model, head={"vocab_size": outputs})
+    if kind == "classifier":
+        pooling = "mean" if "fc_norm.weight" in tensors else "cls"
+        return Described(kind=kind, model=model, head={"classes": outputs, "pooling": pooling, "class_names": names})
+    channels = _shape(tensors, HEADS[kind], 4)[1]
+    return Described(kind=kind, model=model, head={"classes": outputs, "head": "upernet", "channels": channels, "class_names": names})
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> list[int]:
+    if name not in tensors:
+        raise UserError(f"{name} is missing", "give the weights of a whole model")
+    shape = list(tensors[name].shape)
+    if len(shape) != axes or 0 in shape:
+        raise UserError(f"{name} has the shape {shape}", f"give the weights of a BEiT, where it has {axes} axes")
+    return shape

@@ -1,0 +1,57 @@
+"""What became of every tensor when weights changed their format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class KeyReport:
+    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of these."""
+
+    same: list[str] = field(default_factory=list)
+    """Taken under their own names."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The old name and the new one; parts that were joined have the same new name."""
+    split: dict[str, list[str]] = field(default_factory=dict)
+    """One tensor that became several."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Names and why."""
+    added: dict[str, str] = field(default_factory=dict)
+    """Names that nothing was read for, and what they are."""
+
+    @property
+    def read(self) -> int:
+        """Tensors that there were."""
+        return len(self.same) + len(self.renamed) + len(self.split) + len(self.dropped)
+
+    @property
+    def written(self) -> int:
+        """Tensors that there are."""
+        return len(self.same) + len(set(self.renamed.values())) + sum(map(len, self.split.values())) + len(self.added)
+
+    def lines(self) -> Iterator[str]:
+        """As the commands print it."""
+        yield f"{self.read} tensors read, {self.written} written"
+        yield f"  as they are  {len(self.same)}"
+        joined = [new for new, count in Counter(self.renamed.values()).items() if count > 1]
+        plain = {old: new for old, new in self.renamed.items() if new not in joined}
+        yield f"  renamed      {len(plain)}" + _first(f"{old} -> {new}" for old, new in plain.items())
+        if joined:
+            sources = [old for old, new in self.renamed.items() if new == joined[0]]
+            yield f"  joined       {len(self.renamed) - len(plain)} into {len(joined)}, such as {', '.join(sources)} -> {joined[0]}"
+        if self.split:
+            old, new = next(iter(self.split.items()))
+            yield f"  split        {len(self.split)} into {sum(map(len, self.split.values()))}, such as {old} -> {new[0]}, …"
+        for label, names in (("dropped", self.dropped), ("added", self.added)):
+            for why, count in Counter(names.values()).items():
+                yield f"  {label:<12} {count}, such as {next(name for name, given in names.items() if given == why)}: {why}"
+        yield "  missing      0"
+        yield "  unexpected   0"
+
+
+def _first(examples: Iterator[str]) -> str:
+    example = next(examples, None)
+    return "" if example is None else f", such as {example}"
