@@ -21,6 +21,8 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit data scenes OUT             render the built-in scenes
   beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
   beit data check PATH             counts, sizes, broken files, a contact sheet
+  beit import FILE OUT             published weights (unilm, timm, Hugging Face) -> a checkpoint, without running their pickle
+  beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit report RUN                  write a run's report again
 
   beit COMMAND --help              a command's options
@@ -156,6 +158,20 @@ def _check(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _import(arguments: list[str], debug: bool) -> None:
+    from pipelines.weights import ImportConfig, import_weights
+
+    for line in import_weights(parse(arguments, ImportConfig, command="import FILE OUT", positional=("source", "out"))):
+        print(line)
+
+
+def _export(arguments: list[str], debug: bool) -> None:
+    from pipelines.weights import ExportConfig, export_weights
+
+    for line in export_weights(parse(arguments, ExportConfig, command="export RUN OUT", positional=("run", "out"))):
+        print(line)
+
+
 def _report(arguments: list[str], debug: bool) -> None:
     from pipelines import runs
 
@@ -275,6 +291,8 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "data scenes": _scenes,
     "data pack": _pack,
     "data check": _check,
+    "import": _import,
+    "export": _export,
     "report": _report,
 }
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from beit.errors import UserError
 from beit.foreign.files import read_tensors
 from beit.foreign.huggingface import FoldersSettings, read_settings
 from beit.foreign.layout import Described, Kind, describe, kind_of
-from beit.foreign.names import BACKBONE, HF_BACKBONE, INDEX, PARTS, QKV, Spelling, from_hugging_face, spelling_of
+from beit.foreign.names import BACKBONE, INDEX, PARTS, Spelling, from_hugging_face, spelling_of
 from beit.foreign.pickled import NotWeightsError
 from beit.foreign.report import KeyReport
 
@@ -76,7 +75,9 @@ class Imported:
     """Where mean and std are from."""
 
 
-def import_weights(source: Path, out: Path, *, pixels: Pixels | None = None, heads: int | None = None, sha256: str | None = None) -> Imported:
+def import_weights(
+    source: Path, out: Path, *, pixels: Pixels | None = None, heads: int | None = None, sha256: str | None = None
+) -> Imported:
     """Write published weights as a checkpoint folder, every value as it is. No code in the file runs.
 
     Args:
@@ -200,7 +201,7 @@ def _read(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it")
     try:
         tensors = read_tensors(data)
-        if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
+        if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > size:
             raise NotWeightsError("a file whose tensors would unfold to more than it holds")
     except NotWeightsError as error:
         raise UserError(f"{path} is {error}; nothing in it was run", "download it again") from None

@@ -74,7 +74,9 @@ def describe(
         tokens = _shape(body, "pos_embed", 3)[1]
         grid = math.isqrt(max(0, tokens - 1))
         if grid**2 + 1 != tokens:
-            raise UserError(f"pos_embed has {tokens} positions, which is no square of patches and a class token", "square models can be read")
+            raise UserError(
+                f"pos_embed has {tokens} positions, which is no square of patches and a class token", "square models can be read"
+            )
     elif shared or own:
         position = "relative" if shared else "relative-per-block"
         rows, columns = _shape(body, f"rel_pos_bias.{TABLE}" if shared else f"blocks.0.attn.{TABLE}", 2)
@@ -90,7 +92,9 @@ def describe(
         raise UserError(f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read")
     heads = heads or PUBLISHED_HEADS.get(dim)
     if heads is None:
-        raise UserError(f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)")
+        raise UserError(
+            f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)"
+        )
     scaled = "blocks.0.gamma_1" in body
     model = ModelConfig(
         image_size=grid * patch,

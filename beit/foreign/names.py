@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 Spelling = Literal["unilm", "hub", "v5"]
@@ -138,9 +138,13 @@ def spelling_of(names: Iterable[str]) -> Spelling | None:
 def _translate(name: str, rows: tuple[Row, ...], source: str, target: str) -> str | None:
     for row in rows:
         if found := re.fullmatch(_pattern(getattr(row, source)), name):
-            values = iter(found.groups())
-            return re.sub(r"\bN\b|\*", lambda _: next(values), getattr(row, target))
+            return _filled(getattr(row, target), iter(found.groups()))
     return None
+
+
+def _filled(template: str, values: Iterator[str]) -> str:
+    """A row's template with a value for every N and *."""
+    return re.sub(r"\bN\b|\*", lambda _: next(values), template)
 
 
 def _pattern(template: str) -> str:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from beit.config import to_dict
 from beit.errors import UserError
+from beit.foreign.files import read_tensors
+from beit.foreign.pickled import NotWeightsError
 from beit.tokenizer.dalle import DALLE, IMAGE_SIZE
 from beit.tokenizer.dvae import DvaeConfig
 from beit.tokenizer.folder import DESCRIPTION, WEIGHTS, read_description, shape_difference, write_folder
-from beit.foreign.files import read_tensors
 from beit.tokenizer.frozen import DvaeParts, save_tokenizer
-from beit.foreign.pickled import NotWeightsError
 from beit.tokenizer.unilm import HALF_RANGE, KIND, UnilmConfig, UnilmDvae
 from beit.tokenizer.unilm import IMAGE_SIZE as UNILM_IMAGE_SIZE
 

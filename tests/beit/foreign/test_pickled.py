@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from beit.foreign import pickled
-from beit.tokenizer.dvae import Decoder, DvaeConfig, Encoder, initialise
 from beit.foreign.pickled import NotWeightsError, read_torch
+from beit.tokenizer.dvae import Decoder, DvaeConfig, Encoder, initialise
 
 CONFIG = DvaeConfig(vocab_size=20, encoder_width=8, decoder_width=8, blocks=2, bottleneck=4)
 

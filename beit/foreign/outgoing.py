@@ -1,0 +1,203 @@
+"""A checkpoint folder -> weights for Hugging Face's transformers, timm, or the released code (microsoft/unilm)."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from beit.checkpoints import SavedConfig, load_model, read_config
+from beit.config import ModelConfig, ViewConfig
+from beit.errors import UserError
+from beit.foreign.huggingface import CLASSES, CONFIG, PREPROCESSOR, model_config, preprocessor_config, stages
+from beit.foreign.names import BACKBONE, INDEX, PARTS, QKV, to_hub
+from beit.foreign.report import KeyReport
+from beit.vit import relative_position_index
+
+Format = Literal["hf", "timm", "unilm"]
+
+SHARED, OWN = "rel_pos_bias.relative_position_bias_table", "attn.relative_position_bias_table"
+
+TIMM_MODELS = {(768, 12, 12): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}
+"""Names by width, depth and heads."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_weights` wrote."""
+
+    path: Path
+    kind: str
+    report: KeyReport
+    next_step: str
+    """Python that loads it."""
+    notes: list[str] = field(default_factory=list)
+    """What the other side does differently, or could not be told."""
+
+
+def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
+    """Write a checkpoint folder's model in another project's format, every value as it is.
+
+    Args:
+        folder: Written by `save_model`.
+        out: A folder to write for hf, a file for timm (.safetensors or .pth) and unilm (.pth).
+        format: hf, timm or unilm.
+
+    Raises:
+        UserError: If the folder is no checkpoint, `out` exists or has the wrong ending, or the format cannot hold this model.
+    """
+    saved = read_config(folder)
+    if out.exists():
+        raise UserError(f"{out} exists already", "give another name, or delete it first")
+    endings = {"hf": ("",), "timm": (".safetensors", ".pth"), "unilm": (".pth",)}[format]
+    if format != "hf" and out.suffix not in endings:
+        raise UserError(
+            f"--format {format} writes a file, and {out.name} does not end in {' or '.join(endings)}", f"write {out}{endings[0]}"
+        )
+    if refusal := _cannot_hold(saved, format):
+        raise UserError(f"{folder} cannot be written with --format {format}: {refusal}", "choose another format")
+    model = load_model(folder)
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    # Not the model's own config: what `head_config` says is complete, where the file may leave defaults out.
+    writers: dict[str, Callable[[SavedConfig, dict[str, Any], dict[str, Tensor], Path], Exported]]
+    writers = {"hf": _write_hf, "timm": _write_timm, "unilm": _write_unilm}
+    return writers[format](saved, model.head_config, tensors, out)
+
+
+def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
+    """Why a format cannot hold a model; None if it can."""
+    if saved.kind == "segmenter":
+        if saved.head.get("head") == "setr-pup":
+            return "only UPerNet was released, and this head is SETR-PUP"
+        if format == "timm":
+            return "timm has no segmentation heads"
+        if format == "hf" and saved.head.get("channels") not in (None, saved.model.dim):
+            return f"their head is as wide as the backbone ({saved.model.dim}), and this one has {saved.head['channels']} channels"
+    return None
+
+
+def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
+    indices = stages(head["taps"], saved.model.depth) if saved.kind == "segmenter" else []
+    if len(set(indices)) < len(indices):
+        raise UserError(
+            f"taps {head['taps']} of {saved.model.depth} blocks are too close for Hugging Face's out_indices", "choose another format"
+        )
+    report = KeyReport()
+    written: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(QKV):
+            places = [to_hub(f"{name}[{part}]", kind=saved.kind) for part in PARTS]
+            written.update(zip(places, (rows.contiguous() for rows in tensor.chunk(len(PARTS))), strict=True))
+            report.split[name] = places
+        else:
+            _take(report, written, name, to_hub(name, kind=saved.kind), tensor)
+    view, notes = _view(saved)
+    if saved.kind == "segmenter" and [tap + 2 for tap in head["taps"]] != indices:
+        seen = [index - 2 for index in indices]
+        notes.append(f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so its numbers differ")
+    # A folder appears under its name when it is complete.
+    part = out.with_name(f".{out.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.clone() for name, tensor in written.items()}, part / "model.safetensors", metadata={"format": "pt"})
+    for file, values in (
+        (CONFIG, model_config(saved.kind, saved.model, head) | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}),
+        (PREPROCESSOR, preprocessor_config(saved.model, view)),
+    ):
+        (part / file).write_text(json.dumps(values, indent=2) + "\n")
+    part.rename(out)
+    return Exported(out, saved.kind, report, f'transformers.{CLASSES[saved.kind]}.from_pretrained("{out}")', notes)
+
+
+def _write_timm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
+    report = KeyReport()
+    written: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name == SHARED:
+            places = [f"blocks.{number}.{OWN}" for number in range(saved.model.depth)]
+            written |= {place: tensor.clone() for place in places}
+            report.split[name] = places
+        elif name == "mask_token":
+            report.dropped[name] = "timm hides no patches"
+        elif name.startswith("lm_head."):
+            report.dropped[name] = "timm predicts no visual tokens"
+        else:
+            _take(report, written, name, name, tensor)
+    _write_file(written, out)
+    return Exported(out, saved.kind, report, _timm_call(saved.kind, saved.model, head, out), _view(saved)[1])
+
+
+def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -> str:
+    """Python that builds timm's model and loads the file."""
+    name = TIMM_MODELS.get((model.dim, model.depth, model.heads))
+    options = {"checkpoint_path": str(out), "num_classes": head.get("classes", 0)}
+    if kind == "mim" or head["pooling"] == "cls":
+        options["global_pool"] = "token"  # With it the model keeps the norm behind the last block.
+    if model.image_size != 224:
+        options["img_size"] = model.image_size
+    if model.patch_size != 16:
+        options["patch_size"] = model.patch_size
+    if name is None:
+        options |= {"embed_dim": model.dim, "depth": model.depth, "num_heads": model.heads}
+    if model.mlp_ratio != 4:
+        options["mlp_ratio"] = model.mlp_ratio
+    if model.position == "absolute":
+        options |= {"use_abs_pos_emb": True, "use_rel_pos_bias": False}
+    published = 1e-5 if name and "large" in name else 0.1
+    if model.layer_scale is None or model.layer_scale != published:
+        options["init_values"] = model.layer_scale
+    listed = ", ".join(f"{option}={json.dumps(value) if isinstance(value, str) else value}" for option, value in options.items())
+    return f'timm.create_model("{name or "beit_base_patch16_224"}", {listed})'
+
+
+def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
+    report = KeyReport()
+    written: OrderedDict[str, Tensor] = OrderedDict()
+    index = None if saved.model.position == "absolute" else relative_position_index(saved.model.grid, saved.model.grid)
+    for name, tensor in tensors.items():
+        _take(report, written, name, name, tensor)
+        if index is not None and name.removeprefix(BACKBONE).endswith((SHARED, OWN)):
+            buffer = f"{name.rpartition('.')[0]}.{INDEX}"
+            written[buffer] = index.clone()
+            report.added[buffer] = "a buffer that the released code saves and expects"
+    names = {"CLASSES": head.get("class_names")}
+    _write_file({"state_dict": written, "meta": names} if saved.kind == "segmenter" else {"model": written}, out)
+    option = {"mim": "--resume", "classifier": "--eval --resume", "segmenter": "the checkpoint argument of tools/test.py:"}[saved.kind]
+    return Exported(out, saved.kind, report, f"{option} {out}, in the released code", _view(saved)[1] if saved.kind != "mim" else [])
+
+
+def _take(report: KeyReport, written: dict[str, Tensor], name: str, new: str, tensor: Tensor) -> None:
+    written[new] = tensor
+    if new == name:
+        report.same.append(name)
+    else:
+        report.renamed[name] = new
+
+
+def _write_file(content: Any, out: Path) -> None:
+    """Write weights under a temporary name, then under their own."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        if out.suffix == ".safetensors":
+            save_file(content, part, metadata={"format": "pt"})
+        else:
+            torch.save(content, part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _view(saved: SavedConfig) -> tuple[ViewConfig, list[str]]:
+    """How pixels were normalised for these weights, and a note for the user about it."""
+    recorded = saved.extra.get("view")
+    if not isinstance(recorded, dict) or not {"mean", "std"} <= set(recorded):
+        return ViewConfig(), ["the checkpoint does not say how pixels were normalised: ImageNet's mean and std are assumed"]
+    view = ViewConfig(mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+    return view, [f"pixels in [0, 1] are normalised with mean {list(view.mean)} and std {list(view.std)}"]
