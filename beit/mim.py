@@ -32,6 +32,8 @@ class Beit(Backbone):
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
     """
 
+    kind: ClassVar = "mim"
+
     def __init__(self, config: ModelConfig, vocab_size: int, *, seed: int | None = 0) -> None:
         """Build the model.
 
@@ -45,6 +47,16 @@ class Beit(Backbone):
         self.lm_head = Linear(config.dim, vocab_size)
         if seed is not None and not self.cls_token.is_meta:
             initialise(self, torch.Generator().manual_seed(_derive(seed, WEIGHTS, 0, 0)))
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says about the head."""
+        return {"vocab_size": self.vocab_size}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Beit:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, **head, seed=None)
 
     def forward(self, pixels: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Predict the visual token behind every hidden patch.
@@ -66,12 +78,9 @@ class Beit(Backbone):
         Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing reads
         the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask ratio.
         """
-        tokens, bias, paths = self.start(pixels, mask, generator)
         rows = positions + 1  # behind the class token
-        for number, block in enumerate(self.blocks):
-            last = number == len(self.blocks) - 1
-            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if last else None)
-        return self.lm_head(self.norm(tokens))  # type: ignore[no-any-return]
+        (tokens,) = self.features(pixels, mask, rows=rows, generator=generator)
+        return self.lm_head(tokens)  # type: ignore[no-any-return]
 
 
 def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor]:

@@ -234,6 +234,7 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     import torch
 
     from beit.checkpoints import load_model
+    from beit.mim import Beit
     from beit.pictures import reconstruct
     from pipelines.samples import draw_unseen
 
@@ -246,7 +247,7 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     with tempfile.TemporaryDirectory() as folder:
         for name in MODEL_FILES:
             Path(folder, name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
-        model = load_model(Path(folder))
+        model = load_model(Path(folder), Beit)
     return reconstruct(model, tokenizer, batch["patch_view"], tokens, batch["mask"], config.view)
 
 
