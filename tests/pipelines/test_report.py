@@ -100,7 +100,7 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
         quarantine__csv='image,reason\n"a,<b>.jpg",cut short\nc.jpg,cut short\nd.jpg,empty file\n',
     )
     picture = Picture(title="A sheet", image=Image.new("RGB", (8, 8)), legend=[("left", "what is there")])
-    page = page_of(tmp_path, pictures=[picture], token_counts=[8, 4, 4, 0], commands=[("Classify", "beit classify <run>")])
+    page = page_of(tmp_path, pictures=[picture], class_counts=[8, 4, 4, 0], commands=[("Classify", "beit classify <run>")])
     for expected in (
         "pretrain quick<start",
         "cut short 2",
@@ -153,13 +153,15 @@ def test_chart_is_one_element_that_names_itself():
 def test_legend_explains_the_columns_that_are_there(decoder):
     picture = np.zeros((1, 16, 16, 3), dtype=np.uint8) if decoder else None
     shown = Reconstructions(
+        kind="tokens",
         images=np.zeros((1, 32, 32, 3), dtype=np.uint8),
         masks=np.array([[[True, False], [False, True]]]),
-        tokens=np.array([[1, 2, 3, 4]]),
+        asked=np.array([[[True, False], [False, True]]]),
+        true=np.array([[1, 2, 3, 4]]),
         predicted=np.array([[1, 0, 0, 0]]),
-        decoded_true=picture,
-        decoded_filled=picture,
-        decoded_predicted=picture,
+        painted_true=picture,
+        painted_filled=picture,
+        painted_predicted=picture,
     )
     legend = dict(reconstruction_picture(shown).legend)
     assert "50.0% of the hidden patches are right" in legend["right and wrong"]
