@@ -1,14 +1,19 @@
-"""A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it."""
+"""A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it.
+
+`config.json` has four parts: "kind" (mim, classifier or segmenter), "model" (the backbone's `ModelConfig`), "head" (what else that kind
+takes), "extra" (what the weights were trained with and on, for those who use them).
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,10 +23,15 @@ from beit.config import ModelConfig, from_dict, to_dict
 from beit.errors import UserError
 
 if typing.TYPE_CHECKING:
+    from beit.classifier import Classifier
     from beit.mim import Beit
+
+    Model: TypeAlias = Beit | Classifier
+    Kind = TypeVar("Kind", bound=Model)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier")}
 # Fields that change how a model is trained, not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
@@ -30,13 +40,16 @@ TRAINING_ONLY = ("drop_path", "layer_scale")
 class SavedConfig:
     """What `config.json` of a checkpoint folder says."""
 
+    kind: str
+    """mim, classifier or segmenter."""
     model: ModelConfig
-    vocab_size: int
+    head: dict[str, Any]
+    """The model's `head_config`."""
     extra: dict[str, Any]
     """What else was given to `save_model`: the view's config, the tokenizer's name and digest."""
 
 
-def save_model(model: Beit, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint folder.
 
     A file gets its name once it is complete, `config.json` last: a folder with one was written to the end.
@@ -54,7 +67,8 @@ def save_model(model: Beit, folder: Path, *, extra: Mapping[str, Any] | None = N
         part.replace(folder / WEIGHTS_FILE)
     finally:
         part.unlink(missing_ok=True)
-    write_json(folder / CONFIG_FILE, {"model": to_dict(model.config), "vocab_size": model.vocab_size, "extra": dict(extra or {})})
+    config = {"kind": model.kind, "model": to_dict(model.config), "head": model.head_config, "extra": dict(extra or {})}
+    write_json(folder / CONFIG_FILE, config)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -80,46 +94,66 @@ def read_config(folder: Path) -> SavedConfig:
         raise _not_a_checkpoint(folder, f"it has no {CONFIG_FILE}") from None
     except ValueError as error:
         raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
-    if not isinstance(values, dict) or set(values) != {"model", "vocab_size", "extra"} or not isinstance(values["vocab_size"], int):
+    parts = {"kind": str, "model": dict, "head": dict, "extra": dict}
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != parts or values["kind"] not in _KINDS:
         raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
-    return SavedConfig(model=from_dict(ModelConfig, values["model"], at="model."), vocab_size=values["vocab_size"], extra=values["extra"])
+    return SavedConfig(**{**values, "model": from_dict(ModelConfig, values["model"], at="model.")})
 
 
-def load_model(folder: Path) -> Beit:
+@overload
+def load_model(folder: Path) -> Model: ...
+@overload
+def load_model(folder: Path, kind: type[Kind]) -> Kind: ...
+def load_model(folder: Path, kind: type[Any] | None = None) -> Model:
     """Build the model of a checkpoint folder, on the CPU and in evaluation mode.
 
-    Raises:
-        UserError: If the folder is no checkpoint, or its weights are damaged or not those of its config.
-    """
-    from beit.mim import Beit
+    Args:
+        folder: Written by `save_model`.
+        kind: The class that is needed. None: any.
 
+    Raises:
+        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not those of its config.
+    """
     saved = read_config(folder)
-    model = Beit(saved.model, saved.vocab_size, seed=None)
+    if kind is not None and saved.kind != kind.kind:
+        raise UserError(f"{folder} holds a {saved.kind}, and a {kind.kind} is needed", f"name a checkpoint of a {kind.kind}")
+    try:
+        model = _class_of(saved.kind).laid_out(saved.model, saved.head)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _not_a_checkpoint(folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})") from None
     _fill(model, folder)
     return model.eval()
 
 
-def load_weights(model: Beit, folder: Path) -> None:
+def _class_of(kind: str) -> type[Model]:
+    """The class of a kind, imported only now: those modules use this one."""
+    module, name = _KINDS[kind]
+    found: type[Model] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load_weights(model: Model, folder: Path) -> None:
     """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not fit.
 
     Raises:
         UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one, naming what differs.
     """
     saved = read_config(folder)
-    ours = {**to_dict(model.config), "vocab_size": model.vocab_size}
-    theirs = {**to_dict(saved.model), "vocab_size": saved.vocab_size}
-    differing = [name for name in ours if name not in TRAINING_ONLY and ours[name] != theirs[name]]
+    ours = {"kind": model.kind, **to_dict(model.config), **model.head_config}
+    theirs = {"kind": saved.kind, **to_dict(saved.model), **saved.head}
+    differing = [name for name in {**ours, **theirs} if name not in TRAINING_ONLY and ours.get(name) != theirs.get(name)]
     if differing:
         raise UserError(
-            f"{folder} holds another model: " + ", ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in differing),
+            f"{folder} holds another model: "
+            + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in differing),
             "use the config that it was trained with",
         )
     _fill(model, folder)
 
 
-def _fill(model: Beit, folder: Path) -> None:
+def _fill(model: Model, folder: Path) -> None:
     """Copy the folder's tensors into the model's, after checking that names and shapes are the same."""
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not part of the model" for name in tensors if name not in expected]
@@ -137,7 +171,12 @@ def _fill(model: Beit, folder: Path) -> None:
     model.load_state_dict(tensors, strict=True)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint folder's weights by name, on the CPU.
+
+    Raises:
+        UserError: If there are none, or they are damaged.
+    """
     path = folder / WEIGHTS_FILE
     try:
         return load_file(path)

@@ -40,8 +40,9 @@ class ModelConfig:
     drop_path: float = 0.1
     """Probability of skipping the last block's branches; earlier blocks less, linearly down to 0."""
 
-    position: Literal["absolute", "relative"] = "absolute"
-    """absolute: learned embeddings (the paper). relative: one bias table shared by all blocks (the released code)."""
+    position: Literal["absolute", "relative", "relative-per-block"] = "absolute"
+    """absolute: learned embeddings (the paper). relative: one table of biases shared by all blocks (the released code, pretraining).
+    relative-per-block: a table of its own for every block (the released code, fine-tuning)."""
 
     layer_scale: float | None = None
     """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no LayerScale (the paper)."""

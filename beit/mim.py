@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit import checkpoints, optim
-from beit.config import AskedPatches, ModelConfig, OptimConfig, ViewConfig, to_dict
+from beit.config import AskedPatches, ModelConfig, OptimConfig, TargetKind, ViewConfig, to_dict
 from beit.objective import Objective
 from beit.targets import Target
 from beit.vit import Backbone, Linear, initialise
@@ -25,24 +25,38 @@ WEIGHTS, PATHS = 1, 2
 
 
 class Beit(Backbone):
-    """Backbone, mask token and the head that predicts visual tokens.
+    """Backbone, mask token and the head that predicts visual tokens, or another target.
 
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, seed: int | None = 0) -> None:
+    kind: ClassVar = "mim"
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0) -> None:
         """Build the model.
 
         Args:
             config: Sizes and variant of the backbone.
-            vocab_size: Visual tokens that the tokenizer knows.
+            vocab_size: V, visual tokens that the tokenizer knows; for another target, `Target.outputs`.
+            target: What the head's outputs stand for.
             seed: Weights are drawn from it. None: they are left to be loaded.
         """
         super().__init__(config, with_mask_token=True)
         self.vocab_size = vocab_size
+        self.target = target
         self.lm_head = Linear(config.dim, vocab_size)
         if seed is not None and not self.cls_token.is_meta:
             initialise(self, torch.Generator().manual_seed(_derive(seed, WEIGHTS, 0, 0)))
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says about the head."""
+        return {"vocab_size": self.vocab_size, "target": self.target}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Beit:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, **head, seed=None)
 
     def forward(self, pixels: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Predict the visual token behind every hidden patch.
@@ -64,12 +78,9 @@ class Beit(Backbone):
         Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing reads
         the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask ratio.
         """
-        tokens, bias, paths = self.start(pixels, mask, generator)
         rows = positions + 1  # behind the class token
-        for number, block in enumerate(self.blocks):
-            last = number == len(self.blocks) - 1
-            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if last else None)
-        return self.lm_head(self.norm(tokens))  # type: ignore[no-any-return]
+        (tokens,) = self.features(pixels, mask, rows=rows, generator=generator)
+        return self.lm_head(tokens)  # type: ignore[no-any-return]
 
 
 def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor]:
@@ -127,7 +138,7 @@ class MimObjective(Objective):
             extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
         """
         super().__init__()
-        self.model = Beit(model, target.outputs, seed=seed)
+        self.model = Beit(model, target.outputs, target=target.kind, seed=seed)
         self.target = target
         self.asked = asked
         self.optim_config = optim

@@ -60,51 +60,51 @@ def cut(pixels: Tensor, size: int) -> Tensor:
     return squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
 
 
-def relative_position_index(grid: int) -> Tensor:
-    """Row of the bias table for every pair of tokens, int64 [T, T]: entry [i, j] is for token i asking token j.
+def relative_position_index(rows: int, columns: int) -> Tensor:
+    """Row of the bias table for every pair of tokens of a grid, int64 [T, T]: entry [i, j] is for token i asking token j.
 
-    Patches use row (dy + grid - 1) * (2 grid - 1) + dx + grid - 1, where dy and dx are the asking patch's row and column minus the other's.
-    The last three rows of the table serve the class token: it asks a patch, a patch asks it, it asks itself.
+    Patches use row (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the asking patch's row and column minus the
+    other's. The last three rows of the table serve the class token: it asks a patch, a patch asks it, it asks itself.
     """
-    side = 2 * grid - 1
     # On the CPU by name: the values must be real even while a model is laid out on torch's meta device.
-    y = torch.arange(grid, device="cpu").repeat_interleave(grid)
-    x = torch.arange(grid, device="cpu").repeat(grid)
+    y = torch.arange(rows, device="cpu").repeat_interleave(columns)
+    x = torch.arange(columns, device="cpu").repeat(rows)
     dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
-    index = torch.empty(grid**2 + 1, grid**2 + 1, dtype=torch.int64, device="cpu")
-    index[1:, 1:] = (dy + grid - 1) * side + dx + grid - 1
-    index[0, :], index[:, 0], index[0, 0] = side**2, side**2 + 1, side**2 + 2
+    index = torch.empty(rows * columns + 1, rows * columns + 1, dtype=torch.int64, device="cpu")
+    index[1:, 1:] = (dy + rows - 1) * (2 * columns - 1) + dx + columns - 1
+    offsets = (2 * rows - 1) * (2 * columns - 1)
+    index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
     return index
 
 
-class RelativePositionBias(nn.Module):
-    """A learned number for every head and offset between two tokens, added to the attention logits."""
+def bias_table(config: ModelConfig) -> nn.Parameter:
+    """A table of relative position biases, [(2 grid - 1)^2 + 3, H]: a number for every offset between two tokens and every head."""
+    return nn.Parameter(torch.zeros((2 * config.grid - 1) ** 2 + 3, config.heads))
 
-    relative_position_index: Tensor
 
-    def __init__(self, grid: int, heads: int) -> None:
+class SharedBias(nn.Module):
+    """The one table of relative position biases that all blocks share. A module, because the published weights name it as one."""
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
-        self.register_buffer("relative_position_index", relative_position_index(grid), persistent=False)
-
-    def forward(self) -> Tensor:
-        """Biases [H, T, T]."""
-        # An embedding, because its gradient adds in a fixed order on every device; indexing does not.
-        return F.embedding(self.relative_position_index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
+        self.relative_position_bias_table = bias_table(config)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = heads
+        dim = config.dim
+        self.heads = config.heads
         # Queries and values have a bias, keys do not: it would add the same number to every
         # logit of a row, and softmax ignores that. The published weights have no such parameter.
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
+        # The block's own, read by `Backbone`: the index into it is the same for all blocks and kept once.
+        self.relative_position_bias_table = bias_table(config) if config.position == "relative-per-block" else None
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
         """Attend to all tokens.
@@ -161,7 +161,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, eps=NORM_EPS)
-        self.attn = Attention(config.dim, config.heads)
+        self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=NORM_EPS)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
         gain = config.layer_scale
@@ -233,27 +233,44 @@ class Backbone(nn.Module):
     Its weights are memory as it was found until `initialise` or a checkpoint sets them.
     """
 
-    def __init__(self, config: ModelConfig, *, with_mask_token: bool = False) -> None:
+    relative_position_index: Tensor
+    """None with absolute positions, which never read it."""
+
+    def __init__(self, config: ModelConfig, *, with_mask_token: bool = False, with_norm: bool = True) -> None:
         """Lay the modules out.
 
         Args:
             config: Sizes and variant.
             with_mask_token: Whether patches can be hidden, as pretraining does.
+            with_norm: Whether a LayerNorm follows the last block. Without, `norm` leaves tokens as they are.
         """
         super().__init__()
         self.config = config
+        self.grid = (config.grid, config.grid)
+        """Rows and columns of patches that the positions are made for; `beit.resolution.at_size` makes them for others."""
         dim = config.dim
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if with_mask_token else None
         absolute = config.position == "absolute"
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, dim)) if absolute else None
-        self.rel_pos_bias = None if absolute else RelativePositionBias(config.grid, config.heads)
+        self.rel_pos_bias = SharedBias(config) if config.position == "relative" else None
+        self.register_buffer("relative_position_index", None if absolute else relative_position_index(*self.grid), persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if with_norm else nn.Identity()
 
     def embed(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, D] of pixels [B, 3, H, W], those of the patches hidden by bool mask [B, N] replaced before positions are added."""
+        """Tokens [B, T, D] of pixels [B, 3, height, width].
+
+        Patches hidden by bool mask [B, N] are replaced before positions are added.
+        """
+        size = self.config.patch_size
+        height, width = size * self.grid[0], size * self.grid[1]
+        if pixels.shape[2:] != (height, width):
+            raise ValueError(
+                f"images of {pixels.shape[2]} x {pixels.shape[3]} pixels given to a model whose positions are for {height} x {width}: "
+                "resize them, or make it a model of their size with beit.resolution.at_size"
+            )
         tokens = self.patch_embed(pixels)
         if mask is not None:
             if self.mask_token is None:
@@ -268,34 +285,46 @@ class Backbone(nn.Module):
         mask: Tensor | None = None,
         *,
         blocks: Sequence[int] = (-1,),
+        rows: Tensor | None = None,
         norm: bool = True,
         generator: torch.Generator | None = None,
     ) -> list[Tensor]:
         """Tokens [B, T, D] behind each of `blocks`.
 
         Args:
-            pixels: Float [B, 3, H, W], normalised.
+            pixels: Float [B, 3, height, width], normalised.
             mask: Bool [B, N], True where the patch is hidden.
             blocks: Numbers of blocks from 0, or from the end if negative. Blocks behind the last of them are not computed.
+            rows: int64 [B, S], the only tokens wanted behind the last of them, each at most once an image: that result is [B, S, D].
+                This is exact and saves the last block's work for the others. None: all tokens, in order.
             norm: Whether the final norm is applied to each result.
             generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
         """
         wanted = [number % self.config.depth for number in blocks]
-        tokens, bias, paths = self.start(pixels, mask, generator)
+        last = max(wanted)
+        tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
+        shared = None if self.rel_pos_bias is None else self._biases(self.rel_pos_bias.relative_position_bias_table)
         behind = []
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens, bias, None if paths is None else paths[:, number])
+        for number, block in enumerate(self.blocks[: last + 1]):
+            assert isinstance(block, Block)
+            own = block.attn.relative_position_bias_table
+            bias = shared if own is None else self._biases(own)
+            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
             behind.append(tokens)
         return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
 
-    def start(self, pixels: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the first block takes: tokens [B, T, D], biases [H, T, T], and the factors of the branches [B, L, 2]."""
-        paths = None
-        if self.training and self.config.drop_path > 0:
-            if generator is None:
-                raise ValueError(f"model.drop_path={self.config.drop_path} in training mode needs a generator to draw from")
-            paths = draw_paths(generator, images=len(pixels), blocks=self.config.depth, rate=self.config.drop_path)
-        return self.embed(pixels, mask), None if self.rel_pos_bias is None else self.rel_pos_bias(), paths
+    def _biases(self, table: Tensor) -> Tensor:
+        """Biases [H, T, T] of all pairs of tokens, from a table."""
+        # An embedding, because its gradient adds in a fixed order on every device; indexing does not.
+        return F.embedding(self.relative_position_index, table).permute(2, 0, 1).contiguous()
+
+    def _paths(self, images: int, generator: torch.Generator | None) -> Tensor | None:
+        """Factors of the branches [B, L, 2]. None: all 1."""
+        if not self.training or self.config.drop_path == 0:
+            return None
+        if generator is None:
+            raise ValueError(f"model.drop_path={self.config.drop_path} in training mode needs a generator to draw from")
+        return draw_paths(generator, images=images, blocks=self.config.depth, rate=self.config.drop_path)
 
 
 @torch.no_grad()

@@ -277,6 +277,7 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     import torch
 
     from beit.checkpoints import load_model
+    from beit.mim import Beit
     from beit.pictures import reconstruct
     from pipelines.samples import draw_unseen
 
@@ -292,7 +293,7 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     with tempfile.TemporaryDirectory() as folder:
         for name in MODEL_FILES:
             Path(folder, name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
-        model = load_model(Path(folder))
+        model = load_model(Path(folder), Beit)
     columns = ("patch_view", "mask", *target.columns)
     return reconstruct(model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions)
 

@@ -29,7 +29,8 @@ def test_a_model_comes_back_bit_for_bit_with_its_config(tmp_path):
     loaded = load_model(tmp_path / "new" / "checkpoint")
     assert loaded.config == CONFIG
     assert not loaded.training
-    assert read_config(tmp_path / "new" / "checkpoint").extra == extra
+    saved = read_config(tmp_path / "new" / "checkpoint")
+    assert (saved.kind, saved.head, saved.extra) == ("mim", {"vocab_size": 16, "target": "tokens"}, extra)
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -58,6 +59,11 @@ def test_a_save_that_fails_keeps_the_old_checkpoint(folder, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
 
 
+def edit_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
 def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -79,6 +85,8 @@ def cut_short(folder: Path) -> None:
             lambda folder: (folder / "config.json").write_text(json.dumps({"model": {}, "data": {}})),
             "its config.json describes something else",
         ),
+        (lambda folder: edit_config(folder, kind="detector"), "its config.json describes something else"),
+        (lambda folder: edit_config(folder, head={"classes": 3}), "the head in its config.json is not one of a mim"),
         (cut_short, "model.safetensors is damaged or cut short"),
         (lambda folder: edit_tensors(folder, lambda tensors: tensors.pop("norm.weight")), "norm.weight is missing"),
         (lambda folder: edit_tensors(folder, lambda tensors: tensors.update(more=torch.zeros(1))), "more is not part of the model"),

@@ -1,5 +1,6 @@
 """The Vision Transformer against plain re-computations."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from beit.vit import Backbone, Block, PatchEmbed, draw_paths, initialise, relati
 
 SMALL = ModelConfig(image_size=48, dim=24, depth=3, heads=3, drop_path=0.0)
 RELATIVE = ModelConfig(image_size=48, dim=24, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1)
+PER_BLOCK = dataclasses.replace(RELATIVE, position="relative-per-block")
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -27,22 +29,23 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def test_the_index_has_the_released_codes_rows_on_its_grid_of_14():
-    patches = relative_position_index(14)[1:, 1:]
+    patches = relative_position_index(14, 14)[1:, 1:]
     assert [int(patches[pair]) for pair in ((0, 0), (0, 1), (1, 0), (0, 14))] == [364, 363, 365, 337]
 
 
 def test_every_offset_between_patches_has_one_row_and_the_class_token_the_last_three():
-    grid, index = 4, relative_position_index(4)
+    rows, columns = 3, 4
+    index = relative_position_index(rows, columns)
     offsets: dict[int, set[tuple[int, int]]] = {}
-    for asking in range(grid**2):
-        for other in range(grid**2):
-            offset = (asking // grid - other // grid, asking % grid - other % grid)
+    for asking in range(rows * columns):
+        for other in range(rows * columns):
+            offset = (asking // columns - other // columns, asking % columns - other % columns)
             offsets.setdefault(int(index[1 + asking, 1 + other]), set()).add(offset)
-    assert sorted(offsets) == list(range(49))
+    assert sorted(offsets) == list(range(35))
     assert all(len(same) == 1 for same in offsets.values())
-    assert set(index[0, 1:].tolist()) == {49}, "the class token asks a patch"
-    assert set(index[1:, 0].tolist()) == {50}, "a patch asks the class token"
-    assert int(index[0, 0]) == 51
+    assert set(index[0, 1:].tolist()) == {35}, "the class token asks a patch"
+    assert set(index[1:, 0].tolist()) == {36}, "a patch asks the class token"
+    assert int(index[0, 0]) == 37
 
 
 def test_patches_are_embedded_like_a_convolution_does():
@@ -114,19 +117,30 @@ def test_hidden_patches_are_replaced_behind_the_projection_and_then_get_their_po
             torch.testing.assert_close(tokens[image, 1 + patch], content + backbone.pos_embed[0, 1 + patch])
 
 
-def test_features_are_the_tokens_behind_the_blocks_asked_for():
-    backbone = randomised(Backbone(RELATIVE)).eval()
+@pytest.mark.parametrize("config", [RELATIVE, PER_BLOCK], ids=["shared table", "table a block"])
+def test_features_are_the_tokens_behind_the_blocks_asked_for(config):
+    backbone = randomised(Backbone(config)).eval()
     pixels = drawn(2, 3, 48, 48)
-    tokens, bias = backbone.embed(pixels), backbone.rel_pos_bias()
+    tokens, index = backbone.embed(pixels), relative_position_index(3, 3)
     behind = []
     for block in backbone.blocks:
-        tokens = plain_block(block, tokens, bias, RELATIVE.heads)
+        owner = backbone.rel_pos_bias if config is RELATIVE else block.attn
+        tokens = plain_block(block, tokens, owner.relative_position_bias_table[index].permute(2, 0, 1), config.heads)
         behind.append(tokens)
     first, last = backbone.features(pixels, blocks=(0, -1), norm=False)
     torch.testing.assert_close(first, behind[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last, behind[2], rtol=1e-4, atol=1e-4)
     (normed,) = backbone.features(pixels)
     torch.testing.assert_close(normed, backbone.norm(behind[2]), rtol=1e-4, atol=1e-4)
+    rows = torch.tensor([[0], [7]])
+    first, some = backbone.features(pixels, blocks=(0, 2), rows=rows, norm=False)
+    torch.testing.assert_close(first, behind[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(some[:, 0], torch.stack([behind[2][0, 0], behind[2][1, 7]]), rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_another_size_are_refused_with_both_sizes():
+    with pytest.raises(ValueError, match=r"48 x 64 pixels given to a model whose positions are for 48 x 48"):
+        Backbone(SMALL).features(drawn(1, 3, 48, 64))
 
 
 def test_skipped_branches_keep_their_expectation_and_grow_linearly_with_depth():

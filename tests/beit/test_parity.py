@@ -1,0 +1,202 @@
+"""The same random weights give the same numbers as Hugging Face's BEiT and timm's: logits, tokens behind every block, all gradients."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from beit.classifier import Classifier
+from beit.config import ModelConfig
+from beit.mim import Beit
+
+transformers = pytest.importorskip("transformers")
+
+DEPTH, DIM, VOCABULARY, CLASSES = 3, 96, 50, 10
+PAPER = ModelConfig(dim=DIM, depth=DEPTH, heads=3, drop_path=0.0)
+SHARED = dataclasses.replace(PAPER, position="relative", layer_scale=0.1)
+PER_BLOCK = dataclasses.replace(SHARED, position="relative-per-block")
+AT_384 = {"image_size": 384}
+TOLERANCE = 1e-5
+# The class token's rows of a bias table gather gradients that nearly cancel. Behind class-token pooling both sides are up to 1.7e-5 away
+# from double precision in float32; in double precision they agree like all others, which has a test of its own.
+TABLE_TOLERANCE = 1e-4
+EXACT = 1e-12
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """Every parameter away from its first value: no bias or table is 0, no gain is 1."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 0.05 if name.endswith("weight") and parameter.ndim > 1 else 0.3
+            parameter.normal_(std=std, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+    return model.eval()
+
+
+def reference(kind: str, config: ModelConfig, **options: object) -> nn.Module:
+    """Hugging Face's model of the same sizes; their LayerNorm has another epsilon by default."""
+    settings = transformers.BeitConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=config.dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=round(config.mlp_ratio * config.dim),
+        image_size=config.image_size,
+        use_mask_token=kind == "BeitForMaskedImageModeling",
+        use_absolute_position_embeddings=config.position == "absolute",
+        use_shared_relative_position_bias=config.position == "relative",
+        use_relative_position_bias=config.position == "relative-per-block",
+        layer_scale_init_value=config.layer_scale or 0.0,
+        layer_norm_eps=1e-6,
+        drop_path_rate=0.0,
+        num_labels=CLASSES,
+        **options,
+    )
+    return getattr(transformers, kind)(settings).eval()
+
+
+def their_names(name: str, *, norm: str) -> list[str]:
+    """Where Hugging Face 5 keeps one of our tensors; three places for queries, keys and values."""
+    head = {"lm_head": "lm_head", "head": "classifier", "fc_norm": "beit.pooler.layernorm", "norm": norm}
+    first, _, rest = name.partition(".")
+    if first in head:
+        return [f"{head[first]}.{rest}"]
+    if first == "blocks":
+        number, _, rest = rest.partition(".")
+        for ours, theirs in (
+            ("norm1", "layernorm_before"),
+            ("norm2", "layernorm_after"),
+            ("attn.q_bias", "attention.q_proj.bias"),
+            ("attn.v_bias", "attention.v_proj.bias"),
+            ("attn.relative", "relative_position_bias.relative"),
+            ("attn.proj", "attention.o_proj"),
+            ("gamma", "lambda"),
+        ):
+            rest = rest.replace(ours, theirs)
+        names = [f"attention.{part}_proj.weight" for part in "qkv"] if rest == "attn.qkv.weight" else [rest]
+        return [f"beit.layers.{number}.{part}" for part in names]
+    for ours, theirs in (("pos_embed", "position_embeddings"), ("patch_embed.proj", "patch_embeddings.projection")):
+        name = name.replace(ours, theirs)
+    return [f"beit.{name.replace('rel_pos_bias', 'shared_position_bias')}" if first == "rel_pos_bias" else f"beit.embeddings.{name}"]
+
+
+def filled(theirs: nn.Module, ours: nn.Module, *, norm: str = "layernorm") -> nn.Module:
+    """Their model with our weights, every one of its parameters set."""
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        places = their_names(name, norm=norm)
+        state.update(zip(places, tensor.chunk(len(places)), strict=True))
+    theirs.load_state_dict(state, strict=True)
+    return theirs
+
+
+def assert_close(ours: Tensor, theirs: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    error = float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
+    assert error <= tolerance, f"{what}: {error:.1e} of the largest value"
+
+
+def assert_same_gradients(ours: nn.Module, theirs: nn.Module, *, norm: str = "layernorm", exact: bool = False) -> None:
+    found = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        expected = torch.cat([found[place] for place in their_names(name, norm=norm)])
+        tolerance = EXACT if exact else TABLE_TOLERANCE if name.endswith("table") else TOLERANCE
+        assert_close(parameter.grad, expected, f"gradient of {name}", tolerance)
+
+
+def tokens_behind_blocks(theirs: nn.Module) -> list[Tensor]:
+    """A list that their next forward pass fills."""
+    behind: list[Tensor] = []
+    for layer in theirs.beit.layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: behind.append(output))
+    return behind
+
+
+def drawn_pixels(config: ModelConfig) -> Tensor:
+    return torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", [{}, AT_384], ids=["224", "384"])
+@pytest.mark.parametrize("config", [PAPER, SHARED], ids=["paper", "released"])
+def test_masked_image_modelling(config, size):
+    config = dataclasses.replace(config, **size)
+    ours = stirred(Beit(config, VOCABULARY))
+    # Mean pooling, although nothing is pooled: without it their model norms twice.
+    theirs = filled(reference("BeitForMaskedImageModeling", config, use_mean_pooling=True), ours)
+    pixels, behind = drawn_pixels(config), tokens_behind_blocks(theirs)
+    mask = torch.rand(2, config.patches, generator=torch.Generator().manual_seed(2)) < 0.4
+    logits, expected = ours(pixels, mask), theirs(pixels, bool_masked_pos=mask).logits[mask]
+    assert_close(logits, expected, "logits")
+    for number, tokens in enumerate(ours.features(pixels, mask, blocks=range(DEPTH), norm=False)):
+        assert_close(tokens, behind[number], f"tokens behind block {number}")
+    targets = torch.randint(VOCABULARY, (len(logits),), generator=torch.Generator().manual_seed(3))
+    for each in (logits, expected):
+        F.cross_entropy(each, targets).backward()
+    assert_same_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [{}, AT_384], ids=["224", "384"])
+@pytest.mark.parametrize("config", [PAPER, PER_BLOCK], ids=["paper", "released"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_classification(config, pooling, size):
+    config = dataclasses.replace(config, **size)
+    ours = stirred(Classifier(config, CLASSES, pooling=pooling))
+    norm = "beit.layernorm"
+    theirs = filled(reference("BeitForImageClassification", config, use_mean_pooling=pooling == "mean"), ours, norm=norm)
+    pixels, behind = drawn_pixels(config), tokens_behind_blocks(theirs)
+    logits, expected = ours(pixels), theirs(pixels).logits
+    assert_close(logits, expected, "logits")
+    for number, tokens in enumerate(ours.features(pixels, blocks=range(DEPTH), norm=False)):
+        assert_close(tokens, behind[number], f"tokens behind block {number}")
+    for each in (logits, expected):
+        F.cross_entropy(each, torch.tensor([3, 7])).backward()
+    assert_same_gradients(ours, theirs, norm=norm)
+
+
+@pytest.mark.parametrize("config", [PAPER, PER_BLOCK], ids=["paper", "released"])
+def test_differences_are_those_of_float32(config):
+    ours, norm = stirred(Classifier(config, CLASSES, pooling="cls")), "beit.layernorm"
+    theirs = filled(reference("BeitForImageClassification", config, use_mean_pooling=False), ours, norm=norm)
+    pixels = drawn_pixels(config).double()
+    logits, expected = ours.double()(pixels), theirs.double()(pixels).logits
+    assert_close(logits, expected, "logits", EXACT)
+    for each in (logits, expected):
+        F.cross_entropy(each, torch.tensor([3, 7])).backward()
+    assert_same_gradients(ours, theirs, norm=norm, exact=True)
+
+
+@pytest.mark.parametrize("size", [{}, AT_384], ids=["224", "384"])
+@pytest.mark.parametrize("config", [PAPER, PER_BLOCK], ids=["paper", "released"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_classification_in_timm(config, pooling, size):
+    timm_beit = pytest.importorskip("timm.models.beit", exc_type=ImportError)
+    config = dataclasses.replace(config, **size)
+    ours = stirred(Classifier(config, CLASSES, pooling=pooling))
+    theirs = timm_beit.Beit(
+        img_size=config.image_size,
+        num_classes=CLASSES,
+        global_pool="avg" if pooling == "mean" else "token",
+        embed_dim=DIM,
+        depth=DEPTH,
+        num_heads=3,
+        init_values=config.layer_scale,
+        use_abs_pos_emb=config.position == "absolute",
+        use_rel_pos_bias=config.position == "relative-per-block",
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    pixels, behind = drawn_pixels(config), []
+    for block in theirs.blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: behind.append(output))
+    logits, expected = ours(pixels), theirs(pixels)
+    assert_close(logits, expected, "logits")
+    for number, tokens in enumerate(ours.features(pixels, blocks=range(DEPTH), norm=False)):
+        assert_close(tokens, behind[number], f"tokens behind block {number}")
+    for each in (logits, expected):
+        F.cross_entropy(each, torch.tensor([3, 7])).backward()
+    found = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        tolerance = TABLE_TOLERANCE if name.endswith("table") else TOLERANCE
+        assert_close(parameter.grad, found[name].grad, f"gradient of {name}", tolerance)
