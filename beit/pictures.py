@@ -152,10 +152,9 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
         shown: From `reconstruct`.
         side: Side of a picture, in pixels.
     """
-    columns: list[tuple[str, Sequence[Pixels]]] = [
-        ("original", list(shown.images)),
-        ("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]),
-    ]
+    columns: list[tuple[str, Sequence[Pixels]]] = [("original", list(shown.images))]
+    if shown.masks.any():
+        columns.append(("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]))
     # True pixels are the original once more.
     if shown.painted_true is not None and shown.kind != "pixels":
         columns.append((TRUE_COLUMN[shown.kind], list(shown.painted_true)))

@@ -94,10 +94,9 @@ def reconstruction_picture(shown: Reconstructions) -> Picture:
     """The sheet of reconstructions with a legend that says what each column is."""
     from beit.pictures import FILLED_COLUMN, PREDICTED_COLUMN, TRUE_COLUMN, reconstruction_sheet
 
-    legend = [
-        ("original", "The view as the data pipeline delivers it."),
-        ("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."),
-    ]
+    legend = [("original", "The view as the data pipeline delivers it.")]
+    if shown.masks.any():
+        legend.append(("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."))
     noun, everywhere = NOUNS[shown.kind], bool(shown.asked.all())
     truth = {
         "tokens": "What the tokenizer keeps of the original. This is the ceiling: its blur is the tokenizer's, not the model's.",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.config import MaskConfig, ModelConfig, to_dict
+from beit.config import MaskConfig, ModelConfig, TargetConfig, to_dict
 from beit.pictures import Reconstructions
 from pipelines.charts import Line, line_chart
 from pipelines.config import PretrainConfig
@@ -166,3 +166,31 @@ def test_legend_explains_the_columns_that_are_there(decoder):
     legend = dict(reconstruction_picture(shown).legend)
     assert "50.0% of the hidden patches are right" in legend["right and wrong"]
     assert ("true tokens, decoded" in legend) == decoder
+
+
+@pytest.mark.parametrize(
+    ("target", "metrics", "there", "absent"),
+    [
+        (
+            TargetConfig(kind="pixels"),
+            {"train/loss": 0.75, "train/variance": 1.0, "train/explained": 0.25},
+            ("mean squared error; always the mean colour: 1.000", "25.0% of the pixels' variance"),
+            ("unigram", "token", "nats"),
+        ),
+        (
+            TargetConfig(kind="colour", positions="all"),
+            {"train/loss": 5.0, "train/unigram": 5.5, "train/accuracy": 0.1, "train/majority": 0.05},
+            ("always the commonest colour: 5.0%", "3 of 4 colours occurred in the patches"),
+            ("token", "hidden"),
+        ),
+    ],
+    ids=["pixels", "colour"],
+)
+def test_a_run_with_another_target_is_told_in_its_own_words(tmp_path, target, metrics, there, absent):
+    config = to_dict(PretrainConfig(model=ModelConfig(image_size=64, patch_size=8), target=target, mask=MaskConfig(kind="random")))
+    del config["mask"]
+    write_run(tmp_path, [row(1, **metrics), row(2, **metrics)], config__json=json.dumps({"job": "pretrain", "config": config}))
+    text = page_of(tmp_path, class_counts=None if target.kind == "pixels" else [8, 4, 4, 0]).text
+    text = text[: text.index("Configuration")]
+    assert all(expected in text for expected in there)
+    assert not any(word in text for word in absent)
