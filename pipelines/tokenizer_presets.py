@@ -28,7 +28,7 @@ def scenes64() -> TrainTokenizerConfig:
 def photo64() -> TrainTokenizerConfig:
     """1,024 tokens for photographs of 64 px, in half an hour on two cores (docs/tokenizer.md has the comparison it comes from)."""
     return TrainTokenizerConfig(
-        steps=6000,
+        steps=5000,
         dvae=DvaeConfig(vocab_size=1024, encoder_width=32, decoder_width=16, blocks=1, bottleneck=64),
         # Photographs want sharper distributions than scenes: less of the divergence, and so less of the reward that keeps tokens in use.
         train=DvaeTrainConfig(kl_weight=0.3, marginal_weight=0.1),
