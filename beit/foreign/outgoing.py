@@ -150,8 +150,8 @@ def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -
     if model.position == "absolute":
         options |= {"use_abs_pos_emb": True, "use_rel_pos_bias": False}
     published = 1e-5 if name and "large" in name else 0.1
-    if model.layer_scale is None or model.layer_scale != published:
-        options["init_values"] = model.layer_scale
+    if model.layer_scale != published:
+        options["init_values"] = model.layer_scale or 0  # timm takes None for an option that was not given.
     listed = ", ".join(f"{option}={json.dumps(value) if isinstance(value, str) else value}" for option, value in options.items())
     return f'timm.create_model("{name or "beit_base_patch16_224"}", {listed})'
 

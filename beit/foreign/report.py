@@ -47,7 +47,8 @@ class KeyReport:
             yield f"  split        {len(self.split)} into {sum(map(len, self.split.values()))}, such as {old} -> {new[0]}, …"
         for label, names in (("dropped", self.dropped), ("added", self.added)):
             for why, count in Counter(names.values()).items():
-                yield f"  {label:<12} {count}, such as {next(name for name, given in names.items() if given == why)}: {why}"
+                example = next(name for name, given in names.items() if given == why)
+                yield f"  {label:<12} {count}{', such as' if count > 1 else ':'} {example} ({why})"
         yield "  missing      0"
         yield "  unexpected   0"
 
