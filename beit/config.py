@@ -102,6 +102,10 @@ class ViewConfig:
     aspect: float = 4 / 3
     """Crops are between 1/aspect and aspect wide for their height."""
 
+    short_side: tuple[int, int] | None = None
+    """Crop as DALL-E does: scale the shorter side to a whole number of pixels between these two, but never up, and cut a square of the
+    view's size out of the image's largest square anywhere. None: by area and aspect."""
+
     flip: float = 0.5
     """Probability of a horizontal flip."""
 
@@ -134,6 +138,10 @@ class ViewConfig:
             )
         if self.aspect < 1:
             raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / self.aspect:.4g}")
+        if self.short_side is not None and not 0 < self.short_side[0] <= self.short_side[1]:
+            raise UserError(
+                f"view.short_side={self.short_side} is not 0 < first <= second", "set view.short_side=(288, 384) as DALL-E has it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,20 +92,24 @@ def make_view(encoded: bytes, rng: np.random.Generator, *, view: ViewConfig, pat
         patch_view = np.zeros((patch_px, patch_px, 3), dtype=np.uint8)
         token_view = patch_view if token_px == patch_px else np.zeros((token_px, token_px, 3), dtype=np.uint8)
         return View(patch_view=patch_view, token_view=token_view, status=problem.status)
-    parameters = draw_parameters(rng, width=image.shape[1], height=image.shape[0], view=view)
+    parameters = draw_parameters(rng, width=image.shape[1], height=image.shape[0], view=view, side=patch_px)
     patch_view, token_view = apply(image, parameters, patch_px=patch_px, token_px=token_px)
     return View(patch_view=patch_view, token_view=token_view, status=Status.DECODED)
 
 
-def draw_parameters(rng: np.random.Generator, *, width: int, height: int, view: ViewConfig) -> ViewParameters:
-    """Draw all that is random about a view: a function of the generator, the size of the image and the config.
+def draw_parameters(rng: np.random.Generator, *, width: int, height: int, view: ViewConfig, side: int) -> ViewParameters:
+    """Draw all that is random about a view: a function of the generator, the sizes of image and view and the config.
 
     The crop is torchvision's random-resized crop: a share of the area U(min, max), log-uniform aspect, ten tries, then
-    the largest centre crop of an allowed aspect. Always 45 numbers are drawn.
+    the largest centre crop of an allowed aspect. With `view.short_side` it is DALL-E's (arXiv 2102.12092, listing 1). Always
+    45 numbers are drawn.
     """
     uniforms = rng.random(4 * CROP_TRIES + 5).tolist()
     flip, order, *factors = uniforms[:5]
-    left, top, crop_width, crop_height = _crop(uniforms[5:], width, height, view)
+    if view.short_side is None:
+        left, top, crop_width, crop_height = _crop(uniforms[5:], width, height, view)
+    else:
+        left, top, crop_width, crop_height = _square(uniforms[5:], width, height, view.short_side, side)
     # Multiples of 1/128 within the range, both ends included.
     span = math.floor(view.jitter * FACTOR_UNIT)
     steps = zip(ORDERS[int(order * len(ORDERS))], factors, strict=True)
@@ -127,6 +131,17 @@ def _crop(uniforms: list[float], width: int, height: int, view: ViewConfig) -> t
     crop_width = min(width, round(height * view.aspect))
     crop_height = min(height, round(width * view.aspect))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def _square(uniforms: list[float], width: int, height: int, short_side: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of DALL-E's crop: a random square of the short side, scaled, and a random square of that."""
+    scale, right, down, further_right, further_down = uniforms[:5]
+    short = min(width, height)
+    low, high = (min(short, pixels) for pixels in short_side)
+    scaled = low + int(scale * (high - low + 1))
+    crop = round(short * min(1, side / scaled))
+    left = int(right * (width - short + 1)) + int(further_right * (short - crop + 1))
+    return left, int(down * (height - short + 1)) + int(further_down * (short - crop + 1)), crop, crop
 
 
 def apply(

@@ -87,7 +87,7 @@ def measure_views(images: list[bytes], view: ViewConfig, *, patch_px: int, token
     from beit.views import draw_parameters, make_view
 
     def parameters_of(width: int, height: int, row: int) -> ViewParameters:
-        return draw_parameters(np.random.default_rng([1, 2, 3, 4, row]), width=width, height=height, view=view)
+        return draw_parameters(np.random.default_rng([1, 2, 3, 4, row]), width=width, height=height, view=view, side=patch_px)
 
     def released(encoded: bytes, row: int) -> Views:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")

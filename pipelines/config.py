@@ -65,6 +65,9 @@ class ResourceConfig:
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
 
+    in_order: bool = False
+    """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself to the last digit."""
+
     cpus: int | None = None
     """Cores that a locally started Ray may use. None: all."""
 

@@ -171,7 +171,13 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
         resume_from=checkpoint,
     )
     stream = build_stream(
-        dispatcher, slots=slots, config=training.samples, tokenizer=training.tokenizer, placement=placement, batch_rows=worker_batch
+        dispatcher,
+        slots=slots,
+        config=training.samples,
+        tokenizer=training.tokenizer,
+        placement=placement,
+        batch_rows=worker_batch,
+        in_order=config.resources.in_order,
     )
     trainer = TorchTrainer(
         train_worker,

@@ -9,6 +9,7 @@ MASK = 3
 MIX = 4
 SCENE = 5
 REPORT = 6
+BUFFER = 7
 
 
 def generator(seed: int, purpose: int, epoch: int, unit: int, row: int) -> np.random.Generator:

@@ -106,7 +106,14 @@ class Tokenize:
 
 
 def build_stream(
-    dispatcher: Any, *, slots: int, config: SampleConfig, tokenizer: TokenizerConfig | None, placement: Placement, batch_rows: int
+    dispatcher: Any,
+    *,
+    slots: int,
+    config: SampleConfig,
+    tokenizer: TokenizerConfig | None,
+    placement: Placement,
+    batch_rows: int,
+    in_order: bool = False,
 ) -> ray.data.Dataset:
     """The static dataset that the workers iterate over once a round.
 
@@ -117,13 +124,14 @@ def build_stream(
         tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
         placement: Resources of the stages.
         batch_rows: Rows of a worker's batch; blocks are about as large.
+        in_order: Keep the order of the slots. Otherwise blocks travel as they are ready.
     """
     import pyarrow as pa
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
+    context.execution_options.preserve_order = in_order
     row_bytes = 3 * (config.patch_px**2 + (config.token_px or 0) ** 2) + 1024
     context.target_max_block_size = max(1 << 20, min(128 << 20, batch_rows * row_bytes))
     rows = max(1, context.target_max_block_size // row_bytes)

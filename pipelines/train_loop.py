@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.objective import Objective
+from pipelines import seeds
+from pipelines.shuffle import shuffle
 from pipelines.step import Stepper
 
 Batch = dict[str, NDArray[Any]]
@@ -145,12 +147,11 @@ class Worker:
             batch_format="numpy",
             drop_last=True,
             prefetch_batches=2,
-            # With less than two batches the workers could get different numbers of batches (ray issue 66085).
-            local_shuffle_buffer_size=2 * self.batch_size,
-            local_shuffle_seed=self.config.seed,
         )
+        # Not Ray's shuffle buffer: what that gives depends on the sizes of blocks, and so on whether tokens come from a cache.
+        mixed = shuffle(iter(batches), seeds.generator(self.config.seed, seeds.BUFFER, self.step, self.rank, 0))
         waiting_since = time.perf_counter()
-        for item in ahead(iter(batches), self._to_device):
+        for item in ahead(mixed, self._to_device):
             if self.training:
                 self.wait_seconds += time.perf_counter() - waiting_since
             else:
@@ -161,11 +162,10 @@ class Worker:
         yield {}, {}
 
     def _to_device(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        host = {name: np.require(column, requirements=["W"]) for name, column in batch.items()}
-        tensors = {name: torch.from_numpy(host[name]) for name in self.objective.columns}
+        tensors = {name: torch.from_numpy(batch[name]) for name in self.objective.columns}
         if self.device.type == "cuda":
             tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        return host, tensors
+        return batch, tensors
 
     def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
         """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so nobody steps."""

@@ -36,7 +36,7 @@ def test_views_are_those_of_the_released_code_to_within_a_grey_level(photographs
     differences = []
     for row, encoded in enumerate(photographs):
         width, height = Image.open(io.BytesIO(encoded)).size
-        parameters = draw_parameters(np.random.default_rng(row), width=width, height=height, view=view)
+        parameters = draw_parameters(np.random.default_rng(row), width=width, height=height, view=view, side=patch_px)
         made = make_view(encoded, np.random.default_rng(row), view=view, patch_px=patch_px, token_px=token_px)
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         expected = released_views(image, parameters, patch_px=patch_px, token_px=token_px)
@@ -85,7 +85,7 @@ def test_older_torch_gives_the_same_token_view_to_two_levels(monkeypatch):
 
 def test_parameters_are_distributed_as_asked():
     rng, view = np.random.default_rng(0), ViewConfig()
-    drawn = [draw_parameters(rng, width=500, height=400, view=view) for _ in range(6000)]
+    drawn = [draw_parameters(rng, width=500, height=400, view=view, side=224) for _ in range(6000)]
     assert np.mean([p.flip for p in drawn]) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(6000))
     factors = {
         step: np.array([factor / 128 for p in drawn for name, factor in p.jitter if name == step])
@@ -111,6 +111,22 @@ def test_parameters_are_distributed_as_asked():
     assert area.mean() == pytest.approx(area_of_torchvisions_rule(500, 400), abs=0.012)
 
 
+@pytest.mark.parametrize("size", [(500, 400), (300, 900), (270, 260), (100, 60)])
+def test_dalles_crops_are_squares_of_a_square_scaled_between_two_sizes_and_never_up(size):
+    (width, height), short = size, min(size)
+    rng, view = np.random.default_rng(0), ViewConfig(short_side=(288, 384))
+    drawn = [draw_parameters(rng, width=width, height=height, view=view, side=256) for _ in range(4000)]
+    left, top, crop, crop_height = np.array([(p.left, p.top, p.width, p.height) for p in drawn]).T
+    np.testing.assert_array_equal(crop, crop_height)
+    scaled = rng.integers(min(short, 288), min(short, 384) + 1, 40_000)
+    expected = np.minimum(short, short * 256 / scaled)
+    assert crop.mean() == pytest.approx(expected.mean(), rel=0.005)
+    assert crop.min() >= min(short, 256)
+    assert min(left.min(), top.min()) >= 0
+    assert width - 2 <= (left + crop).max() <= width
+    assert height - 20 <= (top + crop).max() <= height
+
+
 def area_of_torchvisions_rule(width: int, height: int) -> float:
     rng, areas = np.random.default_rng(1), []
     for _ in range(20_000):
@@ -129,7 +145,7 @@ def test_what_is_drawn_after_a_view_does_not_depend_on_the_image():
     rests = []
     for width, height in ((500, 400), (5000, 3), (1, 1)):
         rng = np.random.default_rng(0)
-        draw_parameters(rng, width=width, height=height, view=ViewConfig())
+        draw_parameters(rng, width=width, height=height, view=ViewConfig(), side=224)
         rests.append(rng.random())
     assert len(set(rests)) == 1
 
@@ -137,7 +153,7 @@ def test_what_is_drawn_after_a_view_does_not_depend_on_the_image():
 @pytest.mark.parametrize(("width", "height", "box"), [(100, 60, (20, 0, 60, 60)), (60, 100, (0, 20, 60, 60)), (60, 60, (0, 0, 60, 60))])
 def test_without_randomness_the_crop_is_the_centre_square(width, height, box):
     still = ViewConfig(min_area=1, max_area=1, aspect=1, flip=0, jitter=0)
-    p = draw_parameters(np.random.default_rng(0), width=width, height=height, view=still)
+    p = draw_parameters(np.random.default_rng(0), width=width, height=height, view=still, side=60)
     assert (p.left, p.top, p.width, p.height) == box
     pixels = picture(width, height)
     made = make_view(as_png(pixels), np.random.default_rng(1), view=still, patch_px=60, token_px=60)

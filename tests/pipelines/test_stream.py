@@ -15,6 +15,7 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Node, place
 from pipelines.samples import KEYS, SampleConfig, draw_unseen, make_samples
 from pipelines.schedule import Part, slots_of_round
+from pipelines.shuffle import shuffle
 from pipelines.sources import open_source
 from pipelines.stream import build_stream, read_slot
 
@@ -105,7 +106,7 @@ def stream_batches(source, *, epochs, rows, batch):
     generation, _ = ray.get(dispatcher.resume.remote(None))
     ray.get(dispatcher.start_round.remote(generation, 1))
     stream = build_stream(dispatcher, slots=slots, config=samples, tokenizer=None, placement=placement, batch_rows=batch)
-    return list(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True, local_shuffle_buffer_size=2 * batch))
+    return list(shuffle(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True), np.random.default_rng(0)))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -187,15 +187,20 @@ def test_a_cache_of_other_data_and_what_is_no_cache_are_refused(config, cache, s
     prepared(with_cache(override(config, {"view.mean": (0.5, 0.5, 0.5)}), cache))  # Normalising comes after the views.
 
 
-def test_a_run_with_a_cache_trains_without_a_tokenizer_stage(config, cache, tmp_path):
-    values = {"steps": 8, "output.root": str(tmp_path), "output.mlflow": False}
-    lines = []
-    result = pretrain(override(with_cache(config, cache), values), say=lines.append)
-    assert result.step == 8  # 2.7 epochs
-    assert read_metrics(result.run)[0]["train/loss"] == pytest.approx(np.log(64), abs=0.3)
-    assert any(line.startswith("workers: ") for line in lines)
-    assert not any(line.startswith("tokenizers: ") for line in lines)
-    assert "views: the sets of 2 epochs repeat; masks still change in every epoch" in lines
+def test_a_run_with_a_cache_has_no_tokenizer_and_the_losses_of_one_that_tokenises_to_the_last_digit(config, cache, tmp_path):
+    values = {"steps": 6, "output.root": str(tmp_path), "output.mlflow": False, "output.log_seconds": 0.0, "resources.in_order": True}
+    runs, said = [], []
+    for name, config_of_run in {"online": config, "cached": with_cache(config, cache)}.items():
+        said.append([])
+        runs.append(pretrain(override(config_of_run, {**values, "output.name": name}), say=said[-1].append))
+    online, cached = (read_metrics(run.run) for run in runs)
+    assert [len(online), online[-1]["step"]] == [6, 6]  # two epochs of 90 images
+    assert online[0]["train/loss"] == pytest.approx(np.log(64), abs=0.3)
+    for name in ("train/loss", "train/accuracy", "optim/grad_norm"):
+        assert [row[name] for row in online] == [row[name] for row in cached]
+    weights = [Path(run.run, "model", "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    assert [any(line.startswith("tokenizers: ") for line in lines) for lines in said] == [True, False]
 
 
 def test_a_preset_gives_what_its_pretraining_needs():
