@@ -21,6 +21,7 @@ from torch import Tensor
 
 from beit.config import ModelConfig, from_dict, to_dict
 from beit.errors import UserError
+from beit.vit import Backbone
 
 if typing.TYPE_CHECKING:
     from beit.classifier import Classifier
@@ -60,6 +61,11 @@ def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = 
         folder: Made if it does not exist.
         extra: JSON types to keep in `config.json`.
     """
+    (grid,) = (module.grid for module in model.modules() if isinstance(module, Backbone))
+    if grid != (model.config.grid, model.config.grid):
+        raise ValueError(
+            f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square grids: save the first model"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     part = folder / f".{WEIGHTS_FILE}.{os.getpid()}"

@@ -152,19 +152,19 @@ class MaskConfig:
     """blockwise: rectangles (the paper's Algorithm 1). random: independent patches."""
 
     ratio: float = 75 / 196
-    """Share of the patches that may be hidden. The authors' budget: 75 of 196."""
+    """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for `target.positions` all."""
 
     min_block: int | None = None
     """Fewest patches a rectangle is drawn with. None: 16 of 196 patches, scaled to the grid."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UserError(f"mask.ratio={self.ratio} is not between 0 and 1", "set mask.ratio=0.38 for the paper's")
+        if not 0 <= self.ratio < 1:
+            raise UserError(f"mask.ratio={self.ratio} is not in [0, 1)", "set mask.ratio=0.38 for the paper's")
         positive(self, "mask.", "min_block")
 
     def budget(self, grid: int) -> int:
-        """Most patches that a mask hides on a grid of grid x grid patches."""
-        return max(1, round(self.ratio * grid**2))
+        """Most patches that a mask hides on a grid of grid x grid patches; at least one unless the ratio is 0."""
+        return max(1, round(self.ratio * grid**2)) if self.ratio else 0
 
     def block(self, grid: int) -> int:
         """Fewest patches a rectangle is drawn with."""
@@ -176,6 +176,8 @@ class MaskConfig:
         Of what passes, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a side).
         """
         budget, block = self.budget(grid), self.block(grid)
+        if budget == 0:
+            return
         if self.kind == "blockwise" and (grid < 3 or block > grid**2 / 5):
             raise UserError(
                 f"mask.min_block: rectangles of at least {block} patches rarely fit a grid of {grid} x {grid}: many masks would be empty",
@@ -186,6 +188,29 @@ class MaskConfig:
                 f"mask.ratio={self.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the smallest rectangle of {block} "
                 "(mask.min_block): most masks would be empty",
                 f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to {2 * block / grid**2:.2f}, or set mask.kind=random",
+            )
+
+
+TargetKind = Literal["tokens", "pixels", "colour"]
+AskedPatches = Literal["hidden", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """What is predicted of which patches. Defaults: BEiT. The rest is for its ablations (the paper's Table 4)."""
+
+    kind: TargetKind = "tokens"
+    """tokens: the tokenizer's. pixels: the patch's normalised pixels, by regression. colour: its mean colour, 3 bits a channel (ViT)."""
+
+    positions: AskedPatches = "hidden"
+    """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may then be 0."""
+
+    def check(self, mask: MaskConfig) -> None:
+        """Refuse a loss over nothing."""
+        if self.positions == "hidden" and mask.ratio == 0:
+            raise UserError(
+                "mask.ratio=0 hides no patch, and target.positions=hidden asks for hidden ones only",
+                "set target.positions=all, or mask.ratio=0.38",
             )
 
 

@@ -1,49 +1,49 @@
-"""Masked image modelling: predict the visual token behind every hidden patch (BEiT, arXiv 2106.08254, section 2)."""
+"""Masked image modelling: predict what is behind hidden patches, visual tokens in BEiT (arXiv 2106.08254, section 2)."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
 from beit import checkpoints, optim
-from beit.config import ModelConfig, OptimConfig, ViewConfig, to_dict
+from beit.config import AskedPatches, ModelConfig, OptimConfig, TargetKind, ViewConfig, to_dict
 from beit.objective import Objective
+from beit.targets import Target
 from beit.vit import Backbone, Linear, initialise
 
-HISTOGRAM_FILE = "targets.json"
-IGNORED = -100  # torch's number for a position without a target
+TARGETS_FILE = "targets.json"
 
 # Purposes that keep this module's generators apart: [seed, purpose, step, worker].
 WEIGHTS, PATHS = 1, 2
 
 
 class Beit(Backbone):
-    """Backbone, mask token and the head that predicts visual tokens.
+    """Backbone, mask token and the head that predicts visual tokens, or another target.
 
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
     """
 
     kind: ClassVar = "mim"
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, seed: int | None = 0) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0) -> None:
         """Build the model.
 
         Args:
             config: Sizes and variant of the backbone.
-            vocab_size: Visual tokens that the tokenizer knows.
+            vocab_size: V, visual tokens that the tokenizer knows; for another target, `Target.outputs`.
+            target: What the head's outputs stand for.
             seed: Weights are drawn from it. None: they are left to be loaded.
         """
         super().__init__(config, with_mask_token=True)
         self.vocab_size = vocab_size
+        self.target = target
         self.lm_head = Linear(config.dim, vocab_size)
         if seed is not None and not self.cls_token.is_meta:
             initialise(self, torch.Generator().manual_seed(derive(seed, WEIGHTS, 0, 0)))
@@ -51,7 +51,7 @@ class Beit(Backbone):
     @property
     def head_config(self) -> dict[str, Any]:
         """What a checkpoint's `config.json` says about the head."""
-        return {"vocab_size": self.vocab_size}
+        return {"vocab_size": self.vocab_size, "target": self.target}
 
     @classmethod
     def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Beit:
@@ -109,9 +109,7 @@ def normalise(images: Tensor, view: ViewConfig) -> Tensor:
 
 
 class MimObjective(Objective):
-    """BEiT pretraining: cross-entropy between the head's logits and the visual tokens of the hidden patches."""
-
-    columns: ClassVar[tuple[str, ...]] = ("patch_view", "tokens", "mask")
+    """BEiT pretraining: the target's loss over the hidden patches, or over all."""
 
     def __init__(
         self,
@@ -119,7 +117,8 @@ class MimObjective(Objective):
         optim: OptimConfig,
         view: ViewConfig,
         *,
-        vocab_size: int,
+        target: Target,
+        asked: AskedPatches = "hidden",
         total_steps: int,
         seed: int,
         max_hidden: int | None = None,
@@ -131,14 +130,17 @@ class MimObjective(Objective):
             model: Sizes and variant of the Vision Transformer.
             optim: Optimizer and schedule.
             view: Its mean and std normalise the pixels.
-            vocab_size: Visual tokens that the tokenizer knows.
+            target: What is predicted of a patch.
+            asked: Which patches the loss asks for.
             total_steps: Length of the schedule.
             seed: Weights and skipped branches are drawn from it.
             max_hidden: Most patches that a mask hides, `MaskConfig.budget(grid)`. None: looked up in every batch; a GPU is waited for.
             extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
         """
         super().__init__()
-        self.model = Beit(model, vocab_size, seed=seed)
+        self.model = Beit(model, target.outputs, target=target.kind, seed=seed)
+        self.target = target
+        self.asked = asked
         self.optim_config = optim
         self.view = view
         self.total_steps = total_steps
@@ -146,15 +148,19 @@ class MimObjective(Objective):
         self.max_hidden = max_hidden
         self.extra = dict(extra or {})
         self._generator: torch.Generator | None = None
-        # Of all hidden tokens since the run began. Gathered on rank 0 only, so it is no buffer that workers would have to share.
-        self._histogram: NDArray[np.int64] = np.zeros(vocab_size, np.int64)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Views, masks, what the target reads, and which images count where masks do not say it."""
+        return ("patch_view", "mask", *self.target.columns, *(("status",) if self.asked == "all" else ()))
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Hidden patches of the batch."""
-        hidden = batch["mask"].reshape(len(batch["mask"]), -1).sum(1)
+        """Patches of the batch that the loss asks for."""
+        mask = batch["mask"].reshape(len(batch["mask"]), -1)
+        hidden = mask.sum(1)
         if self.max_hidden is not None and hidden.size and hidden.max() > self.max_hidden:
             raise ValueError(f"a mask hides {hidden.max()} patches, but the objective was built for at most max_hidden={self.max_hidden}")
-        return float(hidden.sum())
+        return float((batch["status"] == 0).sum() * mask.shape[1]) if self.asked == "all" else float(hidden.sum())
 
     def start_step(self, step: int) -> None:
         """Seed the branches to skip by step and worker, so that a resumed run skips what an unbroken one would."""
@@ -169,26 +175,26 @@ class MimObjective(Objective):
         """Sums over the batch.
 
         Args:
-            batch: "patch_view" uint8 [B, H, W, 3], "tokens" int [B, N], "mask" bool [B, N], True = hidden. An image with an empty mask
-                weighs nothing.
+            batch: "patch_view" uint8 [B, H, W, 3], "mask" bool [B, N], True = hidden, and the target's columns ("tokens" int [B, N]).
+                Where the loss asks for hidden patches, an image with an empty mask weighs nothing; where it asks for all, one whose
+                "status", uint8 [B], is not 0.
 
         Returns:
-            "loss", float32: cross-entropy in nats, summed over the hidden patches. "correct", int64: hidden patches whose token has the
-            largest logit. "tokens", int64 [V]: how often each visual token was hidden. "patches", int64: patches, hidden or not, of the
-            images that have hidden ones.
+            "loss", float32, and other sums of the target over the patches asked for. "hidden", int64: hidden patches. "patches", int64: all
+            patches of the images that weigh something.
         """
         mask = batch["mask"].flatten(1)
         if self._generator is None and self.training:
             self.start_step(0)
-        positions, hidden = hidden_slots(mask, self.max_hidden)
-        logits = self.model.predict(normalise(batch["patch_view"], self.view), mask, positions, generator=self._generator).float()
-        tokens = batch["tokens"].flatten(1).gather(1, positions).long()
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.masked_fill(~hidden, IGNORED).flatten(), ignore_index=IGNORED, reduction="sum")
-        correct = (logits.detach().argmax(-1) == tokens) & hidden
-        histogram = torch.zeros(self.model.vocab_size, dtype=torch.int64, device=tokens.device)
-        histogram.scatter_add_(0, tokens.flatten(), hidden.flatten().long())
-        patches = (mask.any(1) * mask.shape[1]).sum()
-        return {"loss": loss, "correct": correct.sum(), "tokens": histogram, "patches": patches}
+        if self.asked == "all":
+            positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+            asked = (batch["status"] == 0)[:, None].expand(mask.shape)
+        else:
+            positions, asked = hidden_slots(mask, self.max_hidden)
+        pixels = normalise(batch["patch_view"], self.view)
+        outputs = self.model.predict(pixels, mask, positions, generator=self._generator).float()
+        sums = self.target.sums(outputs, self.target.truth(batch, pixels, positions), asked)
+        return {**sums, "hidden": mask.sum(), "patches": (asked.any(1) * mask.shape[1]).sum()}
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW with the authors' groups."""
@@ -199,33 +205,19 @@ class MimObjective(Objective):
         return optim.learning_rate(step, self.optim_config, self.total_steps)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Loss in nats and accuracy, and the two baselines that give them a meaning.
-
-        "unigram" is the loss of a model that knows only how often each token occurs, "majority" the accuracy of one that always says the
-        commonest, both over all hidden patches since the run began; "perplexity" is exp(unigram). "hidden" is the mean share of hidden
-        patches. What is not defined is NaN.
-        """
-        self._histogram = self._histogram + np.asarray(sums["tokens"]).astype(np.int64)
-        share = self._histogram[self._histogram > 0] / max(1, self._histogram.sum())
-        unigram = float(-(share * np.log(share)).sum()) if share.size else math.nan
-        return {
-            "loss": float(sums["loss"]) / weight if weight else math.nan,
-            "accuracy": float(sums["correct"]) / weight if weight else math.nan,
-            "unigram": unigram,
-            "hidden": weight / max(1.0, float(sums["patches"])),
-            "majority": float(share.max()) if share.size else math.nan,
-            "perplexity": math.exp(unigram),
-        }
+        """The target's figures, and "hidden", the mean share of hidden patches. What is not defined is NaN."""
+        return {**self.target.metrics(sums, weight), "hidden": float(sums["hidden"]) / max(1.0, float(sums["patches"]))}
 
     def save(self, folder: Path) -> None:
-        """Write the model's checkpoint, and the histogram of tokens beside it."""
+        """Write the model's checkpoint, and what the target has gathered beside it."""
         checkpoints.save_model(self.model, folder, extra={**self.extra, "view": to_dict(self.view)})
-        checkpoints.write_json(folder / HISTOGRAM_FILE, {"tokens": self._histogram.tolist()})
+        # Gathered on rank 0 only, so it is no buffer that workers would have to share.
+        checkpoints.write_json(folder / TARGETS_FILE, self.target.state())
 
     def load(self, folder: Path) -> None:
-        """Read weights and histogram back into this objective; its model must be the saved one."""
+        """Read weights and what the target has gathered back into this objective; its model must be the saved one."""
         checkpoints.load_weights(self.model, folder)
-        self._histogram = np.asarray(json.loads((folder / HISTOGRAM_FILE).read_text())["tokens"], np.int64)
+        self.target.load_state(json.loads((folder / TARGETS_FILE).read_text()))
 
 
 def derive(seed: int, purpose: int, step: int, worker: int) -> int:

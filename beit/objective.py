@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ class Objective(nn.Module, ABC):
     global batch, whatever the number of workers or parts.
     """
 
-    columns: ClassVar[tuple[str, ...]]
-    """Columns of the batch that `forward` reads; the loop moves these to the device."""
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the batch that `forward` reads; the loop moves these to the device."""
 
     @abstractmethod
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:

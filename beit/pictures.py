@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from beit.config import ViewConfig
+    from beit.config import AskedPatches, TargetKind, ViewConfig
     from beit.mim import Beit
-    from beit.tokenizer.protocol import ImageTokenizer
+    from beit.targets import Target
+    from beit.tokenizer.codes import Code
 
 Pixels = NDArray[np.uint8]
 
@@ -57,46 +58,55 @@ def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions
 class Reconstructions:
     """What a pretrained model says about n images of N = grid x grid patches."""
 
+    kind: TargetKind
+    """What it was trained to predict."""
+
     images: Pixels
     """The patch views, [n, P, P, 3]."""
 
     masks: NDArray[np.bool_]
     """[n, grid, grid], True = hidden."""
 
-    tokens: NDArray[np.int64]
-    """The tokenizer's, [n, N]."""
+    asked: NDArray[np.bool_]
+    """[n, grid, grid], True where training asks for the patch: the hidden ones, or all."""
 
-    predicted: NDArray[np.int64]
-    """The model's for every patch, hidden or not, [n, N]."""
+    true: NDArray[Any]
+    """Of every patch: its class, int [n, N], or its normalised pixels, float [n, N, O]."""
 
-    decoded_true: Pixels | None
-    """`tokens` as an image, [n, t, t, 3]. None, as are the next two, if the tokenizer has no decoder."""
+    predicted: NDArray[Any]
+    """The model's for every patch, hidden or not, in the same form."""
 
-    decoded_filled: Pixels | None
-    """`tokens`, and `predicted` where the patch is hidden."""
+    painted_true: Pixels | None
+    """`true` as an image, [n, t, t, 3]. None, as are the next two, if it cannot be painted: a tokenizer without decoder."""
 
-    decoded_predicted: Pixels | None
+    painted_filled: Pixels | None
+    """`true`, and `predicted` where the patch is hidden."""
+
+    painted_predicted: Pixels | None
     """`predicted` alone."""
 
     @property
+    def right(self) -> NDArray[np.bool_] | None:
+        """Where the true class was predicted, [n, grid, grid]; None for pixels, which are never quite right."""
+        return None if self.kind == "pixels" else (self.predicted == self.true).reshape(self.masks.shape)
+
+    @property
     def accuracy(self) -> float:
-        """Share of the hidden patches whose token was predicted; NaN if nothing is hidden."""
-        hidden = self.masks.reshape(self.tokens.shape)
-        return float((self.predicted == self.tokens)[hidden].mean()) if hidden.any() else float("nan")
+        """Share of the patches asked for whose class was predicted; NaN for pixels, or if none is asked for."""
+        return float(self.right[self.asked].mean()) if self.right is not None and self.asked.any() else float("nan")
 
 
 def reconstruct(
-    model: Beit, tokenizer: ImageTokenizer, patch_views: Tensor, tokens: Tensor, masks: Tensor, view: ViewConfig
+    model: Beit, target: Target, batch: Mapping[str, Tensor], view: ViewConfig, *, asked: AskedPatches = "hidden"
 ) -> Reconstructions:
     """Let a model fill in the hidden patches of a few images.
 
     Args:
         model: Put in evaluation mode for the call.
-        tokenizer: The one that `tokens` come from.
-        patch_views: uint8 [n, P, P, 3].
-        tokens: int [n, N].
-        masks: Bool [n, N], True = hidden.
+        target: What it was trained to predict.
+        batch: "patch_view" uint8 [n, P, P, 3], "mask" bool [n, N], True = hidden, and the target's columns.
         view: Its mean and std normalise the pixels.
+        asked: Which patches it was trained to predict.
     """
     import torch
 
@@ -106,52 +116,69 @@ def reconstruct(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        hidden = masks.to(device).flatten(1)
+        batch = {name: column.to(device) for name, column in batch.items()}
+        hidden = batch["mask"].flatten(1)
         everywhere = torch.arange(hidden.shape[1], device=device).expand(hidden.shape)
-        predicted = model.predict(normalise(patch_views.to(device), view), hidden, everywhere).argmax(-1).cpu()
+        pixels = normalise(batch["patch_view"], view)
+        predicted = target.guess(model.predict(pixels, hidden, everywhere))
+        true = target.truth(batch, pixels, everywhere)
+        filled = torch.where(hidden if true.ndim == 2 else hidden[..., None], predicted, true)
+        painted = [None if (image := target.paint(values.cpu())) is None else image.cpu().numpy() for values in (true, filled, predicted)]
     model.train(was_training)
-    true, hidden = tokens.flatten(1).long().cpu(), hidden.cpu()
-
-    def decoded(wanted: Tensor) -> Pixels | None:
-        return tokenizer.decode(wanted).permute(0, 2, 3, 1).cpu().numpy() if tokenizer.has_decoder else None
-
     grid = round(hidden.shape[1] ** 0.5)
+    masks = hidden.reshape(-1, grid, grid).cpu().numpy()
     return Reconstructions(
-        images=patch_views.cpu().numpy(),
-        masks=hidden.reshape(-1, grid, grid).numpy(),
-        tokens=true.numpy(),
-        predicted=predicted.numpy(),
-        decoded_true=decoded(true),
-        decoded_filled=decoded(torch.where(hidden, predicted, true)),
-        decoded_predicted=decoded(predicted),
+        kind=target.kind,
+        images=batch["patch_view"].cpu().numpy(),
+        masks=masks,
+        asked=masks if asked == "hidden" else np.ones_like(masks),
+        true=true.cpu().numpy(),
+        predicted=predicted.cpu().numpy(),
+        painted_true=painted[0],
+        painted_filled=painted[1],
+        painted_predicted=painted[2],
     )
 
 
-def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Image:
-    """A row an image: original, masked, decoded true tokens, predictions filled in, predictions alone, right and wrong patches.
+FILLED_COLUMN, PREDICTED_COLUMN = "hidden ones predicted", "all predicted"
+TRUE_COLUMN: dict[TargetKind, str] = {"tokens": "true tokens, decoded", "pixels": "true pixels", "colour": "true colours"}
 
-    The three decoded columns are left out if the tokenizer has no decoder.
+
+def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Image:
+    """A row an image: original, masked, the truth painted, predictions filled in, predictions alone, right and wrong patches.
+
+    What cannot be painted or judged is left out.
 
     Args:
         shown: From `reconstruct`.
         side: Side of a picture, in pixels.
     """
-    columns: list[tuple[str, Sequence[Pixels]]] = [
-        ("original", list(shown.images)),
-        ("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]),
-    ]
-    for title, decoded in (
-        ("true tokens, decoded", shown.decoded_true),
-        ("hidden ones predicted", shown.decoded_filled),
-        ("all predicted", shown.decoded_predicted),
+    columns: list[tuple[str, Sequence[Pixels]]] = [("original", list(shown.images))]
+    if shown.masks.any():
+        columns.append(("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]))
+    # True pixels are the original once more.
+    if shown.painted_true is not None and shown.kind != "pixels":
+        columns.append((TRUE_COLUMN[shown.kind], list(shown.painted_true)))
+    captions: dict[int, Sequence[str]] = {}
+    for title, painted, wanted in (
+        (FILLED_COLUMN, shown.painted_filled, shown.masks.any()),
+        (PREDICTED_COLUMN, shown.painted_predicted, True),
     ):
-        if decoded is not None:
-            columns.append((title, list(decoded)))
-    right = (shown.predicted == shown.tokens).reshape(shown.masks.shape)
-    columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.masks, right, strict=True)]))
-
-    hidden = [f"{int((good & mask).sum())} of {int(mask.sum())} hidden right" for good, mask in zip(right, shown.masks, strict=True)]
-    return _table(columns, side=side, captions={len(columns) - 1: hidden})
+        if painted is not None and wanted:
+            columns.append((title, list(painted)))
+    if shown.right is None:
+        judged = [title for title, _ in columns].index(PREDICTED_COLUMN if shown.asked.all() else FILLED_COLUMN)
+        errors = np.square(shown.predicted - shown.true).mean(-1).reshape(shown.asked.shape)
+        captions[judged] = [
+            f"squared error {error[asked].mean():.3f}" if asked.any() else "" for error, asked in zip(errors, shown.asked, strict=True)
+        ]
+    else:
+        captions[len(columns)] = [
+            f"{int((good & asked).sum())} of {int(asked.sum())} {'' if asked.all() else 'hidden '}right"
+            for good, asked in zip(shown.right, shown.asked, strict=True)
+        ]
+        columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.asked, shown.right, strict=True)]))
+    return _table(columns, side=side, captions=captions)
 
 
 def token_sheet(
@@ -178,6 +205,30 @@ def token_sheet(
         errors = [np.abs(one.astype(np.int16) - other).mean() / 255 for one, other in zip(images, decoded, strict=True)]
         captions[2] = [f"mean absolute error {error:.3f}" for error in errors]
     return _table(columns, side=side, captions=captions)
+
+
+def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: int = 4) -> Image.Image:
+    """Single visual tokens: what the decoder paints from each, on the left, and squares of images that got it.
+
+    Args:
+        codes: From `beit.tokenizer.codes.describe_codes`.
+        examples: Squares to leave room for, in two rows.
+        columns: Tokens in a row.
+        zoom: Factor by which squares are enlarged.
+    """
+    side = codes[0].examples.shape[1] * zoom
+    first = 0 if codes[0].decoded is None else 2 * side + GAP_PX // 2
+    step_x, step_y = first + -(-examples // 2) * side + 2 * GAP_PX, 2 * side + LINE_PX + GAP_PX
+    sheet = Image.new("RGB", (GAP_PX + min(columns, len(codes)) * step_x, GAP_PX + -(-len(codes) // columns) * step_y), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
+    for number, code in enumerate(codes):
+        x, y = GAP_PX + number % columns * step_x, GAP_PX + number // columns * step_y
+        if code.decoded is not None:
+            sheet.paste(_fit(code.decoded, 2 * side), (x, y))
+        for place, square in enumerate(code.examples[:examples]):
+            sheet.paste(_fit(square, side), (x + first + place // 2 * side, y + place % 2 * side))
+        draw.text((x, y + 2 * side + 1), _shorten(f"{code.token}: {code.share:.2%}", step_x - GAP_PX, font), FAINT, font)
+    return sheet
 
 
 def colour_of(tokens: NDArray[np.int64]) -> Pixels:
@@ -211,12 +262,12 @@ def cover(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     return covered
 
 
-def judge(image: Pixels, mask: NDArray[np.bool_], right: NDArray[np.bool_]) -> Pixels:
-    """The image [P, P, 3] in pale grey; hidden patches [grid, grid] green where the token was right, red where not."""
+def judge(image: Pixels, asked: NDArray[np.bool_], right: NDArray[np.bool_]) -> Pixels:
+    """The image [P, P, 3] in pale grey; patches asked for [grid, grid] green where the class was right, red where not."""
     px = image.shape[0]
     pale = 160 + image.mean(axis=2, keepdims=True) * (95 / 255)
     colour = np.where(_to_pixels(right, px)[..., None], np.array(RIGHT), np.array(WRONG))
-    shown = np.where(_to_pixels(mask, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
+    shown = np.where(_to_pixels(asked, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
     judged: Pixels = shown.astype(np.uint8)
     return judged
 

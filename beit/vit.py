@@ -1,8 +1,8 @@
 """The Vision Transformer of BEiT, in its two published variants.
 
-The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm,
-beit/modeling_pretrain.py): no absolute positions, one table of relative position biases shared by all blocks, LayerScale.
-Modules and parameters have the names of the published checkpoints.
+The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm, beit/modeling_pretrain.py
+and modeling_finetune.py): no absolute positions, relative position biases from a table that all blocks share in pretraining and each has a
+copy of in fine-tuning, LayerScale. Modules and parameters have the names of the published checkpoints.
 
 Letters in shapes:
     B images, N patches of an image, T = N + 1 tokens of an image (the class token first),
@@ -50,11 +50,14 @@ class PatchEmbed(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Float [B, 3, height, width] -> patches [B, N, D], row by row."""
         # A convolution whose stride is its kernel is one matrix product over the pixels of each patch.
-        size = self.proj.kernel_size[0]
-        images, channels, height, width = pixels.shape
-        squares = pixels.reshape(images, channels, height // size, size, width // size, size)
-        rows = squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
-        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
+        return F.linear(cut(pixels, self.proj.kernel_size[0]), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut(pixels: Tensor, size: int) -> Tensor:
+    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a square channel by channel."""
+    images, channels, height, width = pixels.shape
+    squares = pixels.reshape(images, channels, height // size, size, width // size, size)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
 
 
 def relative_position_index(rows: int, columns: int) -> Tensor:
@@ -301,13 +304,14 @@ class Backbone(nn.Module):
         last = max(wanted)
         tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
         shared = None if self.rel_pos_bias is None else self._biases(self.rel_pos_bias.relative_position_bias_table)
-        behind = []
+        behind: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: last + 1]):
             assert isinstance(block, Block)
             own = block.attn.relative_position_bias_table
             bias = shared if own is None else self._biases(own)
             tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
-            behind.append(tokens)
+            if number in wanted:
+                behind[number] = tokens
         return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
 
     def _biases(self, table: Tensor) -> Tensor:

@@ -77,8 +77,19 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
     from pipelines import presets
     from pipelines.config import PretrainConfig
 
+    def explain(config: PretrainConfig, preset: str) -> list[str]:
+        from pipelines.pretrain import explain
+
+        return explain(config, preset)
+
     command = parse_job(
-        arguments, PretrainConfig, job="pretrain", default="quickstart", presets=presets.PRESETS, preset=presets.pretrain_preset
+        arguments,
+        PretrainConfig,
+        job="pretrain",
+        default="quickstart",
+        presets=presets.PRESETS,
+        preset=presets.pretrain_preset,
+        explain=explain,
     )
     if command is None:
         return
@@ -88,9 +99,12 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
+    from pipelines import tokenizer_presets as presets
     from pipelines import train_tokenizer as job
 
-    command = parse_job(arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=job.PRESETS, preset=job.preset)
+    command = parse_job(
+        arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=presets.PRESETS, preset=presets.tokenizer_preset
+    )
     if command is not None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
@@ -118,7 +132,7 @@ def _show_tokens(arguments: list[str], debug: bool) -> None:
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--images", *arguments]
-    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE…", positional=())):
+    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE… | --data PATH", positional=())):
         print(line)
 
 
@@ -164,12 +178,11 @@ def _report(arguments: list[str], debug: bool) -> None:
     job = runs.job_of(arguments[0])
     if job == "pretrain":
         from pipelines.pretrain import rebuild_report
-
-        print(rebuild_report(arguments[0]))
+    elif job == "tokenizer train":
+        from pipelines.train_tokenizer import rebuild_report
     else:
-        from pipelines.report import write_report
-
-        print(write_report(arguments[0]))
+        from pipelines.report import write_report as rebuild_report
+    print(rebuild_report(arguments[0]))
 
 
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
@@ -207,8 +220,11 @@ def parse_job(
     default: str,
     presets: dict[str, Any],
     preset: Callable[[str], Any],
+    explain: Callable[[Any, str], list[str]] | None = None,
 ) -> JobCommand | None:
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
+
+    A dry run prints JSON to the standard output and what `explain` says of a configuration and its preset to the standard error.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
@@ -236,17 +252,20 @@ def parse_job(
         base = preset(name)
     dry_run = "--dry-run" in arguments
     arguments = [argument for argument in arguments if argument != "--dry-run"]
-    lines = "\n".join(f"  {key:<12}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    lines = "\n".join(f"  {key:<16}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explain else "")
     description = (
-        f"Presets:\n{lines}\n  CONFIG.json  the configuration of an earlier run\n\n"
-        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       show the resolved configuration and stop\n"
+        f"Presets:\n{lines}\n  CONFIG.json     the configuration of an earlier run\n\n"
+        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
     config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {job} [PRESET]", description=description)
     if resume is not None:
         runs.check_same(base, config)
     if dry_run:
-        print(json.dumps(to_dict(config), indent=2))
+        print(json.dumps(to_dict(config), indent=2), flush=True)
+        for line in explain(config, name) if explain else ():
+            print(line, file=sys.stderr)
         return None
     return JobCommand(config, name, resume)
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.checks import file_name, not_negative, positive, share
-from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
+from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
+
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,9 @@ class JobConfig:
     epochs: float = 1.0
     """Passes over the data, unless `steps` is given."""
 
+    whole_steps: bool = False
+    """Count an epoch as the steps that fit into it whole, as the authors' code does: 625 of 2,048 images for ImageNet-1k, not 625.6."""
+
     steps: int | None = None
     """Optimizer steps. None: as many as `epochs` take."""
 
@@ -136,12 +142,13 @@ class JobConfig:
         not_negative(self, "--", "seed")
 
     def total_steps(self, rows: int, batch: int) -> int:
-        """Optimizer steps of the whole run on data of `rows` rows.
+        """Optimizer steps of the whole run on data of `rows` rows; an epoch of less than one step counts as what it is.
 
         Raises:
             UserError: If there are fewer images than one step takes.
         """
-        steps = self.steps if self.steps is not None else int(self.epochs * rows / batch + 1e-9)
+        epoch = rows // batch * batch if self.whole_steps and rows >= batch else rows
+        steps = self.steps if self.steps is not None else int(self.epochs * epoch / batch + 1e-9)
         if steps < 1:
             raise UserError(
                 f"--epochs {self.epochs:g} of {rows:,} images is less than one step of optim.global_batch_size={batch:,}",
@@ -155,6 +162,7 @@ class PretrainConfig(JobConfig):
     """Pretraining: predict the visual tokens of hidden patches."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)

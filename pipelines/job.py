@@ -144,7 +144,11 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     config = training.config
     checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
     rows = training.source.manifest.rows
-    total_rows = training.total_steps * training.global_batch_size if config.steps else int(config.epochs * int(rows.sum()) + 1e-9)
+    total_rows = (
+        training.total_steps * training.global_batch_size
+        if config.steps or config.whole_steps
+        else int(config.epochs * int(rows.sum()) + 1e-9)
+    )
     worker_batch = training.global_batch_size // placement.workers
     epochs = -(-total_rows // int(rows.sum()))
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beit.config import override
+from beit.config import TargetKind, override
 from beit.errors import UserError
-from pipelines import runs, storage
-from pipelines.config import PretrainConfig
+from pipelines import recipe, runs, storage
+from pipelines.config import MOST_SCENE_PX, PretrainConfig
 
 if TYPE_CHECKING:
     from beit.mim import MimObjective
     from beit.pictures import Reconstructions
+    from beit.targets import Target
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.job import Result, Training
     from pipelines.sources import Manifest
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 JOB = "pretrain"
 
-SHOWN = [
+OF_CLASSES = [
     ("loss {:.3f} (unigram {:.3f})", "train/loss train/unigram"),
     ("acc {:.1%} (majority {:.1%})", "train/accuracy train/majority"),
-    ("lr {:.2e}", "optim/lr"),
-    ("grad {:.2f}", "optim/grad_norm"),
 ]
+OF_PIXELS = [("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"), ("explained {:.1%}", "train/explained")]
+OF_OPTIMIZER = [("lr {:.2e}", "optim/lr"), ("grad {:.2f}", "optim/grad_norm")]
 
 MODEL_FILES = ("model.safetensors", "config.json")
 
@@ -39,9 +40,6 @@ REPORT_IMAGES = 8
 
 # The entropy of fewer hidden tokens than this says little about the entropy of all.
 BASELINE_PATCHES = 20_000
-
-# Larger models want more than a few thousand rendered scenes.
-MOST_SCENE_PX = 128
 
 
 def pretrain(
@@ -64,7 +62,7 @@ def pretrain(
     if resume is None:
         runs.check_free(config)
     training = prepare(config, preset=preset, say=say)
-    for line in summary(training):
+    for line in _summary(training):
         say(line)
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
@@ -76,27 +74,28 @@ def pretrain(
 
 def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    config.mask.check(config.model.grid)
+    check_config(config)
     if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
             "set --data.train to a folder or bucket of images; beit pretrain quickstart runs on the scenes",
         )
     from beit.optim import check_schedule
-    from pipelines.job import Training, check_batch, open_data, with_absolute_data
+    from pipelines.job import Training, open_data, with_absolute_data
     from pipelines.samples import SampleConfig
 
-    check_batch(config.optim.global_batch_size, config.resources.workers)
     if config.tokenizer.path is not None:
         config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
-    tokenizer = checked_tokenizer(config)
-    cache = None if config.data.tokens is None else checked_cache(config.data.tokens, config, source.manifest, tokenizer)
+    tokenizer = checked_tokenizer(config) if config.target.kind == "tokens" else None
+    cache = None
+    if tokenizer is not None and config.data.tokens is not None:
+        cache = checked_cache(config.data.tokens, config, source.manifest, tokenizer)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     if config.steps is None:
         check_schedule(config.optim, total_steps)
-    objective = functools.partial(_make_objective, config, tokenizer.vocab_size, total_steps, tokenizer.digest)
+    vocab_size, digest = (0, "") if tokenizer is None else (tokenizer.vocab_size, tokenizer.digest)
     return Training(
         job=JOB,
         config=config,
@@ -106,19 +105,58 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             seed=config.seed,
             view=config.view,
             patch_px=config.model.image_size,
-            token_px=config.tokenizer.image_size,
+            token_px=None if tokenizer is None else config.tokenizer.image_size,
             mask=config.mask,
             grid=config.model.grid,
             cache=cache,
         ),
-        tokenizer=None if cache else config.tokenizer,
-        make_objective=objective,
+        tokenizer=None if tokenizer is None or cache else config.tokenizer,
+        make_objective=functools.partial(_make_objective, config, vocab_size, total_steps, digest),
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
-        inputs={"data.train": source.manifest.digest, "tokenizer": tokenizer.digest},
-        shown=SHOWN,
+        inputs={"data.train": source.manifest.digest, **({} if tokenizer is None else {"tokenizer": digest})},
+        shown=[*(OF_PIXELS if config.target.kind == "pixels" else OF_CLASSES), *OF_OPTIMIZER],
     )
+
+
+def check_config(config: PretrainConfig) -> None:
+    """What fields say to each other.
+
+    Raises:
+        UserError: Naming the first of them that does not go with another.
+    """
+    from pipelines.job import check_batch
+
+    config.mask.check(config.model.grid)
+    config.target.check(config.mask)
+    if config.data.tokens is not None and config.target.kind != "tokens":
+        raise UserError(
+            f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
+            "leave out --data.tokens, or set --target.kind tokens",
+        )
+    check_batch(config.optim.global_batch_size, config.resources.workers)
+
+
+def explain(config: PretrainConfig, preset: str) -> list[str]:
+    """The whole recipe in lines, with its arithmetic; nothing but the listing of `data.train` is read.
+
+    Raises:
+        UserError: For what can be seen to be wrong without opening images or the tokenizer.
+    """
+    from pipelines.presets import meant_for
+    from pipelines.sources import open_source
+
+    check_config(config)
+    if config.data.train is not None:
+        manifest = open_source(config.data.train, split="train").manifest
+        images, data = manifest.total, recipe.data_line(manifest)
+    elif config.model.image_size <= MOST_SCENE_PX:
+        images, data = config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
+    else:
+        images, name = meant_for(preset)
+        data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
+    return recipe.explain(config, preset=preset, data=data, images=images)
 
 
 def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
@@ -178,40 +216,39 @@ def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, t
         config.model,
         config.optim,
         config.view,
-        vocab_size=vocab_size,
+        target=_make_target(config, vocab_size),
+        asked=config.target.positions,
         total_steps=total_steps,
         seed=config.seed,
         max_hidden=config.mask.budget(config.model.grid),
-        extra={"tokenizer": {"name": config.tokenizer.path or config.tokenizer.name, "digest": tokenizer_digest}},
+        extra={"tokenizer": {"name": config.tokenizer.path or config.tokenizer.name, "digest": tokenizer_digest}}
+        if tokenizer_digest
+        else {},
     )
 
 
-def summary(training: Training) -> list[str]:
-    """The run in a few lines, derived numbers with their arithmetic."""
-    config = training.config
+def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
+    from beit.targets import MeanColour, Pixels, VisualTokens
+
+    kinds: dict[TargetKind, Callable[[], Target]] = {
+        "tokens": lambda: VisualTokens(vocab_size, tokenizer),
+        "pixels": lambda: Pixels(config.model.patch_size, config.view),
+        "colour": lambda: MeanColour(config.model.patch_size),
+    }
+    return kinds[config.target.kind]()
+
+
+def _summary(training: Training) -> list[str]:
+    config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
-    model, optim, manifest = config.model, config.optim, training.source.manifest
-    images = training.total_steps * optim.global_batch_size
-    lines = [
-        f"model: ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, {model.grid} x {model.grid} patches, "
-        f"{model.position} positions",
-        f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px",
-        f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})",
-        f"mask: {config.mask.kind}, at most {config.mask.budget(model.grid)} of {model.patches} patches hidden",
-        f"steps: {training.total_steps:,} x {optim.global_batch_size:,} images = {images:,} = {images / manifest.total:.3g} epochs",
-    ]
-    if cache := training.samples.cache:
-        lines.insert(2, f"tokens: read from {cache.path}, {cache.epochs} epochs of views, computed in {cache.description.precision}")
-        if images > cache.epochs * manifest.total:
-            lines.append(f"views: the sets of {cache.epochs} epochs repeat; masks still change in every epoch")
-    if optim.warmup_steps >= training.total_steps:
-        lines.append(
-            f"warning: the warmup of {optim.warmup_steps:,} steps is not shorter than the run: "
-            f"the learning rate never reaches {optim.peak_lr:g}"
-        )
-    if config.tokenizer.path is None and config.tokenizer.name.startswith("random"):
-        lines.append("warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning")
-    return lines
+    return recipe.summary(
+        config,
+        preset=training.preset,
+        data=recipe.data_line(manifest),
+        images=manifest.total,
+        total_steps=training.total_steps,
+        cache=training.samples.cache,
+    )
 
 
 def rebuild_report(run: str) -> str:
@@ -245,13 +282,17 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     assert isinstance(config, PretrainConfig)
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
-    tokenizer = checked_tokenizer(config)
-    tokens = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
+    target = _make_target(config, 0)
+    if config.target.kind == "tokens":
+        tokenizer = checked_tokenizer(config)
+        target = _make_target(config, tokenizer.vocab_size, tokenizer)
+        batch["tokens"] = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
     with tempfile.TemporaryDirectory() as folder:
         for name in MODEL_FILES:
             Path(folder, name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
         model = load_model(Path(folder), Beit)
-    return reconstruct(model, tokenizer, batch["patch_view"], tokens, batch["mask"], config.view)
+    columns = ("patch_view", "mask", *target.columns)
+    return reconstruct(model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions)
 
 
 def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
@@ -263,15 +304,20 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
 
 
 def _conclude(result: Result, training: Training, report: str, say: Callable[[str], None]) -> None:
-    loss, unigram = result.metrics.get("train/loss"), result.metrics.get("train/unigram")
-    config = training.config
+    config, metrics = training.config, result.metrics
     assert isinstance(config, PretrainConfig)
-    patches = result.step * config.optim.global_batch_size * config.mask.budget(config.model.grid)
-    if loss is not None and unigram is not None and patches < BASELINE_PATCHES:
-        say(f"final loss {loss:.3f}; {patches:,} hidden patches are too few for a baseline")
+    loss, unigram, variance = (metrics.get(f"train/{name}") for name in ("loss", "unigram", "variance"))
+    everywhere = config.target.positions == "all"
+    patches = config.model.patches if everywhere else config.mask.budget(config.model.grid)
+    patches *= result.step * config.optim.global_batch_size
+    if loss is not None and patches < BASELINE_PATCHES:
+        say(f"final loss {loss:.3f}; {patches:,} {'' if everywhere else 'hidden '}patches are too few for a baseline")
     elif loss is not None and unigram is not None:
         better = "better" if loss < unigram else "worse"
         say(f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats {better} than guessing by frequency")
+    elif loss is not None and variance is not None:
+        better = "below" if loss < variance else "above"
+        say(f"final squared error {loss:.3f}; always the mean colour {variance:.3f}: {abs(1 - loss / variance):.1%} {better} it")
     say(f"model: {result.run}/model")
     say(f"report: {report}")
     for what, command in _next_commands(training, result.run):

@@ -31,6 +31,9 @@ Row = dict[str, Any]
 REPORT_FILE = "report/index.html"
 NOT_METRICS = ("step", "images", "time")
 
+NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
+"""What a target is one of, in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -46,7 +49,8 @@ def write_report(
     run: str | Path,
     *,
     pictures: Sequence[Picture] = (),
-    token_counts: Sequence[int] | None = None,
+    class_counts: Sequence[int] | None = None,
+    counted: str | None = None,
     commands: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Write the report of a run from the files in its folder; what is not there is left out.
@@ -54,7 +58,8 @@ def write_report(
     Args:
         run: Run folder, a path or a bucket URI.
         pictures: Shown below the curves.
-        token_counts: How often each visual token was hidden. None: from the newest checkpoint.
+        class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
+        counted: Where they were counted. None: where the target asks for them.
         commands: (what for, command) pairs to go on with, before those that every run has.
 
     Returns:
@@ -63,14 +68,16 @@ def write_report(
     run = storage.absolute(run)
     saved = _json(run, runs.CONFIG_FILE)
     rows = read_metrics(run)
-    if token_counts is None:
-        token_counts = _counts_of_checkpoint(run)
+    if class_counts is None:
+        class_counts = _counts_of_checkpoint(run)
+    target = saved.get("config", {}).get("target", {})
+    noun = NOUNS[target.get("kind", "tokens")]
     name = run.rstrip("/").rpartition("/")[2]
     sections = [
-        _key_figures(rows),
-        _curves(rows),
+        _key_figures(rows, noun),
+        _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
-        _tokens(token_counts),
+        _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
         _quarantine(run),
         _go_on(run, saved.get("job", ""), commands),
@@ -87,56 +94,59 @@ def write_report(
 
 def reconstruction_picture(shown: Reconstructions) -> Picture:
     """The sheet of reconstructions with a legend that says what each column is."""
-    from beit.pictures import reconstruction_sheet
+    from beit.pictures import FILLED_COLUMN, PREDICTED_COLUMN, TRUE_COLUMN, reconstruction_sheet
 
-    legend = [
-        ("original", "The view as the data pipeline delivers it."),
-        ("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."),
-    ]
-    if shown.decoded_true is not None:
-        legend += [
-            (
-                "true tokens, decoded",
-                "What the tokenizer keeps of the original. This is the ceiling: its blur is the tokenizer's, not the model's.",
-            ),
-            (
-                "hidden ones predicted",
-                "The true tokens, with the model's predictions in the hidden patches only: what pretraining asks for.",
-            ),
-            ("all predicted", "The model's prediction for every patch. It was never trained on visible ones, so expect less there."),
-        ]
-    else:
+    legend = [("original", "The view as the data pipeline delivers it.")]
+    if shown.masks.any():
+        legend.append(("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."))
+    noun, everywhere = NOUNS[shown.kind], bool(shown.asked.all())
+    truth = {
+        "tokens": "What the tokenizer keeps of the original. This is the ceiling: its blur is the tokenizer's, not the model's.",
+        "colour": "The mean colour of every patch, at 3 bits a channel: all that the model is asked for.",
+        "pixels": "",
+    }[shown.kind]
+    if shown.painted_true is None:
         legend.append(("no decoded columns", "This tokenizer has no decoder, so tokens cannot be shown as images."))
-    legend.append(
-        (
-            "right and wrong",
-            "Green: the model's first choice is the true token. Red: it is not. Many tokens look alike, so a red patch can still decode "
-            f"well; here {shown.accuracy:.1%} of the hidden patches are right."
-            if not math.isnan(shown.accuracy)
-            else "Green: the model's first choice is the true token. Red: it is not.",
-        )
-    )
+    else:
+        legend += [(TRUE_COLUMN[shown.kind], truth)] if truth else []
+        if shown.masks.any():
+            asked = "" if everywhere else ": what pretraining asks for"
+            legend.append((FILLED_COLUMN, f"The true {noun}s, with the model's predictions in the hidden patches only{asked}."))
+        trained = "" if everywhere else " It was never trained on visible ones, so expect less there."
+        legend.append((PREDICTED_COLUMN, f"The model's prediction for every patch.{trained}"))
+    if shown.right is not None:
+        text = f"Green: the model's first choice is the true {noun}. Red: it is not."
+        if shown.kind == "tokens":
+            text += " Many tokens look alike, so a red patch can still decode well."
+        if not math.isnan(shown.accuracy):
+            text += f" Here {shown.accuracy:.1%} of the {'patches' if everywhere else 'hidden patches'} are right."
+        legend.append(("right and wrong", text))
     return Picture(title="What the model fills in", image=reconstruction_sheet(shown), legend=legend)
 
 
 # -- sections: each is HTML, or "" if the run has nothing to say about it -----------------------------------------------------
 
 
-def _key_figures(rows: list[Row]) -> str:
+def _key_figures(rows: list[Row], noun: str) -> str:
     if not rows:
         return "<p>No metrics were recorded: the run ended before its first report.</p>"
     last = rows[-1]
     loss, unigram = _finite(last.get("train/loss")), _finite(last.get("train/unigram"))
     accuracy, majority = _finite(last.get("train/accuracy")), _finite(last.get("train/majority"))
+    variance, explained = _finite(last.get("train/variance")), _finite(last.get("train/explained"))
     figures: list[tuple[str, str, str]] = []
     if loss is not None:
         note = f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}" if unigram is not None else "nats"
         if unigram is not None and loss >= unigram:
             note = f"not yet below the unigram baseline, {unigram:.3f}"
+        if variance is not None:
+            note = f"mean squared error; always the mean colour: {variance:.3f}"
         figures.append(("loss", f"{loss:.3f}", note))
     if accuracy is not None:
-        note = f"always the commonest token: {majority:.1%}" if majority is not None else "of the hidden patches"
+        note = f"always the commonest {noun}: {majority:.1%}" if majority is not None else "of the hidden patches"
         figures.append(("accuracy", f"{accuracy:.1%}", note))
+    if explained is not None:
+        figures.append(("explained", f"{explained:.1%}", "of the pixels' variance about their mean colour"))
     images = _finite(last.get("images"))
     if images is not None:
         figures.append(("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
@@ -162,28 +172,41 @@ def _key_figures(rows: list[Row]) -> str:
     meaning = ""
     if unigram is not None:
         meaning = (
-            "<p>The unigram baseline is the loss of a model that knows only how often each visual token occurs. The distance below it is "
-            "what was learned. Accuracies of a few percent are normal with thousands of tokens.</p>"
+            f"<p>The unigram baseline is the loss of a model that knows only how often each {noun} occurs. The distance below it is "
+            "what was learned." + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token") + "</p>"
         )
     return f'<dl class="figures">{cards}</dl>{meaning}'
 
 
-def _curves(rows: list[Row]) -> str:
+def _curves(rows: list[Row], noun: str) -> str:
     """Known metrics in the order of interest, then one chart for every other one."""
     if not rows:
         return ""
     known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
-        ("Loss (nats)", [("train/loss", "loss", False), ("train/unigram", "unigram baseline", True)], {}),
         (
-            "Accuracy on hidden patches",
-            [("train/accuracy", "accuracy", False), ("train/majority", "always the commonest token", True)],
+            "Mean squared error" if noun == "pixel" else "Loss (nats)",
+            [
+                ("train/loss", "loss", False),
+                ("train/unigram", "unigram baseline", True),
+                ("train/variance", "always the mean colour", True),
+            ],
+            {"from_zero": noun == "pixel"},
+        ),
+        (
+            "Accuracy",
+            [("train/accuracy", "accuracy", False), ("train/majority", f"always the commonest {noun}", True)],
             {"percent": True, "from_zero": True},
         ),
+        ("Explained variance", [("train/explained", "explained", False)], {"percent": True}),
         ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
         ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
         ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
         ("Data wait (share of a step)", [("speed/data_wait", "data wait", False)], {"percent": True, "from_zero": True}),
-        ("Token perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
+        (f"{noun.capitalize()} perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
+        ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
+        ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
+        ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.
     drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined"}
@@ -215,18 +238,19 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _tokens(counts: Sequence[int] | None) -> str:
+def _classes(counts: Sequence[int] | None, noun: str, where: str) -> str:
     if counts is None or not sum(counts):
         return ""
     share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
     used = share[share > 0]
     perplexity = math.exp(-(used * np.log(used)).sum())
     rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
-    chart = line_chart("Share of each token, commonest first", [Line(name="share", x=rank, y=used[rank - 1])], x_label="rank", log=True)
+    chart = line_chart(f"Share of each {noun}, commonest first", [Line(name="share", x=rank, y=used[rank - 1])], x_label="rank", log=True)
+    title = "Visual tokens" if noun == "token" else f"{noun.capitalize()}s"
+    verdict = "Far below the vocabulary, the task is easy: the tokenizer says little." if noun == "token" else ""
     return (
-        f"<h2>Visual tokens</h2><p>{len(used):,} of {len(counts):,} tokens occurred behind hidden patches. The commonest stands for "
-        f"{used[0]:.1%}, and they are used as evenly as {perplexity:,.0f} equally frequent tokens would be (perplexity). Far below the "
-        "vocabulary, the task is easy: the tokenizer says little.</p>"
+        f"<h2>{title}</h2><p>{len(used):,} of {len(counts):,} {noun}s occurred {escape(where)}. The commonest stands for {used[0]:.1%}, "
+        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity). {verdict}</p>"
         f'<div class="charts"><figure>{chart}</figure></div>'
     )
 
@@ -239,6 +263,8 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
     from beit.masking import draw_mask
 
     mask, model = from_dict(MaskConfig, config["mask"]), from_dict(ModelConfig, config["model"])
+    if mask.ratio == 0:
+        return "<h2>Masks</h2><p>No patch was hidden (mask.ratio=0).</p>"
     rng = np.random.default_rng(0)
     expected = float(np.mean([draw_mask(rng, mask, model.grid).mean() for _ in range(500)]))
     seen = [share for row in rows if (share := _finite(row.get("train/hidden"))) is not None]
@@ -296,12 +322,12 @@ def _json(run: str, name: str) -> dict[str, Any]:
 
 
 def _counts_of_checkpoint(run: str) -> list[int] | None:
-    """The histogram of hidden tokens that the masked-image-modelling objective keeps in its checkpoints."""
-    from beit.mim import HISTOGRAM_FILE
+    """The histogram of classes that the masked-image-modelling objective keeps in its checkpoints, if its target has classes."""
+    from beit.mim import TARGETS_FILE
 
     checkpoint = runs.latest_checkpoint(run)
-    content = _json(checkpoint, HISTOGRAM_FILE) if checkpoint else {}
-    return content.get("tokens")
+    content = _json(checkpoint, TARGETS_FILE) if checkpoint else {}
+    return content.get("counts")
 
 
 def _column(rows: list[Row], metric: str) -> list[float]:

@@ -1,15 +1,23 @@
-"""`beit tokenizer show IMAGE…`: images, their visual tokens, and what the decoder makes of them, as a PNG."""
+"""`beit tokenizer show IMAGE… | --data PATH`: images, their visual tokens, and what the decoder makes of them, as a PNG; and figures."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from beit.checks import positive
 from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from pipelines import storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# The largest square in the middle.
+CENTRE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +26,15 @@ class ShowConfig:
 
     images: tuple[str, ...] = ()
     """Image files, local or on a bucket. Of each, the largest centred square is shown."""
+
+    data: str | None = None
+    """Shards, a folder or tars instead, as for `data.train`: `measured` random images give figures, some of them are shown."""
+
+    measured: int = 512
+    """Images of `data` to measure the tokenizer on."""
+
+    shown: int = 12
+    """Images of `data` to show."""
 
     out: str = "tokens.png"
     """Where to write the picture."""
@@ -28,7 +45,7 @@ class ShowConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
     def __post_init__(self) -> None:
-        positive(self, "--", "side")
+        positive(self, "--", "side", "measured", "shown")
 
 
 def show(config: ShowConfig) -> Iterator[str]:
@@ -41,32 +58,62 @@ def show(config: ShowConfig) -> Iterator[str]:
     import torch
 
     from beit.pictures import token_sheet
-    from beit.views import Status, make_view
+    from beit.tokenizer.figures import measure
     from pipelines.stream import open_tokenizer
 
-    if not config.images:
-        raise UserError("beit tokenizer show: IMAGE is missing", "write beit tokenizer show IMAGE…")
+    if bool(config.images) == (config.data is not None):
+        what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
+        raise UserError(f"beit tokenizer show: {what}", "write beit tokenizer show IMAGE… or beit tokenizer show --data PATH")
     tokenizer, size = open_tokenizer(config.tokenizer), config.tokenizer.image_size
     if size % (px := tokenizer.px_per_token):
         raise UserError(
             f"tokenizer.image_size={size} is not a multiple of the {px} px that a token stands for",
             f"set --tokenizer.image-size {max(1, round(size / px)) * px}",
         )
-    centre = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
-    squares = []
-    for image in config.images:
-        if storage.entry(image) is None:
-            raise UserError(f"{image} is not there, or is no file", "write beit tokenizer show IMAGE… with image files")
-        view = make_view(storage.read_bytes(image), np.random.default_rng(0), view=centre, patch_px=size, token_px=size)
-        if view.status != Status.DECODED:
-            raise UserError(f"{image}: {view.status.reason}", "leave it out")
-        squares.append(view.patch_view)
-    tokens = tokenizer.encode(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
+    if config.data is None:
+        squares, names = np.stack([_square(image, size) for image in config.images]), [storage.name(image) for image in config.images]
+    else:
+        squares = _random_squares(config.data, size, config.measured)
+        figures = measure(tokenizer, torch.from_numpy(squares).permute(0, 3, 1, 2))
+        error = f"mean absolute error {figures['error']:.3f}, " if "error" in figures else ""
+        yield (
+            f"on {len(squares)} images: {error}perplexity {figures['perplexity']:,.0f} of {tokenizer.vocab_size:,}, {figures['dead']:,.0f} "
+            f"tokens unused, {figures['stable']:.0%} stay when pixels change by at most 2 of 255"
+        )
+        squares = squares[: config.shown]
+        names = [""] * len(squares)
+    tokens = tokenizer.encode(torch.from_numpy(squares).permute(0, 3, 1, 2))
     decoded = list(tokenizer.decode(tokens).permute(0, 2, 3, 1).numpy()) if tokenizer.has_decoder else None
     grids = tokens.reshape(-1, size // px, size // px).numpy()
     file = io.BytesIO()
-    token_sheet(squares, list(grids), decoded, [storage.name(image) for image in config.images], side=config.side).save(file, "PNG")
+    token_sheet(list(squares), list(grids), decoded, names, side=config.side).save(file, "PNG")
     storage.write_bytes(config.out, file.getvalue())
     different = len(np.unique(grids))
     yield f"{len(squares)} image(s) of {size} px: {grids[0].size} tokens each, {different:,} different of {tokenizer.vocab_size:,}"
     yield f"written: {config.out}"
+
+
+def _square(image: str, size: int) -> NDArray[np.uint8]:
+    """The middle of an image file, [size, size, 3]."""
+    import numpy as np
+
+    from beit.views import Status, make_view
+
+    if storage.entry(image) is None:
+        raise UserError(f"{image} is not there, or is no file", "write beit tokenizer show IMAGE… with image files")
+    view = make_view(storage.read_bytes(image), np.random.default_rng(0), view=CENTRE, patch_px=size, token_px=size)
+    if view.status != Status.DECODED:
+        raise UserError(f"{image}: {view.status.reason}", "leave it out")
+    return view.patch_view
+
+
+def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
+    """The middles of random images of a data path, [n, size, size, 3]; those that cannot be decoded are passed over."""
+    from pipelines.samples import SampleConfig, draw_unseen
+    from pipelines.sources import open_source
+
+    source = open_source(data, option="data")
+    squares: NDArray[np.uint8] = draw_unseen(source.manifest, SampleConfig(seed=0, view=CENTRE, patch_px=size), count)["patch_view"]
+    if not len(squares):
+        raise UserError(f"data={data}: no image could be decoded", "beit data check PATH tells why")
+    return squares

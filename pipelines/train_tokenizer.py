@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,14 +17,22 @@ from beit.errors import UserError
 from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
 from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig
 from pipelines import runs, storage
-from pipelines.config import DataConfig, JobConfig
+from pipelines.config import MOST_SCENE_PX, JobConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from beit.tokenizer.dvae import Dvae
+    from beit.tokenizer.frozen import DvaeTokenizer
     from pipelines.job import Result, Training
 
 JOB = "tokenizer train"
 
-FIGURES_IMAGES = 512
+# Tokens that the figures are measured on: 512 images of 64 px, 32 of 256 px. A full-size encoder takes seconds an image on a CPU.
+FIGURES_TOKENS = 32_768
+
+REPORT_IMAGES = 8
+CODE_EXAMPLES = 6
 
 SHOWN = [
     ("bound {:.3f}", "train/bound"),
@@ -60,33 +69,6 @@ class TrainTokenizerConfig(JobConfig):
             )
 
 
-def scenes64() -> TrainTokenizerConfig:
-    """The tokenizer that ships with the package: 512 tokens, trained on the built-in scenes at 64 px."""
-    return TrainTokenizerConfig(
-        steps=3000,
-        data=DataConfig(scenes=12_000),
-        dvae=DvaeConfig(vocab_size=512, encoder_width=32, decoder_width=16, blocks=1, bottleneck=64),
-        train=DvaeTrainConfig(kl_share=0.5),
-        view=ViewConfig(min_area=0.4, jitter=0.0),
-        optim=OptimConfig(global_batch_size=16, peak_lr=6e-3, min_lr=6e-5, warmup_steps=50, weight_decay=1e-4, clip_norm=1.0),
-        half=True,
-    )
-
-
-PRESETS: dict[str, Callable[[], TrainTokenizerConfig]] = {"scenes64": scenes64}
-
-
-def preset(name: str) -> TrainTokenizerConfig:
-    """The configuration of a preset.
-
-    Raises:
-        UserError: For a name that is none.
-    """
-    if name not in PRESETS:
-        raise UserError(f"there is no tokenizer preset {name}", f"presets: {', '.join(PRESETS)}, or the config.json of a run")
-    return PRESETS[name]()
-
-
 def train_tokenizer(
     config: TrainTokenizerConfig,
     *,
@@ -108,7 +90,6 @@ def train_tokenizer(
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
     from pipelines.job import run_job, write_report_of
-    from pipelines.report import write_report
 
     if resume is None:
         runs.check_free(config)
@@ -118,10 +99,17 @@ def train_tokenizer(
     say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")
     say(f"steps: {training.total_steps:,} x {training.global_batch_size} images")
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
-    write_tokenizer(training, result, folder.path("tokenizer"))
+    trained = look(training, result.checkpoint)
+    write_tokenizer(training, result, trained, folder.path("tokenizer"))
+    figures = trained.figures
+    say(
+        f"on {len(trained.images)} views that no step has seen: error {figures['error']:.3f}, "
+        f"perplexity {figures['perplexity']:,.0f} of {dvae.vocab_size:,}, {figures['dead']:,.0f} tokens unused"
+    )
     say(f"tokenizer: {folder.path('tokenizer')}")
-    say(f"report: {write_report_of(training, folder, lambda: write_report(folder.uri), say=say)}")
-    say(f"next: beit pretrain tiny64 --tokenizer.path {folder.path('tokenizer')} --data.train {config.data.train or training.source.uri}")
+    say(f"report: {write_report_of(training, folder, lambda: write_run_report(training, folder.uri, trained), say=say)}")
+    for what, command in _next_commands(training, folder.uri):
+        say(f"next, {what[0].lower()}{what[1:]}: {command}")
     return result
 
 
@@ -132,6 +120,11 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
 
     if config.data.tokens is not None:
         raise UserError(f"data.tokens={config.data.tokens}: training a tokenizer reads no tokens", "leave out --data.tokens")
+    if config.data.train is None and config.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are no data for a tokenizer of {config.image_size} px",
+            "set --data.train to a folder or bucket of images; beit tokenizer train scenes64 runs on the scenes",
+        )
     check_batch(config.optim.global_batch_size, config.resources.workers)
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
@@ -152,41 +145,127 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
     )
 
 
-def write_tokenizer(training: Training, result: Result, folder: str) -> None:
-    """Freeze a checkpoint into a tokenizer folder: weights, sizes, how it was trained and what its tokens reach.
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint's tokenizer and what it makes of views that no epoch has."""
 
-    The figures are measured on the most probable tokens, which pretraining sees, of views that no epoch has.
-    """
+    dvae: Dvae
+    tokenizer: DvaeTokenizer
+    images: Tensor
+    """uint8 [B, 3, h, w]"""
+    tokens: Tensor
+    """int64 [B, N], the most probable ones: those that pretraining sees."""
+    figures: dict[str, float]
+
+
+def look(training: Training, checkpoint: str) -> Trained:
+    """Freeze a checkpoint into a tokenizer, and measure it on the run's own images in views that no epoch has."""
+    import copy
+
     import torch
 
     from beit.tokenizer.figures import measure
-    from beit.tokenizer.frozen import DvaeTokenizer, save_tokenizer
+    from beit.tokenizer.frozen import DvaeTokenizer
     from pipelines.samples import draw_unseen
 
-    config = training.config
-    assert isinstance(config, TrainTokenizerConfig)
     objective = training.make_objective()
     assert isinstance(objective, DvaeObjective)
     with tempfile.TemporaryDirectory() as name:
-        local = Path(name)
-        for entry in storage.list_files(result.checkpoint):
-            (local / entry.name).write_bytes(storage.read_bytes(storage.join(result.checkpoint, entry.name)))
-        objective.load(local)
-        described = {field: value for field, value in to_dict(config).items() if field in ("dvae", "train", "view", "optim", "seed")}
-        provenance: dict[str, Any] = {
-            "command": f"beit tokenizer train {training.preset}",
-            "data": {"images": training.source.manifest.total, "digest": training.source.manifest.digest},
-            "steps": result.step,
-            **described,
-        }
-        views = draw_unseen(training.source.manifest, training.samples, FIGURES_IMAGES)["patch_view"]
-        tokenizer = DvaeTokenizer(objective.trained.encoder, objective.trained.decoder, device="cpu")
-        figures = {"images": len(views), **measure(tokenizer, torch.from_numpy(views).permute(0, 3, 1, 2))}
-        save_tokenizer(
-            local / "out", objective.trained, image_size=config.image_size, training=provenance, figures=figures, half=config.half
-        )
-        for path in (local / "out").iterdir():
+        for entry in storage.list_files(checkpoint):
+            Path(name, entry.name).write_bytes(storage.read_bytes(storage.join(checkpoint, entry.name)))
+        objective.load(Path(name))
+    frozen = copy.deepcopy(objective.trained)
+    tokenizer = DvaeTokenizer(frozen.encoder, frozen.decoder, device="cpu")
+    count = max(REPORT_IMAGES, FIGURES_TOKENS // (training.samples.patch_px // PX_PER_TOKEN) ** 2)
+    views = draw_unseen(training.source.manifest, training.samples, count)["patch_view"]
+    images = torch.from_numpy(views).permute(0, 3, 1, 2)
+    return Trained(objective.trained, tokenizer, images, tokenizer.encode(images), measure(tokenizer, images))
+
+
+def write_tokenizer(training: Training, result: Result, trained: Trained, folder: str) -> None:
+    """Write the tokenizer's folder: weights, sizes, how it was trained and what its tokens reach."""
+    from beit.tokenizer.frozen import save_tokenizer
+
+    config = training.config
+    assert isinstance(config, TrainTokenizerConfig)
+    described = {field: value for field, value in to_dict(config).items() if field in ("dvae", "train", "view", "optim", "seed")}
+    provenance: dict[str, Any] = {
+        "command": f"beit tokenizer train {training.preset}",
+        "data": {"images": training.source.manifest.total, "digest": training.source.manifest.digest},
+        "steps": result.step,
+        **described,
+    }
+    figures = {"images": len(trained.images), **trained.figures}
+    with tempfile.TemporaryDirectory() as name:
+        save_tokenizer(Path(name), trained.dvae, image_size=config.image_size, training=provenance, figures=figures, half=config.half)
+        for path in Path(name).iterdir():
             storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
+
+
+def rebuild_report(run: str) -> str:
+    """Write the report of a tokenizer's run again, from its folder and its data; returns its path."""
+    config, preset = runs.saved_config(run, TrainTokenizerConfig, job=JOB)
+    run = storage.absolute(run)
+    checkpoint = runs.latest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
+    training = prepare(config, preset=preset, say=lambda line: None)
+    return write_run_report(training, run, look(training, checkpoint))
+
+
+def write_run_report(training: Training, run: str, trained: Trained) -> str:
+    """The report with originals and reconstructions, how often each token occurs and what single tokens look like; returns its path."""
+    from beit.pictures import code_sheet, token_sheet
+    from beit.tokenizer.codes import count_tokens, describe_codes
+    from pipelines.report import Picture, write_report
+
+    tokenizer, figures = trained.tokenizer, trained.figures
+    shown = slice(0, REPORT_IMAGES)
+    originals = trained.images[shown].permute(0, 2, 3, 1).numpy()
+    decoded = tokenizer.decode(trained.tokens[shown]).permute(0, 2, 3, 1).numpy()
+    side = originals.shape[1] // tokenizer.px_per_token
+    grids = trained.tokens[shown].reshape(-1, side, side).numpy()
+    names = [""] * len(originals)
+    codes = describe_codes(tokenizer, trained.images, trained.tokens, examples=CODE_EXAMPLES)
+    return write_report(
+        run,
+        pictures=[
+            Picture(
+                title="Originals and reconstructions",
+                image=token_sheet(list(originals), list(grids), list(decoded), names, side=160),
+                legend=[
+                    ("image", "A view that no step has seen."),
+                    ("tokens", f"{grids[0].size} of them, a colour each: all that is left of the image."),
+                    (
+                        "decoded",
+                        f"What the decoder paints from them. Over {len(trained.images)} such views the mean absolute error is "
+                        f"{figures['error']:.3f} of 1; {figures['stable']:.0%} of the tokens stay when pixels change by at most 2 of 255.",
+                    ),
+                ],
+            ),
+            Picture(
+                title="What single tokens look like",
+                image=code_sheet(codes, examples=CODE_EXAMPLES),
+                legend=[
+                    ("large square", "What the decoder paints in the middle of a field of this token alone."),
+                    ("small squares", "Parts of images that got it. The more they are alike, the more the token says."),
+                    ("number: share", "The token, and its share of all tokens. From the commonest to the rarest, at even distances."),
+                ],
+            ),
+        ],
+        class_counts=count_tokens(trained.tokens, tokenizer.vocab_size).tolist(),
+        counted=f"in {len(trained.images)} views that no step has seen",
+        commands=_next_commands(training, run),
+    )
+
+
+def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
+    config = training.config
+    assert isinstance(config, TrainTokenizerConfig)
+    tokenizer, data = shlex.quote(storage.join(run, "tokenizer")), shlex.quote(training.source.uri)
+    preset = "tiny64" if config.image_size == 64 else "base"
+    command = f"beit pretrain {preset} --data.train {data} --tokenizer.path {tokenizer} --tokenizer.image-size {config.image_size}"
+    return [("Pretrain on these tokens", command)]
 
 
 if __name__ == "__main__":

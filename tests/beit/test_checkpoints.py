@@ -30,7 +30,7 @@ def test_a_model_comes_back_bit_for_bit_with_its_config(tmp_path):
     assert loaded.config == CONFIG
     assert not loaded.training
     saved = read_config(tmp_path / "new" / "checkpoint")
-    assert (saved.kind, saved.head, saved.extra) == ("mim", {"vocab_size": 16}, extra)
+    assert (saved.kind, saved.head, saved.extra) == ("mim", {"vocab_size": 16, "target": "tokens"}, extra)
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

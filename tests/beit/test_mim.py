@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.mim import Beit, MimObjective, normalise
+from beit.targets import VisualTokens
 
 PAPER = ModelConfig(image_size=64, dim=48, depth=3, heads=3, drop_path=0.0)
 RELEASED = ModelConfig(image_size=64, dim=48, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1)
@@ -19,7 +20,8 @@ PALETTE = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 30]]
 
 
 def objective(config: ModelConfig = PAPER, **options) -> MimObjective:
-    return MimObjective(config, OptimConfig(), ViewConfig(), vocab_size=VOCABULARY, total_steps=100, seed=0, **options)
+    options = {"target": VisualTokens(VOCABULARY), **options}
+    return MimObjective(config, OptimConfig(), ViewConfig(), total_steps=100, seed=0, **options)
 
 
 def batch_of(hidden: list[int], config: ModelConfig = PAPER, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -157,7 +159,7 @@ def test_the_loss_is_the_summed_cross_entropy_of_hidden_positions_however_many_s
     logits = plain_logits(dict(mim.model.named_parameters()), config, pixels, batch["mask"])
     expected = F.cross_entropy(logits, targets, reduction="sum")
     assert int(sums["correct"]) == int((logits.argmax(-1) == targets).sum())
-    assert torch.equal(sums["tokens"], torch.bincount(targets, minlength=VOCABULARY))
+    assert torch.equal(sums["counts"], torch.bincount(targets, minlength=VOCABULARY))
     for loss, grads in found:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-4)
         assert_same(grads, found[0][1])
@@ -237,12 +239,12 @@ def test_metrics_compare_with_the_commonest_token_and_the_entropy_of_the_whole_r
     mim = objective()
     counts = np.zeros((2, VOCABULARY), np.int64)
     counts[0, [3, 8]], counts[1, [8, 9]] = (10, 30), (10, 50)
-    mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "tokens": counts[0], "patches": 80}, 40.0)
+    mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "counts": counts[0], "hidden": 40, "patches": 80}, 40.0)
     mim.save(tmp_path)
     resumed = objective()
     resumed.load(tmp_path)
     for run in (mim, resumed):
-        found = run.metrics({"loss": np.float32(90), "correct": np.int64(6), "tokens": counts[1], "patches": 240}, 60.0)
+        found = run.metrics({"loss": np.float32(90), "correct": np.int64(6), "counts": counts[1], "hidden": 60, "patches": 240}, 60.0)
         entropy = -sum(share * math.log(share) for share in (0.1, 0.4, 0.5))
         expected = {"loss": 1.5, "accuracy": 0.1, "unigram": entropy, "majority": 0.5, "perplexity": math.exp(entropy), "hidden": 0.25}
         assert found == pytest.approx(expected)

@@ -21,9 +21,9 @@ SHARED = dataclasses.replace(PAPER, position="relative", layer_scale=0.1)
 PER_BLOCK = dataclasses.replace(SHARED, position="relative-per-block")
 AT_384 = {"image_size": 384}
 TOLERANCE = 1e-5
-# The class token's rows of a bias table gather gradients that nearly cancel. Behind class-token pooling both sides are up to 1.7e-5 away
-# from double precision in float32; in double precision they agree like all others, which has a test of its own.
-TABLE_TOLERANCE = 1e-4
+# The class token's rows of a bias table gather gradients that nearly cancel: in float32 both sides are up to 1.7e-5 away from double
+# precision behind class-token pooling at 224 pixels, and differ by 6e-5 at 384. A test of its own compares them in double precision.
+TABLE_TOLERANCE = 3e-4
 EXACT = 1e-12
 
 

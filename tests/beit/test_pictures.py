@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from beit.config import ModelConfig, ViewConfig
-from beit.mim import Beit
+from beit.mim import Beit, normalise
 from beit.pictures import HIDDEN, Reconstructions, contact_sheet, cover, judge, reconstruct, reconstruction_sheet
+from beit.targets import MeanColour, Pixels, VisualTokens
 
 GREEN, RED = np.array([38, 148, 92]), np.array([205, 62, 62])
 
@@ -63,33 +64,53 @@ def test_reconstruction_fills_only_hidden_patches_with_predictions():
     masks = torch.rand(3, 16) < 0.4
     tokenizer = EightColours()
     tokens = tokenizer.encode(images[:, ::2, ::2].permute(0, 3, 1, 2))
-    shown = reconstruct(model, tokenizer, images, tokens, masks, ViewConfig())
+    batch = {"patch_view": images, "tokens": tokens, "mask": masks}
+    shown = reconstruct(model, VisualTokens(8, tokenizer), batch, ViewConfig())
     assert model.training, "left as it was found"
 
     hidden = masks.numpy()
     with torch.inference_mode():
-        from beit.mim import normalise
-
         logits = model.eval()(normalise(images, ViewConfig()), masks)
     assert (shown.predicted[hidden] == logits.argmax(1).numpy()).all(), "hidden patches are predicted as in training"
     assert shown.accuracy == pytest.approx((shown.predicted == tokens.numpy())[hidden].mean())
-    grey = shown.decoded_filled[:, ::4, ::4, 0].reshape(3, 16)
+    grey = shown.painted_filled[:, ::4, ::4, 0].reshape(3, 16)
     assert (grey[hidden] == 30 * shown.predicted[hidden]).all()
     assert (grey[~hidden] == 30 * tokens.numpy()[~hidden]).all()
-    assert (shown.decoded_true[:, ::4, ::4, 0].reshape(3, 16) == 30 * tokens.numpy()).all()
+    assert (shown.painted_true[:, ::4, ::4, 0].reshape(3, 16) == 30 * tokens.numpy()).all()
+
+
+@pytest.mark.parametrize("asked", ["hidden", "all"])
+@pytest.mark.parametrize("target", [Pixels(8, ViewConfig()), MeanColour(8)], ids=["pixels", "colour"])
+def test_pixels_and_colours_are_painted_into_the_hidden_patches_and_judged_where_they_are_asked_for(target, asked):
+    model = Beit(ModelConfig(image_size=32, patch_size=8, dim=16, depth=2, heads=2), target.outputs)
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.4
+    shown = reconstruct(model, target, {"patch_view": images, "mask": masks}, ViewConfig(), asked=asked)
+    hidden = masks.reshape(3, 4, 4).numpy().repeat(8, 1).repeat(8, 2)
+    assert (shown.painted_filled[~hidden] == shown.painted_true[~hidden]).all()
+    assert (shown.painted_filled[hidden] == shown.painted_predicted[hidden]).all()
+    assert (shown.painted_predicted[hidden] != shown.painted_true[hidden]).any()
+    assert np.array_equal(shown.painted_true, images.numpy()) == (target.kind == "pixels")
+    sheet = np.asarray(reconstruction_sheet(shown, side=64))
+    assert sheet.shape[1] == 6 + (4 if target.kind == "pixels" else 6) * 70
+    if target.kind == "colour":
+        share = shown.right.mean() if asked == "all" else shown.right[shown.masks].mean()
+        assert shown.accuracy == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("decoded", "columns"), [(True, 6), (False, 3)])
 def test_sheet_has_a_row_an_image_and_leaves_out_what_cannot_be_decoded(decoded, columns):
     picture = np.zeros((2, 16, 16, 3), dtype=np.uint8) if decoded else None
     shown = Reconstructions(
+        kind="tokens",
         images=np.zeros((2, 32, 32, 3), dtype=np.uint8),
         masks=np.ones((2, 4, 4), dtype=bool),
-        tokens=np.zeros((2, 16), dtype=np.int64),
+        asked=np.ones((2, 4, 4), dtype=bool),
+        true=np.zeros((2, 16), dtype=np.int64),
         predicted=np.zeros((2, 16), dtype=np.int64),
-        decoded_true=picture,
-        decoded_filled=picture,
-        decoded_predicted=picture,
+        painted_true=picture,
+        painted_filled=picture,
+        painted_predicted=picture,
     )
     sheet = np.asarray(reconstruction_sheet(shown, side=64))
     black = (sheet == 0).all(2).sum()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.interpolate import RectBivariateSpline
 
+from beit.checkpoints import load_model, save_model
 from beit.classifier import Classifier
 from beit.config import ModelConfig
 from beit.errors import UserError
@@ -85,7 +86,7 @@ def test_absolute_positions_are_resized_by_the_bicubic_kernel_with_pixels_centre
 
 
 @pytest.mark.parametrize("config", [PAPER, RELEASED], ids=["paper", "released"])
-def test_a_model_takes_images_of_another_size_and_the_first_one_stays(config):
+def test_a_model_takes_images_of_another_size_and_the_first_one_stays(config, tmp_path):
     model = Classifier(config, 5, generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -100,6 +101,10 @@ def test_a_model_takes_images_of_another_size_and_the_first_one_stays(config):
     assert at_size(model, 64, 64) is model
     larger = at_size(model, 96, 96)
     assert larger.config == dataclasses.replace(config, image_size=96)
+    save_model(larger, tmp_path / "square")
+    assert torch.equal(load_model(tmp_path / "square")(torch.ones(1, 3, 96, 96)), larger(torch.ones(1, 3, 96, 96)))
+    with pytest.raises(ValueError, match="positions are for 3 x 6 patches"):
+        save_model(wide, tmp_path / "wide")
     with pytest.raises(UserError, match="50 x 64 pixels is not made of patches of 16"):
         at_size(model, 50, 64)
 

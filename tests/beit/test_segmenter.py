@@ -37,6 +37,21 @@ def test_upernet_is_as_large_as_the_authors_at_640_pixels(options, millions):
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
+def test_first_weights_of_the_head_follow_hes_rule_and_the_backbones_are_those_of_fine_tuning():
+    model = drawn(ModelConfig(image_size=64, dim=96, depth=4, heads=3))
+    for conv in (model.decode_head.fpn_bottleneck.conv, model.decode_head.lateral_convs[0].conv):
+        outgoing = 96 * conv.kernel_size[0] ** 2
+        assert conv.weight.detach().std() == pytest.approx((2 / outgoing) ** 0.5, rel=0.05)
+    assert model.decode_head.conv_seg.weight.detach().std() == pytest.approx(0.01, rel=0.1)
+    bound = 1 / (96 * 4) ** 0.5
+    assert model.backbone.fpn2[0].weight.detach().abs().max() == pytest.approx(bound, rel=0.01)
+    assert model.backbone.patch_embed.proj.weight.detach().abs().max() == pytest.approx(1 / 768**0.5, rel=0.01)
+    assert model.backbone.blocks[0].mlp.fc1.weight.detach().std() == pytest.approx(0.02, rel=0.02)
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert not [module for module in synchronised.modules() if type(module) is torch.nn.BatchNorm2d]
+    assert list(synchronised.state_dict()) == list(drawn(model.config).state_dict())
+
+
 def test_taps_are_the_authors_and_scale_with_depth():
     assert default_taps("upernet", 12) == (3, 5, 7, 11)
     assert default_taps("upernet", 24) == (7, 11, 15, 23)

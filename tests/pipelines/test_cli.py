@@ -110,8 +110,10 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
 
 def test_a_dry_run_prints_a_configuration_that_a_run_accepts(tmp_path, capsys):
     main(["pretrain", "base", "--optim.peak-lr", "1e-3", "--view.mean", "0.5", "0.5", "0.5", "--steps", "9", "--dry-run"])
-    printed = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    printed = json.loads(shown.out)
     assert printed["optim"]["peak_lr"] == 1e-3
+    assert "9 x 2,048 images = 18,432" in shown.err, "the arithmetic does not disturb what is piped"
     saved = tmp_path / "config.json"
     saved.write_text(json.dumps({"job": "pretrain", "preset": "base", "config": printed}))
     main(["pretrain", str(saved), "--dry-run"])

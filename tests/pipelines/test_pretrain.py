@@ -15,7 +15,9 @@ from pipelines.ledger import Ledger
 from pipelines.pretrain import pretrain, rebuild_report
 from pipelines.recorder import read_metrics
 from pipelines.scenes import write_scenes
-from pipelines.train_tokenizer import scenes64, train_tokenizer
+from pipelines.tokenizer_presets import scenes64
+from pipelines.train_tokenizer import rebuild_report as rebuild_tokenizer_report
+from pipelines.train_tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -63,7 +65,12 @@ def test_a_trained_tokenizer_goes_into_pretraining(scenes, tmp_path):
     folder = str(Path(trained.run, "tokenizer"))
     tokenizer = load_tokenizer(folder)
     assert tokenizer.vocab_size == 64
-    assert json.loads(Path(folder, "tokenizer.json").read_text())["training"]["steps"] == 3
+    described = json.loads(Path(folder, "tokenizer.json").read_text())
+    assert described["training"]["steps"] == 3
+    report = Path(rebuild_tokenizer_report(trained.run)).read_text()
+    for section in ("Originals and reconstructions", "What single tokens look like", "in 96 views that no step has seen"):
+        assert section in report
+    assert f"{described['figures']['error']:.3f} of 1" in report
 
     config = override(presets.quickstart(), {**values, "tokenizer.path": folder, "optim.warmup_steps": 1, "output.name": "beit"})
     result = pretrain(config, say=lambda line: None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.config import MaskConfig, ModelConfig, to_dict
+from beit.config import MaskConfig, ModelConfig, TargetConfig, to_dict
 from beit.pictures import Reconstructions
 from pipelines.charts import Line, line_chart
 from pipelines.config import PretrainConfig
@@ -100,7 +100,7 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
         quarantine__csv='image,reason\n"a,<b>.jpg",cut short\nc.jpg,cut short\nd.jpg,empty file\n',
     )
     picture = Picture(title="A sheet", image=Image.new("RGB", (8, 8)), legend=[("left", "what is there")])
-    page = page_of(tmp_path, pictures=[picture], token_counts=[8, 4, 4, 0], commands=[("Classify", "beit classify <run>")])
+    page = page_of(tmp_path, pictures=[picture], class_counts=[8, 4, 4, 0], commands=[("Classify", "beit classify <run>")])
     for expected in (
         "pretrain quick<start",
         "cut short 2",
@@ -121,9 +121,9 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
 
 
 def test_other_jobs_metrics_get_a_chart_each(tmp_path):
-    write_run(tmp_path, [row(step, **{"train/kl": 1.0 * step, "val/miou": 0.5, "train/empty": None}) for step in (1, 2, 3)])
+    write_run(tmp_path, [row(step, **{"train/other": 1.0 * step, "val/miou": 0.5, "train/empty": None}) for step in (1, 2, 3)])
     text = (tmp_path / "report" / "index.html").read_text() if page_of(tmp_path) else ""
-    assert re.findall(r'aria-label="([^"]*)"', text) == ["train/kl", "val/miou"]
+    assert re.findall(r'aria-label="([^"]*)"', text) == ["train/other", "val/miou"]
 
 
 @pytest.mark.parametrize("rows", [[], [row(1, **{"train/loss": 3.0})], [row(1, **{"train/loss": None})]])
@@ -153,14 +153,44 @@ def test_chart_is_one_element_that_names_itself():
 def test_legend_explains_the_columns_that_are_there(decoder):
     picture = np.zeros((1, 16, 16, 3), dtype=np.uint8) if decoder else None
     shown = Reconstructions(
+        kind="tokens",
         images=np.zeros((1, 32, 32, 3), dtype=np.uint8),
         masks=np.array([[[True, False], [False, True]]]),
-        tokens=np.array([[1, 2, 3, 4]]),
+        asked=np.array([[[True, False], [False, True]]]),
+        true=np.array([[1, 2, 3, 4]]),
         predicted=np.array([[1, 0, 0, 0]]),
-        decoded_true=picture,
-        decoded_filled=picture,
-        decoded_predicted=picture,
+        painted_true=picture,
+        painted_filled=picture,
+        painted_predicted=picture,
     )
     legend = dict(reconstruction_picture(shown).legend)
     assert "50.0% of the hidden patches are right" in legend["right and wrong"]
     assert ("true tokens, decoded" in legend) == decoder
+
+
+@pytest.mark.parametrize(
+    ("target", "metrics", "there", "absent"),
+    [
+        (
+            TargetConfig(kind="pixels"),
+            {"train/loss": 0.75, "train/variance": 1.0, "train/explained": 0.25},
+            ("mean squared error; always the mean colour: 1.000", "25.0% of the pixels' variance"),
+            ("unigram", "token", "nats"),
+        ),
+        (
+            TargetConfig(kind="colour", positions="all"),
+            {"train/loss": 5.0, "train/unigram": 5.5, "train/accuracy": 0.1, "train/majority": 0.05},
+            ("always the commonest colour: 5.0%", "3 of 4 colours occurred in the patches"),
+            ("token", "hidden"),
+        ),
+    ],
+    ids=["pixels", "colour"],
+)
+def test_a_run_with_another_target_is_told_in_its_own_words(tmp_path, target, metrics, there, absent):
+    config = to_dict(PretrainConfig(model=ModelConfig(image_size=64, patch_size=8), target=target, mask=MaskConfig(kind="random")))
+    del config["mask"]
+    write_run(tmp_path, [row(1, **metrics), row(2, **metrics)], config__json=json.dumps({"job": "pretrain", "config": config}))
+    text = page_of(tmp_path, class_counts=None if target.kind == "pixels" else [8, 4, 4, 0]).text
+    text = text[: text.index("Configuration")]
+    assert all(expected in text for expected in there)
+    assert not any(word in text for word in absent)

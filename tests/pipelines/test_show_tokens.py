@@ -7,10 +7,12 @@ from PIL import Image
 
 from beit.errors import UserError
 from beit.pictures import colour_of
+from beit.tokenizer.figures import measure
 from beit.tokenizer.registry import load_tokenizer
 from pipelines.cli import main
-from pipelines.scenes import render_scene
+from pipelines.scenes import render_scene, write_scenes
 from pipelines.show_tokens import ShowConfig, TokenizerConfig, show
+from pipelines.sources import open_source
 
 SMALL = TokenizerConfig(image_size=64)
 
@@ -40,6 +42,19 @@ def test_the_sheet_shows_the_image_its_tokens_and_their_reconstruction(scene, tm
         assert (shown[2][::2, ::2] == painted).all()
 
 
+def test_the_figures_of_a_data_path_are_those_of_its_images(tmp_path):
+    write_scenes(tmp_path / "scenes", images=40, seed=1, rows_per_group=10)
+    config = ShowConfig(data=str(tmp_path / "scenes"), measured=100, shown=5, out=str(tmp_path / "sheet.png"), side=64, tokenizer=SMALL)
+    lines = list(show(config))
+    source = open_source(config.data)
+    images = [render for unit in range(4) for render in source.unit(unit).read(np.arange(10))["image"]]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(one)).convert("RGB"))).permute(2, 0, 1) for one in images])
+    figures = measure(load_tokenizer("scenes64"), pixels)
+    assert lines[0].startswith(f"on 40 images: mean absolute error {figures['error']:.3f}, perplexity {figures['perplexity']:,.0f} of 512")
+    assert lines[1].startswith("5 image(s) of 64 px: 64 tokens each")
+    assert Image.open(config.out).width == 6 + 3 * (64 + 6)
+
+
 def test_a_tokenizer_without_decoder_shows_two_columns(scene, tmp_path):
     out = tmp_path / "sheet.png"
     config = ShowConfig(images=(str(scene[0]),), out=str(out), side=64, tokenizer=TokenizerConfig(name="random-dalle", image_size=32))
@@ -65,4 +80,6 @@ def test_images_that_cannot_be_shown_are_named(scene, tmp_path):
         list(show(ShowConfig(images=(str(scene[0]),), tokenizer=TokenizerConfig(image_size=60))))
     with pytest.raises(UserError, match="IMAGE is missing"):
         list(show(ShowConfig()))
+    with pytest.raises(UserError, match="both IMAGE and --data"):
+        list(show(ShowConfig(images=(str(scene[0]),), data=str(tmp_path))))
     assert not (tmp_path / "sheet.png").exists()

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from beit.config import MaskConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.masking import draw_mask
 from beit.mim import MimObjective
+from beit.targets import VisualTokens
 from pipelines.step import NotFiniteError, Stepper
 
 MODEL = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0)
@@ -17,7 +18,7 @@ MASK = MaskConfig(ratio=0.5)
 
 def make_objective():
     optim = OptimConfig(global_batch_size=12, peak_lr=1e-2, warmup_steps=0)
-    return MimObjective(MODEL, optim, ViewConfig(), vocab_size=16, total_steps=8, seed=0, max_hidden=MASK.budget(MODEL.grid))
+    return MimObjective(MODEL, optim, ViewConfig(), target=VisualTokens(16), total_steps=8, seed=0, max_hidden=MASK.budget(MODEL.grid))
 
 
 def global_batch(step):
