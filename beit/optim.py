@@ -81,6 +81,21 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     return config.min_lr + (config.peak_lr - config.min_lr) / 2 * (1 + math.cos(math.pi * share))
 
 
+WARMUP_RATIO = 1e-6
+
+
+def linear_learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
+    """Learning rate of step 0, 1, ... of a run that segments (microsoft/unilm, beit/semantic_segmentation, by mmcv).
+
+    Over all N steps from the peak to the minimum on a straight line, which step N would reach (poly with power 1; the authors' minimum is
+    0). In the W warmup steps that is multiplied by a factor that rises on a straight line from 1e-6 at step 0 to 1 at step W.
+    """
+    decayed = config.min_lr + (config.peak_lr - config.min_lr) * max(0.0, 1 - step / total_steps)
+    if step < config.warmup_steps:
+        decayed *= 1 - (1 - step / config.warmup_steps) * (1 - WARMUP_RATIO)
+    return decayed
+
+
 def check_schedule(config: OptimConfig, total_steps: int) -> None:
     """Refuse a warmup that leaves nothing of the run.
 
