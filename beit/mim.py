@@ -46,7 +46,7 @@ class Beit(Backbone):
         self.target = target
         self.lm_head = Linear(config.dim, vocab_size)
         if seed is not None and not self.cls_token.is_meta:
-            initialise(self, torch.Generator().manual_seed(_derive(seed, WEIGHTS, 0, 0)))
+            initialise(self, torch.Generator().manual_seed(derive(seed, WEIGHTS, 0, 0)))
 
     @property
     def head_config(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class MimObjective(Objective):
         device = self.model.cls_token.device
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
-        self._generator.manual_seed(_derive(self.seed, PATHS, step, worker))
+        self._generator.manual_seed(derive(self.seed, PATHS, step, worker))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the batch.
@@ -220,6 +220,6 @@ class MimObjective(Objective):
         self.target.load_state(json.loads((folder / TARGETS_FILE).read_text()))
 
 
-def _derive(seed: int, purpose: int, step: int, worker: int) -> int:
+def derive(seed: int, purpose: int, step: int, worker: int) -> int:
     """A seed for torch, from four numbers."""
     return int(np.random.SeedSequence([seed, purpose, step, worker]).generate_state(1, np.uint64)[0] >> 1)

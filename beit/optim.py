@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from beit.config import OptimConfig
 from beit.errors import UserError
 
 NO_DECAY = ("pos_embed", "cls_token")
+EMBEDDING = ("patch_embed", "cls_token", "mask_token", "pos_embed")
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -22,14 +24,41 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over a module's trainable parameters, in a group with and a group without decay."""
-    trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trainable if decays(name, parameter)]
-    others = [parameter for name, parameter in trainable if not decays(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def layer_of(name: str, depth: int) -> int:
+    """The layer that a parameter belongs to, for layer-wise decay of the learning rate.
+
+    As the authors have it (microsoft/unilm, beit/optim_factory.py): 0 for what makes tokens of patches (embedding, class and mask token,
+    positions), k + 1 for block k, depth + 1 for all else: heads, norms behind the blocks, a bias table that all blocks share.
+
+    Args:
+        name: As `named_parameters` gives it, for a `Backbone` or a model that has one under the name `backbone`.
+        depth: Blocks of the backbone.
+    """
+    parts = name.removeprefix("backbone.").split(".")
+    if parts[0] in EMBEDDING:
+        return 0
+    return int(parts[1]) + 1 if parts[0] == "blocks" else depth + 1
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0) -> torch.optim.AdamW:
+    """AdamW over a module's trainable parameters, in a group with and a group without decay; for layer-wise rates, two for each layer.
+
+    Args:
+        module: A `Backbone`, or a model with one under the name `backbone`.
+        config: The optimizer's.
+        layer_decay: d: the learning rate of layer i is d ** (depth + 1 - i) of the head's. Kept in each group as "lr_scale". 1: all alike.
+        depth: Blocks of the backbone; needed for a decay other than 1.
+    """
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+        decayed = decays(name, parameter)
+        empty = {"params": [], "weight_decay": config.weight_decay if decayed else 0.0, "lr_scale": layer_decay ** (depth + 1 - layer)}
+        groups.setdefault((layer, not decayed), empty)["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [groups[key] for key in sorted(groups)],
         lr=config.peak_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -50,6 +79,21 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     decay = max(1, total_steps - warmup)
     share = min(1.0, (step - warmup) / decay)
     return config.min_lr + (config.peak_lr - config.min_lr) / 2 * (1 + math.cos(math.pi * share))
+
+
+WARMUP_RATIO = 1e-6
+
+
+def linear_learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
+    """Learning rate of step 0, 1, ... of a run that segments (microsoft/unilm, beit/semantic_segmentation, by mmcv).
+
+    Over all N steps from the peak to the minimum on a straight line, which step N would reach (poly with power 1; the authors' minimum is
+    0). In the W warmup steps that is multiplied by a factor that rises on a straight line from 1e-6 at step 0 to 1 at step W.
+    """
+    decayed = config.min_lr + (config.peak_lr - config.min_lr) * max(0.0, 1 - step / total_steps)
+    if step < config.warmup_steps:
+        decayed *= 1 - (1 - step / config.warmup_steps) * (1 - WARMUP_RATIO)
+    return decayed
 
 
 def check_schedule(config: OptimConfig, total_steps: int) -> None:

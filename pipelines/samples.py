@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config import MaskConfig, ViewConfig
+from beit.config import AugmentConfig, MaskConfig, ViewConfig
 from pipelines import seeds
 
 if TYPE_CHECKING:
@@ -36,15 +36,24 @@ class SampleConfig:
     grid: int = 0
     """Side of the mask, in patches."""
 
+    augment: AugmentConfig | None = None
+    """Samples carry labels, and views are augmented for a classifier. None: neither."""
+
     cache: TokenCache | None = None
     """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are always those of the true epoch."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of a unit."""
+        return ("image",) if self.augment is None else ("image", "label")
 
 
 def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     """Encoded images -> views and masks. One row in, one row out, whatever the image.
 
     An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the batch brings "tokens", they
-    are passed on in place of the token view.
+    are passed on in place of the token view. A classifier's samples have a "label", and in "erase" the rectangle that the training device
+    fills with noise.
     """
     from beit.masking import draw_mask
     from beit.views import make_view
@@ -68,7 +77,20 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     if config.mask is not None:
         masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
         samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
+    if config.augment is not None:
+        samples["label"] = batch["label"]
+        _augment(samples, keys, config, config.augment)
     return samples
+
+
+def _augment(samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig) -> None:
+    from beit.classification_views import augment, draw_erased
+
+    samples["erase"] = np.zeros((len(keys), 4), np.int16)
+    for i in np.flatnonzero(samples["status"] == 0).tolist():
+        rng = seeds.generator(config.seed, seeds.AUGMENT, *keys[i])
+        samples["patch_view"][i] = augment(samples["patch_view"][i], rng, augmentation, config.view)
+        samples["erase"][i] = draw_erased(rng, augmentation, config.patch_px)
 
 
 def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
@@ -83,7 +105,7 @@ def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
     for unit in rng.permutation(len(manifest.rows)).tolist():
         rows = np.sort(rng.permutation(int(manifest.rows[unit]))[:share])
         keys = {"epoch": np.full(len(rows), UNSEEN_EPOCH), "unit": np.full(len(rows), unit), "row": rows}
-        samples = make_samples({"image": manifest.unit(unit).read(rows)["image"], **keys}, config=config)
+        samples = make_samples({**manifest.unit(unit).read(rows, config.columns), **keys}, config=config)
         found.append({name: column[samples["status"] == 0] for name, column in samples.items()})
         if sum(len(samples["row"]) for samples in found) >= count:
             break

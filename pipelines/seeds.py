@@ -10,6 +10,8 @@ MIX = 4
 SCENE = 5
 REPORT = 6
 BUFFER = 7
+AUGMENT = 8
+FRACTION = 9
 
 
 def generator(seed: int, purpose: int, epoch: int, unit: int, row: int) -> np.random.Generator:

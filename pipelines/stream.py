@@ -32,9 +32,15 @@ MIX_BYTES = 128 << 20
 
 
 def read_slot(
-    parts: list[tuple[Unit, Part]], *, seed: int, rows_per_batch: int, mix_bytes: int = MIX_BYTES, cache: TokenCache | None = None
+    parts: list[tuple[Unit, Part]],
+    *,
+    seed: int,
+    rows_per_batch: int,
+    mix_bytes: int = MIX_BYTES,
+    columns: tuple[str, ...] = ("image",),
+    cache: TokenCache | None = None,
 ) -> Iterator[Batch]:
-    """Encoded images with their keys, and tokens where there is a cache, permuted across the units of a slot under a cap on memory.
+    """Columns of the units with keys, and tokens where there is a cache, permuted across the units of a slot under a cap on memory.
 
     The same parts give the same batches: a retried task must repeat itself. A file that is there but is no image
     passes through; what cannot be read is tried again, then raised.
@@ -42,9 +48,10 @@ def read_slot(
     pending: list[Batch] = []
     size = 0
     for unit, part in parts:
-        images = read_patiently(unit.read, part.rows)["image"]
+        found = read_patiently(unit.read, part.rows, columns)
+        images = found["image"]
         constant = {"epoch": part.epoch, "unit": part.unit}
-        pending.append({"image": images, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
+        pending.append({**found, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
         if cache is not None:
             pending[-1]["tokens"] = read_patiently(cache.read, part.epoch, part.unit, part.rows)
         size += sum(map(len, images))
@@ -163,5 +170,5 @@ def produce(batch: Batch, *, dispatcher: Any, config: SampleConfig, rows_per_bat
     torch.set_num_threads(1)
     for index in batch["slot"].tolist():
         parts = ray.get(dispatcher.slot.remote(index))
-        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch, cache=config.cache):
+        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch, columns=config.columns, cache=config.cache):
             yield make_samples(encoded, config=config)

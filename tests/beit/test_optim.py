@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
+from beit.classifier import Classifier
 from beit.config import ModelConfig, OptimConfig
 from beit.errors import UserError
 from beit.mim import Beit
-from beit.optim import build_optimizer, check_schedule, learning_rate
+from beit.optim import build_optimizer, check_schedule, layer_of, learning_rate
 
 CONFIG = OptimConfig(peak_lr=1e-3, min_lr=1e-5, warmup_steps=10)
 
@@ -31,6 +32,34 @@ def test_weights_the_mask_token_and_bias_tables_decay_and_nothing_else():
     assert released[0.05] == weights | {"rel_pos_bias.relative_position_bias_table"}
     assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.q_bias", "lm_head.bias"} <= paper[0.0]
     assert {"cls_token", "blocks.0.gamma_1", "blocks.0.norm2.bias"} <= released[0.0]
+
+
+def test_a_step_moves_every_layer_by_its_own_rate_as_a_plain_recomputation_does():
+    config = ModelConfig(image_size=32, dim=8, depth=3, heads=2, position="relative-per-block", layer_scale=0.1)
+    optim, decay = OptimConfig(peak_lr=1e-2, weight_decay=0.1), 0.65
+    model = Classifier(config, 5, generator=torch.Generator().manual_seed(0))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer = build_optimizer(model, optim, layer_decay=decay, depth=3)
+    for group in optimizer.param_groups:
+        group["lr"] = optim.peak_lr * group["lr_scale"]
+    optimizer.step()
+    power = {"cls_token": 4, "patch_embed": 4, "blocks.0": 3, "blocks.1": 2, "blocks.2": 1, "fc_norm": 0, "head": 0}
+    for name, parameter in model.named_parameters():
+        rate = 1e-2 * decay ** next(value for start, value in power.items() if name.startswith(start))
+        undecayed = parameter.ndim == 1 or name == "cls_token"
+        old, grad = before[name], parameter.grad
+        # AdamW's first step: its running means, corrected for their start at 0, are the gradient and its square.
+        expected = old * (1 if undecayed else 1 - rate * 0.1) - rate * grad / (grad.abs() + optim.eps)
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_the_decay_of_layers_finds_the_backbone_within_a_model():
+    names = ["backbone.pos_embed", "backbone.blocks.2.mlp.fc1.weight", "backbone.blocks.11.norm1.bias", "decoder.blocks.0.weight"]
+    assert [layer_of(name, 12) for name in names] == [0, 3, 12, 13]
+    assert layer_of("rel_pos_bias.relative_position_bias_table", 12) == 13
 
 
 def test_parameters_that_do_not_train_are_left_out():

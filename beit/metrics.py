@@ -1,0 +1,63 @@
+"""How good a classifier is: exact counts over a whole set, nothing averaged over batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What there is to know about each image.
+
+    Args:
+        logits: Float [B, K].
+        labels: int64 [B].
+
+    Returns:
+        "prediction" int64 [B]; "rank" int64 [B]: classes before the label's, by logit and, where these are equal, by number, so that a
+        classifier that says nothing gains nothing; "loss" float64 [B]: cross-entropy in nats.
+    """
+    logits = logits.double()
+    own = logits.gather(1, labels[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    rank = (logits > own).sum(1) + ((logits == own) & before).sum(1)
+    return {"prediction": logits.argmax(1), "rank": rank, "loss": F.cross_entropy(logits, labels, reduction="none")}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classification:
+    """The result on a set of images."""
+
+    images: int
+    """That could be decoded, and count."""
+    top1: float
+    """Share of the images whose largest logit is the label's."""
+    top5: float
+    """Share of the images whose label is among the five largest logits."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    confusion: NDArray[np.int64]
+    """int64 [K, K]: images by label (row) and prediction (column)."""
+
+
+def summarise(labels: NDArray[np.int64], judged: dict[str, NDArray[Any]], classes: int) -> Classification:
+    """Add up what `judge` says about all images of a set, given as arrays [images]."""
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, judged["prediction"]), 1)
+    count = len(labels)
+    if not count:
+        return Classification(images=0, top1=float("nan"), top5=float("nan"), loss=float("nan"), confusion=confusion)
+    rank = np.asarray(judged["rank"], np.int64)
+    return Classification(
+        images=count,
+        top1=np.count_nonzero(rank < 1) / count,
+        top5=np.count_nonzero(rank < 5) / count,
+        loss=float(np.asarray(judged["loss"], np.float64).mean()),
+        confusion=confusion,
+    )

@@ -1,0 +1,77 @@
+"""What segmentation is told beside model and optimizer. Imports nothing heavy, as `beit/config.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beit.checks import not_negative, positive, share
+from beit.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationConfig:
+    """What the ids in annotation files stand for."""
+
+    classes: int
+    """Classes that are told apart."""
+
+    ignore_index: int | None = 255
+    """Id, as it stands in the files, of pixels that count neither in training nor in testing (CamVid's void: 11). None: no such id."""
+
+    reduce_zero_label: bool = False
+    """Pixels of id 0 are ignored too, and id n stands for class n - 1 (ADE20K, whose files have 0 for all that is no class)."""
+
+    def __post_init__(self) -> None:
+        positive(self, "annotation.", "classes")
+        not_negative(self, "annotation.", "ignore_index")
+        if self.classes > 1 << 15:
+            raise UserError(f"annotation.classes={self.classes} does not fit 16 bits", f"set at most annotation.classes={1 << 15}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentViewConfig:
+    """From an image and its annotation to one random crop of both (microsoft/unilm, beit/semantic_segmentation). Defaults: ADE20K's."""
+
+    short_side: int = 512
+    """Before the random factor images are scaled, up or down, so that the shorter side has so many pixels."""
+
+    long_side: int = 2048
+    """Images longer than this are scaled so that the longer side has so many pixels."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Then a factor is drawn between these two."""
+
+    most_of_one_class: float = 0.75
+    """Crops of which one class has this share or more of the pixels that count are drawn again, ten times at most. 1: only those with one
+    class alone."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    distort: float = 0.5
+    """Probability of each of the four changes of colour."""
+
+    brightness: float = 32.0
+    """Most grey levels, of 255, that are added or taken away."""
+
+    contrast: tuple[float, float] = (0.5, 1.5)
+    """Factors of all values, black at 0."""
+
+    saturation: tuple[float, float] = (0.5, 1.5)
+    """Factors of the saturation (HSV)."""
+
+    hue: float = 36.0
+    """Most degrees that the hue turns. The authors: 18 steps of 2 degrees."""
+
+    def __post_init__(self) -> None:
+        positive(self, "view.", "short_side", "long_side", "scale", "most_of_one_class")
+        share(self, "view.", "flip", "distort", "most_of_one_class")
+        not_negative(self, "view.", "brightness", "contrast", "saturation", "hue")
+        if self.long_side < self.short_side:
+            raise UserError(
+                f"view.long_side={self.long_side} is below view.short_side={self.short_side}", f"set view.long_side={4 * self.short_side}"
+            )
+        for name in ("scale", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"view.{name}=({low:g}, {high:g}) does not grow", f"set view.{name}=({high:g}, {low:g})")

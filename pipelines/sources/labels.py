@@ -1,0 +1,202 @@
+"""Labels beside images: checked once, then carried by the units, so that no task has to read or to interpret them again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+from pipelines import seeds
+from pipelines.sources.base import Columns, Manifest, Rows, Source, Unit
+
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+"""Names that label columns go by, the hub's first."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledUnit(Unit):
+    """Some rows of a unit, each with its label."""
+
+    whole: Unit
+    rows: Rows
+    """int64 [n]: rows of `whole` that this unit has."""
+    labels: NDArray[np.int32]
+    """int32 [n]"""
+
+    def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
+        """Read the asked rows; labels are at hand."""
+        found = self.whole.read(self.rows[rows], [column for column in columns if column != "label"]) if set(columns) != {"label"} else {}
+        if "label" in columns:
+            found["label"] = self.labels[rows].astype(np.int64)
+        return found
+
+    def describe(self, row: int) -> str:
+        """Where the row lies."""
+        return self.whole.describe(int(self.rows[row]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledManifest(Manifest):
+    """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an image."""
+
+    kind: ClassVar[str] = "labelled"
+
+    whole: Manifest
+    units: NDArray[np.int64]
+    """int64 [U]: the unit of `whole` that each unit is a part of."""
+    kept: NDArray[np.int64]
+    """int64 [images]: row within its unit of `whole`, unit after unit."""
+    labels: NDArray[np.int32]
+    """int32 [images]"""
+
+    def unit(self, index: int) -> LabelledUnit:
+        """A unit by its number."""
+        start = int(self.rows[:index].sum(dtype=np.int64))
+        part = slice(start, start + int(self.rows[index]))
+        return LabelledUnit(self.whole.unit(int(self.units[index])), self.kept[part].copy(), self.labels[part].copy())
+
+
+def label_source(
+    source: Source,
+    *,
+    option: str = "data.train",
+    column: str | None = None,
+    classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """The same source with labels that are known to be good.
+
+    Args:
+        source: Images with a label column, in class folders, or in WebDataset tars with .cls members.
+        option: How the path was given, for messages.
+        column: The label column. None: the first of `LABEL_COLUMNS` that is there.
+        classes: How many classes there are. None: as many as have names, or the largest label + 1.
+        class_names: Names by which to number the classes where labels are names, as a validation set has to follow the training set.
+
+    Raises:
+        UserError: Where there are no labels, or one that is none; its file is named.
+    """
+    manifest = source.manifest
+    column = _label_column(manifest, option, source.uri, column)
+    values = _read_all(manifest, column)
+    names = manifest.class_names
+    if values.dtype == object:
+        found = sorted({value for value in values.tolist() if value})
+        names = tuple(found) if names is None else names
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = np.array([numbers.get(value, -1) for value in values.tolist()], np.int64)
+    else:
+        whole = np.isfinite(values) & (values == np.floor(values))
+        labels = np.where(whole, values, -1).astype(np.int64)
+    if class_names is not None and names is not None and tuple(names) != tuple(class_names):
+        labels, names = _renumbered(labels, names, class_names, option, source.uri)
+    count = classes or (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
+    bad = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(bad):
+        unit, row = _place(manifest, int(bad[0]))
+        raise UserError(
+            f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, the first {values[bad[0]]!r} "
+            f"of {manifest.unit(unit).describe(row)}",
+            "mend or leave out these images" + ("" if classes is None else ", or raise --classes"),
+        )
+    if names is not None and len(names) != count:
+        names = None  # A head of another size than the list of names: they would stand for nothing.
+    labelled = LabelledManifest(
+        rows=manifest.rows,
+        digest=manifest.digest,
+        columns=tuple(dict.fromkeys((*manifest.columns, "label"))),
+        class_names=tuple(names) if names is not None else None,
+        whole=manifest,
+        units=np.arange(len(manifest.rows)),
+        kept=np.concatenate([np.arange(rows) for rows in manifest.rows]),
+        labels=labels.astype(np.int32),
+    )
+    return replace(source, manifest=labelled)
+
+
+def class_count(manifest: LabelledManifest, classes: int | None) -> int:
+    """K: how many classes a head has."""
+    if classes is not None:
+        return classes
+    return len(manifest.class_names) if manifest.class_names is not None else int(manifest.labels.max()) + 1
+
+
+def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> LabelledManifest:
+    """A part of the images, the same share of every class (at least one image of each): the same for the same seed.
+
+    A smaller fraction is part of a larger one.
+    """
+    if fraction >= 1:
+        return manifest
+    order = seeds.generator(seed, seeds.FRACTION, 0, 0, 0).permutation(len(manifest.labels))
+    by_class = order[np.argsort(manifest.labels[order], kind="stable")]
+    counts = np.bincount(manifest.labels)
+    starts = np.cumsum(counts) - counts
+    wanted = np.minimum(counts, np.maximum(1, np.round(fraction * counts).astype(np.int64)))
+    place = np.arange(len(by_class)) - np.repeat(starts, counts)
+    taken = np.zeros(len(by_class), bool)
+    taken[by_class[place < np.repeat(wanted, counts)]] = True
+    unit = np.repeat(np.arange(len(manifest.rows)), manifest.rows)
+    rows = np.bincount(unit[taken], minlength=len(manifest.rows))
+    state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
+    return replace(
+        manifest,
+        rows=rows[rows > 0].astype(np.int32),
+        digest=state.hexdigest(),
+        units=manifest.units[rows > 0],
+        kept=manifest.kept[taken],
+        labels=manifest.labels[taken],
+    )
+
+
+def _label_column(manifest: Manifest, option: str, uri: str, column: str | None) -> str:
+    known = (column,) if column is not None else LABEL_COLUMNS
+    for name in known:
+        if name in manifest.columns:
+            return name
+    there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
+    if manifest.kind == "parquet":
+        remedy = f"give Parquet shards with a column label of whole numbers, or name the column by --data.label (there are: {there})"
+    else:
+        remedy = "put the images into a folder for each class, give tars with .cls members, or Parquet shards with a column label"
+    what = f"data.label={column} is no column of {option}={uri}" if column is not None else f"{option}={uri} has no labels"
+    raise UserError(what, remedy)
+
+
+def _read_all(manifest: Manifest, column: str) -> NDArray[Any]:
+    """Values [images] of a column; of the class folders and tars they are in memory."""
+
+    def read(index: int) -> NDArray[Any]:
+        return manifest.unit(index).read(np.arange(int(manifest.rows[index])), (column,))[column]
+
+    with ThreadPoolExecutor(16) as threads:
+        return np.concatenate(list(threads.map(read, range(len(manifest.rows)))))
+
+
+def _renumbered(
+    labels: NDArray[np.int64], names: Sequence[str], wanted: Sequence[str], option: str, uri: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels by another list of names."""
+    numbers = {name: number for number, name in enumerate(wanted)}
+    unknown = [names[label] for label in np.unique(labels[labels >= 0]).tolist() if label < len(names) and names[label] not in numbers]
+    if unknown:
+        raise UserError(
+            f"{option}={uri} has {len(unknown)} classes that the training data lacks, such as {unknown[0]}",
+            "give both the same classes",
+        )
+    table = np.array([numbers.get(name, -1) for name in names] + [-1])
+    inside = (labels >= 0) & (labels < len(names))
+    return table[np.where(inside, labels, len(names))], tuple(wanted)
+
+
+def _place(manifest: Manifest, image: int) -> tuple[int, int]:
+    """Unit and row of an image, counted through all units."""
+    ends = np.cumsum(manifest.rows, dtype=np.int64)
+    unit = int(np.searchsorted(ends, image, side="right"))
+    return unit, image - int(ends[unit] - manifest.rows[unit])
