@@ -62,7 +62,7 @@ def pretrain(
     if resume is None:
         runs.check_free(config)
     training = prepare(config, preset=preset, say=say)
-    for line in _summary(training):
+    for line in summary(training):
         say(line)
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
     for name in MODEL_FILES:
@@ -238,7 +238,7 @@ def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokeni
     return kinds[config.target.kind]()
 
 
-def _summary(training: Training) -> list[str]:
+def summary(training: Training) -> list[str]:
     config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
     return recipe.summary(
