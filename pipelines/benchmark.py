@@ -1,4 +1,4 @@
-"""Measurements side by side in one process: `python -m pipelines.benchmark views --data PATH`.
+"""Measurements side by side in one process: `python -m pipelines.benchmark views --data PATH`, `… tokens PRESET`.
 
 Only the ratios of one run mean anything; absolute times belong to the machine that the header names.
 """
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from beit.config import ViewConfig
     from beit.views import ViewParameters
+    from pipelines.config import PretrainConfig
 
 Views = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -138,6 +139,66 @@ def views_table(result: ViewsResult, *, title: str) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokensResult:
+    """CPU seconds an image of tokenising it and of a training step on it, one value a round."""
+
+    encode: list[float]
+    step: list[float]
+
+
+def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> TokensResult:
+    """Time the tokenizer and the training step by the CPU time of this process, in turn, on one thread and random images."""
+    import torch
+
+    from beit.masking import draw_mask
+    from beit.mim import MimObjective
+    from beit.targets import VisualTokens
+    from pipelines.stream import open_tokenizer
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tokenizer, rng, grid = open_tokenizer(config.tokenizer), np.random.default_rng(0), config.model.grid
+        hidden = config.mask.budget(grid)
+        target = VisualTokens(tokenizer.vocab_size)
+        objective = MimObjective(
+            config.model, config.optim, config.view, target=target, total_steps=10 * rounds, seed=0, max_hidden=hidden
+        ).train()
+        optimizer = objective.optimizer()
+        views = torch.from_numpy(rng.integers(0, 256, (images, config.model.image_size, config.model.image_size, 3), np.uint8))
+        token_views = torch.from_numpy(
+            rng.integers(0, 256, (images, 3, config.tokenizer.image_size, config.tokenizer.image_size), np.uint8)
+        )
+        mask = torch.from_numpy(np.stack([draw_mask(rng, config.mask, grid) for _ in range(images)]).reshape(images, -1))
+        result = TokensResult(encode=[], step=[])
+        for number in range(rounds + 1):
+            start = time.process_time()
+            tokens = tokenizer.encode(token_views)
+            between = time.process_time()
+            objective.start_step(number)
+            optimizer.zero_grad()
+            (objective({"patch_view": views, "tokens": tokens, "mask": mask})["loss"] / mask.sum()).backward()
+            optimizer.step()
+            if number:  # The first round warms everything up.
+                result.encode.append((between - start) / images)
+                result.step.append((time.process_time() - between) / images)
+    finally:
+        torch.set_num_threads(threads)
+    return result
+
+
+def tokens_table(result: TokensResult, *, title: str) -> list[str]:
+    """The result as lines, a verdict at the end."""
+    lines = [title, header("torch", "numpy")]
+    for name, rounds in (("tokenizer", result.encode), ("training step", result.step)):
+        lines.append(f"{name:<22}{1e3 * statistics.mean(rounds):9.0f} ms/image +- {statistics.stdev(rounds) / statistics.mean(rounds):.0%}")
+    ratios = [(encode + step) / step for encode, step in zip(result.encode, result.step, strict=True)]
+    spread = statistics.stdev(ratios)
+    lines.append(f"-> cached tokens save up to {statistics.mean(ratios):.2f} x +- {spread:.2f} where tokenizer and training share cores")
+    return lines
+
+
 def header(*packages: str) -> str:
     """Machine and versions, without which a figure means nothing."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
@@ -167,8 +228,9 @@ def read_images(path: str, count: int) -> list[bytes]:
 
 
 def main(arguments: list[str]) -> None:
-    """`views --data PATH`: what a view costs beside the released transform."""
-    from beit.config import ViewConfig
+    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the training step."""
+    from beit.config import ViewConfig, override
+    from pipelines.presets import pretrain_preset
 
     parser = argparse.ArgumentParser(prog="python -m pipelines.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -178,7 +240,21 @@ def main(arguments: list[str]) -> None:
     views.add_argument("--patch-px", type=int, default=224, help="side of the patch view")
     views.add_argument("--token-px", type=int, default=112, help="side of the token view")
     views.add_argument("--seconds", type=float, default=30.0, help="measure at least so long")
+    tokens = commands.add_parser("tokens", help="CPU time an image of the tokenizer beside that of a training step")
+    tokens.add_argument("preset", help="a pretraining preset")
+    tokens.add_argument("--tokenizer", help="name of a built-in tokenizer or folder of one; default: the preset's")
+    tokens.add_argument("--images", type=int, default=8, help="so many at a time")
+    tokens.add_argument("--rounds", type=int, default=5, help="measure so often")
     given = parser.parse_args(arguments)
+    if given.command == "tokens":
+        config = pretrain_preset(given.preset)
+        if given.tokenizer is not None:
+            place = "tokenizer.path" if Path(given.tokenizer).is_dir() else "tokenizer.name"
+            config = override(config, {place: given.tokenizer})
+        named = f"{given.tokenizer or config.tokenizer.name} at {config.tokenizer.image_size} px"
+        title = f"{named} and ViT {config.model.dim}/{config.model.depth} at {config.model.image_size} px, float32, one thread"
+        print("\n".join(tokens_table(measure_tokens(config, images=given.images, rounds=max(2, given.rounds)), title=title)))
+        return
     images = read_images(given.data, given.images)
     size = sum(map(len, images)) / len(images) / 1e3
     title = f"views of {given.patch_px} and {given.token_px} px from {len(images)} images of {size:.0f} kB"

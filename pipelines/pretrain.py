@@ -239,6 +239,7 @@ def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokeni
 
 
 def summary(training: Training) -> list[str]:
+    """What is about to run, in the lines that a run opens with."""
     config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
     return recipe.summary(

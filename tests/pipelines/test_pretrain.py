@@ -9,15 +9,19 @@ import torch
 
 from beit.checkpoints import load_model
 from beit.config import override
+from beit.mim import normalise
 from beit.tokenizer.registry import load_tokenizer
 from pipelines import presets, runs
+from pipelines.config import PretrainConfig
 from pipelines.ledger import Ledger
-from pipelines.pretrain import pretrain, rebuild_report
+from pipelines.pretrain import prepare, pretrain, rebuild_report
 from pipelines.recorder import read_metrics
+from pipelines.samples import draw_unseen
 from pipelines.scenes import write_scenes
 from pipelines.tokenizer_presets import scenes64
 from pipelines.train_tokenizer import rebuild_report as rebuild_tokenizer_report
 from pipelines.train_tokenizer import train_tokenizer
+from pipelines.weights import ExportConfig, export_weights
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -56,6 +60,23 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     report = Path(rebuild_report(result.run)).read_text()
     assert "What the model fills in" in report
     assert f"beit pretrain --resume {result.run}" in report
+    assert_hugging_face_predicts_the_same(result.run, tmp_path / "hf")
+
+
+def assert_hugging_face_predicts_the_same(run, out):
+    """The run's model, exported, has the same logits for the hidden patches of scenes there, and the same tokens are the largest."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed, nothing to compare with")
+    list(export_weights(ExportConfig(run=run, out=str(out), format="hf")))
+    theirs, ours = transformers.BeitForMaskedImageModeling.from_pretrained(out).eval(), load_model(Path(run, "model"))
+    samples = prepare(runs.saved_config(run, PretrainConfig, job="pretrain")[0], preset="quickstart", say=lambda line: None)
+    batch = draw_unseen(samples.source.manifest, samples.samples, 8)
+    pixels, mask = normalise(torch.from_numpy(batch["patch_view"]), samples.config.view), torch.from_numpy(batch["mask"])
+    with torch.no_grad():
+        expected = theirs(pixels, bool_masked_pos=mask).logits[mask]
+        logits = ours(pixels, mask)
+    assert len(logits) > 100
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert (logits.argmax(1) == expected.argmax(1)).all()
 
 
 def test_a_trained_tokenizer_goes_into_pretraining(scenes, tmp_path):
