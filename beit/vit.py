@@ -163,7 +163,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=NORM_EPS)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=NORM_EPS)
-        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
+        self.mlp = Mlp(config.dim, round(config.dim * config.mlp_ratio))
         gain = config.layer_scale
         self.gamma_1 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
         self.gamma_2 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
@@ -300,7 +300,10 @@ class Backbone(nn.Module):
             norm: Whether the final norm is applied to each result.
             generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
         """
-        wanted = [number % self.config.depth for number in blocks]
+        depth = self.config.depth
+        if not all(-depth <= number < depth for number in blocks):
+            raise ValueError(f"blocks={list(blocks)} are not all among the {depth} blocks, counted from 0")
+        wanted = [number % depth for number in blocks]
         last = max(wanted)
         tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
         shared = None if self.rel_pos_bias is None else self._biases(self.rel_pos_bias.relative_position_bias_table)

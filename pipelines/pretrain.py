@@ -144,6 +144,7 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     Raises:
         UserError: For what can be seen to be wrong without opening images or the tokenizer.
     """
+    from beit.optim import check_schedule
     from pipelines.presets import meant_for
     from pipelines.sources import open_source
 
@@ -156,6 +157,8 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     else:
         images, name = meant_for(preset)
         data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
+    if config.steps is None:
+        check_schedule(config.optim, config.total_steps(images, config.optim.global_batch_size))
     return recipe.explain(config, preset=preset, data=data, images=images)
 
 

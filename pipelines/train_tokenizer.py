@@ -39,6 +39,7 @@ SHOWN = [
     ("error {:.3f}", "train/error"),
     ("kl {:.2f}", "train/kl"),
     ("perplexity {:.0f}", "train/perplexity"),
+    ("dead {:.0f}", "train/dead"),
     ("temperature {:.2f}", "train/temperature"),
     ("lr {:.1e}", "optim/lr"),
 ]
@@ -263,8 +264,9 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     config = training.config
     assert isinstance(config, TrainTokenizerConfig)
     tokenizer, data = shlex.quote(storage.join(run, "tokenizer")), shlex.quote(training.source.uri)
-    preset = "tiny64" if config.image_size == 64 else "base"
-    command = f"beit pretrain {preset} --data.train {data} --tokenizer.path {tokenizer} --tokenizer.image-size {config.image_size}"
+    # The size of the token view follows from the model's patches, whatever the tokenizer was trained on.
+    preset, size = ("tiny64", 64) if config.image_size == 64 else ("base", 112)
+    command = f"beit pretrain {preset} --data.train {data} --tokenizer.path {tokenizer} --tokenizer.image-size {size}"
     return [("Pretrain on these tokens", command)]
 
 

@@ -42,6 +42,8 @@ def read_settings(folder: Path) -> FoldersSettings:
     kind = config.get("model_type", "beit")
     if kind != "beit":
         raise UserError(f"{folder / CONFIG} describes a model of the type {kind}", "give a folder of a BEiT")
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise UserError(f"{folder / CONFIG}: hidden_act is {activation}", "only models with gelu can be read")
     heads, gain = config.get("num_attention_heads"), config.get("layer_scale_init_value")
     return FoldersSettings(
         heads=heads if isinstance(heads, int) and heads > 0 else None,
@@ -64,7 +66,7 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
         "hidden_size": model.dim,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": int(model.dim * model.mlp_ratio),
+        "intermediate_size": round(model.dim * model.mlp_ratio),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from beit.checkpoints import SavedConfig, load_model, read_config
+from beit.checkpoints import SavedConfig, load_model, read_config, read_tensors
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import CLASSES, CONFIG, PREPROCESSOR, model_config, preprocessor_config, stages
 from beit.foreign.names import BACKBONE, INDEX, PARTS, QKV, to_hub
 from beit.foreign.report import KeyReport
+from beit.segmenter import default_taps
 from beit.vit import relative_position_index
 
 Format = Literal["hf", "timm", "unilm"]
@@ -63,8 +64,8 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
         )
     if refusal := _cannot_hold(saved, format):
         raise UserError(f"{folder} cannot be written with --format {format}: {refusal}", "choose another format")
-    model = load_model(folder)
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    # Loading checks names and shapes; what is written are the file's own values, in their precision.
+    model, tensors = load_model(folder), read_tensors(folder)
     # Not the model's own config: what `head_config` says is complete, where the file may leave defaults out.
     writers: dict[str, Callable[[SavedConfig, dict[str, Any], dict[str, Tensor], Path], Exported]]
     writers = {"hf": _write_hf, "timm": _write_timm, "unilm": _write_unilm}
@@ -73,11 +74,16 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
 
 def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
     """Why a format cannot hold a model; None if it can."""
+    if saved.kind == "mim" and (target := saved.head.get("target", "tokens")) != "tokens":
+        return f"its head predicts {target}, and theirs visual tokens"
     if saved.kind == "segmenter":
         if saved.head.get("head") == "setr-pup":
             return "only UPerNet was released, and this head is SETR-PUP"
         if format == "timm":
             return "timm has no segmentation heads"
+        usual = default_taps("upernet", saved.model.depth)
+        if format == "unilm" and tuple(saved.head.get("taps") or usual) != usual:
+            return f"its head reads blocks {saved.head['taps']}, which no file of theirs says, and theirs reads {list(usual)}"
         if format == "hf" and saved.head.get("channels") not in (None, saved.model.dim):
             return f"their head is as wide as the backbone ({saved.model.dim}), and this one has {saved.head['channels']} channels"
     return None
@@ -102,12 +108,13 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
     if saved.kind == "segmenter" and [tap + 2 for tap in head["taps"]] != indices:
         seen = [index - 2 for index in indices]
         notes.append(f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so its numbers differ")
+    precision = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     # A folder appears under its name when it is complete.
     part = out.with_name(f".{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.clone() for name, tensor in written.items()}, part / "model.safetensors", metadata={"format": "pt"})
     for file, values in (
-        (CONFIG, model_config(saved.kind, saved.model, head) | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}),
+        (CONFIG, model_config(saved.kind, saved.model, head) | {"dtype": str(precision).removeprefix("torch.")}),
         (PREPROCESSOR, preprocessor_config(saved.model, view)),
     ):
         (part / file).write_text(json.dumps(values, indent=2) + "\n")
