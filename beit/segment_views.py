@@ -133,6 +133,8 @@ def _scaled(height: int, width: int, view: SegmentViewConfig, factor: float) -> 
 
 
 def _is_mixed(labels: Labels, most: float) -> bool:
+    if most == 1:
+        return True
     counts = np.bincount(labels[labels != IGNORED])
     return bool(np.count_nonzero(counts) > 1 and counts.max() < most * counts.sum())
 
