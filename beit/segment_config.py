@@ -42,8 +42,7 @@ class SegmentViewConfig:
     """Then a factor is drawn between these two."""
 
     most_of_one_class: float = 0.75
-    """Crops of which one class has this share or more of the pixels that count are drawn again, ten times at most. 1: only those with one
-    class alone."""
+    """Crops of which one class has this share or more of the pixels that count are drawn again, until ten are drawn. 1: never again."""
 
     flip: float = 0.5
     """Probability of a horizontal flip."""

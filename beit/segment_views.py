@@ -120,7 +120,7 @@ def _transform(
     return patch_view, padded
 
 
-def testing_view(image: Pixels, view: SegmentViewConfig) -> Pixels:
+def whole_view(image: Pixels, view: SegmentViewConfig) -> Pixels:
     """An image uint8 [H, W, 3] scaled as for training with factor 1, nothing cut off: what is tested on. Predictions go back to H x W."""
     rows, columns = _scaled(image.shape[0], image.shape[1], view, 1.0)
     return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
@@ -133,6 +133,8 @@ def _scaled(height: int, width: int, view: SegmentViewConfig, factor: float) -> 
 
 
 def _is_mixed(labels: Labels, most: float) -> bool:
+    if most == 1:
+        return True
     counts = np.bincount(labels[labels != IGNORED])
     return bool(np.count_nonzero(counts) > 1 and counts.max() < most * counts.sum())
 

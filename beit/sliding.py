@@ -68,7 +68,7 @@ def segment(
 
     Args:
         model: Sees windows, all of the crop's size, in evaluation mode.
-        pixels: Float [B, 3, H, W], normalised: the images as `testing_view` scales them.
+        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` scales them.
         size: Height and width of the result: those of the annotation.
         crop: Side of a window.
         stride: From window to window.

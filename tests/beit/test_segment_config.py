@@ -1,0 +1,22 @@
+"""What no segmentation can be told."""
+
+import pytest
+
+from beit.config import from_dict, to_dict
+from beit.errors import UserError
+from beit.segment_config import AnnotationConfig, SegmentViewConfig
+
+
+def test_configs_come_back_from_json_and_impossible_ones_are_refused():
+    for config in (AnnotationConfig(classes=11, ignore_index=None), SegmentViewConfig(scale=(0.5, 1.5))):
+        assert from_dict(type(config), to_dict(config)) == config
+    for wrong, cause in (
+        ({"short_side": 512, "long_side": 256}, "view.long_side=256 is below view.short_side=512"),
+        ({"scale": (2.0, 0.5)}, r"view.scale=\(2, 0.5\) does not grow"),
+        ({"most_of_one_class": 1.5}, "view.most_of_one_class=1.5 is not between 0 and 1"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            SegmentViewConfig(**wrong)
+    for wrong, cause in (({"classes": 0}, "annotation.classes=0 is not positive"), ({"classes": 40_000}, "does not fit 16 bits")):
+        with pytest.raises(UserError, match=cause):
+            AnnotationConfig(**wrong)

@@ -1,0 +1,58 @@
+"""Windows and scales: a model that looks at single pixels cannot tell that there are any."""
+
+import pytest
+import torch
+
+from beit.sliding import segment, slide, window_starts
+
+
+def local(pixels):
+    """Logits of four classes that depend on the pixel alone."""
+    return torch.cat([pixels, pixels.prod(1, keepdim=True)], 1)
+
+
+def noise(height, width):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (47, 33), (64, 101), (20, 50), (9, 11)])
+def test_a_local_model_gives_the_same_with_and_without_windows(size):
+    seen = []
+
+    def model(window):
+        seen.append(window.shape[2:])
+        return local(window)
+
+    pixels = noise(*size)
+    torch.testing.assert_close(slide(model, pixels, crop=32, stride=21), local(pixels))
+    assert set(seen) == {(32, 32)}
+
+
+@pytest.mark.parametrize(("crop", "stride"), [(32, 21), (32, 32), (5, 1)])
+def test_windows_reach_every_pixel_and_none_beyond_the_image(crop, stride):
+    for length in range(crop, 110):
+        starts = window_starts(length, crop, stride)
+        assert {start + place for start in starts for place in range(crop)} == set(range(length))
+        assert len(starts) == -(-(length - crop) // stride) + 1
+    with pytest.raises(ValueError, match="leave pixels out"):
+        slide(local, noise(40, 40), crop=16, stride=17)
+
+
+def test_logits_are_averaged_where_windows_overlap():
+    numbers = iter([1.0, 3.0])
+    row = slide(lambda window: torch.full_like(window[:, :1], next(numbers)), noise(8, 12)[:1], crop=8, stride=4)[0, 0, 0]
+    assert row.tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+
+
+def test_scales_and_flips_average_probabilities_at_the_size_asked_for():
+    pixels = noise(40, 56)
+    single = segment(local, pixels, size=(40, 56), crop=32, stride=21)
+    torch.testing.assert_close(single, local(pixels).softmax(1))
+    torch.testing.assert_close(segment(local, pixels, size=(40, 56), crop=32, stride=21, flip=True), single)
+    several = segment(local, pixels, size=(61, 83), crop=32, stride=21, ratios=(0.5, 1, 1.75), flip=True)
+    assert several.shape == (2, 4, 61, 83)
+    torch.testing.assert_close(several.sum(1), torch.ones(2, 61, 83))
+    parts = [segment(local, pixels, size=(61, 83), crop=32, stride=21, ratios=(ratio,), flip=True) for ratio in (0.5, 1, 1.75)]
+    torch.testing.assert_close(several, torch.stack(parts).mean(0))
+    # Half of 40 is below the crop: the image is scaled by 32/40 instead.
+    torch.testing.assert_close(parts[0], segment(local, pixels, size=(61, 83), crop=32, stride=21, ratios=(0.8,)))
