@@ -21,6 +21,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit data scenes OUT             render the built-in scenes
   beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
   beit data check PATH             counts, sizes, broken files, a contact sheet
+  beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
 
   beit COMMAND --help              a command's options
@@ -167,6 +168,15 @@ def _check(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _attention(arguments: list[str], debug: bool) -> None:
+    from pipelines.show_attention import AttentionConfig, show
+
+    if len(arguments) > 1 and not any(argument.startswith("-") for argument in arguments[:2]):
+        arguments = [arguments[0], "--images", *arguments[1:]]
+    for line in show(parse(arguments, AttentionConfig, command="attention RUN IMAGE…", positional=("run",))):
+        print(line)
+
+
 def _report(arguments: list[str], debug: bool) -> None:
     from pipelines import runs
 
@@ -292,6 +302,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "data scenes": _scenes,
     "data pack": _pack,
     "data check": _check,
+    "attention": _attention,
     "report": _report,
 }
 
