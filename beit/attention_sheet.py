@@ -19,7 +19,7 @@ COLOURS = np.array([(8, 8, 32), (66, 20, 104), (158, 42, 99), (226, 93, 60), (25
 def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, side: int = 180) -> Image.Image:
     """A row a point: the image with the asking patch in red, the mean over heads on it, every head's map, the patches that hold most.
 
-    Each map is scaled to its own largest weight, which stands below it. Patches are enlarged as squares, without smoothing.
+    Each map goes from 0 to its own largest weight, which stands below it (below the mean also the class token's). Patches are enlarged as squares, without smoothing.
 
     Args:
         shown: From `beit.attention.look`, an image each, all of one size and model.
@@ -38,8 +38,8 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
             mean = maps.mean(0)
             kept = one.kept[number]
             pictures = [mark(image, patch, zoom), overlay(image, mean), *(heat(head, zoom) for head in maps), cover(image, ~kept)]
-            lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.1%}, class token {max(0, 1 - mean.sum()):.1%}"]
-            lines += [f"most {head.max():.1%}" for head in maps]
+            lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.2%}, class {max(0, 1 - mean.sum()):.2%}"]
+            lines += [f"most {head.max():.2%}" for head in maps]
             lines += [f"{kept.sum()} of {kept.size} patches"]
             for place, (picture, line) in enumerate(zip(pictures, lines, strict=True)):
                 columns[place].append(picture)
