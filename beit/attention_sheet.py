@@ -19,7 +19,8 @@ COLOURS = np.array([(8, 8, 32), (66, 20, 104), (158, 42, 99), (226, 93, 60), (25
 def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, side: int = 180) -> Image.Image:
     """A row a point: the image with the asking patch in red, the mean over heads on it, every head's map, the patches that hold most.
 
-    Each map goes from 0 to its own largest weight, which stands below it (below the mean also the class token's). Patches are enlarged as squares, without smoothing.
+    Each map goes from 0 to its own largest weight, which stands below it; below the mean stands the class token's, too. Patches are
+    enlarged as squares, without smoothing.
 
     Args:
         shown: From `beit.attention.look`, an image each, all of one size and model.
