@@ -178,7 +178,7 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
             for good, asked in zip(shown.right, shown.asked, strict=True)
         ]
         columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.asked, shown.right, strict=True)]))
-    return _table(columns, side=side, captions=captions)
+    return table(columns, side=side, captions=captions)
 
 
 def token_sheet(
@@ -204,7 +204,7 @@ def token_sheet(
         columns.append(("decoded from the tokens", decoded))
         errors = [np.abs(one.astype(np.int16) - other).mean() / 255 for one, other in zip(images, decoded, strict=True)]
         captions[2] = [f"mean absolute error {error:.3f}" for error in errors]
-    return _table(columns, side=side, captions=captions)
+    return table(columns, side=side, captions=captions)
 
 
 def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: int = 4) -> Image.Image:
@@ -240,7 +240,7 @@ def colour_of(tokens: NDArray[np.int64]) -> Pixels:
     return colours
 
 
-def _table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]) -> Image.Image:
+def table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]) -> Image.Image:
     """Columns of pictures, a title over each and, for the columns named in `captions`, a line under each picture."""
     step, rows = side + GAP_PX, len(columns[0][1])
     sheet = Image.new("RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + rows * (step + LINE_PX)), PAPER)
@@ -258,7 +258,7 @@ def _table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captio
 
 def cover(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     """The image [P, P, 3] with the hidden patches of mask [grid, grid] covered."""
-    covered: Pixels = np.where(_to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image)
+    covered: Pixels = np.where(to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image)
     return covered
 
 
@@ -266,13 +266,13 @@ def judge(image: Pixels, asked: NDArray[np.bool_], right: NDArray[np.bool_]) -> 
     """The image [P, P, 3] in pale grey; patches asked for [grid, grid] green where the class was right, red where not."""
     px = image.shape[0]
     pale = 160 + image.mean(axis=2, keepdims=True) * (95 / 255)
-    colour = np.where(_to_pixels(right, px)[..., None], np.array(RIGHT), np.array(WRONG))
-    shown = np.where(_to_pixels(asked, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
+    colour = np.where(to_pixels(right, px)[..., None], np.array(RIGHT), np.array(WRONG))
+    shown = np.where(to_pixels(asked, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
     judged: Pixels = shown.astype(np.uint8)
     return judged
 
 
-def _to_pixels(patches: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
+def to_pixels(patches: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
     """[grid, grid] -> [px, px]."""
     of_pixel = np.arange(px) * patches.shape[0] // px
     spread: NDArray[np.bool_] = patches[np.ix_(of_pixel, of_pixel)]

@@ -120,13 +120,15 @@ class Attention(nn.Module):
         q, k, v = self._project(tokens, asking)
         if tokens.device.type == "cpu":
             # On a CPU the fused kernel cannot give a bias its gradient, and its fallback is slower than this.
-            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            if bias is not None:
-                logits += bias
-            mixed = logits.softmax(-1) @ v
+            mixed = _softmax(q, k, bias) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
+        """What the asking tokens take from each token, [B, H, S, T], rows summing to 1; the arguments are those of `forward`."""
+        q, k, _ = self._project(tokens, asking)
+        return _softmax(q, k, bias)
 
     def _project(self, tokens: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, S, C], keys and values [B, H, T, C]."""
@@ -140,6 +142,14 @@ class Attention(nn.Module):
         projected = F.linear(tokens, self.qkv.weight[dim:], torch.cat([no_bias, self.v_bias]))
         k, v = projected.reshape(*tokens.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
+
+
+def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Weights [B, H, S, T] of queries [B, H, S, C] on keys [B, H, T, C]."""
+    logits: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits += bias
+    return logits.softmax(-1)
 
 
 class Mlp(nn.Module):
@@ -306,18 +316,18 @@ class Backbone(nn.Module):
         wanted = [number % depth for number in blocks]
         last = max(wanted)
         tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
-        shared = None if self.rel_pos_bias is None else self._biases(self.rel_pos_bias.relative_position_bias_table)
+        shared = None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
         behind: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: last + 1]):
             assert isinstance(block, Block)
             own = block.attn.relative_position_bias_table
-            bias = shared if own is None else self._biases(own)
+            bias = shared if own is None else self.biases(own)
             tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
             if number in wanted:
                 behind[number] = tokens
         return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
 
-    def _biases(self, table: Tensor) -> Tensor:
+    def biases(self, table: Tensor) -> Tensor:
         """Biases [H, T, T] of all pairs of tokens, from a table."""
         # An embedding, because its gradient adds in a fixed order on every device; indexing does not.
         return F.embedding(self.relative_position_index, table).permute(2, 0, 1).contiguous()

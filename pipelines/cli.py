@@ -23,6 +23,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit data check PATH             counts, sizes, broken files, a contact sheet
   beit import FILE OUT             published weights (unilm, timm, Hugging Face) -> a checkpoint, without running their pickle
   beit export RUN OUT              a model for Hugging Face, timm or the released code
+  beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
 
   beit COMMAND --help              a command's options
@@ -183,6 +184,15 @@ def _export(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _attention(arguments: list[str], debug: bool) -> None:
+    from pipelines.show_attention import AttentionConfig, show
+
+    if len(arguments) > 1 and not any(argument.startswith("-") for argument in arguments[:2]):
+        arguments = [arguments[0], "--images", *arguments[1:]]
+    for line in show(parse(arguments, AttentionConfig, command="attention RUN IMAGE…", positional=("run",))):
+        print(line)
+
+
 def _report(arguments: list[str], debug: bool) -> None:
     from pipelines import runs
 
@@ -310,6 +320,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "data check": _check,
     "import": _import,
     "export": _export,
+    "attention": _attention,
     "report": _report,
 }
 

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beit.checks import positive
-from beit.config import TokenizerConfig, ViewConfig
+from beit.config import TokenizerConfig
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.image_files import CENTRE, read_square
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-# The largest square in the middle.
-CENTRE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ def show(config: ShowConfig) -> Iterator[str]:
             f"set --tokenizer.image-size {max(1, round(size / px)) * px}",
         )
     if config.data is None:
-        squares, names = np.stack([_square(image, size) for image in config.images]), [storage.name(image) for image in config.images]
+        squares, names = np.stack([read_square(image, size) for image in config.images]), [storage.name(image) for image in config.images]
     else:
         squares = _random_squares(config.data, size, config.measured)
         figures = measure(tokenizer, torch.from_numpy(squares).permute(0, 3, 1, 2))
@@ -91,20 +89,6 @@ def show(config: ShowConfig) -> Iterator[str]:
     different = len(np.unique(grids))
     yield f"{len(squares)} image(s) of {size} px: {grids[0].size} tokens each, {different:,} different of {tokenizer.vocab_size:,}"
     yield f"written: {config.out}"
-
-
-def _square(image: str, size: int) -> NDArray[np.uint8]:
-    """The middle of an image file, [size, size, 3]."""
-    import numpy as np
-
-    from beit.views import Status, make_view
-
-    if storage.entry(image) is None:
-        raise UserError(f"{image} is not there, or is no file", "write beit tokenizer show IMAGE… with image files")
-    view = make_view(storage.read_bytes(image), np.random.default_rng(0), view=CENTRE, patch_px=size, token_px=size)
-    if view.status != Status.DECODED:
-        raise UserError(f"{image}: {view.status.reason}", "leave it out")
-    return view.patch_view
 
 
 def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from beit.attention import attention
 from beit.classifier import Classifier
 from beit.config import ModelConfig
 from beit.mim import Beit
+from beit.resolution import at_size
 from beit.segmenter import Segmenter
 
 transformers = pytest.importorskip("transformers")
@@ -156,6 +158,28 @@ def test_classification(config, pooling, size):
     for each in (logits, expected):
         F.cross_entropy(each, torch.tensor([3, 7])).backward()
     assert_same_gradients(ours, theirs, norm=norm)
+
+
+@pytest.mark.parametrize("size", [224, 320])
+@pytest.mark.parametrize("config", [PAPER, SHARED, PER_BLOCK], ids=["paper", "shared", "per-block"])
+def test_attention_weights(config, size):
+    # At the other size, theirs is a model of that size with our resampled positions.
+    ours = at_size(stirred(Classifier(config, CLASSES, pooling="cls")), size, size)
+    theirs = filled(
+        reference("BeitForImageClassification", ours.config, use_mean_pooling=False, attn_implementation="eager"),
+        ours,
+        norm="beit.layernorm",
+    )
+    pixels = drawn_pixels(ours.config)
+    with torch.no_grad():
+        expected = theirs(pixels, output_attentions=True).attentions
+        for number in range(DEPTH):
+            found = attention(ours, pixels, block=number)
+            torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
+            assert_close(found, expected[number], f"attention of block {number}")
+        rows = torch.tensor([[7, 1, 196], [3, 2, 100]])
+        asked = attention(ours, pixels, rows=rows)
+        assert_close(asked, torch.stack([expected[-1][image][:, rows[image]] for image in range(2)]), "attention of some rows")
 
 
 def their_segmentation_names(name: str) -> list[str]:

@@ -95,6 +95,7 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
         presets.quickstart(),
         data=dataclasses.replace(presets.quickstart().data, train=str(scenes)),
         output=dataclasses.replace(presets.quickstart().output, root=str(tmp_path), name="mine"),
+        optim=dataclasses.replace(presets.quickstart().optim, warmup_steps=0),
         stop_at=10,
     )
     runs.create(config, job="pretrain", preset="quickstart")

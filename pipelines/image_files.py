@@ -1,0 +1,34 @@
+"""Single image files that a command is given to show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from beit.config import ViewConfig
+from beit.errors import UserError
+from pipelines import storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CENTRE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
+"""The largest square in the middle."""
+
+
+def read_square(image: str, px: int) -> NDArray[np.uint8]:
+    """The middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
+
+    Raises:
+        UserError: If there is no such file, or it cannot be decoded.
+    """
+    import numpy as np
+
+    from beit.views import Status, make_view
+
+    if storage.entry(image) is None:
+        raise UserError(f"{image} is not there, or is no file", "give the paths of image files")
+    view = make_view(storage.read_bytes(image), np.random.default_rng(0), view=CENTRE, patch_px=px, token_px=px)
+    if view.status != Status.DECODED:
+        raise UserError(f"{image}: {view.status.reason}", "leave it out")
+    return view.patch_view

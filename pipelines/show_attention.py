@@ -1,0 +1,136 @@
+"""`beit attention RUN IMAGE…`: what chosen patches of images attend to in a model's last block, as a PNG (the paper's figure 2)."""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from beit.checks import positive
+from beit.config import ViewConfig, from_dict
+from beit.errors import UserError
+from pipelines import runs, storage
+from pipelines.image_files import read_square
+
+if TYPE_CHECKING:
+    from beit.checkpoints import Model, SavedConfig
+
+MODEL_FILES = ("model.safetensors", "config.json")
+MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Which patches of which images to ask, and which model.
+
+    The largest centred square of an image is shown, nothing hidden. One row a point: the asking patch in red, the mean over heads, each
+    head's map, and the fewest patches that hold 60 % of the mean's attention to patches.
+    """
+
+    run: str
+    """Run folder, of which its model/ (or else its newest checkpoint) is taken, or the folder of a checkpoint."""
+
+    images: tuple[str, ...] = ()
+    """Image files, local or on a bucket."""
+
+    points: tuple[str, ...] = MIDDLES
+    """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
+
+    size: int | None = None
+    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are resampled. None: 30 patches as
+    in the paper (480 px for patches of 16), or the model's own size if that is larger."""
+
+    out: str = "attention.png"
+    """Where to write the picture."""
+
+    side: int = 180
+    """Side of a picture on the sheet, in pixels, to the nearest multiple of the patches along a side."""
+
+    def __post_init__(self) -> None:
+        positive(self, "--", "side", "size")
+        if not self.points:
+            raise UserError("--points is given without a point", "write --points 0.5,0.5")
+        _ = self.places
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """The points as numbers."""
+        return [_place(point) for point in self.points]
+
+
+def _place(point: str) -> tuple[float, float]:
+    try:
+        x, y = (float(share) for share in point.split(","))
+    except ValueError:
+        raise UserError(f"--points {point} is not two numbers with a comma between them", "write --points 0.5,0.5 0.2,0.8") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1) or math.isnan(x + y):
+        raise UserError(
+            f"--points {point} is not in the picture: 0,0 is its top left corner and 1,1 its bottom right one",
+            "divide pixels by the side of the shown square",
+        )
+    return x, y
+
+
+def show(config: AttentionConfig) -> Iterator[str]:
+    """Write the sheet, and say in lines what is on it.
+
+    Raises:
+        UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no whole number of patches.
+    """
+    from beit.attention import backbone_of, check_size, figure_size, look
+    from beit.attention_sheet import attention_sheet
+
+    if not config.images:
+        raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")
+    model, saved = _open_model(config.run)
+    view = _normalisation(saved, config.run)
+    backbone = backbone_of(model)
+    size = figure_size(backbone) if config.size is None else config.size
+    check_size(size, saved.model.patch_size)
+    squares = [read_square(image, size) for image in config.images]
+    shown = [look(model, square, config.places, view) for square in squares]
+    file = io.BytesIO()
+    attention_sheet(shown, [storage.name(image) for image in config.images], side=config.side).save(file, "PNG")
+    storage.write_bytes(config.out, file.getvalue())
+    patches = size // saved.model.patch_size
+    stretched = "" if patches == saved.model.grid else f", positions resampled from {saved.model.grid} x {saved.model.grid}"
+    yield (
+        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} image(s) of {size} px: "
+        f"{patches} x {patches} patches{stretched}"
+    )
+    yield f"written: {config.out}"
+
+
+def _open_model(run: str) -> tuple[Model, SavedConfig]:
+    """The model of a run or checkpoint folder, and its config.json."""
+    from beit.checkpoints import load_model, read_config
+
+    uri = storage.absolute(run)
+    candidates = (uri, storage.join(uri, "model"), runs.latest_checkpoint(uri) if storage.is_folder(uri) else None)
+    for folder in (candidate for candidate in candidates if candidate is not None):
+        if all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES):
+            with tempfile.TemporaryDirectory() as copy:
+                if not storage.is_remote(folder):
+                    return load_model(Path(folder)), read_config(Path(folder))
+                for name in MODEL_FILES:
+                    Path(copy, name).write_bytes(storage.read_bytes(storage.join(folder, name)))
+                return load_model(Path(copy)), read_config(Path(copy))
+    raise UserError(
+        f"{run} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
+        "name the folder of a run, such as runs/NAME, or of a checkpoint",
+    )
+
+
+def _normalisation(saved: SavedConfig, run: str) -> ViewConfig:
+    """How the model's pixels were normalised."""
+    recorded = saved.extra.get("view")
+    if not isinstance(recorded, dict):
+        raise UserError(
+            f"{run}: its config.json does not say how pixels were normalised",
+            'add to its "extra": "view": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, or what the model was trained with',
+        )
+    return from_dict(ViewConfig, recorded, at="extra.view.")
