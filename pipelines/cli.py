@@ -121,6 +121,7 @@ def _finetune(arguments: list[str], debug: bool) -> None:
         default=default,
         presets=presets.PRESETS,
         preset=functools.partial(job.config_for, start),
+        usage="finetune [RUN] [PRESET]",
     )
     if command is not None:
         job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
@@ -251,6 +252,7 @@ def parse_job(
     presets: dict[str, Any],
     preset: Callable[[str], Any],
     explain: Callable[[Any, str], list[str]] | None = None,
+    usage: str | None = None,
 ) -> JobCommand | None:
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
@@ -289,7 +291,7 @@ def parse_job(
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
-    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {job} [PRESET]", description=description)
+    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {usage or f'{job} [PRESET]'}", description=description)
     if resume is not None:
         runs.check_same(base, config)
     if dry_run:

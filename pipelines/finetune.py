@@ -34,6 +34,9 @@ SHOWN = [
     ("grad {:.2f}", "optim/grad_norm"),
 ]
 
+# Larger models want more than a few thousand rendered scenes.
+MOST_SCENE_PX = 128
+
 MODEL_FILES = ("model.safetensors", "config.json")
 
 
@@ -64,6 +67,8 @@ def finetune(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
+    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+
     from pipelines.evaluate import read_evaluations
     from pipelines.job import run_job, write_report_of
 
@@ -133,6 +138,11 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
 
     if config.data.tokens is not None:
         raise UserError(f"data.tokens={config.data.tokens}: classification reads no tokens", "leave out --data.tokens")
+    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
+            "set --data.train to labelled images, and --data.val; beit finetune quickstart runs on the scenes",
+        )
     check_batch(config.optim.global_batch_size, config.resources.workers)
     config = with_absolute_data(config)
     if config.data.val is not None:

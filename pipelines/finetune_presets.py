@@ -122,6 +122,11 @@ def large() -> FinetuneConfig:
     return _paper(LARGE, epochs=50, warmup=5, decay=0.75, lr=4e-3)
 
 
+def large_released() -> FinetuneConfig:
+    """BEiT-L on ImageNet-1k as the released code starts it from ImageNet-22k: 50 epochs at 1e-3."""
+    return _paper(LARGE, epochs=50, warmup=5, decay=0.75, lr=1e-3, drop_path=0.2)
+
+
 def base_384() -> FinetuneConfig:
     """Ten more epochs at 384 px for a base model fine-tuned at 224 px."""
     # The paper gives the epochs; the rate is the released code's for models that are fine-tuned already.
@@ -134,12 +139,12 @@ def cifar100() -> FinetuneConfig:
     return replace(config, augment=replace(config.augment, erase=0.0))
 
 
-def base_intermediate() -> FinetuneConfig:
+def base_on_22k() -> FinetuneConfig:
     """Intermediate fine-tuning of a base model on ImageNet-22k: 90 epochs, nothing mixed."""
     return _unmixed(_paper(BASE, epochs=90, warmup=5, decay=0.65, lr=3e-3, batch=4096, drop_path=0.2, clip=3.0))
 
 
-def large_intermediate() -> FinetuneConfig:
+def large_on_22k() -> FinetuneConfig:
     """Intermediate fine-tuning of a large model on ImageNet-22k: 90 epochs, nothing mixed."""
     return _unmixed(_paper(LARGE, epochs=90, warmup=5, decay=0.75, lr=2e-3, batch=2048, drop_path=0.2, clip=1.0))
 
@@ -195,10 +200,11 @@ PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
         small64,
         base,
         large,
+        large_released,
         base_384,
         cifar100,
-        base_intermediate,
-        large_intermediate,
+        base_on_22k,
+        large_on_22k,
         base_after_22k,
         large_after_22k,
         deit_base,
