@@ -14,6 +14,7 @@ HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
+  beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
   beit tokenizer convert FILE OUT  a published tokenizer, such as DALL-E's, without running its pickle
   beit tokenizer encode [PRESET]   tokens of K epochs' views, computed once for any number of runs
@@ -99,6 +100,34 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
     from pipelines.pretrain import pretrain
 
     pretrain(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _finetune(arguments: list[str], debug: bool) -> None:
+    import functools
+
+    from pipelines import finetune as job
+    from pipelines import finetune_presets as presets
+
+    start, default = None, "quickstart"
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
+        from pipelines import storage
+
+        if not storage.exists(storage.absolute(first)):
+            presets.finetune_preset(first)  # Says what there is.
+        start = arguments.pop(0)
+        default = presets.recipe_for(job.config_for(start, default).model)
+    command = parse_job(
+        arguments,
+        presets.FinetuneConfig,
+        job=job.JOB,
+        default=default,
+        presets=presets.PRESETS,
+        preset=functools.partial(job.config_for, start),
+        usage="finetune [RUN] [PRESET]",
+    )
+    if command is not None:
+        job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
@@ -204,6 +233,8 @@ def _report(arguments: list[str], debug: bool) -> None:
     job = runs.job_of(arguments[0])
     if job == "pretrain":
         from pipelines.pretrain import rebuild_report
+    elif job == "finetune":
+        from pipelines.finetune import rebuild_report
     elif job == "tokenizer train":
         from pipelines.train_tokenizer import rebuild_report
     else:
@@ -247,6 +278,7 @@ def parse_job(
     presets: dict[str, Any],
     preset: Callable[[str], Any],
     explain: Callable[[Any, str], list[str]] | None = None,
+    usage: str | None = None,
 ) -> JobCommand | None:
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
@@ -285,7 +317,7 @@ def parse_job(
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
-    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {job} [PRESET]", description=description)
+    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {usage or f'{job} [PRESET]'}", description=description)
     if resume is not None:
         runs.check_same(base, config)
     if dry_run:
@@ -311,6 +343,7 @@ def _take(arguments: list[str], option: str) -> str | None:
 
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
+    "finetune": _finetune,
     "tokenizer train": _train_tokenizer,
     "tokenizer convert": _convert_tokenizer,
     "tokenizer encode": _encode_tokens,

@@ -6,7 +6,7 @@ import csv
 import io
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -76,7 +76,15 @@ class Result:
     """The last checkpoint."""
 
 
-def run_job(training: Training, *, resume: str | None, debug: bool, say: Callable[[str], None]) -> tuple[runs.RunFolder, Result]:
+def run_job(
+    training: Training,
+    *,
+    resume: str | None,
+    debug: bool,
+    say: Callable[[str], None],
+    pauses: Sequence[int] = (),
+    at_pause: Callable[[runs.RunFolder, Placement, str], None] | None = None,
+) -> tuple[runs.RunFolder, Result]:
     """Open the run folder, join or start Ray, and train.
 
     Args:
@@ -84,6 +92,8 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
         resume: Run folder to go on with.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
+        pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole cluster is free in between.
+        at_pause: Called there and at the end with the run folder, the placement and the checkpoint; again for a run that is resumed there.
     """
     config = training.config
     with cluster.start(cpus=config.resources.cpus, debug=debug):
@@ -105,7 +115,21 @@ def run_job(training: Training, *, resume: str | None, debug: bool, say: Callabl
             say(tracking.NO_PLACE)
         elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
             tracking.check(folder.uri, place_in_mlflow)
-        return folder, run_training(training, folder, placement, say=say, resume=resume is not None)
+        stop_at = min(training.total_steps, config.stop_at or training.total_steps)
+        going_on = resume is not None
+        for step in [*(step for step in pauses if step < stop_at), stop_at]:
+            checkpoint = runs.latest_checkpoint(folder.uri) if going_on else None
+            if checkpoint is not None and step < stop_at and runs.step_of(checkpoint) > step:
+                continue
+            if going_on and at_pause is not None and checkpoint is not None and runs.step_of(checkpoint) == step < stop_at:
+                at_pause(folder, placement, checkpoint)
+                continue
+            part = replace(training, config=replace(config, stop_at=step))
+            result = run_training(part, folder, placement, say=say, resume=going_on)
+            if at_pause is not None:
+                at_pause(folder, placement, result.checkpoint)
+            folder, going_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
+        return folder, result
 
 
 def with_absolute_data(config: Config) -> Config:

@@ -49,6 +49,7 @@ def write_report(
     run: str | Path,
     *,
     pictures: Sequence[Picture] = (),
+    sections: Sequence[str] = (),
     class_counts: Sequence[int] | None = None,
     counted: str | None = None,
     commands: Sequence[tuple[str, str]] = (),
@@ -58,6 +59,7 @@ def write_report(
     Args:
         run: Run folder, a path or a bucket URI.
         pictures: Shown below the curves.
+        sections: HTML of the run's own, shown first.
         class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
         commands: (what for, command) pairs to go on with, before those that every run has.
@@ -73,8 +75,9 @@ def write_report(
     target = saved.get("config", {}).get("target", {})
     noun = NOUNS[target.get("kind", "tokens")]
     name = run.rstrip("/").rpartition("/")[2]
-    sections = [
+    parts = [
         _key_figures(rows, noun),
+        *sections,
         _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
@@ -85,7 +88,7 @@ def write_report(
     ]
     heading = " ".join(part for part in (saved.get("job"), saved.get("preset")) if part)
     page = PAGE.format(
-        title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in sections if part)
+        title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in parts if part)
     )
     path = storage.join(run, *REPORT_FILE.split("/"))
     storage.write_text(path, page)

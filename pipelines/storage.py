@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,3 +221,15 @@ def delete_file(uri: str | Path) -> None:
     """Remove a file that exists."""
     system, path = resolve(uri)
     system.delete_file(path)
+
+
+@contextmanager
+def local_copy(uri: str | Path) -> Iterator[Path]:
+    """A folder's files as a local folder: itself, or while the context lasts a copy of what is on a bucket."""
+    if not is_remote(uri):
+        yield Path(resolve(uri)[1])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for found in list_files(uri, recursive=False):
+            Path(folder, found.name).write_bytes(read_bytes(join(uri, found.name)))
+        yield Path(folder)

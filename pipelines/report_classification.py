@@ -1,0 +1,66 @@
+"""The report's part about a classifier: validation curves, accuracies and the confusion matrix."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from pipelines.charts import Line, line_chart
+
+MOST_NAMED = 40
+MOST_PAIRS = 10
+
+
+def classification_section(evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+    """HTML about a run's evaluations, by step; "" if there are none."""
+    if not evaluations:
+        return ""
+    last = evaluations[-1]
+    steps = [one["step"] for one in evaluations]
+    accuracy = [Line(name=label, x=steps, y=[one[key] for one in evaluations]) for key, label in (("top1", "top-1"), ("top5", "top-5"))]
+    loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
+    confusion = np.array(last["confusion"])
+    names = list(class_names) if class_names else [str(number) for number in range(len(confusion))]
+    unread = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in last["undecodable"][:20])
+    return (
+        f"<h2>Validation</h2><p>Top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%}, loss {last['loss']:.3f} nats after step "
+        f"{last['step']:,}, on {last['images']:,} images, each counted once.</p>"
+        f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
+        f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"
+        + (f"<p>{len(last['undecodable']):,} images could not be decoded and count nowhere:</p><ul>{unread}</ul>" if unread else "")
+        + f"<h2>Confusion</h2><p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>{_matrix(confusion, names)}"
+        f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
+    )
+
+
+def _matrix(confusion: np.ndarray[Any, Any], names: list[str]) -> str:
+    from matplotlib.figure import Figure
+
+    share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    figure = Figure(figsize=(6, 5.4), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    picture = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    if len(names) <= MOST_NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return (
+        f'<div class="wide"><img alt="Confusion matrix" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>'
+    )
+
+
+def _pairs(confusion: np.ndarray[Any, Any], names: list[str]) -> list[str]:
+    """The commonest mistakes in words."""
+    wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
+    places = [np.unravel_index(place, wrong.shape) for place in order]
+    return [f"{names[row]} for {names[column]} ({wrong[row, column]:,})" for row, column in places if wrong[row, column]]

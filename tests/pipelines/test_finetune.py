@@ -1,0 +1,109 @@
+"""The whole job, small: from a pretrained checkpoint to a classifier that was judged on every image once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from beit.checkpoints import load_model, read_config, save_model
+from beit.classification_views import make_centre_view
+from beit.classifier import Classifier
+from beit.config import ModelConfig, ViewConfig, from_dict, override
+from beit.errors import UserError
+from beit.mim import Beit, normalise
+from pipelines import runs
+from pipelines.evaluate import read_evaluations
+from pipelines.finetune import config_for, finetune, rebuild_report
+from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
+from pipelines.ledger import Ledger
+from pipelines.scenes import write_scenes
+from pipelines.sources import open_source
+from pipelines.sources.labels import label_source
+
+TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    save_model(Beit(TINY, 16, seed=1), tmp_path / "pretrained", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    return str(tmp_path / "pretrained")
+
+
+def break_image(path, row):
+    table = pq.read_table(path)
+    columns = table.to_pydict()
+    columns["image"][row]["bytes"] = columns["image"][row]["bytes"][:60]
+    broken = pa.Table.from_pydict(columns, table.schema)
+    pq.write_table(broken, path, row_group_size=8)
+
+
+def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_preset(pretrained):
+    config = config_for(pretrained, "tiny64")
+    assert (config.model.dim, config.model.position, config.model.drop_path) == (32, "relative-per-block", 0.1)
+    assert (config.view.mean, config.view.min_area, config.view.jitter) == ((0.5, 0.5, 0.5), 0.2, 0.0)
+    assert config.layer_decay == PRESETS["tiny64"]().layer_decay
+    assert recipe_for(ModelConfig(dim=1024, depth=24, heads=16)) == "large"
+
+
+def test_every_preset_survives_its_file():
+    from beit.config import to_dict
+
+    for preset in PRESETS.values():
+        assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
+
+
+def test_a_folder_without_a_model_is_told_so(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        config_for(str(tmp_path), "base")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pretrained, tmp_path, monkeypatch):
+    train, val = str(tmp_path / "train"), str(tmp_path / "val")
+    write_scenes(train, images=64, seed=0, image_size=32, rows_per_group=8)
+    [shard] = write_scenes(val, images=37, seed=0, image_size=32, first=64, split="val", rows_per_group=8)
+    break_image(shard, 11)
+    values = {"data.train": train, "data.val": val, "data.fraction": 0.5, "epochs": 2, "evaluate_epochs": 1, "optim.global_batch_size": 8}
+    output = {"output.root": str(tmp_path / "runs"), "output.name": "run", "output.mlflow": False}
+    config = override(config_for(pretrained, "quickstart"), {**values, **output})
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, say=lines.append)
+    result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
+
+    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
+    images = int(ledger.rows.sum())
+    assert 27 <= images <= 37  # half of the images of each class
+    steps, pause = 2 * images // 8, round(images / 8)
+    assert (result.step, ledger.settled) == (steps, 8 * steps)
+    assert [one["step"] for one in read_evaluations(result.run)] == [*range(pause, steps, pause), steps]
+    assert f"resumed: going on from step {pause}" in lines
+    assert any(line.startswith("fresh: fc_norm") for line in lines)
+
+    # The same without Ray.
+    folder = Path(result.run, "model")
+    model, view = load_model(folder, Classifier), from_dict(ViewConfig, read_config(folder).extra["view"])
+    manifest = label_source(open_source(val)).manifest
+    right, count = [], 0
+    for unit, rows in enumerate(manifest.rows.tolist()):
+        found = manifest.unit(unit).read(np.arange(rows), ("image", "label"))
+        for image, label in zip(found["image"], found["label"], strict=True):
+            pixels, status = make_centre_view(image, view=view, image_size=32, share=1.0)
+            if status == 0:
+                with torch.inference_mode():
+                    right.append(int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label)
+            count += 1
+    last = read_evaluations(result.run)[-1]
+    assert (count, last["images"], len(last["undecodable"])) == (37, 36, 1)
+    assert "row group 1, row 3" in last["undecodable"][0][0]
+    assert last["top1"] == pytest.approx(np.mean(right))
+    assert np.sum(last["confusion"]) == 36
+    report = Path(rebuild_report(result.run)).read_text()
+    assert "Confusion matrix" in report
+    assert runs.job_of(result.run) == "finetune"
