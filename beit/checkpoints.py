@@ -108,10 +108,10 @@ def read_config(folder: Path) -> SavedConfig:
 
 
 @overload
-def load_model(folder: Path) -> Model: ...
+def load_model(folder: Path | str) -> Model: ...
 @overload
-def load_model(folder: Path, kind: type[Kind]) -> Kind: ...
-def load_model(folder: Path, kind: type[Any] | None = None) -> Model:
+def load_model(folder: Path | str, kind: type[Kind]) -> Kind: ...
+def load_model(folder: Path | str, kind: type[Any] | None = None) -> Model:
     """Build the model of a checkpoint folder, on the CPU and in evaluation mode.
 
     Args:
@@ -121,6 +121,7 @@ def load_model(folder: Path, kind: type[Any] | None = None) -> Model:
     Raises:
         UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not those of its config.
     """
+    folder = Path(folder)
     saved = read_config(folder)
     if kind is not None and saved.kind != kind.kind:
         raise UserError(f"{folder} holds a {saved.kind}, and a {kind.kind} is needed", f"name a checkpoint of a {kind.kind}")

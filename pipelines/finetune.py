@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import runs, storage
+from pipelines.config import MOST_SCENE_PX
 from pipelines.finetune_presets import FinetuneConfig, finetune_preset
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ SHOWN = [
     ("lr {:.2e}", "optim/lr"),
     ("grad {:.2f}", "optim/grad_norm"),
 ]
-
-# Larger models want more than a few thousand rendered scenes.
-MOST_SCENE_PX = 128
 
 MODEL_FILES = ("model.safetensors", "config.json")
 

@@ -301,8 +301,10 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
 
 def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     config = training.config
+    assert isinstance(config, PretrainConfig)
     if config.data.train is None:
-        return [("The same on your own images", "beit pretrain tiny64 --data.train FOLDER_OR_BUCKET")]
+        target = "" if config.target.kind == "tokens" else f" --target.kind {config.target.kind}"
+        return [("The same on your own images", f"beit pretrain tiny64 --data.train FOLDER_OR_BUCKET{target}")]
     twice = f"--steps {2 * config.steps}" if config.steps is not None else f"--epochs {2 * config.epochs:g}"
     return [("Twice as long", f"beit pretrain {shlex.quote(run)}/config.json {twice}")]
 

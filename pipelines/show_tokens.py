@@ -62,6 +62,8 @@ def show(config: ShowConfig) -> Iterator[str]:
     if bool(config.images) == (config.data is not None):
         what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
         raise UserError(f"beit tokenizer show: {what}", "write beit tokenizer show IMAGE… or beit tokenizer show --data PATH")
+    if not config.out.lower().endswith(".png"):
+        raise UserError(f"--out {config.out} does not end in .png, and a picture would be written over it", "write --out NAME.png")
     tokenizer, size = open_tokenizer(config.tokenizer), config.tokenizer.image_size
     if size % (px := tokenizer.px_per_token):
         raise UserError(

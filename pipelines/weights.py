@@ -53,6 +53,7 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     """Import, and say in lines what came of it."""
     from beit.foreign import incoming
 
+    _check_place(Path(config.out))
     done = incoming.import_weights(Path(config.source), Path(config.out), pixels=config.pixels, heads=config.heads, sha256=config.sha256)
     model, head = done.described.model, done.described.head
     size = f"{head['vocab_size']:,} visual tokens" if done.described.kind == "mim" else f"{head['classes']:,} classes"
@@ -64,13 +65,26 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     yield from done.report.lines()
     yield f"pixels: mean {list(done.view.mean)}, std {list(done.view.std)} ({done.pixels})"
     yield f"written: {done.folder}"
-    yield f"next: beit export {done.folder} OUT --format hf, or beit.checkpoints.load_model(Path({str(done.folder)!r})) in Python"
+    yield f"next: beit export {done.folder} OUT --format hf, or beit.load_model({str(done.folder)!r}) in Python"
+
+
+def _check_place(folder: Path) -> None:
+    """Make the folder to write into.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}", "give another OUT") from None
 
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
     """Export, and say in lines what came of it."""
     from beit.foreign import outgoing
 
+    _check_place(Path(config.out).parent)
     done = outgoing.export_weights(_checkpoint(config.run), Path(config.out), format=config.format)
     yield f"{done.kind} for {config.format}"
     yield from done.report.lines()

@@ -204,7 +204,7 @@ def _read(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
         if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > size:
             raise NotWeightsError("a file whose tensors would unfold to more than it holds")
     except NotWeightsError as error:
-        raise UserError(f"{path} is {error}; nothing in it was run", "download it again") from None
+        raise UserError(f"{path} is {error}; nothing in it was run", "get the file from its publisher, and compare --sha256") from None
     return tensors, digest
 
 
