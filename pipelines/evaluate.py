@@ -19,6 +19,7 @@ from beit.config import ViewConfig
 from beit.decode import Status
 from beit.metrics import Classification, summarise
 from pipelines import storage
+from pipelines.models import MODEL_FILES
 from pipelines.placement import Placement
 from pipelines.sources.labels import LabelledManifest, LabelledUnit
 from pipelines.storage import local_copy
@@ -61,7 +62,7 @@ def evaluate(manifest: LabelledManifest, checkpoint: str, placement: Placement, 
     units = len(manifest.rows)
     shared = ray.put(manifest)
     blocks = [pa.table({"unit": part}) for part in np.array_split(np.arange(units), min(units, 256))]
-    with local_copy(checkpoint) as folder:
+    with local_copy(checkpoint, MODEL_FILES) as folder:
         from beit.checkpoints import read_config
 
         saved = read_config(folder)
@@ -139,7 +140,7 @@ class Judge:
         from beit.classifier import Classifier
 
         torch.set_num_threads(threads)
-        with local_copy(checkpoint) as folder:
+        with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
             self._view = _view_of(read_config(folder).extra)
         self._device = device

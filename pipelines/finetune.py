@@ -15,6 +15,7 @@ from beit.errors import UserError
 from pipelines import runs, storage
 from pipelines.config import MOST_SCENE_PX
 from pipelines.finetune_presets import FinetuneConfig, finetune_preset
+from pipelines.models import MODEL_FILES, find_model, keep_model
 
 if TYPE_CHECKING:
     from beit.classifier import Classifier
@@ -34,8 +35,6 @@ SHOWN = [
     ("lr {:.2e}", "optim/lr"),
     ("grad {:.2f}", "optim/grad_norm"),
 ]
-
-MODEL_FILES = ("model.safetensors", "config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,7 @@ def finetune(
         pauses=_pauses(prepared),
         at_pause=None if prepared.val is None else at_pause,
     )
-    for name in MODEL_FILES:
-        storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
+    keep_model(result.checkpoint, folder.uri)
     if found := [one for one in read_evaluations(folder.uri) if one["step"] == result.step]:
         result = replace(result, metrics={**result.metrics, **{f"val/{name}": found[0][name] for name in ("top1", "top5", "loss")}})
     report = write_report_of(prepared.training, folder, lambda: write_run_report(folder.uri), say=say)
@@ -102,29 +100,13 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
     from beit.checkpoints import read_config
     from beit.transfer import finetuning_config
 
-    with storage.local_copy(find_model(start)) as folder:
+    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
         saved = read_config(folder)
     model = finetuning_config(saved.model, drop_path=recipe.model.drop_path)
     view = from_dict(ViewConfig, saved.extra["view"]) if "view" in saved.extra else recipe.view
     if name.endswith("-384"):
         model = replace(model, image_size=recipe.model.image_size)
     return replace(recipe, start=start, model=model, view=replace(recipe.view, mean=view.mean, std=view.std))
-
-
-def find_model(path: str) -> str:
-    """The folder with the weights that a path means: itself, a run's model, or a running run's newest checkpoint.
-
-    Raises:
-        UserError: If there are none.
-    """
-    uri = storage.absolute(path)
-    for folder in (uri, storage.join(uri, "model")):
-        if storage.exists(storage.join(folder, MODEL_FILES[0])):
-            return folder
-    checkpoint = runs.latest_checkpoint(uri) if storage.exists(uri) else None
-    if checkpoint is None:
-        raise UserError(f"{path} holds no model: no {MODEL_FILES[0]}, no model/, no checkpoint", "give a run folder or a checkpoint folder")
-    return checkpoint
 
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
@@ -222,7 +204,7 @@ def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) 
     )
     if config.start is None:
         return model, None
-    with storage.local_copy(config.start) as folder:
+    with storage.local_copy(config.start, MODEL_FILES) as folder:
         return model, start_from_folder(model, folder)
 
 
@@ -308,7 +290,7 @@ def write_run_report(run: str) -> str:
     from pipelines.report import write_report
     from pipelines.report_classification import classification_section
 
-    with storage.local_copy(find_model(run)) as folder:
+    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
         names = read_config(folder).head.get("class_names")
     config, _ = runs.saved_config(run, FinetuneConfig, job=JOB)
     again = f"beit finetune {shlex.quote(run)}/config.json"

@@ -1,4 +1,4 @@
-"""Single image files that a command is given to show."""
+"""Single image files: those that a command is given to show, and the picture that it writes."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def read_square(image: str, px: int) -> NDArray[np.uint8]:
     if view.status != Status.DECODED:
         raise UserError(f"{image}: {view.status.reason}", "leave it out")
     return view.patch_view
+
+
+def check_picture(out: str) -> None:
+    """Refuse to write a picture over what is none.
+
+    Raises:
+        UserError: If the name does not end in .png.
+    """
+    if not out.lower().endswith(".png"):
+        raise UserError(f"--out {out} does not end in .png, and a picture would be written there", "write --out NAME.png")

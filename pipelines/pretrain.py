@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beit.config import TargetKind, override
 from beit.errors import UserError
 from pipelines import recipe, runs, storage
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
+from pipelines.models import MODEL_FILES, keep_model
 
 if TYPE_CHECKING:
     from beit.mim import MimObjective
@@ -33,8 +32,6 @@ OF_CLASSES = [
 ]
 OF_PIXELS = [("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"), ("explained {:.1%}", "train/explained")]
 OF_OPTIMIZER = [("lr {:.2e}", "optim/lr"), ("grad {:.2f}", "optim/grad_norm")]
-
-MODEL_FILES = ("model.safetensors", "config.json")
 
 REPORT_IMAGES = 8
 
@@ -65,8 +62,7 @@ def pretrain(
     for line in summary(training):
         say(line)
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
-    for name in MODEL_FILES:
-        storage.write_bytes(folder.path("model", name), storage.read_bytes(storage.join(result.checkpoint, name)))
+    keep_model(result.checkpoint, folder.uri)
     report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint), say=say)
     _conclude(result, training, report, say)
     return result
@@ -291,10 +287,8 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
         tokenizer = checked_tokenizer(config)
         target = _make_target(config, tokenizer.vocab_size, tokenizer)
         batch["tokens"] = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
-    with tempfile.TemporaryDirectory() as folder:
-        for name in MODEL_FILES:
-            Path(folder, name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
-        model = load_model(Path(folder), Beit)
+    with storage.local_copy(checkpoint, MODEL_FILES) as folder:
+        model = load_model(folder, Beit)
     columns = ("patch_view", "mask", *target.columns)
     return reconstruct(model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions)
 

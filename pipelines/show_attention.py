@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beit.checks import positive
 from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
-from pipelines import runs, storage
-from pipelines.image_files import read_square
+from pipelines import storage
+from pipelines.image_files import check_picture, read_square
+from pipelines.models import MODEL_FILES, find_model
 
 if TYPE_CHECKING:
     from beit.checkpoints import Model, SavedConfig
 
-MODEL_FILES = ("model.safetensors", "config.json")
 MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 
 
@@ -86,6 +84,7 @@ def show(config: AttentionConfig) -> Iterator[str]:
 
     if not config.images:
         raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")
+    check_picture(config.out)
     model, saved = _open_model(config.run)
     view = _normalisation(saved, config.run)
     backbone = backbone_of(model)
@@ -109,20 +108,8 @@ def _open_model(run: str) -> tuple[Model, SavedConfig]:
     """The model of a run or checkpoint folder, and its config.json."""
     from beit.checkpoints import load_model, read_config
 
-    uri = storage.absolute(run)
-    candidates = (uri, storage.join(uri, "model"), runs.latest_checkpoint(uri) if storage.is_folder(uri) else None)
-    for folder in (candidate for candidate in candidates if candidate is not None):
-        if all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES):
-            with tempfile.TemporaryDirectory() as copy:
-                if not storage.is_remote(folder):
-                    return load_model(Path(folder)), read_config(Path(folder))
-                for name in MODEL_FILES:
-                    Path(copy, name).write_bytes(storage.read_bytes(storage.join(folder, name)))
-                return load_model(Path(copy)), read_config(Path(copy))
-    raise UserError(
-        f"{run} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
-        "name the folder of a run, such as runs/NAME, or of a checkpoint",
-    )
+    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+        return load_model(folder), read_config(folder)
 
 
 def _normalisation(saved: SavedConfig, run: str) -> ViewConfig:

@@ -11,7 +11,7 @@ from beit.checks import positive
 from beit.config import TokenizerConfig
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.image_files import CENTRE, read_square
+from pipelines.image_files import CENTRE, check_picture, read_square
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +62,7 @@ def show(config: ShowConfig) -> Iterator[str]:
     if bool(config.images) == (config.data is not None):
         what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
         raise UserError(f"beit tokenizer show: {what}", "write beit tokenizer show IMAGE… or beit tokenizer show --data PATH")
-    if not config.out.lower().endswith(".png"):
-        raise UserError(f"--out {config.out} does not end in .png, and a picture would be written over it", "write --out NAME.png")
+    check_picture(config.out)
     tokenizer, size = open_tokenizer(config.tokenizer), config.tokenizer.image_size
     if size % (px := tokenizer.px_per_token):
         raise UserError(

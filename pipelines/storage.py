@@ -6,7 +6,7 @@ import functools
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,12 +224,18 @@ def delete_file(uri: str | Path) -> None:
 
 
 @contextmanager
-def local_copy(uri: str | Path) -> Iterator[Path]:
-    """A folder's files as a local folder: itself, or while the context lasts a copy of what is on a bucket."""
+def local_copy(uri: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
+    """A folder's files as a local folder: itself, or while the context lasts a copy of what is on a bucket.
+
+    Args:
+        uri: The folder.
+        names: The only files that are needed. None: all.
+    """
     if not is_remote(uri):
         yield Path(resolve(uri)[1])
         return
     with tempfile.TemporaryDirectory() as folder:
         for found in list_files(uri, recursive=False):
-            Path(folder, found.name).write_bytes(read_bytes(join(uri, found.name)))
+            if names is None or found.name in names:
+                Path(folder, found.name).write_bytes(read_bytes(join(uri, found.name)))
         yield Path(folder)

@@ -1,0 +1,31 @@
+"""The model that a path means: a checkpoint folder itself, or one in a run folder."""
+
+from __future__ import annotations
+
+from beit.errors import UserError
+from pipelines import runs, storage
+
+MODEL_FILES = ("model.safetensors", "config.json")
+
+
+def find_model(path: str) -> str:
+    """The folder with the weights that a path means: itself, a run's model, or a running run's newest checkpoint.
+
+    Raises:
+        UserError: If there are none.
+    """
+    uri = storage.absolute(path)
+    newest = runs.latest_checkpoint(uri) if storage.is_folder(uri) else None
+    for folder in (uri, storage.join(uri, "model"), newest):
+        if folder is not None and all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES):
+            return folder
+    raise UserError(
+        f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
+        "name the folder of a run, such as runs/NAME, or of a checkpoint",
+    )
+
+
+def keep_model(checkpoint: str, run: str) -> None:
+    """Copy the weights of a run's last checkpoint into its `model` folder, where whatever comes next finds them."""
+    for name in MODEL_FILES:
+        storage.write_bytes(storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name)))
