@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from beit.errors import UserError
 from beit.foreign.pickled import NotWeightsError, read_torch
 
 _HEAD = 4096
@@ -24,6 +27,28 @@ _BEGINNINGS = {
     b"\x89HDF": "an HDF5 file",
     b"%PDF": "a PDF document",
 }
+
+
+def read_bytes(path: Path, sha256: str | None, *, largest: int, what: str, sources: str) -> tuple[bytes, str]:
+    """A file's bytes and their SHA-256 in hexadecimal.
+
+    Args:
+        path: The file.
+        sha256: What its SHA-256 must be. None: anything.
+        largest: Bytes that no file of this kind exceeds.
+        what: The kind, for messages.
+        sources: Which files can be given, for messages.
+
+    Raises:
+        UserError: For a file that is too large, or another than was expected.
+    """
+    if (size := path.stat().st_size) > largest:
+        raise UserError(f"{path} has {size / 2**30:.0f} GiB, more than any known {what}", f"give {sources}")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256.strip().lower():
+        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it")
+    return data, digest
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from beit.checkpoints import CONFIG_FILE, WEIGHTS_FILE, class_of, save_model
 from beit.config import ViewConfig, to_dict
 from beit.errors import UserError
-from beit.foreign.files import read_tensors
+from beit.foreign.files import read_bytes, read_tensors
 from beit.foreign.huggingface import FoldersSettings, read_settings
 from beit.foreign.layout import Described, Kind, describe, kind_of
 from beit.foreign.names import BACKBONE, INDEX, PARTS, Spelling, from_hugging_face, spelling_of
@@ -193,15 +192,10 @@ def _locate(source: Path) -> tuple[Path, FoldersSettings]:
 
 
 def _read(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
-    if (size := path.stat().st_size) > LARGEST_BYTES:
-        raise UserError(f"{path} has {size / 2**30:.0f} GiB, more than any known BEiT", f"give {SOURCES}")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and digest != sha256.strip().lower():
-        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it")
+    data, digest = read_bytes(path, sha256, largest=LARGEST_BYTES, what="BEiT", sources=SOURCES)
     try:
         tensors = read_tensors(data)
-        if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > size:
+        if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > len(data):
             raise NotWeightsError("a file whose tensors would unfold to more than it holds")
     except NotWeightsError as error:
         raise UserError(f"{path} is {error}; nothing in it was run", "get the file from its publisher, and compare --sha256") from None

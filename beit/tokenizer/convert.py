@@ -7,7 +7,6 @@ microsoft/unilm trains itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from beit.config import to_dict
 from beit.errors import UserError
-from beit.foreign.files import read_tensors
+from beit.foreign.files import read_bytes, read_tensors
 from beit.foreign.pickled import NotWeightsError
 from beit.tokenizer.dalle import DALLE, IMAGE_SIZE
 from beit.tokenizer.dvae import DvaeConfig
@@ -158,12 +157,7 @@ def _fill(model: nn.Module, published: Published) -> None:
 def _read(path: Path, sha256: str | None) -> Published:
     if not path.is_file():
         raise UserError(f"{path} is not there, or is no file", f"give {SOURCES}")
-    if (size := path.stat().st_size) > LARGEST_BYTES:
-        raise UserError(f"{path} has {size / 2**30:.0f} GiB, more than any known tokenizer", f"give {SOURCES}")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and digest != sha256.strip().lower():
-        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it")
+    data, digest = read_bytes(path, sha256, largest=LARGEST_BYTES, what="tokenizer", sources=SOURCES)
     try:
         kind, tensors = recognise(read_tensors(data))
     except NotWeightsError as error:
