@@ -42,6 +42,8 @@ class Dispatcher:
         self._manifest, self._plan = manifest, plan
         self._ledger: Ledger | None = None
         self._round: Round | None = None
+        # Of all generations, in the order found: a ledger that goes back to its checkpoint would let a reader's place in it slip.
+        self._undecodable: dict[tuple[int, int], int] = {}
         # Not from 0: after a restart of this actor the next generation must be none that late messages of an earlier one carry.
         self._generation = int(time.time())
         self._starts = 0
@@ -55,6 +57,7 @@ class Dispatcher:
         self._ledger = Ledger(self._manifest.rows) if ledger is None else Ledger.from_bytes(ledger)
         if not np.array_equal(self._ledger.rows, self._manifest.rows):
             raise ValueError("the checkpoint's ledger belongs to other data: its units have other row counts than the manifest's")
+        self._undecodable |= self._ledger.quarantine
         self._round = None
         self._generation += 1
         self._starts += 1
@@ -79,6 +82,9 @@ class Dispatcher:
         """Enter a batch after the optimizer has stepped on it."""
         if generation == self._generation:
             self._current(generation).settle(epoch, unit, row, status)
+            bad = status != 0
+            keys = zip(unit[bad].tolist(), row[bad].tolist(), strict=True)
+            self._undecodable |= dict(zip(keys, status[bad].tolist(), strict=True))
 
     def snapshot(self, generation: int) -> bytes:
         """The ledger, to be written into a checkpoint."""
@@ -86,8 +92,7 @@ class Dispatcher:
 
     def quarantined(self, known: int) -> list[tuple[int, int, int]]:
         """(unit, row, status) of the images that could not be decoded, but for the first `known` ones."""
-        entries = list(self._ledger.quarantine.items())[known:] if self._ledger is not None else []
-        return [(unit, row, status) for (unit, row), status in entries]
+        return [(unit, row, status) for (unit, row), status in list(self._undecodable.items())[known:]]
 
     def counts(self) -> dict[str, int]:
         """Samples settled, and those of them without training."""

@@ -144,6 +144,24 @@ def test_late_messages_of_a_worker_group_that_is_gone_do_not_count():
     assert dispatcher.counts()["settled"] == 0
 
 
+def test_a_reader_of_the_quarantine_misses_nothing_when_the_workers_go_back_to_a_checkpoint():
+    class Manifest:
+        rows = np.array([4, 4])
+
+    def settle(generation, unit, row):
+        dispatcher.settle(generation, *(np.array([value]) for value in (0, unit, row, 1)))
+
+    dispatcher = Dispatcher(Manifest, Plan(seed=0, epochs=1, total_rows=8, max_rows=8, slots=1))
+    generation, _ = dispatcher.resume(None)
+    settle(generation, 0, 1)
+    read = dispatcher.quarantined(0)
+    generation, _ = dispatcher.resume(None)
+    settle(generation, 1, 2)  # found in another order the second time
+    settle(generation, 0, 1)
+    read += dispatcher.quarantined(len(read))
+    assert read == [(0, 1, 1), (1, 2, 1)]
+
+
 def test_unseen_samples_are_whole_images_in_views_of_no_epoch(tmp_path, photos):
     images = [{"bytes": photo if index % 3 else b"broken", "path": ""} for index, photo in enumerate(photos * 4)]
     pq.write_table(pa.table({"image": images}), tmp_path / "shard.parquet", row_group_size=5)
