@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit import checkpoints, optim
-from beit.config import AskedPatches, ModelConfig, OptimConfig, TargetKind, ViewConfig, to_dict
+from beit.config import AskedPatches, ModelConfig, OptimConfig, PixelConfig, TargetKind, ViewConfig, to_dict
 from beit.objective import Objective
 from beit.targets import Target
 from beit.vit import Backbone, Linear, initialise
@@ -99,7 +99,7 @@ def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor
     return positions, mask.gather(1, positions)
 
 
-def normalise(images: Tensor, view: ViewConfig) -> Tensor:
+def normalise(images: Tensor, view: PixelConfig) -> Tensor:
     """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by `view.std`."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device and waited for.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from beit import checkpoints, optim
 from beit.annotations import IGNORED
-from beit.config import OptimConfig, ViewConfig, to_dict
+from beit.config import OptimConfig, PixelConfig, to_dict
 from beit.mim import derive, normalise
 from beit.objective import Objective
 from beit.segmenter import Segmenter
@@ -40,7 +40,7 @@ class SegmentObjective(Objective):
         self,
         model: Segmenter,
         optim: OptimConfig,
-        view: ViewConfig,
+        view: PixelConfig,
         *,
         layer_decay: float,
         total_steps: int,
