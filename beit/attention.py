@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from beit.config import ViewConfig
 from beit.errors import UserError
-from beit.mim import normalise
+from beit.pixels import normalise
 from beit.resolution import at_size
 from beit.vit import Backbone, Block, take_biases, take_tokens
 

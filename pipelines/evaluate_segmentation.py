@@ -178,7 +178,7 @@ class PixelJudge:
         """Classes [B, *size] of images uint8 [B, H, W, 3]."""
         import torch
 
-        from beit.mim import normalise
+        from beit.pixels import normalise
         from beit.sliding import segment
 
         crop = self._model.config.image_size
