@@ -93,11 +93,6 @@ def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list
     return [(manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), str(reasons[i])) for i in places]
 
 
-def is_evaluated(run: str, step: int, way: str = "") -> bool:
-    """Whether a run's model of a step was judged; `way` as in `save_evaluation`."""
-    return storage.exists(storage.join(run, FOLDER, _name(step, way)))
-
-
 def save_evaluation(run: str, values: dict[str, Any], *, way: str = "") -> None:
     """Write an evaluation into the run folder: JSON types with "step" and "images" among them.
 
@@ -113,9 +108,16 @@ def _name(step: int, way: str) -> str:
     return f"step-{step:08d}{way}.json"
 
 
+def read_evaluation(run: str, step: int, way: str = "") -> dict[str, Any] | None:
+    """What was found about the model of a step, `way` as in `save_evaluation`; None if it was not judged."""
+    file = storage.join(run, FOLDER, _name(step, way))
+    found: dict[str, Any] | None = json.loads(storage.read_text(file)) if storage.exists(file) else None
+    return found
+
+
 def read_evaluations(run: str) -> list[dict[str, Any]]:
-    """All evaluations of a run, by step."""
+    """All evaluations of a run, by step; of one step the usual way first."""
     folder = storage.join(run, FOLDER)
-    names = sorted(storage.list_folder(folder)) if storage.exists(folder) else []
-    found = [json.loads(storage.read_text(storage.join(folder, name))) for name in names if Path(name).suffix == ".json"]
+    names = [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"] if storage.exists(folder) else []
+    found = [json.loads(storage.read_text(storage.join(folder, name))) for name in sorted(names, key=lambda name: (len(name), name))]
     return sorted(found, key=lambda one: int(one["step"]))

@@ -162,6 +162,11 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
 
     unit = source.unit(0)
     found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
+    if not isinstance(found["annotation"][0], bytes):
+        raise UserError(
+            f"{option}={source.uri}: the column annotation holds {type(found['annotation'][0]).__name__}, not the bytes of files",
+            "give a column annotation of PNG files, as struct<bytes, path> or binary",
+        )
     faults = [fault(*pair, view=config.view, ids=config.annotation) for pair in zip(found["image"], found["annotation"], strict=True)]
     if all(faults):
         raise UserError(

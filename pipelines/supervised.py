@@ -16,7 +16,6 @@ from pipelines.models import MODEL_FILES, find_model, keep_model
 if TYPE_CHECKING:
     from torch import nn
 
-    from beit.checkpoints import SavedConfig
     from beit.resolution import AbsoluteMode
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
@@ -52,14 +51,6 @@ class Prepared:
         ]
 
 
-def saved_start(start: str) -> SavedConfig:
-    """What the config.json of the model says that a run or checkpoint holds."""
-    from beit.checkpoints import read_config
-
-    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
-        return read_config(folder)
-
-
 def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixels: bool = True) -> Config:
     """A recipe for the model of a run or checkpoint.
 
@@ -69,9 +60,11 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
         image_size: Another one than the model's. None: the same.
         pixels: Take mean and std from the model; else they are the recipe's.
     """
+    from beit.checkpoints import read_config
     from beit.transfer import finetuning_config
 
-    saved = saved_start(start)
+    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
+        saved = read_config(folder)
     model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
     theirs = from_dict(ViewConfig, saved.extra["view"]) if pixels and "view" in saved.extra else recipe.view
     view = replace(recipe.view, mean=theirs.mean, std=theirs.std)
@@ -161,12 +154,12 @@ def run_judged(
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
     """
-    from pipelines.evaluate import is_evaluated, read_evaluations, save_evaluation
+    from pipelines.evaluate import read_evaluation, save_evaluation
     from pipelines.job import run_job, write_report_of
 
     def at_pause(folder: runs.RunFolder, placement: Placement, checkpoint: str) -> None:
         step = runs.step_of(checkpoint)
-        if is_evaluated(folder.uri, step, way):
+        if read_evaluation(folder.uri, step, way) is not None:
             return
         found = judge(folder.uri, checkpoint, placement, step)
         save_evaluation(folder.uri, found, way=way)
@@ -182,8 +175,8 @@ def run_judged(
         at_pause=at_pause if judged else None,
     )
     keep_model(result.checkpoint, folder.uri)
-    if found := [one for one in read_evaluations(folder.uri) if one["step"] == result.step]:
-        result = replace(result, metrics={**result.metrics, **{f"val/{name}": found[-1][name] for name in figures}})
+    if (last := read_evaluation(folder.uri, result.step, way)) is not None:
+        result = replace(result, metrics={**result.metrics, **{f"val/{name}": last[name] for name in figures}})
     report = write_report_of(prepared.training, folder, lambda: write_report(folder.uri), say=say)
     say(f"model: {result.run}/model")
     say(f"report: {report}")

@@ -138,6 +138,9 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     pq.write_table(plain, tmp_path / "plain" / "part.parquet")
     with pytest.raises(UserError, match="has no annotations, it is parquet with images only"):
         prepare(job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}), preset="test", say=print)
+    pq.write_table(plain.append_column("annotation", [["a.png"] * 16]), tmp_path / "plain" / "part.parquet")
+    with pytest.raises(UserError, match="the column annotation holds str, not the bytes of files"):
+        prepare(job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}), preset="test", say=print)
 
 
 @pytest.mark.parametrize("test", [SlidingConfig(), SlidingConfig(ratios=(0.75, 1.5), flip=True, stride=20)])
