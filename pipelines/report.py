@@ -367,7 +367,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
 pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
-td { padding: .15rem 1.2rem .15rem 0; }
+td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }

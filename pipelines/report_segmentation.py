@@ -48,7 +48,7 @@ def _ways(final: Sequence[dict[str, Any]]) -> str:
     rows = "".join(
         f"<tr><td>{escape(_way(one['test']))}</td>" + "".join(f"<td>{one[key]:.2%}</td>" for key, _ in CURVES) + "</tr>" for one in final
     )
-    head = "".join(f"<td>{label}</td>" for label in ("tested", *(label for _, label in CURVES)))
+    head = "".join(f"<th>{label}</th>" for label in ("tested", *(label for _, label in CURVES)))
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
@@ -77,7 +77,7 @@ def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
         figures = (share[number], found["iou"][number], found["accuracy"][number])
         cells = "".join(f"<td>{'' if value is None else f'{value:.1%}'}</td>" for value in figures)
         rows.append(f"<tr><td>{escape(names[number])}</td>{cells}<td>{escape(taken)}</td></tr>")
-    head = "".join(f"<td>{label}</td>" for label in ("class", "share of the pixels", "IoU", "accuracy", "most often taken for"))
+    head = "".join(f"<th>{label}</th>" for label in ("class", "share of the pixels", "IoU", "accuracy", "most often taken for"))
     return f"<h2>Classes</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
