@@ -98,7 +98,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from beit.optim import check_schedule
     from pipelines.job import Training, open_data
     from pipelines.segment_samples import SegmentSampleConfig
-    from pipelines.sources.annotations import annotated_classes, check_annotations
+    from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 
     config = supervised.checked(config, what="segmentation", job=JOB)
     if config.resources.workers is not None:
@@ -112,6 +112,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     val = supervised.open_validation(config, say=say)
     if val is not None:
         check_annotations(val, option="data.val")
+        check_same_names(names, annotated_classes(val.manifest, ids)[1])
         _look(val, config, option="data.val")
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     if config.steps is None:

@@ -60,13 +60,13 @@ def street(number):
     return image, ids, {"image": png(image), "annotation": png(ids)}
 
 
-def write_streets(folder, numbers, *, broken=None):
+def write_streets(folder, numbers, *, broken=None, names=NAMES):
     """Parquet as on the hub; `broken` says what some rows hold instead."""
     folder.mkdir()
     files = [{**street(number)[2], **(broken or {}).get(row, {})} for row, number in enumerate(numbers)]
     columns = {name: [{"bytes": file[name], "path": None} for file in files] for name in ("image", "annotation")}
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema({"image": kind, "annotation": kind}, metadata={"class_names": json.dumps(NAMES)})
+    schema = pa.schema({"image": kind, "annotation": kind}, metadata={"class_names": json.dumps(names)})
     pq.write_table(pa.Table.from_pydict(columns, schema), folder / "part.parquet", row_group_size=8)
     return str(folder)
 
@@ -131,6 +131,9 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     write_streets(tmp_path / "val", range(16, 20))
     prepared = prepare(job_config(pretrained, tmp_path), preset="test", say=print)
     assert prepared.classes == 3, "void, the last id, is no class"
+    other = write_streets(tmp_path / "other", range(4), names=("sky", "tree", "road", "void"))
+    with pytest.raises(UserError, match=r"data.val calls class 1 of 3 tree, data.train road"):
+        prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
     with pytest.raises(UserError, match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels"):
         prepare(job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}), preset="test", say=print)
     plain = pq.read_table(tmp_path / "train" / "part.parquet").drop(["annotation"])
