@@ -43,7 +43,8 @@ class ShowConfig:
     side: int = 224
     """Side of a picture on the sheet, in pixels."""
 
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    # 64 px is what the tokenizer that is the default was trained on.
+    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(image_size=64))
 
     def __post_init__(self) -> None:
         positive(self, "--", "side", "measured", "shown")
