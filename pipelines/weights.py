@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from beit.checks import not_negative, positive
 from beit.errors import UserError
+
+if TYPE_CHECKING:
+    from beit.foreign.layout import Described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +73,11 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
             out.rmdir()
         raise
     described = done.described
-    model, head = described.model, described.head
-    size = {
-        "mim": lambda: f"{head['vocab_size']:,} visual tokens",
-        "backbone": lambda: f"no head, {'a' if head['norm'] else 'no'} norm behind the last block",
-    }.get(described.kind, lambda: f"{head['classes']:,} classes")()
+    model = described.model
     yield (
         f"{described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads ({described.heads_by}), patches of "
         f"{model.patch_size} px at {model.image_size} px, {model.position} positions, "
-        f"{'LayerScale' if model.layer_scale else 'no LayerScale'}, {size}"
+        f"{'LayerScale' if model.layer_scale else 'no LayerScale'}, {_behind(described)}"
     )
     yield f"{done.parameters:,} parameters, in {SPELLINGS[done.spelling]}"
     yield from done.report.lines()
@@ -88,6 +87,16 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     yield f"written: {done.folder}"
     use = f"beit export {out} OUT --format hf" if described.kind == "segmenter" else f"beit finetune {out} --data.train IMAGES"
     yield f"next: {use}, or beit.load_model({str(out)!r}) in Python"
+
+
+def _behind(described: Described) -> str:
+    """What is behind the backbone."""
+    head = described.head
+    if described.kind == "mim":
+        return f"{head['vocab_size']:,} visual tokens"
+    if described.kind == "backbone":
+        return "no head" + ("" if head["norm"] else " and no last norm")
+    return f"{head['classes']:,} classes"
 
 
 def _check_local(source: str) -> None:

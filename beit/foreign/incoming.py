@@ -120,7 +120,8 @@ def _notes(described: Described, said: Said) -> list[str]:
         if taps is None:
             notes.append(f"the head reads blocks {usual}, as the authors'; --taps says otherwise")
         elif taps != usual:
-            by = "" if said.out_indices is None else ", as transformers does with this folder"
+            theirs = said.out_indices is not None and taps == [index - 2 for index in said.out_indices]
+            by = ", as transformers does with this folder" if theirs else ""
             notes.append(
                 f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they trained, give "
                 f"--taps {' '.join(map(str, usual))}"
