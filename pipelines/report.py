@@ -209,6 +209,8 @@ def _curves(rows: list[Row], noun: str) -> str:
         ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
         ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
         ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        ("Entropy of the mean token distribution (nats)", [("train/marginal", "entropy", False)], {}),
+        ("Weight of the divergence", [("train/kl_weight", "weight", False)], {"from_zero": True}),
         ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.
