@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +95,16 @@ def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageToke
         for entry in storage.list_files(path, recursive=False):
             Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(path, entry.name)))
         return load_tokenizer(folder, device=device)
+
+
+def px_per_token(config: TokenizerConfig) -> int:
+    """Side of the square of pixels that a token of a run's tokenizer stands for; its weights are not read."""
+    from beit.tokenizer import registry
+    from beit.tokenizer.folder import DESCRIPTION
+
+    if config.path is None or not storage.is_remote(config.path):
+        return registry.px_per_token(config.path or config.name)
+    return registry.described_px(json.loads(storage.read_bytes(storage.join(config.path, DESCRIPTION))), config.path)
 
 
 class Tokenize:
