@@ -26,6 +26,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
+  beit doctor                      what stands in the way of a run, here or on the cluster
 
   beit COMMAND --help              a command's options
   --debug                          tracebacks, and Ray's own messages
@@ -242,6 +243,17 @@ def _report(arguments: list[str], debug: bool) -> None:
     print(rebuild_report(arguments[0]))
 
 
+def _doctor(arguments: list[str], debug: bool) -> None:
+    from pipelines.doctor import DoctorConfig, examine, exit_code
+
+    findings = []
+    for finding in examine(parse(arguments, DoctorConfig, command="doctor", positional=())):
+        findings.append(finding)
+        print("\n".join(finding.lines()), flush=True)
+    if code := exit_code(findings):
+        sys.exit(code)
+
+
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
     """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
 
@@ -355,6 +367,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "export": _export,
     "attention": _attention,
     "report": _report,
+    "doctor": _doctor,
 }
 
 

@@ -1,4 +1,4 @@
-"""The files for `ray up`: by Ray's own validation, by what they promise, and for AWS by creating nodes against moto. Nothing is paid for."""
+"""The files for `ray up`: by Ray's own validation, by what they promise, and for AWS by creating nodes against moto. Nothing is paid."""
 
 import tomllib
 from pathlib import Path
