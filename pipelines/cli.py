@@ -26,6 +26,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
+  beit plan [PRESET]               what a pretraining takes: time, nodes, costs, storage, here and on a cluster
   beit doctor                      what stands in the way of a run, here or on the cluster
 
   beit COMMAND --help              a command's options
@@ -243,6 +244,23 @@ def _report(arguments: list[str], debug: bool) -> None:
     print(rebuild_report(arguments[0]))
 
 
+def _plan(arguments: list[str], debug: bool) -> None:
+    from pipelines import plan as job
+    from pipelines.presets import PRESETS, pretrain_preset
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    if name.endswith(".json"):
+        from pipelines import runs
+        from pipelines.config import PretrainConfig
+
+        base, name = runs.saved_config(name, PretrainConfig, job="pretrain")
+    else:
+        base = pretrain_preset(name)
+    config = parse(arguments, job.PlanConfig, command=f"plan [{' | '.join(PRESETS)}]", positional=(), default=job.config_of(base))
+    for line in job.plan(config, preset=name):
+        print(line, flush=True)
+
+
 def _doctor(arguments: list[str], debug: bool) -> None:
     from pipelines.doctor import DoctorConfig, examine, exit_code
 
@@ -367,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "export": _export,
     "attention": _attention,
     "report": _report,
+    "plan": _plan,
     "doctor": _doctor,
 }
 
