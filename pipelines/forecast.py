@@ -161,7 +161,7 @@ def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized:
     final = 3 * patch_px**2 + patches + 2 * patches + keys
     if not tokenized:
         return final
-    return final + 3 * patch_px**2 + (3 * token_px**2 if token_px not in (None, patch_px) else 0) + patches + keys  # type: ignore[operator]
+    return final + 3 * patch_px**2 + (3 * token_px**2 if token_px is not None and token_px != patch_px else 0) + patches + keys
 
 
 def checkpoint_bytes(parameters: int) -> int:

@@ -148,6 +148,7 @@ def build_stream(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
         batch_size=1,
         num_cpus=placement.view_cpus,
+        resources=placement.tag("views"),
     )
     if tokenizer is None:
         return stream  # type: ignore[no-any-return]
@@ -159,6 +160,7 @@ def build_stream(
         batch_size=None,
         num_cpus=placement.tokenizer_cpus,
         num_gpus=placement.tokenizer_gpus,
+        resources=placement.tag("tokens"),
     )
 
 
