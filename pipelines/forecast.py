@@ -16,7 +16,7 @@ STREAM_SHARE = 0.9
 """What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
 
 COORDINATOR_BLOCKS = (50.0, 100.0)
-"""Blocks a second that pass one coordinator of a split stream; a block is about a worker's batch (docs/clusters.md)."""
+"""Blocks a second and operator that pass one coordinator of a split stream, on a slow core (docs/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
@@ -103,7 +103,7 @@ def on_gpus(
     *,
     workers: int,
     utilisation: float,
-    worker_batch: int,
+    block_rows: int,
     streams: int = 1,
     train_rate: float | None = None,
 ) -> Forecast:
@@ -114,7 +114,7 @@ def on_gpus(
         machines: Kinds of nodes.
         workers: Training workers, a GPU each.
         utilisation: Share of a GPU's peak.
-        worker_batch: Images of a worker's batch, about a block.
+        block_rows: Images of a block.
         streams: Coordinators that the workers are divided over.
         train_rate: Images a second of one GPU where that was measured. None: from its peak.
     """
@@ -122,7 +122,7 @@ def on_gpus(
     on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
     one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
     # The lower end of what was measured: a plan should not promise what only the better machine holds.
-    limits = {"training": workers * one, "one coordinator": streams * COORDINATOR_BLOCKS[0] * worker_batch}
+    limits = {"training": workers * one, "one coordinator": streams * COORDINATOR_BLOCKS[0] * block_rows}
     rate = min(limits.values())
     train_nodes = -(-workers // machines.train_gpus)
     nodes = {"train": train_nodes}
@@ -133,9 +133,9 @@ def on_gpus(
     return Forecast(rate=rate, limits=limits, nodes=nodes)
 
 
-def streams_needed(*, rate: float, worker_batch: int) -> int:
+def streams_needed(*, rate: float, block_rows: int) -> int:
     """Streams that the workers are to be divided over, so that no coordinator passes more blocks than it can."""
-    return max(1, _ceil(rate / worker_batch / COORDINATOR_BLOCKS[0]))
+    return max(1, _ceil(rate / block_rows / COORDINATOR_BLOCKS[0]))
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:

@@ -26,14 +26,13 @@ from pipelines.samples import SampleConfig
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
-from pipelines.stream import build_stream
+from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
 Config = TypeVar("Config", bound=JobConfig)
 
-# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
-# blocks of a worker's batch (design: 100,000 blocks a round).
+# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
 
 
@@ -177,7 +176,7 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     worker_batch = max(1, training.global_batch_size // (placement.most_workers or placement.workers))
     epochs = -(-total_rows // int(rows.sum()))
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
+    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -312,7 +311,8 @@ def _scaling(placement: Placement) -> Any:
     resources = {"CPU": placement.worker_cpus, **placement.tag("train")}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
-    workers = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
+    # Ray Train's annotation is that of its older version, which knew no range.
+    workers: Any = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 

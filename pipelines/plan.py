@@ -193,13 +193,15 @@ def _here_lines(costs: Costs, placement: Placement, *, cores: float, seen: int) 
 
 
 def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
+    from pipelines.stream import block_rows
+
     measured = rates.gpu_rate if rates.gpu == machines.train_gpu and machines.token_gpu is not None else None
     return forecast.on_gpus(
         rates.costs,
         machines,
         workers=workers,
         utilisation=utilisation,
-        worker_batch=max(1, config.optim.global_batch_size // workers),
+        block_rows=block_rows(config.optim.global_batch_size // workers),
         train_rate=measured,
     )
 
@@ -214,6 +216,8 @@ def _cluster_lines(
             f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
             "views from this machine's cores"
         )
+    from pipelines.stream import block_rows
+
     for multiple in MULTIPLES:
         count = multiple * workers
         if count > config.optim.global_batch_size:
@@ -228,9 +232,7 @@ def _cluster_lines(
         if costs[0] is not None and costs[1] is not None:
             line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
         yield line
-        streams = forecast.streams_needed(
-            rate=count * fast.limits["training"] / count, worker_batch=config.optim.global_batch_size // count
-        )
+        streams = forecast.streams_needed(rate=fast.limits["training"], block_rows=block_rows(config.optim.global_batch_size // count))
         if streams > 1:
             yield (
                 f"  its blocks would need {streams} streams; one coordinator passes {forecast.COORDINATOR_BLOCKS[0]:g} to "

@@ -102,7 +102,8 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
 def _time(work: Callable[[dict[str, Any]], Any], batch: dict[str, Any], *, seconds: float) -> float:
     """Core-seconds an image of some work on a batch: the median of a few rounds."""
     work(batch)
-    images, rounds = len(batch["row"]), []
+    images = len(batch["row"])
+    rounds: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(rounds) < 2 or time.perf_counter() < deadline:
         start = time.process_time()

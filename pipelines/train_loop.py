@@ -19,7 +19,7 @@ from torch import Tensor
 from beit.objective import Objective
 from pipelines import seeds
 from pipelines.shuffle import shuffle
-from pipelines.step import Stepper
+from pipelines.step import Stepper, share_of
 
 Batch = dict[str, NDArray[Any]]
 
@@ -71,11 +71,6 @@ def ahead(batches: Iterator[Any], prepare: Callable[[Any], Any]) -> Iterator[Any
         while (item := following.result()) is not None:
             following = thread.submit(fetch)
             yield item
-
-
-def share_of(global_batch_size: int, rank: int, workers: int) -> int:
-    """Images of a worker's batch: an equal share, and one more on the first ranks where the division leaves a rest."""
-    return global_batch_size // workers + (rank < global_batch_size % workers)
 
 
 class Worker:

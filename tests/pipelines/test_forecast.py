@@ -33,39 +33,39 @@ def test_twice_the_machines_are_twice_as_fast_and_nothing_is_free():
 
 
 def test_gpus_train_at_their_share_of_the_peak_and_every_stage_gets_the_nodes_to_keep_up():
-    found = on_gpus(COSTS, MACHINES, workers=16, utilisation=0.5, worker_batch=1024)
+    found = on_gpus(COSTS, MACHINES, workers=16, utilisation=0.5, block_rows=1024)
     assert found.rate == pytest.approx(16 * 312e12 * 0.5 / 100e9)  # 24,960 images/s
     assert found.nodes["train"] == 2
     assert found.nodes["tokens"] == 21  # 24,960 x 50 GFLOP = 1,248 TFLOP/s, at 60.5 a card: 20.6
     # 24,960 x 2 ms = 49.9 cores; 2 x 96 cores less 16 for the workers are enough.
     assert found.nodes["views"] == 0
-    lean = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, worker_batch=1024)
+    lean = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, block_rows=1024)
     assert lean.nodes["views"] == 4  # 49.9 cores at 0.9 x 16 a node: 3.5
 
 
 def test_tokenizers_on_the_workers_gpus_take_their_time():
-    alone = on_gpus(COSTS, MACHINES, workers=1, utilisation=0.5, worker_batch=256)
-    shared = on_gpus(COSTS, replace(MACHINES, token_gpu=None), workers=1, utilisation=0.5, worker_batch=256)
+    alone = on_gpus(COSTS, MACHINES, workers=1, utilisation=0.5, block_rows=256)
+    shared = on_gpus(COSTS, replace(MACHINES, token_gpu=None), workers=1, utilisation=0.5, block_rows=256)
     assert alone.rate / shared.rate == pytest.approx(1.5)
     assert "tokens" not in shared.nodes
 
 
-def test_one_coordinator_is_the_limit_of_many_workers_with_small_batches_and_streams_lift_it():
-    found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, worker_batch=4)
+def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_streams_lift_it():
+    found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4)
     assert found.bottleneck == "one coordinator"
-    streams = forecast.streams_needed(rate=found.limits["training"], worker_batch=4)
-    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, worker_batch=4, streams=streams)
+    streams = forecast.streams_needed(rate=found.limits["training"], block_rows=4)
+    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams)
     assert lifted.bottleneck == "training"
-    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, worker_batch=4, streams=streams - 1).bottleneck == "one coordinator"
+    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams - 1).bottleneck == "one coordinator"
 
 
 def test_a_measured_rate_stands_in_place_of_the_peak():
-    found = on_gpus(COSTS, MACHINES, workers=4, utilisation=0.5, worker_batch=512, train_rate=1000.0)
+    found = on_gpus(COSTS, MACHINES, workers=4, utilisation=0.5, block_rows=512, train_rate=1000.0)
     assert found.limits["training"] == 4000
 
 
 def test_money_is_that_of_all_nodes_and_unknown_where_a_price_is():
-    found = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, worker_batch=1024)
+    found = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, block_rows=1024)
     prices = {"train": (10.0, 30.0), "tokens": (0.5, 1.0), "views": (0.25, 0.5), "head": (0.2, 0.2)}
     low, high = money(found, prices, hours=10)
     assert low == pytest.approx(10 * (2 * 10 + 21 * 0.5 + 4 * 0.25 + 0.2))

@@ -54,8 +54,8 @@ def test_a_cluster_is_extrapolated_and_says_so_with_nodes_and_money(measured):
     lines = list(plan(config, preset="quickstart"))
     assert any(line.startswith("extrapolated, not measured: TFLOP/s of the data sheets (A100 312, L4 121) x 40% to 60%") for line in lines)
     rates = [line for line in lines if line.startswith("8 x A100")]
-    # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP; but 8 images a worker make a block, and 50 blocks a second pass.
-    assert "400 to 400 images/s" in rates[0]
+    # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP would be 9,246; but of blocks of 64 images 50 a second pass.
+    assert "3,200 to 3,200 images/s" in rates[0]
     assert "limited by one coordinator" in rates[0]
     assert "dollars" in rates[0]
 
