@@ -31,7 +31,7 @@ class Beit(Backbone):
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
     """
 
-    kind: ClassVar = "mim"
+    kind: ClassVar[str] = "mim"
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0) -> None:
         """Build the model.

@@ -86,7 +86,7 @@ def checked(config: Config, *, what: str, job: str) -> Config:
             f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
             f"set --data.train to your images, and --data.val; beit {job} quickstart runs on the scenes",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers)
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
     config = with_absolute_data(config)
     val = None if config.data.val is None else storage.absolute(config.data.val)
     return replace(config, data=replace(config.data, val=val), start=None if config.start is None else find_model(config.start))
