@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from beit.config import ViewConfig
+from beit.config import PixelConfig
 
 
-def normalise(images: Tensor, view: ViewConfig) -> Tensor:
+def normalise(images: Tensor, view: PixelConfig) -> Tensor:
     """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by `view.std`."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device and waited for.

@@ -27,8 +27,8 @@ DEVICE = 21
 class SegmentObjective(VitObjective[Segmenter]):
     """Cross-entropy of every pixel that is not ignored, of the head and, weighed less, of the auxiliary head.
 
-    Weighed by pixels, so the loss is the mean over the pixels of the global batch. A batch norm's statistics are those of a worker's part
-    of the batch, unless its norms are synchronised (see `beit.heads.layers.ConvNorm`); with UPerNet a part needs two images at least.
+    Weighed by pixels, so the loss is the mean over the pixels of the global batch. A BatchNorm's statistics are those of what goes through
+    the model at once, on all workers if the model was `synchronised` (beit/heads/norms.py); with UPerNet that must be two images at least.
     """
 
     purpose: ClassVar = DEVICE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 
 from beit import checkpoints, optim
-from beit.config import OptimConfig, ViewConfig, to_dict
+from beit.config import OptimConfig, PixelConfig, to_dict
 from beit.objective import Objective, derive, worker_rank
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class VitObjective(Objective, Generic[Model]):
         self,
         model: Model,
         optim: OptimConfig,
-        view: ViewConfig,
+        view: PixelConfig,
         *,
         layer_decay: float = 1.0,
         total_steps: int,

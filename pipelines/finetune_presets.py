@@ -9,19 +9,13 @@ from typing import Literal
 from beit.checks import not_negative, positive, share
 from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
-from pipelines.config import DataConfig, JobConfig, OutputConfig
+from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyDataConfig(DataConfig):
+class ClassifyDataConfig(SupervisedDataConfig):
     """Where images and labels come from."""
-
-    val: str | None = None
-    """Images and labels to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else no evaluation."""
-
-    val_scenes: int = 1000
-    """How many scenes to render for validation when `train` is not given."""
 
     label: str | None = None
     """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
@@ -31,16 +25,13 @@ class ClassifyDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data.", "val_scenes", "fraction")
+        positive(self, "data.", "fraction")
         share(self, "data.", "fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(SupervisedConfig):
     """Classification: fine-tuning a pretrained model, or training one from scratch."""
-
-    start: str | None = None
-    """Run folder or checkpoint folder to begin with. None: from scratch."""
 
     classes: int | None = None
     """Classes of the head. None: as many as the data names, or its largest label + 1."""
@@ -48,30 +39,22 @@ class FinetuneConfig(JobConfig):
     pooling: Literal["mean", "cls"] = "mean"
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
-    layer_decay: float = 0.65
-    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
-
     warmup_epochs: float | None = None
     """Passes over the data of the linear warmup, in place of `optim.warmup_steps`; with `steps` it keeps its share of the run."""
-
-    evaluate_epochs: float | None = None
-    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
 
     centre: float | None = None
     """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
     view: ViewConfig = field(default_factory=lambda: ViewConfig(jitter=0.0))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "--", "classes", "layer_decay", "evaluate_epochs", "centre")
+        positive(self, "--", "classes", "centre")
         not_negative(self, "--", "warmup_epochs")
-        share(self, "--", "layer_decay", "centre")
+        share(self, "--", "centre")
 
 
 def quickstart() -> FinetuneConfig:

@@ -289,10 +289,11 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     from beit.checkpoints import load_model
     from beit.mim import Beit
     from beit.pictures import reconstruct
-    from pipelines.samples import draw_unseen
+    from pipelines.samples import SampleConfig, draw_unseen
 
     config = training.config
     assert isinstance(config, PretrainConfig)
+    assert isinstance(training.samples, SampleConfig)
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
     target = _make_target(config, 0)

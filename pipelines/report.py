@@ -289,13 +289,13 @@ def _quarantine(run: str) -> str:
     file = storage.join(run, "quarantine.csv")
     entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
     if not entries:
-        return "<h2>Quarantine</h2><p>Every image could be decoded.</p>"
+        return "<h2>Quarantine</h2><p>Every image could be used.</p>"
     reasons = Counter(entry["reason"] for entry in entries).most_common()
     counted = "".join(f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons)
     first = "".join(f"<li><code>{escape(entry['image'])}</code> {escape(entry['reason'])}</li>" for entry in entries[:20])
     more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > 20 else ""
     return (
-        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be decoded "
+        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be used "
         "and took no part in the loss.</p>"
         f"<table>{counted}</table><details><summary>Which ones</summary><ul>{first}</ul>{more}</details>"
     )
@@ -369,7 +369,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
 pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
-td { padding: .15rem 1.2rem .15rem 0; }
+td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }
