@@ -27,6 +27,8 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
   beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
+  beit plan [PRESET]               what a pretraining takes: time, nodes, costs, storage, here and on a cluster
+  beit doctor                      what stands in the way of a run, here or on the cluster
 
   beit COMMAND --help              a command's options
   --debug                          tracebacks, and Ray's own messages
@@ -254,6 +256,34 @@ def _compare(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _plan(arguments: list[str], debug: bool) -> None:
+    from pipelines import plan as job
+    from pipelines.presets import PRESETS, pretrain_preset
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    if name.endswith(".json"):
+        from pipelines import runs
+        from pipelines.config import PretrainConfig
+
+        base, name = runs.saved_config(name, PretrainConfig, job="pretrain")
+    else:
+        base = pretrain_preset(name)
+    config = parse(arguments, job.PlanConfig, command=f"plan [{' | '.join(PRESETS)}]", positional=(), default=job.config_of(base))
+    for line in job.plan(config, preset=name):
+        print(line, flush=True)
+
+
+def _doctor(arguments: list[str], debug: bool) -> None:
+    from pipelines.doctor import DoctorConfig, examine, exit_code
+
+    findings = []
+    for finding in examine(parse(arguments, DoctorConfig, command="doctor", positional=())):
+        findings.append(finding)
+        print("\n".join(finding.lines()), flush=True)
+    if code := exit_code(findings):
+        sys.exit(code)
+
+
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
     """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
 
@@ -368,6 +398,8 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "attention": _attention,
     "report": _report,
     "compare": _compare,
+    "plan": _plan,
+    "doctor": _doctor,
 }
 
 

@@ -41,6 +41,10 @@ class ResourceConfig:
     workers: int | None = None
     """Training workers: one GPU each, or a share of the cores. None: one for each GPU of the cluster, one where they train on CPUs."""
 
+    most_workers: int | None = None
+    """Grow to so many workers as machines come, and go on with fewer, down to `workers`, as they are lost; the global batch stays what it
+    is. None: always `workers`."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers train. auto: GPUs if the cluster has any."""
 
@@ -78,9 +82,25 @@ class ResourceConfig:
     """Restarts of the worker group before the run gives up. Each goes on from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        positive(self, "resources.", "workers", "micro_batch_size", "worker_cpus", "view_cpus", "tokenizers", "tokenizer_cpus", "cpus")
+        positive(
+            self,
+            "resources.",
+            "workers",
+            "most_workers",
+            "micro_batch_size",
+            "worker_cpus",
+            "view_cpus",
+            "tokenizers",
+            "tokenizer_cpus",
+            "cpus",
+        )
         not_negative(self, "resources.", "max_failures")
         share(self, "resources.", "tokenizer_gpus")
+        if self.most_workers is not None and self.most_workers <= (self.workers or 1):
+            raise UserError(
+                f"resources.most_workers={self.most_workers} is not above resources.workers={self.workers or 1}",
+                "leave it out, or set it to more workers than there are at least",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
             f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
             "set --data.train to labelled images, and --data.val; beit finetune quickstart runs on the scenes",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers)
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
     config = with_absolute_data(config)
     if config.data.val is not None:
         config = replace(config, data=replace(config.data, val=storage.absolute(config.data.val)))

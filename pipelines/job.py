@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,14 +26,13 @@ from pipelines.samples import SampleConfig
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
-from pipelines.stream import build_stream
+from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
 Config = TypeVar("Config", bound=JobConfig)
 
-# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
-# blocks of a worker's batch (design: 100,000 blocks a round).
+# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
 
 
@@ -99,7 +99,7 @@ def run_job(
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
-        check_batch(training.global_batch_size, placement.workers)
+        check_batch(training.global_batch_size, placement.workers, placement.most_workers)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:
@@ -173,10 +173,10 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
         if config.steps or config.whole_steps
         else int(config.epochs * int(rows.sum()) + 1e-9)
     )
-    worker_batch = training.global_batch_size // placement.workers
+    worker_batch = max(1, training.global_batch_size // (placement.most_workers or placement.workers))
     epochs = -(-total_rows // int(rows.sum()))
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
+    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -222,8 +222,10 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training.source, folder, say):
+        with _Watch(recorder, dispatcher, training.source, folder, say) as watch, _on_sigterm(watch.stop):
             trainer.fit()
+        if watch.stopping:
+            raise KeyboardInterrupt
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         status = "FINISHED"
@@ -271,13 +273,31 @@ def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFaile
     )
 
 
-def check_batch(global_batch_size: int, workers: int | None) -> None:
-    """Every worker takes the same share of the global batch. None: not yet known.
+@contextlib.contextmanager
+def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying; only the main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_batch(global_batch_size: int, workers: int | None, most_workers: int | None) -> None:
+    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
     """
-    if workers is not None and global_batch_size % workers:
+    if most_workers is not None and most_workers > global_batch_size:
+        raise UserError(
+            f"resources.most_workers={most_workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            f"set --resources.most-workers {global_batch_size}, or a larger batch",
+        )
+    if most_workers is None and workers is not None and global_batch_size % workers:
         down = global_batch_size // workers * workers
         raise UserError(
             f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
@@ -288,10 +308,12 @@ def check_batch(global_batch_size: int, workers: int | None) -> None:
 def _scaling(placement: Placement) -> Any:
     import ray.train
 
-    resources = {"CPU": placement.worker_cpus}
+    resources = {"CPU": placement.worker_cpus, **placement.tag("train")}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
-    return ray.train.ScalingConfig(num_workers=placement.workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
+    # Ray Train's annotation is that of its older version, which knew no range.
+    workers: Any = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 
 def mlflow_place(training: Training, run: str) -> MlflowRun | None:
@@ -319,10 +341,17 @@ class _Watch:
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
         self._complained = False
+        self.stopping = False
+        """Whether the run is to end early."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Watch:
         self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Have the workers write a last checkpoint and leave. Does next to nothing: it is called by a signal."""
+        self.stopping = True
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
@@ -331,10 +360,14 @@ class _Watch:
     def _run(self) -> None:
         import ray
 
-        ended = False
+        ended, told = False, False
         while not ended:
             ended = self._ended.wait(0.5)
             try:
+                if self.stopping and not told:
+                    self._recorder.stop.remote()
+                    self._say("SIGTERM: a last checkpoint, then the end")
+                    told = True
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
                 self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))

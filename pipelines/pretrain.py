@@ -107,7 +107,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             cache=cache,
         ),
         tokenizer=None if tokenizer is None or cache else config.tokenizer,
-        make_objective=functools.partial(_make_objective, config, vocab_size, total_steps, digest),
+        make_objective=functools.partial(make_objective, config, vocab_size, total_steps, digest),
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
@@ -131,7 +131,7 @@ def check_config(config: PretrainConfig) -> None:
             f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
             "leave out --data.tokens, or set --target.kind tokens",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers)
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
@@ -220,7 +220,8 @@ def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokeniz
     return cache
 
 
-def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
+def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
+    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and "" without one."""
     from beit.mim import MimObjective
 
     return MimObjective(

@@ -38,6 +38,7 @@ class Recorder:
         self._run, self._total_steps, self._shown, self._place = run, total_steps, shown, mlflow
         self._lines: list[str] = []
         self._failure: tuple[str, str] | None = None
+        self._stopping = False
         self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
         self._mlflow = MlflowLog(run, mlflow) if mlflow else None
         self._mlflow_again_at = -math.inf
@@ -69,6 +70,14 @@ class Recorder:
     def failure(self) -> tuple[str, str] | None:
         """Cause and remedy, if the workers gave up."""
         return self._failure
+
+    def stop(self) -> None:
+        """The driver has to end: the workers are to write a last checkpoint and leave."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the workers are to leave."""
+        return self._stopping
 
     def rewind(self, step: int) -> None:
         """The weights are those of an earlier step: rows after it describe steps that never were."""

@@ -58,7 +58,7 @@ def write_report(
 
     Args:
         run: Run folder, a path or a bucket URI.
-        pictures: Shown below the curves.
+        pictures: What the model makes of images, shown before the curves.
         sections: HTML of the run's own, shown first.
         class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
@@ -78,8 +78,8 @@ def write_report(
     parts = [
         _key_figures(rows, noun),
         *sections,
-        _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
+        _curves(rows, noun),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
         _quarantine(run),

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pipelines.sources import Unit
     from pipelines.token_cache import TokenCache
 
+# Every block costs a stream's one coordinator 10 to 20 ms: many workers with small batches share blocks of at least so many rows.
+LEAST_BLOCK_ROWS = 64
+
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
 
@@ -127,6 +130,11 @@ class Tokenize:
         return {**{name: column for name, column in batch.items() if name != "token_view"}, "tokens": tokens}
 
 
+def block_rows(batch_rows: int) -> int:
+    """Rows of a block: about a worker's batch, for an equal split buffers a block for every other worker before the first batch."""
+    return max(LEAST_BLOCK_ROWS, batch_rows)
+
+
 def build_stream(
     dispatcher: Any,
     *,
@@ -145,7 +153,7 @@ def build_stream(
         config: How samples are drawn.
         tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
         placement: Resources of the stages.
-        batch_rows: Rows of a worker's batch; blocks are about as large.
+        batch_rows: Rows of a worker's batch.
         in_order: Keep the order of the slots. Otherwise blocks travel as they are ready.
     """
     import pyarrow as pa
@@ -155,7 +163,7 @@ def build_stream(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = in_order
     row_bytes = 3 * (config.patch_px**2 + (config.token_px or 0) ** 2) + 1024
-    context.target_max_block_size = max(1 << 20, min(128 << 20, batch_rows * row_bytes))
+    context.target_max_block_size = max(1 << 20, min(128 << 20, block_rows(batch_rows) * row_bytes))
     rows = max(1, context.target_max_block_size // row_bytes)
     # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds the cores.
     stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in range(slots)])
@@ -163,6 +171,7 @@ def build_stream(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
         batch_size=1,
         num_cpus=placement.view_cpus,
+        resources=placement.tag("views"),
     )
     if tokenizer is None:
         return stream  # type: ignore[no-any-return]
@@ -174,6 +183,7 @@ def build_stream(
         batch_size=None,
         num_cpus=placement.tokenizer_cpus,
         num_gpus=placement.tokenizer_gpus,
+        resources=placement.tag("tokens"),
     )
 
 
