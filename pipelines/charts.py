@@ -40,7 +40,7 @@ def line_chart(
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9, "text.color": INK}
     with rc_context(settings):
@@ -62,7 +62,7 @@ def line_chart(
         for side in ("left", "bottom"):
             axes.spines[side].set_color(GRID)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if log:
             axes.set_yscale("log")
         if percent:

@@ -7,11 +7,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
+from pipelines import storage
 from pipelines.placement import Node
 
 # One line a run instead of hundreds; --debug brings them back.
@@ -104,3 +105,14 @@ def nodes() -> list[Node]:
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in alive]
+
+
+def local_paths(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
+    """A warning for each path, by its option, that several machines would each look for on their own disk."""
+    if len(nodes) < 2:
+        return []
+    return [
+        f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them"
+        for option, path in paths.items()
+        if not storage.is_remote(path)
+    ]

@@ -6,10 +6,8 @@ Not by Ray Train's workers: what they share equally leaves rows over, or repeats
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from beit.config import ViewConfig
 from beit.decode import Status
 from beit.metrics import Classification, summarise
-from pipelines import storage
+from pipelines import evaluations
 from pipelines.models import MODEL_FILES
 from pipelines.placement import Placement
 from pipelines.sources.labels import LabelledManifest, LabelledUnit
@@ -66,7 +64,7 @@ def evaluate(manifest: LabelledManifest, checkpoint: str, placement: Placement, 
         from beit.checkpoints import read_config
 
         saved = read_config(folder)
-    view = _view_of(saved.extra)
+    view = view_of(saved.extra)
     views = ray.data.from_blocks(blocks).map_batches(
         functools.partial(_views, shared=shared, view=view, image_size=saved.model.image_size, share=share),
         batch_size=None,
@@ -76,10 +74,7 @@ def evaluate(manifest: LabelledManifest, checkpoint: str, placement: Placement, 
         Judge,
         fn_constructor_args=(checkpoint,),
         fn_constructor_kwargs={"device": placement.device, "threads": placement.worker_threads},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
-        batch_size=None,
-        num_cpus=placement.worker_cpus,
-        num_gpus=placement.worker_gpus,
+        **pool(placement),
     )
     parts = list(judged.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in JUDGED}
@@ -96,28 +91,41 @@ def _check_once(manifest: LabelledManifest, columns: Batch) -> None:
         raise RuntimeError(f"{manifest.total:,} images were to be judged once each, {len(columns['unit']):,} were")
 
 
-def _view_of(extra: dict[str, Any]) -> ViewConfig:
+def view_of(extra: dict[str, Any]) -> ViewConfig:
+    """How a checkpoint's model wants its pixels, by the "extra" of its config.json."""
     from beit.config import from_dict
 
     return from_dict(ViewConfig, extra["view"]) if "view" in extra else ViewConfig()
 
 
-def centre_views(unit: LabelledUnit, index: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
-    """The images of a unit as they are judged, some at a time."""
+def pool(placement: Placement) -> dict[str, Any]:
+    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training workers have."""
+    import ray.data
+
+    return {
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
+        "batch_size": None,
+        "num_cpus": placement.worker_cpus,
+        "num_gpus": placement.worker_gpus,
+    }
+
+
+def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
+    """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be decoded."""
     from beit.classification_views import make_centre_view
 
+    made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in images]
+    return {"view": np.stack([pixels for pixels, _ in made]), "status": np.array([status for _, status in made], np.uint8)}
+
+
+def centre_views(unit: LabelledUnit, index: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
+    """The images of a unit as they are judged, some at a time."""
     rows = np.arange(len(unit.labels))
     found = read_patiently(unit.read, rows, ("image", "label"))
     for start in range(0, len(rows), ROWS_PER_BATCH):
         part = slice(start, start + ROWS_PER_BATCH)
-        made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in found["image"][part]]
-        yield {
-            "view": np.stack([pixels for pixels, _ in made]),
-            "status": np.array([status for _, status in made], np.uint8),
-            "label": found["label"][part],
-            "row": rows[part],
-            "unit": np.full(len(made), index),
-        }
+        views = centre_batch(found["image"][part], view=view, image_size=image_size, share=share)
+        yield {**views, "label": found["label"][part], "row": rows[part], "unit": np.full(len(rows[part]), index)}
 
 
 def _views(batch: Batch, *, shared: Any, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
@@ -142,7 +150,7 @@ class Judge:
         torch.set_num_threads(threads)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
-            self._view = _view_of(read_config(folder).extra)
+            self._view = view_of(read_config(folder).extra)
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:
@@ -173,7 +181,6 @@ def save_evaluation(run: str, evaluation: Evaluation) -> None:
     """Write an evaluation into the run folder."""
     result = evaluation.result
     values = {
-        "step": evaluation.step,
         "images": result.images,
         "top1": result.top1,
         "top5": result.top5,
@@ -181,11 +188,4 @@ def save_evaluation(run: str, evaluation: Evaluation) -> None:
         "undecodable": evaluation.undecodable,
         "confusion": result.confusion.tolist(),
     }
-    storage.write_text(storage.join(run, FOLDER, f"step-{evaluation.step:08d}.json"), json.dumps(values))
-
-
-def read_evaluations(run: str) -> list[dict[str, Any]]:
-    """All evaluations of a run, by step."""
-    folder = storage.join(run, FOLDER)
-    names = sorted(storage.list_folder(folder)) if storage.exists(folder) else []
-    return [json.loads(storage.read_text(storage.join(folder, name))) for name in names if Path(name).suffix == ".json"]
+    evaluations.save(run, FOLDER, evaluation.step, values)

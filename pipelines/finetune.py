@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,11 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from beit.config import ViewConfig, from_dict
-from beit.errors import UserError
-from pipelines import runs, storage
-from pipelines.config import MOST_SCENE_PX
+from pipelines import evaluations, runs, storage
 from pipelines.finetune_presets import FinetuneConfig, finetune_preset
-from pipelines.models import MODEL_FILES, find_model, keep_model
+from pipelines.models import MODEL_FILES, find_model, keep_model, model_digest
 
 if TYPE_CHECKING:
     from beit.classifier import Classifier
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Evaluation
     from pipelines.job import Result, Training
     from pipelines.placement import Placement
-    from pipelines.sources import Source
     from pipelines.sources.labels import LabelledManifest
 
 JOB = "finetune"
@@ -66,7 +62,6 @@ def finetune(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from pipelines.evaluate import read_evaluations
     from pipelines.job import run_job, write_report_of
 
     if resume is None:
@@ -84,8 +79,6 @@ def finetune(
         at_pause=None if prepared.val is None else at_pause,
     )
     keep_model(result.checkpoint, folder.uri)
-    if found := [one for one in read_evaluations(folder.uri) if one["step"] == result.step]:
-        result = replace(result, metrics={**result.metrics, **{f"val/{name}": found[0][name] for name in ("top1", "top5", "loss")}})
     report = write_report_of(prepared.training, folder, lambda: write_run_report(folder.uri), say=say)
     say(f"model: {result.run}/model")
     say(f"report: {report}")
@@ -112,32 +105,17 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     from beit.optim import check_schedule
-    from pipelines.job import Training, check_batch, open_data, with_absolute_data
+    from pipelines.job import Training, check_batch
+    from pipelines.labelled import check_labelled, open_labelled
     from pipelines.samples import SampleConfig
-    from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction
 
-    if config.data.tokens is not None:
-        raise UserError(f"data.tokens={config.data.tokens}: classification reads no tokens", "leave out --data.tokens")
-    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
-            "set --data.train to labelled images, and --data.val; beit finetune quickstart runs on the scenes",
-        )
+    check_labelled(config.data, image_size=config.model.image_size)
     check_batch(config.optim.global_batch_size, config.resources.workers)
-    config = with_absolute_data(config)
-    if config.data.val is not None:
-        config = replace(config, data=replace(config.data, val=storage.absolute(config.data.val)))
+    config = replace(config, data=config.data.absolute())
     start = None if config.start is None else find_model(config.start)
     config = replace(config, start=start)
-    source = label_source(open_data(config, image_size=config.model.image_size, say=say), column=config.data.label, classes=config.classes)
-    assert isinstance(source.manifest, LabelledManifest)
-    classes, names = class_count(source.manifest, config.classes), source.manifest.class_names
-    train = take_fraction(source.manifest, config.data.fraction, config.seed)
-    val: LabelledManifest | None = None
-    if (found := _open_val(config, say)) is not None:
-        labelled = label_source(found, option="data.val", column=config.data.label, classes=classes, class_names=names).manifest
-        assert isinstance(labelled, LabelledManifest)
-        val = labelled
+    labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
+    train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)
     optim = config.optim
     if config.warmup_epochs is not None:
@@ -149,42 +127,22 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
         job=JOB,
         config=config,
         preset=preset,
-        source=replace(source, manifest=train),
+        source=labelled.source,
         samples=SampleConfig(seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment),
         tokenizer=None,
         make_objective=make_objective,
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
-        inputs={"data.train": train.digest, "data.val": "" if val is None else val.digest, "start": _digest(start)},
+        inputs={
+            "data.train": train.digest,
+            "data.val": "" if val is None else val.digest,
+            "start": "" if start is None else model_digest(start),
+        },
         shown=SHOWN,
     )
     transfer = None if start is None else _build(config, classes, names)[1]
     return Prepared(training=training, train=train, val=val, classes=classes, transfer=transfer)
-
-
-def _open_val(config: FinetuneConfig, say: Callable[[str], None]) -> Source | None:
-    from pipelines.scenes import write_scenes
-    from pipelines.sources import open_source
-
-    if config.data.val is not None:
-        return open_source(config.data.val, option="data.val", split="val")
-    if config.data.train is not None:
-        return None
-    # Scenes behind those that are trained on, of the same seed: never the same ones.
-    first, images, side = config.data.scenes, config.data.val_scenes, config.model.image_size
-    folder = storage.join(config.output.root, "scenes", f"{images}-images-after-{first}-{side}px")
-    if not storage.exists(storage.join(folder, "complete")):
-        say(f"data: rendering {images:,} scenes of {side} px for validation into {folder}")
-        write_scenes(folder, images=images, seed=0, image_size=side, first=first, split="val")
-        storage.write_text(storage.join(folder, "complete"), "")
-    return open_source(folder, option="data.val")
-
-
-def _digest(start: str | None) -> str:
-    if start is None:
-        return ""
-    return hashlib.blake2b(storage.read_bytes(storage.join(start, MODEL_FILES[0])), digest_size=16).hexdigest()
 
 
 def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) -> tuple[Classifier, Transfer | None]:
@@ -233,20 +191,23 @@ def _pauses(prepared: Prepared) -> list[int]:
     return list(range(every, prepared.training.total_steps, every))
 
 
-def _evaluate(prepared: Prepared, say: Callable[[str], None], folder: runs.RunFolder, placement: Placement, checkpoint: str) -> None:
-    """Judge a checkpoint, unless that was done before the run was interrupted."""
-    from pipelines.evaluate import conclude, evaluate, read_evaluations, save_evaluation
+def _evaluate(
+    prepared: Prepared, say: Callable[[str], None], folder: runs.RunFolder, placement: Placement, checkpoint: str
+) -> dict[str, float]:
+    """Judge a checkpoint, unless that was done before the run was interrupted; returns the figures."""
+    from pipelines.evaluate import FOLDER, conclude, evaluate, save_evaluation
 
     config, val = prepared.training.config, prepared.val
     assert isinstance(config, FinetuneConfig)
     assert val is not None
     step = runs.step_of(checkpoint)
-    if step in {one["step"] for one in read_evaluations(folder.uri)}:
-        return
-    columns = evaluate(val, checkpoint, placement, share=config.centre)
-    evaluation = conclude(val, columns, step=step, classes=prepared.classes)
-    save_evaluation(folder.uri, evaluation)
-    say(evaluation_line(evaluation))
+    if evaluations.saved_at(folder.uri, FOLDER, step) is None:
+        columns = evaluate(val, checkpoint, placement, share=config.centre)
+        evaluation = conclude(val, columns, step=step, classes=prepared.classes)
+        save_evaluation(folder.uri, evaluation)
+        say(evaluation_line(evaluation))
+    found = evaluations.saved_at(folder.uri, FOLDER, step) or {}
+    return {f"val/{name}": found[name] for name in ("top1", "top5", "loss")}
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
@@ -286,7 +247,7 @@ def rebuild_report(run: str) -> str:
 def write_run_report(run: str) -> str:
     """The report with what the evaluations found; returns its path."""
     from beit.checkpoints import read_config
-    from pipelines.evaluate import read_evaluations
+    from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
     from pipelines.report_classification import classification_section
 
@@ -297,7 +258,7 @@ def write_run_report(run: str) -> str:
     commands = [("Twice as long", f"{again} " + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"))]
     if config.start is not None:
         commands.append(("The same without pretraining", f"{again} --start None --layer-decay 1"))
-    return write_report(run, sections=[classification_section(read_evaluations(run), names)], commands=commands)
+    return write_report(run, sections=[classification_section(evaluations.read(run, FOLDER), names)], commands=commands)
 
 
 if __name__ == "__main__":

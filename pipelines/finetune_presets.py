@@ -9,6 +9,7 @@ from typing import Literal
 from beit.checks import not_negative, positive, share
 from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
+from pipelines import storage
 from pipelines.config import DataConfig, JobConfig, OutputConfig
 from pipelines.presets import BASE, LARGE
 
@@ -33,6 +34,11 @@ class ClassifyDataConfig(DataConfig):
         super().__post_init__()
         positive(self, "data.", "val_scenes", "fraction")
         share(self, "data.", "fraction")
+
+    def absolute(self) -> ClassifyDataConfig:
+        """The same with absolute paths: a saved configuration holds wherever the run is resumed from."""
+        train, val = (None if path is None else storage.absolute(path) for path in (self.train, self.val))
+        return replace(self, train=train, val=val)
 
 
 @dataclass(frozen=True, kw_only=True)

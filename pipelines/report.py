@@ -30,6 +30,8 @@ Row = dict[str, Any]
 
 REPORT_FILE = "report/index.html"
 NOT_METRICS = ("step", "images", "time")
+WITHOUT_STEPS = ("probe",)
+"""Jobs that train nothing, so have no metrics over steps, nor a quarantine."""
 
 NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
 """What a target is one of, in words."""
@@ -76,13 +78,13 @@ def write_report(
     noun = NOUNS[target.get("kind", "tokens")]
     name = run.rstrip("/").rpartition("/")[2]
     parts = [
-        _key_figures(rows, noun),
+        "" if saved.get("job") in WITHOUT_STEPS else _key_figures(rows, noun),
         *sections,
         _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
-        _quarantine(run),
+        "" if saved.get("job") in WITHOUT_STEPS else _quarantine(run),
         _go_on(run, saved.get("job", ""), commands),
         _details(saved, _json(run, runs.ENVIRONMENT_FILE)),
     ]
@@ -367,7 +369,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
 pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
-td { padding: .15rem 1.2rem .15rem 0; }
+th, td { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }

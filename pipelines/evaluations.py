@@ -1,0 +1,48 @@
+"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow beside the training's own metrics.
+
+Not rows of metrics.jsonl: what is rewound there after a lost worker is measured again, evaluations are not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage, tracking
+from pipelines.tracking import MlflowRun
+
+
+def save(run: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    """Keep what was found about a checkpoint.
+
+    Args:
+        run: Run folder.
+        kind: The folder of such evaluations in it, such as validation.
+        step: The checkpoint's.
+        values: JSON types.
+    """
+    storage.write_text(storage.join(run, kind, f"step-{step:08d}.json"), json.dumps({"step": step, **values}))
+
+
+def read(run: str, kind: str) -> list[dict[str, Any]]:
+    """All evaluations of a kind, by step."""
+    folder = storage.join(run, kind)
+    names = sorted(storage.list_folder(folder)) if storage.exists(folder) else []
+    return [json.loads(storage.read_text(storage.join(folder, name))) for name in names if Path(name).suffix == ".json"]
+
+
+def saved_at(run: str, kind: str, step: int) -> dict[str, Any] | None:
+    """The evaluation of one step; None if there is none yet."""
+    file = storage.join(run, kind, f"step-{step:08d}.json")
+    return json.loads(storage.read_text(file)) if storage.exists(file) else None
+
+
+def tell_mlflow(run: str, place: MlflowRun | None, step: int, figures: Mapping[str, float], say: Callable[[str], None]) -> None:
+    """Enter figures (`group/name`) of a step into the run's MLflow run, if it goes there. A server that is away ends no training."""
+    if place is None or not figures:
+        return
+    if not tracking.enter(run, place, {"step": step, "time": time.time(), **figures}):
+        say(f"warning: MLflow cannot be reached; the evaluation at step {step:,} is in the run folder only")
