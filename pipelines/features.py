@@ -38,6 +38,9 @@ PROGRESS_SECONDS = 10.0
 IMAGES_AT_ONCE = 64
 """Images that a model is given at once, unless it is told otherwise."""
 
+DEEP = 8
+"""Blocks from which on a pretrained model's middle layers are taken to be better than its last."""
+
 FILES_PER_ROUND = 2000
 """Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so many files."""
 
@@ -56,8 +59,9 @@ class FeaturesConfig:
     """Folder or bucket URI for the features. An unfinished one is gone on with."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is kept, from 1; -1 is the last. None given: the last of a fine-tuned model; of a pretrained one a middle layer,
-    because its last ones serve the prediction of tokens (the 9th of 12 and the 14th of 24 were best in the paper; `beit probe` tells)."""
+    """Blocks whose output is kept, from 1; -1 is the last. None given: the last of a fine-tuned model and of one of fewer than 8 blocks; of
+    another pretrained one a middle layer, because its last ones serve the prediction of tokens (the 9th of 12 and the 14th of 24 were best
+    in the paper). `beit probe` tells which is best."""
 
     poolings: tuple[Pooling, ...] = ("mean",)
     """mean: mean of the patches. cls: the class token."""
@@ -167,7 +171,8 @@ def _kept(checkpoint: str, out: str) -> str:
 
 def default_layer(saved: SavedConfig) -> int:
     """The layer whose features are worth most, as far as can be known without a probe."""
-    return middle_layer(saved.model.depth) if saved.kind == "mim" else saved.model.depth
+    deep = saved.model.depth >= DEEP  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/probing.md).
+    return middle_layer(saved.model.depth) if saved.kind == "mim" and deep else saved.model.depth
 
 
 def default_centre(image_size: int) -> float | None:

@@ -116,6 +116,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         )
     val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, class_names=names).manifest
     assert isinstance(val, LabelledManifest)
+    say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
     return KnnSets(
         config=knn,
         train=_capped(train, option, config, say),

@@ -133,9 +133,10 @@ def probe(
         runs.check_free(config)
     if config.start is None:
         raise UserError("beit probe: RUN is missing", "write beit probe runs/NAME --data.train … --data.val …")
-    config = replace(config, start=find_model(config.start) if resume is None else config.start, data=config.data.absolute())
-    assert config.start is not None
-    saved = model_config(config.start)
+    if resume is None:
+        config = replace(config, start=find_model(config.start), data=config.data.absolute())
+    checkpoint = _checkpoint_of(config, resume)
+    saved = model_config(checkpoint)
     layers = check_layers(config.layers or range(1, saved.model.depth + 1), saved.model.depth)
     check_labelled(config.data, image_size=saved.model.image_size)
     labelled = open_labelled(config, image_size=saved.model.image_size, classes=config.classes, seed=config.seed, say=say)
@@ -146,7 +147,7 @@ def probe(
     assert val is not None
     for line in _summary(config, saved, layers, labelled):
         say(line)
-    inputs = {"data.train": labelled.train.digest, "data.val": val.digest, "start": model_digest(config.start)}
+    inputs = {"data.train": labelled.train.digest, "data.val": val.digest, "start": model_digest(checkpoint)}
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=False)
@@ -161,7 +162,7 @@ def probe(
             missing = sorted(wanted - {(row.layer, row.pooling) for row in rows if row.weights == weights})
             if not missing:
                 continue
-            files = _features(weights, saved, labelled, layers, config, placement, run, say)
+            files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
             for row in _judge(weights, files, missing, labelled.classes, config, placement):
                 rows.append(row)
                 _write_table(run.uri, rows)
@@ -202,24 +203,30 @@ def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], lab
     )
 
 
-def _kept_model(weights: Weights, saved: SavedConfig, config: ProbeConfig, folder: str) -> str:
-    """A copy of the model for the time of the probe, for a running training deletes its older checkpoints; or one with random weights."""
+def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
+    """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its older checkpoints."""
+    assert config.start is not None
+    kept = None if resume is None else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
+    return kept if kept is not None and storage.exists(kept) else config.start
+
+
+def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
+    """A copy of the model for the time of the probe, or one with random weights."""
     from beit.mim import Beit
     from pipelines.models import keep_model, keep_new_model
 
     kept = storage.join(folder, "model")
-    if storage.exists(kept):
-        return kept
-    if weights == "random":
+    if not storage.exists(kept) and weights == "random":
         view = {"view": saved.extra["view"]} if "view" in saved.extra else {}
-        return keep_new_model(Beit(saved.model, 1, seed=config.seed), folder, extra=view)
-    assert config.start is not None
-    keep_model(config.start, folder)
+        return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra=view)
+    if not storage.exists(kept):
+        keep_model(checkpoint, folder)
     return kept
 
 
 def _features(
     weights: Weights,
+    checkpoint: str,
     saved: SavedConfig,
     labelled: LabelledData,
     layers: tuple[int, ...],
@@ -232,13 +239,13 @@ def _features(
     from pipelines.features import IMAGES_AT_ONCE, extract
 
     found = []
-    checkpoint = _kept_model(weights, saved, config, run.path(FEATURES_FOLDER, weights))
+    kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
     assert labelled.val is not None
     for name, manifest in (("train", labelled.train), ("val", labelled.val)):
         say(f"features of {weights} weights, {name}: {manifest.total:,} images")
         files, _ = extract(
             manifest,
-            checkpoint,
+            kept,
             run.path(FEATURES_FOLDER, weights, name),
             layers=layers,
             poolings=config.poolings,

@@ -88,7 +88,7 @@ def write_report(
         _go_on(run, saved.get("job", ""), commands),
         _details(saved, _json(run, runs.ENVIRONMENT_FILE)),
     ]
-    heading = " ".join(part for part in (saved.get("job"), saved.get("preset")) if part)
+    heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
     page = PAGE.format(
         title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in parts if part)
     )

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from pipelines.probe import ProbeRow
 
 LAST_LAYER = (
-    "The last layers of a model that was pretrained by masked image modelling are weak here, and that is no fault of the run: they serve "
-    "the prediction of visual tokens, patch by patch, and give up what a patch says about the whole image. The middle layers keep that. "
-    "In the paper the 9th of 12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users of the authors' "
-    "weights saw about 20 % on ImageNet at the last layer, of a model that reaches more than 83 % when it is fine-tuned."
+    "The last layers of a model that was pretrained by masked image modelling are weak for probing as a rule, and that is no fault of the "
+    "run: they serve the prediction of visual tokens, patch by patch, and give up what a patch says about the whole image. The middle "
+    "layers keep that. In the paper the 9th of 12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users "
+    "of the authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more than 83 % when it is fine-tuned. "
+    "A model of few layers has no such room, and its last layer can be its best."
 )
 
 NOT_THE_MEASURE = (
@@ -32,7 +33,7 @@ def probe_section(rows: Sequence[ProbeRow]) -> str:
         return ""
     first = rows[0]
     charts = "".join(
-        f"<figure>{line_chart(title, _lines(rows, field), x_label='layer', percent=True)}</figure>"
+        f"<figure>{line_chart(title, _lines(rows, field), x_label='layer', percent=True, from_zero=True)}</figure>"
         for title, field in (("k-NN, top-1", "knn_top1"), ("Linear probe, top-1", "linear_top1"))
     )
     return (
@@ -70,7 +71,7 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
         best, last = max(trained, key=lambda row: getattr(row, field)), max(row.layer for row in trained)
         at_last = max(getattr(row, field) for row in trained if row.layer == last)
         text = f"{name} is best at layer {best.layer} ({best.pooling}): {getattr(best, field):.2%}"
-        text += "" if best.layer == last else f", against {at_last:.2%} at the last, layer {last}"
+        text += ", which is the last" if best.layer == last else f", against {at_last:.2%} at the last, layer {last}"
         if random:
             text += f"; random weights reach {max(getattr(row, field) for row in random):.2%}"
         said.append(text)
@@ -106,6 +107,6 @@ def knn_section(evaluations: Sequence[dict[str, Any]]) -> str:
     return (
         f"<h2>k-NN while pretraining</h2><p>After step {last['step']:,}: {figures}; {last['train_images']:,} training images, "
         f"{last['val_images']:,} to be judged by.</p><div class='charts'><figure>"
-        f"{line_chart('k-NN, top-1, mean of the patches', lines, percent=True)}</figure></div>"
+        f"{line_chart('k-NN, top-1, mean of the patches', lines, percent=True, from_zero=True)}</figure></div>"
         f"<p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from beit.checkpoints import load_model, save_model
+from beit.checkpoints import SavedConfig, load_model, save_model
 from beit.classification_views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
 from beit.decode import Status
@@ -135,8 +136,8 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
     assert lost.exists()
 
 
-def test_the_layer_of_a_pretrained_model_is_a_middle_one(tmp_path):
-    from beit.checkpoints import read_config
-
-    save_model(Beit(TINY, 16, seed=1), tmp_path / "model")
-    assert default_layer(read_config(tmp_path / "model")) == 2
+def test_the_layer_of_a_deep_pretrained_model_is_a_middle_one():
+    saved = SavedConfig(kind="mim", model=ModelConfig(), head={}, extra={})
+    assert default_layer(saved) == 9
+    assert default_layer(replace(saved, kind="classifier")) == 12
+    assert default_layer(replace(saved, model=TINY)) == 3
