@@ -80,7 +80,7 @@ class TokenizerConfig:
     """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for measuring."""
 
     path: str | None = None
-    """A tokenizer folder of your own; stands instead of `name`."""
+    """A tokenizer folder of your own, or the run that trained it; stands instead of `name`."""
 
     image_size: int = 112
     """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""

@@ -28,6 +28,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit probe RUN                   what frozen features know about labels, layer by layer
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
+  beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
 
   beit COMMAND --help              a command's options
   --debug                          tracebacks, and Ray's own messages
@@ -275,6 +276,17 @@ def _report(arguments: list[str], debug: bool) -> None:
     print(rebuild_report(arguments[0]))
 
 
+def _compare(arguments: list[str], debug: bool) -> None:
+    from pipelines.compare import CompareConfig, compare
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    elif not {"-h", "--help", "--runs"} & set(arguments):
+        raise UserError("beit compare: RUN is missing", "write beit compare RUN RUN")
+    for line in compare(parse(arguments, CompareConfig, command="compare [NAME=]RUN…", positional=())):
+        print(line)
+
+
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
     """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
 
@@ -391,6 +403,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "probe": _probe,
     "attention": _attention,
     "report": _report,
+    "compare": _compare,
 }
 
 

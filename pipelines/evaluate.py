@@ -158,7 +158,7 @@ class Judge:
         import torch
 
         from beit.metrics import judge
-        from beit.mim import normalise
+        from beit.pixels import normalise
 
         with torch.inference_mode():
             pixels = normalise(torch.from_numpy(np.array(batch["view"])).to(self._device), self._view)

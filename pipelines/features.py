@@ -399,7 +399,7 @@ class Embed:
         import torch
 
         from beit.features import pooled_features
-        from beit.mim import normalise
+        from beit.pixels import normalise
 
         about = self._files.description
         dtype = np.float16 if about.numbers == "float16" else np.float32

@@ -139,6 +139,11 @@ def base_384() -> FinetuneConfig:
     return _paper(replace(BASE, image_size=384), epochs=10, warmup=1, decay=0.85, lr=2e-5, batch=512)
 
 
+def large_384() -> FinetuneConfig:
+    """Ten more epochs at 384 px for a large model fine-tuned at 224 px."""
+    return _paper(replace(LARGE, image_size=384), epochs=10, warmup=1, decay=0.9, lr=2e-5, batch=512)
+
+
 def cifar100() -> FinetuneConfig:
     """BEiT-B on CIFAR-100 as in the paper: 150 epochs, weight decay 0.3, no erasing."""
     config = _paper(BASE, epochs=150, warmup=20, decay=0.65, lr=4e-3, batch=512, weight_decay=0.3)
@@ -163,6 +168,29 @@ def base_after_22k() -> FinetuneConfig:
 def large_after_22k() -> FinetuneConfig:
     """ImageNet-1k after intermediate fine-tuning, large: 30 epochs at 2e-5."""
     return _unmixed(_paper(LARGE, epochs=30, warmup=5, decay=0.9, lr=2e-5, batch=512, weight_decay=1e-8, drop_path=0.4))
+
+
+def vit_base() -> FinetuneConfig:
+    """ViT-B from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    return _vit(BASE)
+
+
+def vit_large() -> FinetuneConfig:
+    """ViT-L from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    return _vit(LARGE)
+
+
+def _vit(model: ModelConfig) -> FinetuneConfig:
+    # arXiv 2010.11929, table 3 and appendix B.1: 3e-3 for 4096 images, 10,000 steps of warmup, decay 0.3, clipping at 1, class token.
+    config = _paper(model, epochs=300, warmup=0, decay=1.0, lr=3e-3, batch=4096, drop_path=0.0, weight_decay=0.3, clip=1.0)
+    return replace(
+        config,
+        pooling="cls",
+        warmup_epochs=None,
+        augment=AugmentConfig(operations=0, erase=0.0),
+        mix=MixConfig(mixup=0, cutmix=0, smoothing=0.0),
+        optim=replace(config.optim, min_lr=0.0, warmup_steps=10_000),
+    )
 
 
 def deit_base() -> FinetuneConfig:
@@ -208,12 +236,15 @@ PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
         large,
         large_released,
         base_384,
+        large_384,
         cifar100,
         base_on_22k,
         large_on_22k,
         base_after_22k,
         large_after_22k,
         deit_base,
+        vit_base,
+        vit_large,
     )
 }
 

@@ -60,7 +60,7 @@ def write_report(
 
     Args:
         run: Run folder, a path or a bucket URI.
-        pictures: Shown below the curves.
+        pictures: What the model makes of images, shown before the curves.
         sections: HTML of the run's own, shown first.
         class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
@@ -80,8 +80,8 @@ def write_report(
     parts = [
         "" if saved.get("job") in WITHOUT_STEPS else _key_figures(rows, noun),
         *sections,
-        _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
+        _curves(rows, noun),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
         "" if saved.get("job") in WITHOUT_STEPS else _quarantine(run),
@@ -211,6 +211,8 @@ def _curves(rows: list[Row], noun: str) -> str:
         ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
         ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
         ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        ("Entropy of the mean token distribution (nats)", [("train/marginal", "entropy", False)], {}),
+        ("Weight of the divergence", [("train/kl_weight", "weight", False)], {"from_zero": True}),
         ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.

@@ -13,6 +13,7 @@ import numpy as np
 
 from beit.config import TokenizerConfig
 from pipelines import seeds, storage
+from pipelines.models import find_tokenizer
 from pipelines.placement import Placement
 from pipelines.samples import KEYS, Batch, SampleConfig, make_samples
 from pipelines.schedule import Part
@@ -84,11 +85,14 @@ def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageToke
     """Load a run's tokenizer; one on a bucket is fetched first."""
     from beit.tokenizer.registry import load_tokenizer
 
-    if config.path is None or not storage.is_remote(config.path):
-        return load_tokenizer(config.path or config.name, device=device)
+    if config.path is None:
+        return load_tokenizer(config.name, device=device)
+    path = find_tokenizer(config.path)
+    if not storage.is_remote(path):
+        return load_tokenizer(path, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        for entry in storage.list_files(config.path, recursive=False):
-            Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(config.path, entry.name)))
+        for entry in storage.list_files(path, recursive=False):
+            Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(path, entry.name)))
         return load_tokenizer(folder, device=device)
 
 

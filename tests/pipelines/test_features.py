@@ -15,7 +15,8 @@ from beit.classification_views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
 from beit.decode import Status
 from beit.errors import UserError
-from beit.mim import Beit, normalise
+from beit.mim import Beit
+from beit.pixels import normalise
 from pipelines.config import ResourceConfig
 from pipelines.feature_files import Description, FeatureFiles, plan_files
 from pipelines.features import FeaturesConfig, default_layer, features

@@ -14,7 +14,8 @@ from beit.classification_views import make_centre_view
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig, from_dict, override
 from beit.errors import UserError
-from beit.mim import Beit, normalise
+from beit.mim import Beit
+from beit.pixels import normalise
 from pipelines import evaluations, runs
 from pipelines.finetune import config_for, finetune, rebuild_report
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for

@@ -12,7 +12,8 @@ from beit.classification_views import make_centre_view
 from beit.config import ModelConfig, ViewConfig, override
 from beit.errors import UserError
 from beit.features import pooled_features
-from beit.mim import Beit, normalise
+from beit.mim import Beit
+from beit.pixels import normalise
 from beit.probe import Labelled, probe_knn, probe_linear
 from pipelines import evaluations
 from pipelines.cluster import nodes
