@@ -40,14 +40,16 @@ def growth(source: int, target: int) -> float:
         target: Offsets along an axis of the new one.
 
     Returns:
-        q in [1.01, 1.5], by bisection to 1e-6 as the authors do. Smaller grids, and much larger ones, are met at an end of that range.
+        q in [1.01, 1.5], by bisection to 1e-6 as the authors do: the last middle that was tried. Smaller grids, and much larger ones, are
+        met at an end of that range.
     """
     low, high = SMALLEST_GROWTH, LARGEST_GROWTH
+    q = (low + high) / 2
     while high - low > GROWTH_PRECISION:
         q = (low + high) / 2
         reached = (1 - q ** (source // 2)) / (1 - q)
         low, high = (low, q) if reached > target // 2 else (q, high)
-    return (low + high) / 2
+    return q
 
 
 def spline_weights(points: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -222,7 +222,7 @@ def _check(arguments: list[str], debug: bool) -> None:
 def _import(arguments: list[str], debug: bool) -> None:
     from pipelines.weights import ImportConfig, import_weights
 
-    for line in import_weights(parse(arguments, ImportConfig, command="import FILE OUT", positional=("source", "out"))):
+    for line in import_weights(parse(arguments, ImportConfig, command="import FILE OUT", positional=("file", "out"))):
         print(line)
 
 

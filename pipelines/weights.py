@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,14 @@ from beit.errors import UserError
 if TYPE_CHECKING:
     from beit.foreign.layout import Described
 
+COPY = "give a local OUT, and copy it from there"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
     """Read published weights without running anything in their file, and write them as a checkpoint folder."""
 
-    source: str
+    file: str
     """A .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of timm's, or a folder of Hugging Face's."""
 
     out: str
@@ -62,16 +66,18 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     from beit.foreign.incoming import import_weights
     from beit.foreign.translation import SPELLINGS
 
-    _check_local(config.source)
+    _check_local(config.file, "download it first, and give the file")
+    _check_local(config.out, COPY)
     out = Path(config.out)
-    fresh = not out.exists()
-    _check_place(out)
-    try:
-        done = import_weights(Path(config.source), out, pixels=config.pixels, heads=config.heads, taps=config.taps, sha256=config.sha256)
-    except UserError:
-        if fresh:
-            out.rmdir()
-        raise
+    with _refusals_told():
+        fresh = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            done = import_weights(Path(config.file), out, pixels=config.pixels, heads=config.heads, taps=config.taps, sha256=config.sha256)
+        except (UserError, OSError):
+            if fresh:
+                shutil.rmtree(out)
+            raise
     described = done.described
     model = described.model
     yield (
@@ -99,26 +105,25 @@ def _behind(described: Described) -> str:
     return f"{head['classes']:,} classes"
 
 
-def _check_local(source: str) -> None:
-    """Refuse addresses: what comes from elsewhere is looked at before it is used.
+def _check_local(path: str, remedy: str) -> None:
+    """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be made of what is to go there.
 
     Raises:
-        UserError: If `source` is one.
+        UserError: If `path` is one.
     """
-    if "://" in source:
-        raise UserError(f"{source} is an address, and beit import reads this machine's files", "download it first, and give the file")
+    if "://" in path:
+        raise UserError(f"{path} is an address, and weights are imported and exported on this machine", remedy)
 
 
-def _check_place(folder: Path) -> None:
-    """Make the folder to write into.
-
-    Raises:
-        UserError: If it cannot be made.
-    """
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Say in the words of a mistake what the file system refuses: a name that is too long, a folder of somebody else's, a full disk."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except UserError:  # Some are both.
+        raise
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}", "give another OUT") from None
+        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error), "give another file or OUT") from None
 
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
@@ -127,10 +132,12 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
     from pipelines import storage
     from pipelines.models import MODEL_FILES, find_model
 
-    _check_own(config.run)
-    _check_place(Path(config.out).parent)
-    with storage.local_copy(find_model(config.run), MODEL_FILES) as folder:
-        done = outgoing.export_weights(folder, Path(config.out), format=config.format)
+    _check_local(config.out, COPY)
+    with _refusals_told():
+        _check_own(config.run)
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        with storage.local_copy(find_model(config.run), MODEL_FILES) as folder:
+            done = outgoing.export_weights(folder, Path(config.out), format=config.format)
     yield f"{done.kind} for {config.format}"
     yield from done.report.lines()
     for note in done.notes:

@@ -34,7 +34,10 @@ def test_tables_are_resampled_as_scipys_bicubic_spline_does(source, target):
         """Where the old offsets stand, step by step as the authors count them."""
         if old == new:
             return [float(x) for x in range(-(old // 2), old // 2 + 1)]
-        q, here, positive = growth(old, new), 1.0, []
+        left, right, here, positive = 1.01, 1.5, 1.0, []
+        while right - left > 1e-6:
+            q = (left + right) / 2
+            left, right = (left, q) if (1 - q ** (old // 2)) / (1 - q) > new // 2 else (q, right)
         for number in range(old // 2):
             positive.append(here)
             here += q ** (number + 1)
