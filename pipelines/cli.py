@@ -15,6 +15,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
+  beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
   beit tokenizer convert FILE OUT  a published tokenizer, such as DALL-E's, without running its pickle
   beit tokenizer encode [PRESET]   tokens of K epochs' views, computed once for any number of runs
@@ -26,6 +27,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
+  beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
   beit plan [PRESET]               what a pretraining takes: time, nodes, costs, storage, here and on a cluster
   beit doctor                      what stands in the way of a run, here or on the cluster
 
@@ -105,10 +107,26 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
 
 
 def _finetune(arguments: list[str], debug: bool) -> None:
-    import functools
-
     from pipelines import finetune as job
     from pipelines import finetune_presets as presets
+
+    command = _parse_supervised(arguments, presets.FinetuneConfig, job, presets)
+    if command is not None:
+        job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _segment(arguments: list[str], debug: bool) -> None:
+    from pipelines import segment as job
+    from pipelines import segment_presets as presets
+
+    command = _parse_supervised(arguments, presets.SegmentConfig, job, presets)
+    if command is not None:
+        job.segment(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
+    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
+    import functools
 
     start, default = None, "quickstart"
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -116,20 +134,18 @@ def _finetune(arguments: list[str], debug: bool) -> None:
         from pipelines import storage
 
         if not storage.exists(storage.absolute(first)):
-            presets.finetune_preset(first)  # Says what there is.
+            job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
         default = presets.recipe_for(job.config_for(start, default).model)
-    command = parse_job(
+    return parse_job(
         arguments,
-        presets.FinetuneConfig,
+        kind,
         job=job.JOB,
         default=default,
         presets=presets.PRESETS,
         preset=functools.partial(job.config_for, start),
-        usage="finetune [RUN] [PRESET]",
+        usage=f"{job.JOB} [RUN] [PRESET]",
     )
-    if command is not None:
-        job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
@@ -237,11 +253,24 @@ def _report(arguments: list[str], debug: bool) -> None:
         from pipelines.pretrain import rebuild_report
     elif job == "finetune":
         from pipelines.finetune import rebuild_report
+    elif job == "segment":
+        from pipelines.segment import rebuild_report
     elif job == "tokenizer train":
         from pipelines.train_tokenizer import rebuild_report
     else:
         from pipelines.report import write_report as rebuild_report
     print(rebuild_report(arguments[0]))
+
+
+def _compare(arguments: list[str], debug: bool) -> None:
+    from pipelines.compare import CompareConfig, compare
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    elif not {"-h", "--help", "--runs"} & set(arguments):
+        raise UserError("beit compare: RUN is missing", "write beit compare RUN RUN")
+    for line in compare(parse(arguments, CompareConfig, command="compare [NAME=]RUN…", positional=())):
+        print(line)
 
 
 def _plan(arguments: list[str], debug: bool) -> None:
@@ -340,10 +369,11 @@ def parse_job(
         base = preset(name)
     dry_run = "--dry-run" in arguments
     arguments = [argument for argument in arguments if argument != "--dry-run"]
-    lines = "\n".join(f"  {key:<16}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    width = 2 + max(14, *map(len, presets))
+    lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
     dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explain else "")
     description = (
-        f"Presets:\n{lines}\n  CONFIG.json     the configuration of an earlier run\n\n"
+        f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
@@ -374,6 +404,7 @@ def _take(arguments: list[str], option: str) -> str | None:
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
+    "segment": _segment,
     "tokenizer train": _train_tokenizer,
     "tokenizer convert": _convert_tokenizer,
     "tokenizer encode": _encode_tokens,
@@ -385,6 +416,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "export": _export,
     "attention": _attention,
     "report": _report,
+    "compare": _compare,
     "plan": _plan,
     "doctor": _doctor,
 }

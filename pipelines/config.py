@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.checks import file_name, not_negative, positive, share
-from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, TokenizerConfig, ViewConfig
+from beit.config import MaskConfig, ModelConfig, OptimConfig, PixelConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 
 # Larger models want more than a few thousand rendered scenes.
@@ -27,7 +27,7 @@ class DataConfig:
     """How many scenes to render when `train` is not given."""
 
     max_bad: float = 0.01
-    """The run stops when more than this share of the samples cannot be decoded; of the first 1,000, as many as of 1,000."""
+    """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as of 1,000."""
 
     def __post_init__(self) -> None:
         positive(self, "data.", "scenes")
@@ -187,3 +187,42 @@ class PretrainConfig(JobConfig):
     view: ViewConfig = field(default_factory=ViewConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedDataConfig(DataConfig):
+    """Where the images and what there is to say about them come from."""
+
+    val: str | None = None
+    """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else no evaluation."""
+
+    val_scenes: int = 1000
+    """How many scenes to render for validation when `train` is not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "data.", "val_scenes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(JobConfig):
+    """What classification and segmentation have in common: a model that begins with pretrained weights or with none, and is judged."""
+
+    start: str | None = None
+    """Run folder or checkpoint folder to begin with. None: from scratch."""
+
+    layer_decay: float = 0.65
+    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
+
+    evaluate_epochs: float | None = None
+    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    view: PixelConfig = field(default_factory=PixelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "layer_decay", "evaluate_epochs")
+        share(self, "--", "layer_decay")

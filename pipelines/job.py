@@ -22,7 +22,7 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
 from pipelines.report import REPORT_FILE
-from pipelines.samples import SampleConfig
+from pipelines.samples import Samples
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
@@ -51,7 +51,7 @@ class Training:
     config: JobConfig
     preset: str
     source: Source
-    samples: SampleConfig
+    samples: Samples
     tokenizer: TokenizerConfig | None
     make_objective: Callable[[], Objective]
     global_batch_size: int
@@ -61,6 +61,8 @@ class Training:
     """Digests of what the job reads, by the option that names it."""
     shown: list[tuple[str, str]]
     """What the progress line shows: (format, names of metrics)."""
+    check_workers: Callable[[int, int | None], None] = lambda workers, most_workers: None
+    """Refuses a number of workers, or of fewest and most, that the job cannot do with."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def run_job(
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
         check_batch(training.global_batch_size, placement.workers, placement.most_workers)
+        training.check_workers(placement.workers, placement.most_workers)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:
@@ -222,7 +225,7 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training.source, folder, say) as watch, _on_sigterm(watch.stop):
+        with _Watch(recorder, dispatcher, training, folder, say) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
             raise KeyboardInterrupt
@@ -335,8 +338,8 @@ def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[
 class _Watch:
     """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
 
-    def __init__(self, recorder: Any, dispatcher: Any, source: Source, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
-        self._recorder, self._dispatcher, self._source, self._folder, self._say = recorder, dispatcher, source, folder, say
+    def __init__(self, recorder: Any, dispatcher: Any, training: Training, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
+        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
@@ -380,14 +383,13 @@ class _Watch:
                 self._complained = True
 
     def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
-        from beit.decode import Status
-
         self._known += len(entries)
         new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
         if not new:
             return
         for (unit, row), status in new.items():
-            self._quarantine[unit, row] = (self._source.unit(unit).describe(row), Status(status).reason)
+            source = self._training.source.unit(unit)
+            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "reason"])

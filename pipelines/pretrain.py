@@ -135,16 +135,19 @@ def check_config(config: PretrainConfig) -> None:
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
-    """The whole recipe in lines, with its arithmetic; nothing but the listing of `data.train` is read.
+    """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the tokenizer's description.
 
     Raises:
-        UserError: For what can be seen to be wrong without opening images or the tokenizer.
+        UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
     from beit.optim import check_schedule
     from pipelines.presets import meant_for
     from pipelines.sources import open_source
+    from pipelines.stream import px_per_token
 
     check_config(config)
+    if config.target.kind == "tokens":
+        check_grid(config, px_per_token(config.tokenizer))
     if config.data.train is not None:
         manifest = open_source(config.data.train, split="train").manifest
         images, data = manifest.total, recipe.data_line(manifest)
@@ -158,6 +161,21 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     return recipe.explain(config, preset=preset, data=data, images=images)
 
 
+def check_grid(config: PretrainConfig, px_per_token: int) -> None:
+    """One visual token for each patch.
+
+    Raises:
+        UserError: If the tokenizer's tokens do not lie on the model's patches.
+    """
+    grid = config.tokenizer.image_size / px_per_token
+    if grid != config.model.grid:
+        raise UserError(
+            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, but model.image_size="
+            f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
+            f"set --tokenizer.image-size {config.model.grid * px_per_token}",
+        )
+
+
 def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     """The run's tokenizer, on this machine's CPU.
 
@@ -167,13 +185,7 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     from pipelines.stream import open_tokenizer
 
     tokenizer = open_tokenizer(config.tokenizer)
-    grid = config.tokenizer.image_size / tokenizer.px_per_token
-    if grid != config.model.grid:
-        raise UserError(
-            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, but model.image_size="
-            f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
-            f"set --tokenizer.image-size {config.model.grid * tokenizer.px_per_token}",
-        )
+    check_grid(config, tokenizer.px_per_token)
     return tokenizer
 
 
@@ -277,10 +289,11 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     from beit.checkpoints import load_model
     from beit.mim import Beit
     from beit.pictures import reconstruct
-    from pipelines.samples import draw_unseen
+    from pipelines.samples import SampleConfig, draw_unseen
 
     config = training.config
     assert isinstance(config, PretrainConfig)
+    assert isinstance(training.samples, SampleConfig)
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
     target = _make_target(config, 0)

@@ -233,7 +233,7 @@ class Worker:
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be decoded, "
+                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be used, "
                 f"more than data.max_bad={self.config.max_bad:g} allows",
                 "look at quarantine.csv in the run folder; raise --data.max-bad if that is how the data is",
             )

@@ -167,10 +167,11 @@ def look(training: Training, checkpoint: str) -> Trained:
 
     from beit.tokenizer.figures import measure
     from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.samples import draw_unseen
+    from pipelines.samples import SampleConfig, draw_unseen
 
     objective = training.make_objective()
     assert isinstance(objective, DvaeObjective)
+    assert isinstance(training.samples, SampleConfig)
     with tempfile.TemporaryDirectory() as name:
         for entry in storage.list_files(checkpoint):
             Path(name, entry.name).write_bytes(storage.read_bytes(storage.join(checkpoint, entry.name)))
