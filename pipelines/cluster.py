@@ -16,7 +16,10 @@ from beit.errors import UserError
 from pipelines import storage
 from pipelines.placement import STAGES, Node
 
-# Enough to plan with, where a node type has no limit.
+# Where `ray up` leaves the cluster's file on the head.
+RAY_UP_FILE = "~/ray_bootstrap_config.yaml"
+
+# Enough to plan with.
 MOST_TO_COME = 1000
 
 # One line a run instead of hundreds; --debug brings them back.
@@ -106,28 +109,53 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 def nodes() -> list[Node]:
     """The machines of the connected cluster, and those that its autoscaler may add."""
     import ray
-    from ray._private.state import state  # What node types a cluster has is said nowhere in public.
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     there = [_node(node["Resources"], there=True) for node in alive]
-    return there + to_come(state.get_cluster_config(), there)
+    return there + to_come(node_types(), there)
 
 
-def to_come(config: Any, alive: Sequence[Node]) -> list[Node]:
+def node_types() -> Mapping[str, Any]:
+    """The node types of a cluster that grows, by name; none where nothing says so.
+
+    Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs; elsewhere the head's environment
+    says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
+
+    Raises:
+        UserError: If `BEIT_NODE_TYPES` is neither.
+    """
+    import yaml
+
+    given = os.environ.get("BEIT_NODE_TYPES", "")
+    file = Path(given or RAY_UP_FILE).expanduser()
+    if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):
+        return {}
+    try:
+        # JSON is YAML.
+        content = yaml.safe_load(given if given.startswith("{") else file.read_text())
+        types: Mapping[str, Any] = content.get("available_node_types", content)
+        return {name: {"resources": kind["resources"], "max_workers": int(kind.get("max_workers", 0))} for name, kind in types.items()}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
+            'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a file for ray up',
+        ) from error
+
+
+def to_come(types: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:
     """The machines that an autoscaler may still add.
 
     Args:
-        config: Ray's `ClusterConfig` message; None where nothing scales.
+        types: {name: {"resources": …, "max_workers": …}}.
         alive: The machines that are there.
     """
     found: list[Node] = []
-    for group in config.node_group_configs if config is not None else ():
-        node = _node(group.resources, there=False)
+    for kind in types.values():
+        node = _node(kind["resources"], there=False)
         if node.cpus or node.gpus:
-            most = MOST_TO_COME if group.max_count < 0 else min(group.max_count, MOST_TO_COME)
             # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
             known = found.count(node) + alive.count(replace(node, there=True))
-            found += [node] * max(0, most - known)
+            found += [node] * max(0, min(kind["max_workers"], MOST_TO_COME) - known)
     return found
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,10 @@ from pipelines.ledger import Ledger
 from pipelines.recorder import read_metrics
 
 IDLE_MINUTES = 0.15
+# As Ray's provider for tests calls them.
+HEAD, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 TYPES = {
-    "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+    HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "views": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     "tokens": {"resources": {"CPU": 1, "tokens": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
     "train": {"resources": {"CPU": 1, "train": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
@@ -38,7 +39,19 @@ class Cluster:
 
     def __init__(self, folder):
         self.folder, self.started = folder, time.monotonic()
-        self.port = free_port()
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
+        # The head imports process_nodes from here.
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ.update(self.environment)
+        # Ray reads its environment when it is imported, which process_nodes does.
+        from process_nodes import announce, free_port, options, own_ports
+
+        self.announce = lambda: announce(self.session, HEAD, self.ports)
+        self.port, self.ports = free_port(), own_ports()
+        self.session = folder / "ray" / "session_latest"
         config = {
             "cluster_name": "growing",
             "max_workers": 5,
@@ -46,13 +59,13 @@ class Cluster:
             "upscaling_speed": 10.0,
             "provider": {
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": "process_nodes.Nodes",
                 "gcs_address": f"127.0.0.1:{self.port}",
                 "launch_multiple": True,
                 "head_node_id": HEAD,
             },
             "available_node_types": {name: {**kind, "resources": {**kind["resources"], **STORE}} for name, kind in TYPES.items()},
-            "head_node_type": "head",
+            "head_node_type": HEAD_TYPE,
             **{name: [] for name in ("setup_commands", "initialization_commands", "head_setup_commands", "worker_setup_commands")},
             "head_start_ray_commands": [],
             "worker_start_ray_commands": [],
@@ -62,17 +75,13 @@ class Cluster:
             "docker": {},
         }
         (folder / "cluster.json").write_text(json.dumps(config))
-        token = folder / "token"
-        token.touch(0o600)
-        token.write_text(secrets.token_hex(32))
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
-        os.environ.update(self.environment)
         head = {
+            "GROWING_CLUSTER_SESSION": str(self.session),
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": HEAD,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
-            "RAY_NODE_TYPE_NAME": "head",
+            "RAY_NODE_TYPE_NAME": HEAD_TYPE,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }
         command = ["ray", "start", "--head", "--block", f"--port={self.port}", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
@@ -80,6 +89,8 @@ class Cluster:
         command += [
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
+            *options(self.ports),
             f"--object-store-memory={STORE['object_store_memory']}",
         ]
         self.log = open(folder / "head.log", "w")  # noqa: SIM115 (closed with the cluster)
@@ -102,8 +113,12 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the head does not start; see {self.folder / 'head.log'}")
             if self.process.poll() is not None:
+                self.kill_what_is_left()
+                self.session.unlink(missing_ok=True)
                 self.process = self.start()
-            time.sleep(1)
+            if self.session.exists():
+                self.announce()
+            time.sleep(0.5)
         ray.init(address=self.address, logging_level="ERROR", log_to_driver=False)
 
     def nodes(self):
@@ -131,6 +146,14 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
         self.say(f"killed: {len(found)} processes of the node …{name[-5:]}")
 
+    def kill_what_is_left(self):
+        """Kill the processes that know this cluster's token, but for this one; return how many."""
+        mark = f"RAY_AUTH_TOKEN_PATH={self.folder / 'token'}".encode()
+        left = [pid for pid in processes() if pid != os.getpid() and mark in environment_of(pid).split(b"\0")]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        return len(left)
+
     def end(self):
         import ray
 
@@ -141,16 +164,10 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.log.close()
-        mark = f"RAY_AUTH_TOKEN_PATH={self.folder / 'token'}".encode()
-        left = [pid for pid in processes() if pid != os.getpid() and mark in environment_of(pid).split(b"\0")]
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        self.say(
-            f"the head has ended; {len(left)} processes were left and are killed" if left else "the head has ended; no process is left"
-        )
+        left = self.kill_what_is_left()
+        self.say(f"the head has ended; {left} processes were left and are killed" if left else "the head has ended; no process is left")
 
 
-HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 STORE = {"object_store_memory": 200_000_000}
 
 
@@ -163,12 +180,6 @@ def environment_of(pid):
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main():
@@ -194,9 +205,13 @@ def main():
             *options,
         ]
         cluster.say(" ".join(command[2:]))
+        types = str(folder / "cluster.json")
         with open(folder / "driver.log", "w") as log:
             driver = subprocess.Popen(
-                command, env={**cluster.environment, "RAY_ADDRESS": cluster.address}, stdout=log, stderr=subprocess.STDOUT
+                command,
+                env={**cluster.environment, "RAY_ADDRESS": cluster.address, "BEIT_NODE_TYPES": types},
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         shown, most, killed = 0, {}, False
         while driver.poll() is None:

@@ -82,3 +82,16 @@ def test_a_job_leaves_nothing_behind_and_is_not_started_twice():
     assert spec["shutdownAfterJobFinishes"]
     assert spec["backoffLimit"] == 0
     assert "working_dir" in yaml.safe_load(spec["runtimeEnvYAML"])
+
+
+def test_the_head_tells_drivers_what_its_groups_may_grow_to(cluster):
+    (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    told = json.loads(next(variable["value"] for variable in container["env"] if variable["name"] == "BEIT_NODE_TYPES"))
+    expected = {}
+    for group in cluster["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        resources = {"CPU": int(limits["cpu"])}
+        if "nvidia.com/gpu" in limits:
+            resources |= {"GPU": int(limits["nvidia.com/gpu"]), group["groupName"]: 1}
+        expected[group["groupName"]] = {"max_workers": group["maxReplicas"], "resources": resources}
+    assert told == expected

@@ -1,38 +1,49 @@
-"""What a cluster may grow to, from the message in which Ray's autoscaler tells it."""
+"""What a cluster may grow to, from the node types that its head knows."""
 
-from ray.core.generated import autoscaler_pb2
+import json
 
-from pipelines.cluster import to_come
+import pytest
+
+from beit.errors import UserError
+from pipelines.cluster import node_types, to_come
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
 
 
-def message(*groups):
-    config = autoscaler_pb2.ClusterConfig()
-    for resources, most in groups:
-        group = config.node_group_configs.add(max_count=most)
-        for name, amount in resources.items():
-            group.resources[name] = amount
-    return config
+def types(*kinds):
+    return {str(number): {"resources": resources, "max_workers": most} for number, (resources, most) in enumerate(kinds)}
 
 
 def test_machines_that_are_there_are_not_counted_twice():
     alive = [Node(cpus=96, gpus=8, stages=frozenset({"train"})), Node(cpus=16, gpus=0)]
-    config = message((A100, 4), ({"CPU": 16}, 3), ({"CPU": 0}, 1))
     expected = [Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False)] * 3 + [Node(cpus=16, gpus=0, there=False)] * 2
-    assert to_come(config, alive) == expected
+    assert to_come(types((A100, 4), ({"CPU": 16}, 3), ({"CPU": 0}, 0)), alive) == expected
 
 
 def test_the_same_machine_on_spot_and_on_demand_counts_once():
-    assert len(to_come(message((A100, 4), (A100, 4)), [])) == 4
+    assert len(to_come(types((A100, 4), (A100, 4)), [])) == 4
 
 
-def test_where_nothing_scales_nothing_comes():
-    assert to_come(None, [Node(cpus=2, gpus=0)]) == []
+def test_where_nothing_scales_nothing_comes(monkeypatch, tmp_path):
+    monkeypatch.delenv("BEIT_NODE_TYPES", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert node_types() == {}
+    assert to_come({}, [Node(cpus=2, gpus=0)]) == []
 
 
-def test_machines_that_joined_by_hand_are_no_promise_of_more():
-    # A cluster without node types lists its own machines as such, with their addresses and exact memory.
-    mine = {"CPU": 8, "memory": 123456, "node:10.0.0.1": 1}
-    assert to_come(message((mine, 1)), [Node(cpus=8, gpus=0)]) == []
+def test_a_heads_file_says_them_and_its_environment_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "available_node_types: {train: {max_workers: 2, resources: {CPU: 8}, node_config: {}}}"
+    )
+    assert node_types() == {"train": {"max_workers": 2, "resources": {"CPU": 8}}}
+    views = {"views": {"max_workers": 3, "resources": {"CPU": 16}}}
+    monkeypatch.setenv("BEIT_NODE_TYPES", json.dumps(views))
+    assert node_types() == views
+    for wrong in ("{not: [closed", str(tmp_path / "none"), '{"views": 3}'):
+        monkeypatch.setenv("BEIT_NODE_TYPES", wrong)
+        with pytest.raises(UserError, match="names no node types"):
+            node_types()

@@ -1,0 +1,70 @@
+"""Nodes that are processes, for Ray's autoscaler: what growing_cluster.py gives it in place of a cloud."""
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+from ray.autoscaler.tags import (
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+PORTS = {
+    # Option of `ray start` -> file in which a node's agents say the same, and for which Ray waits 15 s: too short on busy cores.
+    "dashboard-agent-listen-port": "dashboard_agent_listen_port",
+    "dashboard-agent-grpc-port": "metrics_agent_port",
+    "metrics-export-port": "metrics_export_port",
+    "runtime-env-agent-port": "runtime_env_agent_port",
+}
+
+
+def own_ports():
+    """Ports of a node's own, by option: nodes on one machine would meet on the usual ones."""
+    return {option: free_port() for option in PORTS}
+
+
+def options(ports):
+    return [f"--{option}={port}" for option, port in ports.items()]
+
+
+def announce(session, node, ports):
+    """Write the ports down before the node's agents do."""
+    for option, port in ports.items():
+        Path(session, f"{PORTS[option]}_{node}").write_text(str(port))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes(FakeMultiNodeProvider):
+    """What Ray's autoscaler calls in place of a cloud: a node is one `ray start --block` with ports of its own."""
+
+    def _create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
+        name = self._next_hex_node_id()
+        kind, ports = tags[TAG_RAY_USER_NODE_TYPE], own_ports()
+        announce(os.environ["GROWING_CLUSTER_SESSION"], name, ports)
+        custom = {key: amount for key, amount in resources.items() if key not in ("CPU", "object_store_memory")}
+        command = ["ray", "start", "--block", f"--address={self._gcs_address}", f"--num-cpus={resources['CPU']}", *options(ports)]
+        command += [
+            f"--resources={json.dumps(custom)}",
+            f"--object-store-memory={resources['object_store_memory']}",
+            "--disable-usage-stats",
+        ]
+        names = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": name, "RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": kind}
+        process = subprocess.Popen(command, env={**os.environ, **names}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        fixed = {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: name, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
+        with self.lock:
+            self._nodes[name] = {"tags": {**tags, **fixed}, "node": process}
+
+    def _terminate_node(self, node):
+        node["node"].terminate()
