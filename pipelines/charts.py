@@ -73,7 +73,11 @@ def line_chart(
             axes.legend(frameon=False, fontsize=9)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    return element(buffer.getvalue(), title)
+
+
+def element(svg: str, title: str) -> str:
+    """An SVG file as an element of a page, named for who cannot see it."""
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
 
 

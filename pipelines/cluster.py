@@ -14,6 +14,9 @@ from typing import Any
 from beit.errors import UserError
 from pipelines.placement import Node
 
+MOST_NODES = 1000
+"""Of a kind: an autoscaler without a limit says some huge number."""
+
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
@@ -104,3 +107,29 @@ def nodes() -> list[Node]:
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in alive]
+
+
+def nodes_at_most() -> list[Node]:
+    """The machines of the connected cluster when its autoscaler has grown it as far as it may; those that are there if it has none."""
+    import ray
+
+    # Ray tells its own libraries in this way what an autoscaler may add (ray.data asks it too); there is no public one.
+    config = ray._private.state.state.get_cluster_config()
+    if config is None or not config.node_group_configs:
+        return nodes()
+    grown: list[Node] = []
+    for group in config.node_group_configs:
+        each = Node(cpus=float(group.resources.get("CPU", 0)), gpus=float(group.resources.get("GPU", 0)))
+        grown += [each] * max(0, min(group.max_count, MOST_NODES))
+    return grown if sum(node.cpus for node in grown) > sum(node.cpus for node in nodes()) else nodes()
+
+
+def this_machine(cpus: int | None) -> list[Node]:
+    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the process has joined one."""
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return []
+    import torch
+
+    return [Node(cpus=float(cpus or len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))]

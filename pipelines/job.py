@@ -21,7 +21,7 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
 from pipelines.report import REPORT_FILE
-from pipelines.samples import SampleConfig
+from pipelines.samples import Batch, SampleConfig
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
@@ -30,6 +30,9 @@ from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
 Config = TypeVar("Config", bound=JobConfig)
+
+Follow = Callable[[list[dict[str, Any]]], bool]
+"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
 # blocks of a worker's batch (design: 100,000 blocks a round).
@@ -61,6 +64,9 @@ class Training:
     """Digests of what the job reads, by the option that names it."""
     shown: list[tuple[str, str]]
     """What the progress line shows: (format, names of metrics)."""
+    fixed: Batch | None = None
+    """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
+    evaluate_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ def run_job(
     resume: str | None,
     debug: bool,
     say: Callable[[str], None],
+    follow: Follow | None = None,
     pauses: Sequence[int] = (),
     at_pause: Callable[[runs.RunFolder, Placement, str], None] | None = None,
 ) -> tuple[runs.RunFolder, Result]:
@@ -92,6 +99,7 @@ def run_job(
         resume: Run folder to go on with.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
+        follow: Takes the rows of metrics as they come, and may end the run.
         pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole cluster is free in between.
         at_pause: Called there and at the end with the run folder, the placement and the checkpoint; again for a run that is resumed there.
     """
@@ -125,7 +133,7 @@ def run_job(
                 at_pause(folder, placement, checkpoint)
                 continue
             part = replace(training, config=replace(config, stop_at=step))
-            result = run_training(part, folder, placement, say=say, resume=going_on)
+            result = run_training(part, folder, placement, say=say, follow=follow, resume=going_on)
             if at_pause is not None:
                 at_pause(folder, placement, result.checkpoint)
             folder, going_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
@@ -154,7 +162,15 @@ def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None])
     return open_source(folder)
 
 
-def run_training(training: Training, folder: runs.RunFolder, placement: Placement, *, say: Callable[[str], None], resume: bool) -> Result:
+def run_training(
+    training: Training,
+    folder: runs.RunFolder,
+    placement: Placement,
+    *,
+    say: Callable[[str], None],
+    follow: Follow | None = None,
+    resume: bool,
+) -> Result:
     """Train on a connected Ray until the last step, and return where everything is.
 
     Raises:
@@ -197,6 +213,8 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
         log_seconds=config.output.log_seconds,
         max_bad=config.data.max_bad,
         resume_from=checkpoint,
+        fixed=None if training.fixed is None else ray.put(training.fixed),
+        evaluate_at=frozenset(training.evaluate_at),
     )
     stream = build_stream(
         dispatcher,
@@ -222,11 +240,13 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training.source, folder, say):
+        with _Watch(recorder, dispatcher, training.source, folder, say, follow):
             trainer.fit()
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
-        status = "FINISHED"
+        # Asked to stop, but it may have reached its end all the same.
+        asked, reached = ray.get(recorder.shall_stop.remote()), runs.latest_checkpoint(folder.uri)
+        status = "KILLED" if asked and reached is not None and runs.step_of(reached) < loop.stop_at else "FINISHED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
     except (KeyboardInterrupt, SystemExit):
@@ -313,8 +333,17 @@ def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[
 class _Watch:
     """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
 
-    def __init__(self, recorder: Any, dispatcher: Any, source: Source, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recorder: Any,
+        dispatcher: Any,
+        source: Source,
+        folder: runs.RunFolder,
+        say: Callable[[str], None],
+        follow: Follow | None,
+    ) -> None:
         self._recorder, self._dispatcher, self._source, self._folder, self._say = recorder, dispatcher, source, folder, say
+        self._follow = follow
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
@@ -337,6 +366,7 @@ class _Watch:
             try:
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
+                self._hand_over(ray.get(self._recorder.rows.remote()), ended=ended)
                 self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
             except ray.exceptions.RayActorError:
                 self._known = 0  # The dispatcher starts again; what it will list may be known already.
@@ -345,6 +375,12 @@ class _Watch:
                 if not self._complained:
                     self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
                 self._complained = True
+
+    def _hand_over(self, rows: list[dict[str, Any]], *, ended: bool) -> None:
+        import ray
+
+        if self._follow is not None and not self._follow(rows) and not ended:
+            ray.get(self._recorder.ask_to_stop.remote())
 
     def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
         from beit.decode import Status

@@ -1,0 +1,103 @@
+"""Where the parameters of the next trial come from: a plan that was drawn beforehand, or Optuna, which learns from the trials before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from beit.errors import UserError
+from tune.goal import Goal
+from tune.space import Params, Space, is_grid, rounded
+from tune.state import Trial
+from tune.trial import OBJECTIVE
+
+
+class Planned(Searcher):  # type: ignore[misc]
+    """Trials that are known beforehand, in their order."""
+
+    def __init__(self, entries: list[dict[str, Any]], goal: Goal) -> None:
+        super().__init__(metric=OBJECTIVE, mode=goal.mode)
+        self._entries = list(entries)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next one."""
+        return self._entries.pop(0) if self._entries else str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Changes nothing."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' folders say it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+class Learned(Searcher):  # type: ignore[misc]
+    """Optuna's suggestions as trials of the sweep, with a number each.
+
+    Args:
+        space: What is varied.
+        goal: What is good.
+        seed: Of the sweep.
+        earlier: Trials of earlier starts: ended ones are learned from, the others go on first.
+        trials: How many there shall be in all.
+        entry: Makes what a trial is given.
+
+    Raises:
+        UserError: If Optuna is not installed, or the space has a grid.
+    """
+
+    def __init__(
+        self, space: Space, goal: Goal, *, seed: int, earlier: list[Trial], trials: int, entry: Callable[[Trial], dict[str, Any]]
+    ) -> None:
+        super().__init__(metric=OBJECTIVE, mode=goal.mode)
+        grids = [name for name, values in space.items() if is_grid(values)]
+        if grids:
+            raise UserError(f"--search optuna, but {grids[0]} is a grid", "write ray.tune.choice, or leave out --search optuna")
+        try:
+            import optuna  # noqa: F401
+            from ray.tune.search.optuna import OptunaSearch
+        except ImportError as error:
+            raise UserError("--search optuna needs the package optuna", "pip install 'beit-pretraining[optuna]'") from error
+        known = [trial for trial in earlier if trial.ended and trial.last is not None]
+        self._optuna = OptunaSearch(
+            space,
+            metric=OBJECTIVE,
+            mode=goal.mode,
+            seed=seed + len(earlier),
+            **(
+                {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
+                if known
+                else {}
+            ),
+        )
+        self._waiting = [trial for trial in earlier if not trial.ended]
+        self._next, self._trials, self._entry = len(earlier), trials, entry
+        self._suggested: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial, those that were interrupted first."""
+        if self._waiting:
+            return self._entry(self._waiting.pop(0))
+        if self._next >= self._trials:
+            return str(Searcher.FINISHED)
+        params: Params = {
+            name: rounded(value) if isinstance(value, float) else value for name, value in self._optuna.suggest(trial_id).items()
+        }
+        self._next += 1
+        self._suggested.add(trial_id)
+        return self._entry(Trial(number=self._next - 1, params=params))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how good a trial was; those of earlier starts it does not know by this id."""
+        if trial_id in self._suggested:
+            self._optuna.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' folders say it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
