@@ -17,6 +17,12 @@ SIDE = 160
 
 BEST, WORST = "viridis", "viridis_r"
 
+PAPER = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+"""Under what is written over lines and colours."""
+
+MARGIN = 0.12
+"""Of the plane around the trials, as a share of what they span."""
+
 
 def is_logarithmic(values: Sequence[float]) -> bool:
     """Whether positive values spread over so much that their logarithms tell more."""
@@ -66,7 +72,7 @@ def heat_map(
         bar.outline.set_visible(False)
         bar.ax.tick_params(colors=INK, length=2)
     for place, is_known, note in zip(places, known, notes, strict=True):
-        axes.plot(*place, marker="o" if is_known else "x", markersize=5, color="white" if is_known else FAINT, markeredgecolor=INK)
+        axes.plot(*place, marker="o" if is_known else "X", markersize=5 if is_known else 8, color="white", markeredgecolor=INK)
         right = place[0] > 0.8
         axes.annotate(
             note,
@@ -76,7 +82,7 @@ def heat_map(
             ha="right" if right else "left",
             fontsize=8,
             color=INK,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+            bbox=PAPER,
         )
     axes.set_xlim(-MARGIN, 1 + MARGIN)
     axes.set_ylim(-MARGIN, 1 + MARGIN)
@@ -87,8 +93,35 @@ def heat_map(
     return _svg(figure, title)
 
 
+def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]], bool]]) -> str:
+    """The objective over steps, a line a trial.
+
+    Args:
+        title: Above the chart.
+        curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are dashed).
+    """
+    import matplotlib
+
+    figure, axes = _figure(title, (8.0, 3.6))
+    colours = matplotlib.colormaps["tab10"]
+    for index, (name, pairs, complete) in enumerate(curves):
+        style: dict[str, Any] = {"color": colours(index % 10)} if name else {"color": FAINT, "alpha": 0.6}
+        axes.plot(*zip(*pairs, strict=True), label=name or None, linewidth=1.5, linestyle="-" if complete else "--", **style)
+    axes.set_xlabel("step", color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    if any(name for name, _, _ in curves):
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _svg(figure, title)
+
+
 def parallel_coordinates(
-    title: str, columns: Sequence[tuple[str, Sequence[Any]]], objective: str, values: Sequence[float | None], *, lower_is_better: bool
+    title: str,
+    columns: Sequence[tuple[str, Sequence[Any]]],
+    objective: str,
+    values: Sequence[float | None],
+    complete: Sequence[bool],
+    *,
+    lower_is_better: bool,
 ) -> str:
     """A line a trial through the values of its parameters to its objective; better ones are darker.
 
@@ -97,6 +130,7 @@ def parallel_coordinates(
         columns: (parameter, its values); what is no number is spread out evenly.
         objective: Name of the last axis.
         values: Of the objective; trials without are left out.
+        complete: Whether each trial came to its end; others are dashed.
         lower_is_better: Then the last axis is turned round, so that good is up.
     """
     import matplotlib
@@ -118,26 +152,24 @@ def parallel_coordinates(
             [height[line] for height in heights],
             color=colours(0.9 * (1 - goodness)),
             linewidth=1.2 + 1.6 * goodness,
+            linestyle="-" if complete[shown[line]] else "--",
             alpha=0.9,
         )
-    for place, (scale, height) in enumerate(zip(scales, heights, strict=True)):
+    for place, scale in enumerate(scales):
         axes.axvline(place, color=GRID, linewidth=1, zorder=0)
-        positions, labels = scale.ticks()
+        positions, labels = scale.ticks(digits=4 if place == len(columns) else 2)
         if place == len(columns) and lower_is_better:
             positions = [1 - position for position in positions]
         for position, label in zip(positions, labels, strict=True):
-            axes.annotate(label, (place, position), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK, va="center")
-        assert len(height) == len(shown)
+            axes.annotate(
+                label, (place, position), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK, va="center", bbox=PAPER
+            )
     axes.set_xticks(range(len(heights)), [*(name for name, _ in columns), objective])
     axes.set_yticks([])
     axes.set_ylim(-0.08, 1.08)
     axes.set_xlim(-0.15, len(heights) - 0.5)
     axes.spines["left"].set_visible(False)
     return _svg(figure, title)
-
-
-MARGIN = 0.12
-"""Of the plane around the trials, as a share of what they span."""
 
 
 class _Scale:
@@ -160,15 +192,15 @@ class _Scale:
         span = self._high - self._low
         return np.array([(self._raw(value) - self._low) / span if span else 0.5 for value in values], float)
 
-    def ticks(self) -> tuple[list[float], list[str]]:
+    def ticks(self, digits: int = 2) -> tuple[list[float], list[str]]:
         """Places and labels."""
         if self._names is not None:
             return [index / max(1, len(self._names) - 1) for index in range(len(self._names))], self._names
         if self._high == self._low:
-            return [0.5], [f"{math.exp(self._low) if self._log else self._low:.3g}"]
+            return [0.5], [f"{math.exp(self._low) if self._log else self._low:.{digits}g}"]
         places = [0.0, 1 / 3, 2 / 3, 1.0]
         raw = [self._low + place * (self._high - self._low) for place in places]
-        return places, [f"{math.exp(value) if self._log else value:.3g}" for value in raw]
+        return places, [f"{math.exp(value) if self._log else value:.{digits}g}" for value in raw]
 
 
 def _figure(title: str, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 WORDS = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
 
 
-class Progress(ray.tune.Callback):  # type: ignore[misc]
+class Progress(ray.tune.Callback):
     """Keeps the trials' states; what is not written here by the time the driver is killed, `--resume` does again.
 
     Args:

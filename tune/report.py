@@ -9,10 +9,9 @@ from typing import Any
 
 from beit.config import to_dict
 from pipelines import storage
-from pipelines.charts import Line, line_chart
 from pipelines.recorder import duration
 from pipelines.report import PAGE, REPORT_FILE, STYLE
-from tune.charts import heat_map, parallel_coordinates
+from tune.charts import heat_map, learning_curves, parallel_coordinates
 from tune.config import SweepConfig
 from tune.goal import Goal
 from tune.result import BEST_FILE, TRIALS_FILE
@@ -154,15 +153,18 @@ def _curves(trials: Sequence[Trial], goal: Goal) -> str:
     shown = sorted((trial for trial in trials if trial.last is not None), key=lambda trial: _rank(trial, goal))
     if not shown:
         return ""
-    lines = [
-        Line(
-            name=f"{trial.number}: {described(trial.params)}" if place < NAMED_CURVES else "",
-            x=[step for _, step, _ in trial.points],
-            y=[value for _, _, value in trial.points],
+    curves = [
+        (
+            f"{trial.number}: {described(trial.params)}" if place < NAMED_CURVES else "",
+            [(step, value) for _, step, value in trial.points],
+            trial.status == "finished",
         )
         for place, trial in enumerate(shown)
     ]
-    return f"<h2>Learning curves</h2><div class='one'><figure>{line_chart(goal.name, lines)}</figure></div>"
+    return (
+        f"<h2>Learning curves</h2><div class='one'><figure>{learning_curves(goal.name, curves)}</figure></div>"
+        "<p>Best first; dashed where a trial was stopped early.</p>"
+    )
 
 
 def _rank(trial: Trial, goal: Goal) -> tuple[bool, float]:
@@ -175,10 +177,11 @@ def _parallel(trials: Sequence[Trial], goal: Goal) -> str:
     columns = list(values_of(shown).items())
     if len(shown) < 2 or not columns:
         return ""
-    chart = parallel_coordinates("A line a trial", columns, goal.name, [trial.last for trial in shown], lower_is_better=goal.mode == "min")
+    values, complete = [trial.last for trial in shown], [trial.status == "finished" for trial in shown]
+    chart = parallel_coordinates("A line a trial", columns, goal.name, values, complete, lower_is_better=goal.mode == "min")
     return (
         f"<h2>Parallel coordinates</h2><div class='one'><figure>{chart}</figure></div>"
-        "<p>Each trial at its last point: those that were stopped early stand lower than they might have come.</p>"
+        "<p>Each trial at its last point; dashed where that was early: it might have come higher.</p>"
     )
 
 
@@ -212,5 +215,5 @@ TABLE_STYLE = """
 th { text-align: left; font-weight: 600; padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid #e4e4e4; }
 td { font-variant-numeric: tabular-nums; }
 .best td { font-weight: 600; }
-.one { max-width: 46rem; }
+.one { max-width: 56rem; }
 """

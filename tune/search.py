@@ -14,14 +14,14 @@ from tune.state import Trial
 from tune.trial import OBJECTIVE
 
 
-class Planned(Searcher):  # type: ignore[misc]
+class Planned(Searcher):
     """Trials that are known beforehand, in their order."""
 
     def __init__(self, entries: list[dict[str, Any]], goal: Goal) -> None:
         super().__init__(metric=OBJECTIVE, mode=goal.mode)
         self._entries = list(entries)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """The next one."""
         return self._entries.pop(0) if self._entries else str(Searcher.FINISHED)
 
@@ -35,7 +35,7 @@ class Planned(Searcher):  # type: ignore[misc]
         """Nothing: see `save`."""
 
 
-class Learned(Searcher):  # type: ignore[misc]
+class Learned(Searcher):
     """Optuna's suggestions as trials of the sweep, with a number each.
 
     Args:
@@ -63,30 +63,22 @@ class Learned(Searcher):  # type: ignore[misc]
         except ImportError as error:
             raise UserError("--search optuna needs the package optuna", "pip install 'beit-pretraining[optuna]'") from error
         known = [trial for trial in earlier if trial.ended and trial.last is not None]
-        self._optuna = OptunaSearch(
-            space,
-            metric=OBJECTIVE,
-            mode=goal.mode,
-            seed=seed + len(earlier),
-            **(
-                {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
-                if known
-                else {}
-            ),
-        )
+        learned: Any = {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
+        self._optuna = OptunaSearch(space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {}))
         self._waiting = [trial for trial in earlier if not trial.ended]
         self._next, self._trials, self._entry = len(earlier), trials, entry
         self._suggested: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """The next trial, those that were interrupted first."""
         if self._waiting:
             return self._entry(self._waiting.pop(0))
         if self._next >= self._trials:
             return str(Searcher.FINISHED)
-        params: Params = {
-            name: rounded(value) if isinstance(value, float) else value for name, value in self._optuna.suggest(trial_id).items()
-        }
+        suggested = self._optuna.suggest(trial_id)
+        if suggested is None:
+            return None
+        params: Params = {name: rounded(value) if isinstance(value, float) else value for name, value in suggested.items()}
         self._next += 1
         self._suggested.add(trial_id)
         return self._entry(Trial(number=self._next - 1, params=params))

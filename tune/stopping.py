@@ -13,7 +13,7 @@ from tune.state import Trial, ask_to_stop
 from tune.trial import OBJECTIVE, POINT, STATUS
 
 
-class GentleStop(FIFOScheduler):  # type: ignore[misc]
+class GentleStop(FIFOScheduler):
     """Asks a trial to end where another scheduler would end it: it then leaves a checkpoint, a report and an ended MLflow run.
 
     Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its schedulers know when a sweep is
@@ -25,16 +25,17 @@ class GentleStop(FIFOScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, judge: TrialScheduler, sweep: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._judge, self._sweep = judge, sweep
         self._asked: set[str] = set()
 
     def remember(self, trial: Trial) -> None:
         """Enter the points of a trial of an earlier start."""
         known: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
-        self._judge.on_trial_add(None, known)
+        nobody: Any = None
+        self._judge.on_trial_add(nobody, known)
         for point, _, value in trial.points:
-            self._judge.on_trial_result(None, known, {POINT: point, OBJECTIVE: value})
+            self._judge.on_trial_result(nobody, known, {POINT: point, OBJECTIVE: value})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Pass a new trial on."""
@@ -53,7 +54,7 @@ class GentleStop(FIFOScheduler):  # type: ignore[misc]
 def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
     """The scheduler of a sweep."""
     if not config.stop_early:
-        return GentleStop(FIFOScheduler(), sweep)
+        return GentleStop(FIFOScheduler(), sweep)  # type: ignore[no-untyped-call]
     judge = ASHAScheduler(
         time_attr=POINT,
         metric=OBJECTIVE,

@@ -285,7 +285,7 @@ class _Sweep:
             self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.prepared.trials, say=self.say
         )
         # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
-        here = f"node:{ray.util.get_node_ip_address()}"
+        here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(run_trial, PlacementGroupFactory([{here: 0.001}])),
             tune_config=ray.tune.TuneConfig(
@@ -293,6 +293,7 @@ class _Sweep:
                 scheduler=stopper,
                 num_samples=self.prepared.trials - len(ended),
                 max_concurrent_trials=self.timetable.concurrent,
+                trial_dirname_creator=_name_of,
             ),
             run_config=ray.tune.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
@@ -354,14 +355,19 @@ def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Go
     return page, command
 
 
-def rebuild_report(folder: str) -> str:
+def rebuild_report(run: str) -> str:
     """Write the report of a sweep again, from its folder; returns its path."""
-    folder = storage.absolute(folder)
+    folder = storage.absolute(run)
     config, preset = runs.saved_config(folder, SweepConfig, job=JOB)
     if not storage.exists(storage.join(folder, HOW_FILE)):
         raise UserError(f"{folder} is a sweep that was killed before it wrote a report", f"beit sweep --resume {folder}")
     goal = GOALS[config.objective]
     return write_report(folder, config, read_trials(folder, goal), goal, preset=preset)[0]
+
+
+def _name_of(trial: Any) -> str:
+    """Ray Tune's folder of a trial; its own name for it would hold the whole configuration."""
+    return Trial(number=trial.config["number"], params={}).name
 
 
 def _quieten(debug: bool) -> None:
