@@ -99,6 +99,8 @@ def _grey_step(encoded: bytes) -> int:
 
 
 def _labels_of(ids: NDArray[np.int32], config: AnnotationConfig) -> Labels:
+    if config.classes is None:
+        raise ValueError("annotations cannot be decoded before the number of classes is known")
     first = 1 if config.reduce_zero_label else 0
     labels = ids - first
     ignored = labels < 0

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from beit.config import ViewConfig
 from beit.errors import UserError
-from beit.mim import normalise
+from beit.pixels import normalise
 from beit.resolution import at_size
 from beit.vit import Backbone, Block, take_biases, take_tokens
 
 FIGURE_GRID = 30
 """Patches along a side in the paper's figure: 480 px, of 16 px each."""
+PAPER_GRID = 14
+"""Patches along a side of the paper's model, 224 px."""
+MOST_GRID = 64
+"""Patches along a side that are still asked: every one of them attends to all."""
 
 KEPT_MASS = 0.6
 """Share of the attention that the masked view keeps."""
@@ -78,19 +82,29 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
 
 
 def figure_size(backbone: Backbone) -> int:
-    """Side of the image that a figure is made of, in pixels: 30 patches as in the paper, but never less than the model's own."""
-    return backbone.config.patch_size * max(FIGURE_GRID, backbone.config.grid)
+    """Side of the image that a figure is made of, in pixels: of the model's grid what the paper's 30 patches are of its 14, 30 at most.
+
+    Positions are resampled as far as in the paper, so a small grid is not stretched beyond what its model can place. Never less than the
+    model's own size.
+    """
+    grid = backbone.config.grid
+    return backbone.config.patch_size * max(grid, min(FIGURE_GRID, round(grid * FIGURE_GRID / PAPER_GRID)))
 
 
 def check_size(size: int, patch_size: int) -> None:
-    """Refuse a size of the figure's image that is not made of whole patches.
+    """Refuse a size of the figure's image that is not made of whole patches, or of more than 64 x 64.
 
     Raises:
-        UserError: Naming the nearest size that is.
+        UserError: Naming the nearest size that is taken.
     """
     if size % patch_size:
         near = max(1, round(size / patch_size)) * patch_size
         raise UserError(f"--size {size} is not a multiple of the model's patches of {patch_size} px", f"set --size {near}")
+    if size > MOST_GRID * patch_size:
+        raise UserError(
+            f"--size {size} is {size // patch_size} x {size // patch_size} patches, each of which attends to all",
+            f"set --size {MOST_GRID * patch_size} or less",
+        )
 
 
 def patch_under(point: tuple[float, float], grid: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it.
 
-`config.json` has four parts: "kind" (mim, classifier or segmenter), "model" (the backbone's `ModelConfig`), "head" (what else that kind
-takes), "extra" (what the weights were trained with and on, for those who use them).
+`config.json` has four parts: "kind" (mim, classifier, segmenter or backbone), "model" (the backbone's `ModelConfig`), "head" (what else
+that kind takes), "extra" (what the weights were trained with and on, for those who use them).
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ if typing.TYPE_CHECKING:
     from beit.mim import Beit
     from beit.segmenter import Segmenter
 
-    Model: TypeAlias = Beit | Classifier | Segmenter
+    Model: TypeAlias = Beit | Classifier | Segmenter | Backbone
     Kind = TypeVar("Kind", bound=Model)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_KINDS = {"mim": ("beit.mim", "Beit"), "classifier": ("beit.classifier", "Classifier"), "segmenter": ("beit.segmenter", "Segmenter")}
+_KINDS = {
+    "mim": ("beit.mim", "Beit"),
+    "classifier": ("beit.classifier", "Classifier"),
+    "segmenter": ("beit.segmenter", "Segmenter"),
+    "backbone": ("beit.vit", "Backbone"),
+}
 # Fields that change how a model is trained, not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
@@ -43,7 +48,7 @@ class SavedConfig:
     """What `config.json` of a checkpoint folder says."""
 
     kind: str
-    """mim, classifier or segmenter."""
+    """mim, classifier, segmenter, or backbone: one without a head, to start others from."""
     model: ModelConfig
     head: dict[str, Any]
     """The model's `head_config`."""
@@ -192,6 +197,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise _not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or cut short ({error})", "use another checkpoint of the run, or copy this one again") from None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was written by `save_model`, by its `config.json`."""
+    try:
+        read_config(folder)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def _not_a_checkpoint(folder: Path, why: str) -> UserError:

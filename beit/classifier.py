@@ -25,7 +25,7 @@ class Classifier(Backbone):
     the class token.
     """
 
-    kind: ClassVar = "classifier"
+    kind: ClassVar[str] = "classifier"
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class TokenizerConfig:
     """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for measuring."""
 
     path: str | None = None
-    """A tokenizer folder of your own; stands instead of `name`."""
+    """A tokenizer folder of your own, or the run that trained it; stands instead of `name`."""
 
     image_size: int = 112
     """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""
@@ -90,7 +90,36 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+class PixelConfig:
+    """How files become pixels and pixels numbers: the same in training and testing, and for whoever uses the model."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released 22k weights."""
+
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The channels of the patch view are divided by this after `mean` is subtracted."""
+
+    exif_rotate: bool = True
+    """Turn images as their EXIF orientation says."""
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour under transparent pixels."""
+
+    max_pixels: int = 100_000_000
+    """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
+
+    def __post_init__(self) -> None:
+        positive(self, "view.", "std", "max_pixels")
+        share(self, "view.", "mean")
+        byte(self, "view.", "background")
+
+    def pixels(self) -> PixelConfig:
+        """These settings alone, without those of a subclass."""
+        return PixelConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PixelConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(PixelConfig):
     """From an encoded image to one random crop at two sizes (the paper's section 2, microsoft/unilm beit/datasets.py)."""
 
     min_area: float = 0.08
@@ -112,25 +141,10 @@ class ViewConfig:
     jitter: float = 0.4
     """Brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter]. 0: never."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released 22k weights."""
-
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The channels of the patch view are divided by this after `mean` is subtracted."""
-
-    exif_rotate: bool = True
-    """Turn images as their EXIF orientation says."""
-
-    background: tuple[int, int, int] = (255, 255, 255)
-    """Colour under transparent pixels."""
-
-    max_pixels: int = 100_000_000
-    """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
-
     def __post_init__(self) -> None:
-        positive(self, "view.", "aspect", "std", "max_pixels")
-        share(self, "view.", "flip", "jitter", "mean")
-        byte(self, "view.", "background")
+        super().__post_init__()
+        positive(self, "view.", "aspect")
+        share(self, "view.", "flip", "jitter")
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
                 f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= max <= 1",

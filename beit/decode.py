@@ -12,7 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from beit.config import ViewConfig
+from beit.config import PixelConfig
 
 JPEG = b"\xff\xd8\xff"
 SIGNATURES = (JPEG, b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -58,7 +58,7 @@ class UndecodableImage(Exception):  # noqa: N818 - it is the image that is named
         return self.status.reason
 
 
-def decode(encoded: bytes, view: ViewConfig) -> NDArray[np.uint8]:
+def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     """Decode an image as uint8 RGB [H, W, 3].
 
     Turned as its EXIF orientation says (`view.exif_rotate`), transparent pixels on `view.background`, the first
@@ -74,7 +74,7 @@ def decode(encoded: bytes, view: ViewConfig) -> NDArray[np.uint8]:
     return _decode_any(encoded, view)
 
 
-def _decode_plain_jpeg(encoded: bytes, view: ViewConfig) -> NDArray[np.uint8] | None:
+def _decode_plain_jpeg(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8] | None:
     """The fast way for upright, undamaged JPEG files in RGB or grey. None: somebody else has to look at it."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -103,7 +103,7 @@ def _is_turned(encoded: bytes) -> bool:
 _pillow_limit = threading.Lock()
 
 
-def _decode_any(encoded: bytes, view: ViewConfig) -> NDArray[np.uint8]:
+def _decode_any(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     try:
         # Pillow refuses images by a limit of its own while it reads the header; ours, compared before anything is decoded, stands instead.
         with _pillow_limit, warnings.catch_warnings():

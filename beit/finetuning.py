@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit import checkpoints, optim
 from beit.classification_views import erase
 from beit.classifier import Classifier
-from beit.config import MixConfig, OptimConfig, ViewConfig, to_dict
-from beit.mim import derive, normalise
+from beit.config import MixConfig, OptimConfig, ViewConfig
 from beit.mixing import draw_mix, mix_pixels, mixed_cross_entropy
-from beit.objective import Objective
+from beit.objective import derive, worker_rank
+from beit.pixels import normalise
+from beit.vit_objective import VitObjective
 
 # Purposes that keep this module's generators apart: [seed, purpose, step, worker].
 DEVICE, MIX = 11, 12
 
 
-class ClassifyObjective(Objective):
+class ClassifyObjective(VitObjective[Classifier]):
     """Cross-entropy between a classifier's logits and labels: smoothed, and mixed where images are.
 
     What is random about a sample comes with it from the stream; what is random about a batch is drawn here from (seed, step, worker):
@@ -32,6 +31,7 @@ class ClassifyObjective(Objective):
     workers and micro-batches, each of which is mixed on its own, but not on when a run was interrupted.
     """
 
+    purpose: ClassVar = DEVICE
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "label", "erase", "status")
 
     def __init__(
@@ -58,12 +58,8 @@ class ClassifyObjective(Objective):
             seed: What is random about a batch is drawn from it.
             extra: JSON types to keep in the checkpoint's config.json, such as what the model began with.
         """
-        super().__init__()
-        self.model = model
-        self.optim_config, self.view, self.mix = optim, view, mix
-        self.layer_decay, self.total_steps, self.seed = layer_decay, total_steps, seed
-        self.extra = dict(extra or {})
-        self._generator: torch.Generator | None = None
+        super().__init__(model, optim, view, layer_decay=layer_decay, total_steps=total_steps, seed=seed, extra=extra)
+        self.mix = mix
         self._rng = np.random.default_rng(0)
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
@@ -71,14 +67,9 @@ class ClassifyObjective(Objective):
         return float(np.count_nonzero(batch["status"] == 0))
 
     def start_step(self, step: int) -> None:
-        """Seed what is random about the batch by step and worker, so that a resumed run draws what an unbroken one would."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        worker = torch.distributed.get_rank() if distributed else 0
-        device = self.model.cls_token.device
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device)
-        self._generator.manual_seed(derive(self.seed, DEVICE, step, worker))
-        self._rng = np.random.default_rng(derive(self.seed, MIX, step, worker))
+        """Seed what is random about the batch, on the device and on the host."""
+        super().start_step(step)
+        self._rng = np.random.default_rng(derive(self.seed, MIX, step, worker_rank()))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the batch.
@@ -94,7 +85,7 @@ class ClassifyObjective(Objective):
         usable = batch["status"] == 0
         pixels, own = self._prepare(batch["patch_view"], batch["erase"], usable)
         labels = batch["label"]
-        logits = self.model(pixels, generator=self._generator).float()
+        logits = self.model(pixels, generator=self.generator).float()
         loss = mixed_cross_entropy(logits, labels, own, self.mix.smoothing if self.training else 0.0)
         main = torch.where(own >= 0.5, labels, labels.flip(0))
         correct = (logits.detach().argmax(1) == main) & usable
@@ -107,20 +98,9 @@ class ClassifyObjective(Objective):
         own = torch.ones(len(pixels), device=pixels.device)
         if not self.training:
             return pixels, own
-        if self._generator is None:
-            self.start_step(0)
-        assert self._generator is not None
-        pixels = erase(pixels, erased, self._generator)
+        pixels = erase(pixels, erased, self.generator)
         mix = draw_mix(self._rng, self.mix, pixels.shape[-1])
         return (pixels, own) if mix is None else mix_pixels(pixels, usable, mix)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with the authors' groups, a learning rate for each layer."""
-        return optim.build_optimizer(self.model, self.optim_config, layer_decay=self.layer_decay, depth=self.model.config.depth)
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warmup, cosine decay."""
-        return optim.learning_rate(step, self.optim_config, self.total_steps)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """Loss in nats and accuracy on the augmented and mixed images that are trained on, so both look worse than on plain ones."""
@@ -128,11 +108,3 @@ class ClassifyObjective(Objective):
             "loss": float(sums["loss"]) / weight if weight else math.nan,
             "accuracy": float(sums["correct"]) / weight if weight else math.nan,
         }
-
-    def save(self, folder: Path) -> None:
-        """Write the model's checkpoint."""
-        checkpoints.save_model(self.model, folder, extra={**self.extra, "view": to_dict(self.view)})
-
-    def load(self, folder: Path) -> None:
-        """Read weights back into this objective; its model must be the saved one."""
-        checkpoints.load_weights(self.model, folder)

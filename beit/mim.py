@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit import checkpoints, optim
-from beit.config import AskedPatches, ModelConfig, OptimConfig, TargetKind, ViewConfig, to_dict
-from beit.objective import Objective
+from beit import checkpoints
+from beit.config import AskedPatches, ModelConfig, OptimConfig, TargetKind, ViewConfig
+from beit.objective import derive
+from beit.pixels import normalise
 from beit.targets import Target
 from beit.vit import Backbone, Linear, initialise
+from beit.vit_objective import VitObjective
 
 TARGETS_FILE = "targets.json"
 
@@ -31,7 +32,7 @@ class Beit(Backbone):
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
     """
 
-    kind: ClassVar = "mim"
+    kind: ClassVar[str] = "mim"
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0) -> None:
         """Build the model.
@@ -100,17 +101,10 @@ def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor
     return positions, mask.gather(1, positions)
 
 
-def normalise(images: Tensor, view: ViewConfig) -> Tensor:
-    """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by `view.std`."""
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device and waited for.
-    for channel, mean, std in zip(pixels.unbind(1), view.mean, view.std, strict=True):
-        channel.mul_(1 / (255 * std)).sub_(mean / std)
-    return pixels
-
-
-class MimObjective(Objective):
+class MimObjective(VitObjective[Beit]):
     """BEiT pretraining: the target's loss over the hidden patches, or over all."""
+
+    purpose: ClassVar = PATHS
 
     def __init__(
         self,
@@ -139,17 +133,11 @@ class MimObjective(Objective):
                 always is in evaluation mode; a GPU is waited for.
             extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
         """
-        super().__init__()
-        self.model = Beit(model, target.outputs, target=target.kind, seed=seed)
+        first = Beit(model, target.outputs, target=target.kind, seed=seed)
+        super().__init__(first, optim, view, total_steps=total_steps, seed=seed, extra=extra)
         self.target = target
         self.asked = asked
-        self.optim_config = optim
-        self.view = view
-        self.total_steps = total_steps
-        self.seed = seed
         self.max_hidden = max_hidden
-        self.extra = dict(extra or {})
-        self._generator: torch.Generator | None = None
         self._nothing_gathered = target.state()
 
     @property
@@ -170,15 +158,6 @@ class MimObjective(Objective):
             raise ValueError(f"a mask hides {hidden.max()} patches, but the objective was built for at most max_hidden={self.max_hidden}")
         return float((batch["status"] == 0).sum() * mask.shape[1]) if self.asked == "all" else float(hidden.sum())
 
-    def start_step(self, step: int) -> None:
-        """Seed the branches to skip by step and worker, so that a resumed run skips what an unbroken one would."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        worker = torch.distributed.get_rank() if distributed else 0
-        device = self.model.cls_token.device
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device)
-        self._generator.manual_seed(derive(self.seed, PATHS, step, worker))
-
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the batch.
 
@@ -192,25 +171,15 @@ class MimObjective(Objective):
             patches of the images that weigh something.
         """
         mask = batch["mask"].flatten(1)
-        if self._generator is None and self.training:
-            self.start_step(0)
         if self.asked == "all":
             positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
             asked = (batch["status"] == 0)[:, None].expand(mask.shape)
         else:
             positions, asked = hidden_slots(mask, self.slots)
         pixels = normalise(batch["patch_view"], self.view)
-        outputs = self.model.predict(pixels, mask, positions, generator=self._generator).float()
+        outputs = self.model.predict(pixels, mask, positions, generator=self.generator).float()
         sums = self.target.sums(outputs, self.target.truth(batch, pixels, positions), asked)
         return {**sums, "hidden": mask.sum(), "patches": (asked.any(1) * mask.shape[1]).sum()}
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with the authors' groups."""
-        return optim.build_optimizer(self.model, self.optim_config)
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warmup, cosine decay."""
-        return optim.learning_rate(step, self.optim_config, self.total_steps)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """The target's figures, and "hidden", the mean share of hidden patches. What is not defined is NaN."""
@@ -224,16 +193,11 @@ class MimObjective(Objective):
 
     def save(self, folder: Path) -> None:
         """Write the model's checkpoint, and what the target has gathered beside it."""
-        checkpoints.save_model(self.model, folder, extra={**self.extra, "view": to_dict(self.view)})
+        super().save(folder)
         # Gathered on rank 0 only, so it is no buffer that workers would have to share.
         checkpoints.write_json(folder / TARGETS_FILE, self.target.state())
 
     def load(self, folder: Path) -> None:
         """Read weights and what the target has gathered back into this objective; its model must be the saved one."""
-        checkpoints.load_weights(self.model, folder)
+        super().load(folder)
         self.target.load_state(json.loads((folder / TARGETS_FILE).read_text()))
-
-
-def derive(seed: int, purpose: int, step: int, worker: int) -> int:
-    """A seed for torch, from four numbers."""
-    return int(np.random.SeedSequence([seed, purpose, step, worker]).generate_state(1, np.uint64)[0] >> 1)

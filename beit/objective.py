@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -64,3 +65,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote. Called on every rank."""
+
+
+def derive(seed: int, purpose: int, step: int, worker: int) -> int:
+    """A seed for torch, from four numbers."""
+    return int(np.random.SeedSequence([seed, purpose, step, worker]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def worker_rank() -> int:
+    """Number of this worker; 0 where there is one."""
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0

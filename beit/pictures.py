@@ -110,7 +110,7 @@ def reconstruct(
     """
     import torch
 
-    from beit.mim import normalise
+    from beit.pixels import normalise
 
     device = next(model.parameters()).device
     was_training = model.training

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.annotations import IGNORED, AnnotationStatus, BadAnnotation, Labels, decode_annotation
-from beit.config import ViewConfig
 from beit.decode import Status, UndecodableImage, decode
 from beit.segment_config import AnnotationConfig, SegmentViewConfig
 
@@ -44,7 +43,6 @@ def make_segment_view(
     view: SegmentViewConfig,
     ids: AnnotationConfig,
     side: int,
-    pixels: ViewConfig,
 ) -> SegmentView:
     """Decode an image and its annotation and take one random crop of both. Never raises for what the files hold.
 
@@ -52,48 +50,43 @@ def make_segment_view(
         encoded: The image file's bytes.
         annotation: The annotation file's bytes.
         rng: Source of all randomness. How much is drawn from it does not depend on the files.
-        view: What is random.
+        view: What is random, how decoding treats what is not plain RGB, and the mean colour for padding.
         ids: What the annotation's ids stand for.
         side: P, in pixels.
-        pixels: How decoding treats what is not plain RGB, and the mean colour for padding.
     """
     draws = rng.random(DRAWS)
     try:
-        image = decode(encoded, pixels)
+        image = decode(encoded, view)
         labels = decode_annotation(annotation, ids, height=image.shape[0], width=image.shape[1])
     except (UndecodableImage, BadAnnotation) as problem:
         blank = np.full((side, side), IGNORED, np.int16)
         return SegmentView(patch_view=np.zeros((side, side, 3), np.uint8), labels=blank, status=problem.status)
-    patch_view, labels = _transform(image, labels, draws, view=view, side=side, mean=pixels.mean)
+    patch_view, labels = _transform(image, labels, draws, view=view, side=side)
     return SegmentView(patch_view=patch_view, labels=labels, status=Status.DECODED)
 
 
-def transform(
-    image: Pixels, labels: Labels, rng: np.random.Generator, *, view: SegmentViewConfig, side: int, mean: tuple[float, float, float]
-) -> tuple[Pixels, Labels]:
+def transform(image: Pixels, labels: Labels, rng: np.random.Generator, *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
     """One random crop of an image and of its labels.
 
     Args:
         image: uint8 [H, W, 3].
         labels: int16 [H, W].
         rng: Source of all randomness. Always `DRAWS` numbers are drawn.
-        view: What is random.
+        view: What is random. What lies outside of an image smaller than the crop has its mean colour: 0 after normalisation, to within
+            half a level.
         side: P, in pixels.
-        mean: Colour, in [0, 1], of what lies outside of an image smaller than the crop: after normalisation 0, to within half a level.
 
     Returns:
         uint8 [P, P, 3] and int16 [P, P]; outside of the image labels are IGNORED.
     """
-    return _transform(image, labels, rng.random(DRAWS), view=view, side=side, mean=mean)
+    return _transform(image, labels, rng.random(DRAWS), view=view, side=side)
 
 
 # Scale, flip; order, four chances and four amounts of colour; two for each crop.
 DRAWS = 2 + 9 + 2 * CROP_TRIES
 
 
-def _transform(
-    image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int, mean: tuple[float, float, float]
-) -> tuple[Pixels, Labels]:
+def _transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
     height, width = labels.shape
     low, high = view.scale
     rows, columns = _scaled(height, width, view, low + float(draws[0]) * (high - low))
@@ -112,7 +105,7 @@ def _transform(
     crop = np.asarray(Image.fromarray(image).resize((inner_columns, inner_rows), Image.Resampling.BILINEAR, box=box))
     crop = _distort(crop, draws[2:11], view)
     patch_view = np.empty((side, side, 3), np.uint8)
-    patch_view[:] = np.rint(255 * np.array(mean))
+    patch_view[:] = np.rint(255 * np.array(view.mean))
     padded = np.full((side, side), IGNORED, np.int16)
     step = -1 if draws[1] < view.flip else 1
     patch_view[:inner_rows, :inner_columns] = crop[:, ::step]

@@ -36,7 +36,7 @@ class Segmenter(nn.Module):
     B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`, `decode_head`, `auxiliary_head`.
     """
 
-    kind: ClassVar = "segmenter"
+    kind: ClassVar[str] = "segmenter"
 
     def __init__(
         self,

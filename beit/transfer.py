@@ -45,8 +45,16 @@ class Transfer:
             said[0] += f", {len(self.resampled)} of them positions resampled for another grid"
         said += [f"dropped: {name} ({why})" for name, why in self.dropped.items()]
         if self.fresh:
-            said.append(f"fresh: {', '.join(self.fresh)}")
+            said.append(f"fresh: {', '.join(_grouped(self.fresh))}")
         return said
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """The names, or one for all that begin alike where these are many."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    return [said for top, group in groups.items() for said in (group if len(group) <= 4 else [f"{top} ({len(group)} tensors)"])]
 
 
 def finetuning_config(pretrained: ModelConfig, *, image_size: int | None = None, drop_path: float | None = None) -> ModelConfig:

@@ -13,7 +13,8 @@ Letters in shapes:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -243,6 +244,8 @@ class Backbone(nn.Module):
     Its weights are memory as it was found until `initialise` or a checkpoint sets them.
     """
 
+    kind: ClassVar[str] = "backbone"
+
     relative_position_index: Tensor
     """None with absolute positions, which never read it."""
 
@@ -268,6 +271,16 @@ class Backbone(nn.Module):
         self.register_buffer("relative_position_index", None if absolute else relative_position_index(*self.grid), persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if with_norm else nn.Identity()
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says beside the sizes: of a backbone alone, whether it has a last norm."""
+        return {"norm": isinstance(self.norm, nn.LayerNorm)}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Backbone:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, with_norm=head["norm"])
 
     def embed(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens [B, T, D] of pixels [B, 3, height, width].

@@ -24,53 +24,35 @@ class Line:
     y: ArrayLike
     baseline: bool = False
 
+    band: tuple[ArrayLike, ArrayLike] | None = None
+    """Least and largest values beside `y`, such as those of several seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over steps. Values that are not finite leave gaps; more than 500 points are averaged in groups."""
+
+    title: str
+    lines: Sequence[Line]
+    """Those without a finite value are left out."""
+    x_label: str = "step"
+    percent: bool = False
+    """Values are shares."""
+    from_zero: bool = False
+    """The vertical axis starts at 0."""
+    log: bool = False
+    """The vertical axis is logarithmic."""
+
 
 def line_chart(
     title: str, lines: Sequence[Line], *, x_label: str = "step", percent: bool = False, from_zero: bool = False, log: bool = False
 ) -> str:
-    """Curves over steps as an SVG element. Values that are not finite leave gaps; more than 500 points are averaged in groups.
-
-    Args:
-        title: Above the chart, and its name for who cannot see it.
-        lines: The curves; those without a finite value are left out.
-        x_label: What the horizontal axis counts.
-        percent: Values are shares.
-        from_zero: The vertical axis starts at 0.
-        log: The vertical axis is logarithmic.
-    """
-    from matplotlib import rc_context
+    """A `Chart` as an SVG element, its title also for who cannot see it."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9, "text.color": INK}
-    with rc_context(settings):
+    with _style(title):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
-        axes = figure.add_subplot()
-        colours = iter(COLOURS * (1 + len(lines) // len(COLOURS)))
-        for line in lines:
-            x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
-            if not np.isfinite(y).any():
-                continue
-            style: dict[str, Any] = {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
-            axes.plot(x, y, label=line.name, linewidth=1.5, marker="o" if np.isfinite(y).sum() < 3 else "", markersize=4, **style)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel(x_label, color=INK)
-        axes.grid(color=GRID, linewidth=0.7)
-        axes.tick_params(colors=INK, length=2)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(GRID)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.locator_params(axis="x", nbins=6)
-        if log:
-            axes.set_yscale("log")
-        if percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        if len(axes.lines) > 1:
-            axes.legend(frameon=False, fontsize=9)
+        _draw(figure.add_subplot(), Chart(title=title, lines=lines, x_label=x_label, percent=percent, from_zero=from_zero, log=log))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return element(buffer.getvalue(), title)
@@ -79,6 +61,61 @@ def line_chart(
 def element(svg: str, title: str) -> str:
     """An SVG file as an element of a page, named for who cannot see it."""
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
+
+
+def chart_picture(charts: Sequence[Chart]) -> bytes:
+    """Charts side by side, two in a row, as a PNG."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(charts))
+    rows = -(-len(charts) // columns)
+    with _style(""):
+        figure = Figure(figsize=(5.2 * columns, 3.1 * rows), layout="constrained", dpi=110)
+        for place, chart in enumerate(charts, 1):
+            _draw(figure.add_subplot(rows, columns, place), chart)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _style(salt: str) -> Any:
+    from matplotlib import rc_context
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9, "text.color": INK}
+    return rc_context(settings)
+
+
+def _draw(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    colours = iter(COLOURS * (1 + len(chart.lines) // len(COLOURS)))
+    for line in chart.lines:
+        x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
+        if not np.isfinite(y).any():
+            continue
+        style: dict[str, Any] = {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
+        axes.plot(x, y, label=line.name, linewidth=1.5, marker="o" if np.isfinite(y).sum() < 3 else "", markersize=4, **style)
+        if line.band is not None:
+            low, high = (_thinned(np.asarray(line.x, dtype=float), np.asarray(edge, dtype=float))[1] for edge in line.band)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.set_title(chart.title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(chart.x_label, color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.tick_params(colors=INK, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.locator_params(axis="x", nbins=6)
+    if chart.log:
+        axes.set_yscale("log")
+    if chart.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if chart.from_zero:
+        axes.set_ylim(bottom=0)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

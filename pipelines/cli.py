@@ -16,6 +16,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit sweep [PRESET]              pretrain many times, with mask ratio and learning rate varied, by Ray Tune
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
+  beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
   beit tokenizer convert FILE OUT  a published tokenizer, such as DALL-E's, without running its pickle
   beit tokenizer encode [PRESET]   tokens of K epochs' views, computed once for any number of runs
@@ -27,6 +28,9 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
+  beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
+  beit plan [PRESET]               what a pretraining takes: time, nodes, costs, storage, here and on a cluster
+  beit doctor                      what stands in the way of a run, here or on the cluster
 
   beit COMMAND --help              a command's options
   --debug                          tracebacks, and Ray's own messages
@@ -118,10 +122,26 @@ def _sweep(arguments: list[str], debug: bool) -> None:
 
 
 def _finetune(arguments: list[str], debug: bool) -> None:
-    import functools
-
     from pipelines import finetune as job
     from pipelines import finetune_presets as presets
+
+    command = _parse_supervised(arguments, presets.FinetuneConfig, job, presets)
+    if command is not None:
+        job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _segment(arguments: list[str], debug: bool) -> None:
+    from pipelines import segment as job
+    from pipelines import segment_presets as presets
+
+    command = _parse_supervised(arguments, presets.SegmentConfig, job, presets)
+    if command is not None:
+        job.segment(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
+    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
+    import functools
 
     start, default = None, "quickstart"
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -129,20 +149,18 @@ def _finetune(arguments: list[str], debug: bool) -> None:
         from pipelines import storage
 
         if not storage.exists(storage.absolute(first)):
-            presets.finetune_preset(first)  # Says what there is.
+            job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
         default = presets.recipe_for(job.config_for(start, default).model)
-    command = parse_job(
+    return parse_job(
         arguments,
-        presets.FinetuneConfig,
+        kind,
         job=job.JOB,
         default=default,
         presets=presets.PRESETS,
         preset=functools.partial(job.config_for, start),
-        usage="finetune [RUN] [PRESET]",
+        usage=f"{job.JOB} [RUN] [PRESET]",
     )
-    if command is not None:
-        job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
@@ -252,11 +270,52 @@ def _report(arguments: list[str], debug: bool) -> None:
         from pipelines.finetune import rebuild_report
     elif job == "sweep":
         from tune.sweep import rebuild_report
+    elif job == "segment":
+        from pipelines.segment import rebuild_report
     elif job == "tokenizer train":
         from pipelines.train_tokenizer import rebuild_report
     else:
         from pipelines.report import write_report as rebuild_report
     print(rebuild_report(arguments[0]))
+
+
+def _compare(arguments: list[str], debug: bool) -> None:
+    from pipelines.compare import CompareConfig, compare
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    elif not {"-h", "--help", "--runs"} & set(arguments):
+        raise UserError("beit compare: RUN is missing", "write beit compare RUN RUN")
+    for line in compare(parse(arguments, CompareConfig, command="compare [NAME=]RUN…", positional=())):
+        print(line)
+
+
+def _plan(arguments: list[str], debug: bool) -> None:
+    from pipelines import plan as job
+    from pipelines.presets import PRESETS, pretrain_preset
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    if name.endswith(".json"):
+        from pipelines import runs
+        from pipelines.config import PretrainConfig
+
+        base, name = runs.saved_config(name, PretrainConfig, job="pretrain")
+    else:
+        base = pretrain_preset(name)
+    config = parse(arguments, job.PlanConfig, command=f"plan [{' | '.join(PRESETS)}]", positional=(), default=job.config_of(base))
+    for line in job.plan(config, preset=name):
+        print(line, flush=True)
+
+
+def _doctor(arguments: list[str], debug: bool) -> None:
+    from pipelines.doctor import DoctorConfig, examine, exit_code
+
+    findings = []
+    for finding in examine(parse(arguments, DoctorConfig, command="doctor", positional=())):
+        findings.append(finding)
+        print("\n".join(finding.lines()), flush=True)
+    if code := exit_code(findings):
+        sys.exit(code)
 
 
 def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
@@ -362,6 +421,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "sweep": _sweep,
     "finetune": _finetune,
+    "segment": _segment,
     "tokenizer train": _train_tokenizer,
     "tokenizer convert": _convert_tokenizer,
     "tokenizer encode": _encode_tokens,
@@ -373,6 +433,9 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "export": _export,
     "attention": _attention,
     "report": _report,
+    "compare": _compare,
+    "plan": _plan,
+    "doctor": _doctor,
 }
 
 

@@ -7,15 +7,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
-from pipelines.placement import Node
+from pipelines.placement import STAGES, Node
 
-MOST_NODES = 1000
-"""Of a kind: an autoscaler without a limit says some huge number."""
+# Enough to plan with, where a node type has no limit.
+MOST_TO_COME = 1000
 
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
@@ -102,26 +102,12 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 
 
 def nodes() -> list[Node]:
-    """The machines of the connected cluster."""
+    """The machines of the connected cluster, and those that its autoscaler may add."""
     import ray
+    from ray._private.state import state  # What node types a cluster has is said nowhere in public.
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0)) for node in alive]
-
-
-def nodes_at_most() -> list[Node]:
-    """The machines of the connected cluster when its autoscaler has grown it as far as it may; those that are there if it has none."""
-    import ray
-
-    # Ray tells its own libraries in this way what an autoscaler may add (ray.data asks it too); there is no public one.
-    config = ray._private.state.state.get_cluster_config()
-    if config is None or not config.node_group_configs:
-        return nodes()
-    grown: list[Node] = []
-    for group in config.node_group_configs:
-        each = Node(cpus=float(group.resources.get("CPU", 0)), gpus=float(group.resources.get("GPU", 0)))
-        grown += [each] * max(0, min(group.max_count, MOST_NODES))
-    return grown if sum(node.cpus for node in grown) > sum(node.cpus for node in nodes()) else nodes()
+    return [_node(node["Resources"], there=True) for node in alive] + to_come(state.get_cluster_config(), [n["Resources"] for n in alive])
 
 
 def this_machine(cpus: int | None) -> list[Node]:
@@ -133,3 +119,27 @@ def this_machine(cpus: int | None) -> list[Node]:
     import torch
 
     return [Node(cpus=float(cpus or len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))]
+
+
+def to_come(config: Any, alive: Sequence[Mapping[str, float]]) -> list[Node]:
+    """The machines that an autoscaler may still add.
+
+    Args:
+        config: Ray's `ClusterConfig` message; None where nothing scales.
+        alive: Resources of the machines that are there.
+    """
+    found: list[Node] = []
+    for group in config.node_group_configs if config is not None else ():
+        resources = dict(group.resources)
+        there = sum(all(machine.get(name, 0) == amount for name, amount in resources.items()) for machine in alive)
+        most = MOST_TO_COME if group.max_count < 0 else group.max_count
+        # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
+        node = _node(resources, there=False)
+        if node.cpus or node.gpus:
+            found += [node] * max(0, min(most - there, MOST_TO_COME) - found.count(node))
+    return found
+
+
+def _node(resources: Mapping[str, float], *, there: bool) -> Node:
+    stages = frozenset(stage for stage in STAGES if resources.get(stage))
+    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), stages=stages, there=there)

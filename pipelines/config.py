@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.checks import file_name, not_negative, positive, share
-from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, TokenizerConfig, ViewConfig
+from beit.config import MaskConfig, ModelConfig, OptimConfig, PixelConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 
 # Larger models want more than a few thousand rendered scenes.
@@ -40,6 +40,10 @@ class ResourceConfig:
 
     workers: int | None = None
     """Training workers: one GPU each, or a share of the cores. None: one for each GPU of the cluster, one where they train on CPUs."""
+
+    most_workers: int | None = None
+    """Grow to so many workers as machines come, and go on with fewer, down to `workers`, as they are lost; the global batch stays what it
+    is. None: always `workers`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers train. auto: GPUs if the cluster has any."""
@@ -78,9 +82,25 @@ class ResourceConfig:
     """Restarts of the worker group before the run gives up. Each goes on from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        positive(self, "resources.", "workers", "micro_batch_size", "worker_cpus", "view_cpus", "tokenizers", "tokenizer_cpus", "cpus")
+        positive(
+            self,
+            "resources.",
+            "workers",
+            "most_workers",
+            "micro_batch_size",
+            "worker_cpus",
+            "view_cpus",
+            "tokenizers",
+            "tokenizer_cpus",
+            "cpus",
+        )
         not_negative(self, "resources.", "max_failures")
         share(self, "resources.", "tokenizer_gpus")
+        if self.most_workers is not None and self.most_workers <= (self.workers or 1):
+            raise UserError(
+                f"resources.most_workers={self.most_workers} is not above resources.workers={self.workers or 1}",
+                "leave it out, or set it to more workers than there are at least",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +214,42 @@ class PretrainConfig(JobConfig):
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedDataConfig(DataConfig):
+    """Where the images and what there is to say about them come from."""
+
+    val: str | None = None
+    """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else no evaluation."""
+
+    val_scenes: int = 1000
+    """How many scenes to render for validation when `train` is not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "data.", "val_scenes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(JobConfig):
+    """What classification and segmentation have in common: a model that begins with pretrained weights or with none, and is judged."""
+
+    start: str | None = None
+    """Run folder or checkpoint folder to begin with. None: from scratch."""
+
+    layer_decay: float = 0.65
+    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
+
+    evaluate_epochs: float | None = None
+    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    view: PixelConfig = field(default_factory=PixelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "layer_decay", "evaluate_epochs")
+        share(self, "--", "layer_decay")

@@ -177,7 +177,8 @@ def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Pl
     import ray
 
     ask: Any = ray.remote(lambda: open_tokenizer(config, device=placement.tokenizer_device).precision)
-    precision: str = ray.get(ask.options(num_cpus=placement.tokenizer_cpus, num_gpus=placement.tokenizer_gpus).remote())
+    resources = {"num_cpus": placement.tokenizer_cpus, "num_gpus": placement.tokenizer_gpus, "resources": placement.tag("tokens")}
+    precision: str = ray.get(ask.options(**resources).remote())
     return precision
 
 
@@ -220,6 +221,7 @@ def _run(
             functools.partial(views_of_part, cache=cache, manifest=ray.put(manifest), samples=samples),
             batch_size=1,
             num_cpus=placement.view_cpus,
+            resources=placement.tag("views"),
         )
         written = views.map_batches(
             EncodePart,
@@ -229,6 +231,7 @@ def _run(
             batch_size=None,
             num_cpus=placement.tokenizer_cpus,
             num_gpus=placement.tokenizer_gpus,
+            resources=placement.tag("tokens"),
         )
         for row in written.iter_rows():
             yield int(row["views"])

@@ -1,58 +1,46 @@
-"""Judge a classifier on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors holds the model.
+"""Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors holds the model.
 
-Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up.
+Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up. What is found lies in the run folder,
+a file for each evaluation.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config import ViewConfig
-from beit.decode import Status
-from beit.metrics import Classification, summarise
 from pipelines import storage
-from pipelines.models import MODEL_FILES
 from pipelines.placement import Placement
-from pipelines.sources.labels import LabelledManifest, LabelledUnit
-from pipelines.storage import local_copy
-from pipelines.stream import read_patiently
+from pipelines.sources import Manifest, Unit
 
 Batch = dict[str, NDArray[Any]]
+Views = Callable[[Unit, int, int], Iterator[Batch]]
+"""(unit, its number, its rows) -> its images as they are judged, some at a time, with the columns "unit", "row" and "status"."""
 
-ROWS_PER_BATCH = 64
 FOLDER = "validation"
-JUDGED = ("unit", "row", "status", "label", "prediction", "rank", "loss")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The result on a validation set."""
-
-    step: int
-    result: Classification
-    undecodable: list[tuple[str, str]]
-    """(where the image lies, why it cannot be decoded): counted here, and in no accuracy."""
-
-
-def evaluate(manifest: LabelledManifest, checkpoint: str, placement: Placement, *, share: float | None) -> Batch:
-    """What the model of a checkpoint says about every image.
+def judge_all(
+    manifest: Manifest, placement: Placement, *, views: Views, judge: Callable[..., Any], checkpoint: str, **options: Any
+) -> Batch:
+    """What a model says about every image of a set.
 
     Args:
         manifest: The images.
-        checkpoint: Folder or URI with the model.
         placement: The actors take the places that training workers have.
-        share: Share of the short side that is looked at. None: the authors' for the image size.
+        views: Makes a unit's views, in tasks on CPUs.
+        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with what `views` yields.
+        checkpoint: Folder or URI with the model.
+        options: For `judge`.
 
     Returns:
-        The columns of `JUDGED`, an entry an image, ordered by unit and row. Of images that cannot be decoded the last three mean nothing.
+        The judge's columns, an entry an image, ordered by "unit" and "row", which are among them.
     """
     import pyarrow as pa
     import ray.data
@@ -62,130 +50,74 @@ def evaluate(manifest: LabelledManifest, checkpoint: str, placement: Placement, 
     units = len(manifest.rows)
     shared = ray.put(manifest)
     blocks = [pa.table({"unit": part}) for part in np.array_split(np.arange(units), min(units, 256))]
-    with local_copy(checkpoint, MODEL_FILES) as folder:
-        from beit.checkpoints import read_config
-
-        saved = read_config(folder)
-    view = _view_of(saved.extra)
-    views = ray.data.from_blocks(blocks).map_batches(
-        functools.partial(_views, shared=shared, view=view, image_size=saved.model.image_size, share=share),
-        batch_size=None,
-        num_cpus=placement.view_cpus,
+    made = ray.data.from_blocks(blocks).map_batches(
+        functools.partial(_make_views, shared=shared, views=views), batch_size=None, num_cpus=placement.view_cpus
     )
-    judged = views.map_batches(
-        Judge,
+    judged = made.map_batches(
+        judge,
         fn_constructor_args=(checkpoint,),
-        fn_constructor_kwargs={"device": placement.device, "threads": placement.worker_threads},
+        fn_constructor_kwargs={"device": placement.device, "threads": placement.worker_threads, **options},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
         batch_size=None,
         num_cpus=placement.worker_cpus,
         num_gpus=placement.worker_gpus,
     )
     parts = list(judged.iter_batches(batch_size=None, batch_format="numpy"))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in JUDGED}
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((columns["row"], columns["unit"]))
     columns = {name: column[order] for name, column in columns.items()}
     _check_once(manifest, columns)
     return columns
 
 
-def _check_once(manifest: LabelledManifest, columns: Batch) -> None:
+def _make_views(batch: Batch, *, shared: Any, views: Views) -> Iterator[Batch]:
+    import ray
+    import torch
+
+    torch.set_num_threads(1)
+    manifest: Manifest = ray.get(shared)
+    for index in batch["unit"].tolist():
+        yield from views(manifest.unit(index), index, int(manifest.rows[index]))
+
+
+def _check_once(manifest: Manifest, columns: Batch) -> None:
     unit = np.repeat(np.arange(len(manifest.rows)), manifest.rows)
     row = np.concatenate([np.arange(rows) for rows in manifest.rows])
     if not (np.array_equal(columns["unit"], unit) and np.array_equal(columns["row"], row)):
         raise RuntimeError(f"{manifest.total:,} images were to be judged once each, {len(columns['unit']):,} were")
 
 
-def _view_of(extra: dict[str, Any]) -> ViewConfig:
-    from beit.config import from_dict
-
-    return from_dict(ViewConfig, extra["view"]) if "view" in extra else ViewConfig()
-
-
-def centre_views(unit: LabelledUnit, index: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
-    """The images of a unit as they are judged, some at a time."""
-    from beit.classification_views import make_centre_view
-
-    rows = np.arange(len(unit.labels))
-    found = read_patiently(unit.read, rows, ("image", "label"))
-    for start in range(0, len(rows), ROWS_PER_BATCH):
-        part = slice(start, start + ROWS_PER_BATCH)
-        made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in found["image"][part]]
-        yield {
-            "view": np.stack([pixels for pixels, _ in made]),
-            "status": np.array([status for _, status in made], np.uint8),
-            "label": found["label"][part],
-            "row": rows[part],
-            "unit": np.full(len(made), index),
-        }
+def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list[tuple[str, str]]:
+    """(where the image lies, why it cannot be used) of the images with a "status" other than 0; a reason for every image is given."""
+    places = np.flatnonzero(columns["status"]).tolist()
+    return [(manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), str(reasons[i])) for i in places]
 
 
-def _views(batch: Batch, *, shared: Any, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
-    import ray
-    import torch
+def save_evaluation(run: str, values: dict[str, Any], *, way: str = "") -> None:
+    """Write an evaluation into the run folder: JSON types with "step" and "images" among them.
 
-    torch.set_num_threads(1)
-    manifest: LabelledManifest = ray.get(shared)
-    for index in batch["unit"].tolist():
-        yield from centre_views(manifest.unit(index), index, view=view, image_size=image_size, share=share)
-
-
-class Judge:
-    """A checkpoint's classifier. Loaded once an actor; computes in full precision."""
-
-    def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
-        import torch
-
-        from beit.checkpoints import load_model, read_config
-        from beit.classifier import Classifier
-
-        torch.set_num_threads(threads)
-        with local_copy(checkpoint, MODEL_FILES) as folder:
-            self._model = load_model(folder, Classifier).to(device)
-            self._view = _view_of(read_config(folder).extra)
-        self._device = device
-
-    def __call__(self, batch: Batch) -> Batch:
-        """Views and labels -> the columns of `JUDGED`; the views stay behind."""
-        import torch
-
-        from beit.metrics import judge
-        from beit.mim import normalise
-
-        with torch.inference_mode():
-            pixels = normalise(torch.from_numpy(np.array(batch["view"])).to(self._device), self._view)
-            found = judge(self._model(pixels), torch.from_numpy(np.array(batch["label"])).to(self._device))
-        return {**{name: batch[name] for name in JUDGED[:4]}, **{name: value.cpu().numpy() for name, value in found.items()}}
+    Args:
+        run: The run folder.
+        values: What was found.
+        way: Tells ways of judging one step's model apart; "" is the usual one.
+    """
+    storage.write_text(storage.join(run, FOLDER, _name(values["step"], way)), json.dumps(values))
 
 
-def conclude(manifest: LabelledManifest, columns: Batch, *, step: int, classes: int) -> Evaluation:
-    """Accuracies over the images that could be decoded, and a list of those that could not."""
-    good = columns["status"] == 0
-    judged = {name: columns[name][good] for name in ("prediction", "rank", "loss")}
-    bad = [
-        (manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), Status(int(columns["status"][i])).reason)
-        for i in np.flatnonzero(~good)
-    ]
-    return Evaluation(step=step, result=summarise(columns["label"][good], judged, classes), undecodable=bad)
+def _name(step: int, way: str) -> str:
+    return f"step-{step:08d}{way}.json"
 
 
-def save_evaluation(run: str, evaluation: Evaluation) -> None:
-    """Write an evaluation into the run folder."""
-    result = evaluation.result
-    values = {
-        "step": evaluation.step,
-        "images": result.images,
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-        "undecodable": evaluation.undecodable,
-        "confusion": result.confusion.tolist(),
-    }
-    storage.write_text(storage.join(run, FOLDER, f"step-{evaluation.step:08d}.json"), json.dumps(values))
+def read_evaluation(run: str, step: int, way: str = "") -> dict[str, Any] | None:
+    """What was found about the model of a step, `way` as in `save_evaluation`; None if it was not judged."""
+    file = storage.join(run, FOLDER, _name(step, way))
+    found: dict[str, Any] | None = json.loads(storage.read_text(file)) if storage.exists(file) else None
+    return found
 
 
 def read_evaluations(run: str) -> list[dict[str, Any]]:
-    """All evaluations of a run, by step."""
+    """All evaluations of a run, by step; of one step the usual way first."""
     folder = storage.join(run, FOLDER)
-    names = sorted(storage.list_folder(folder)) if storage.exists(folder) else []
-    return [json.loads(storage.read_text(storage.join(folder, name))) for name in names if Path(name).suffix == ".json"]
+    names = [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"] if storage.exists(folder) else []
+    found = [json.loads(storage.read_text(storage.join(folder, name))) for name in sorted(names, key=lambda name: (len(name), name))]
+    return sorted(found, key=lambda one: int(one["step"]))

@@ -9,19 +9,13 @@ from typing import Literal
 from beit.checks import not_negative, positive, share
 from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
-from pipelines.config import DataConfig, JobConfig, OutputConfig
+from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyDataConfig(DataConfig):
+class ClassifyDataConfig(SupervisedDataConfig):
     """Where images and labels come from."""
-
-    val: str | None = None
-    """Images and labels to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else no evaluation."""
-
-    val_scenes: int = 1000
-    """How many scenes to render for validation when `train` is not given."""
 
     label: str | None = None
     """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
@@ -31,16 +25,13 @@ class ClassifyDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data.", "val_scenes", "fraction")
+        positive(self, "data.", "fraction")
         share(self, "data.", "fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(SupervisedConfig):
     """Classification: fine-tuning a pretrained model, or training one from scratch."""
-
-    start: str | None = None
-    """Run folder or checkpoint folder to begin with. None: from scratch."""
 
     classes: int | None = None
     """Classes of the head. None: as many as the data names, or its largest label + 1."""
@@ -48,30 +39,22 @@ class FinetuneConfig(JobConfig):
     pooling: Literal["mean", "cls"] = "mean"
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
-    layer_decay: float = 0.65
-    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
-
     warmup_epochs: float | None = None
     """Passes over the data of the linear warmup, in place of `optim.warmup_steps`; with `steps` it keeps its share of the run."""
-
-    evaluate_epochs: float | None = None
-    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
 
     centre: float | None = None
     """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
     view: ViewConfig = field(default_factory=lambda: ViewConfig(jitter=0.0))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "--", "classes", "layer_decay", "evaluate_epochs", "centre")
+        positive(self, "--", "classes", "centre")
         not_negative(self, "--", "warmup_epochs")
-        share(self, "--", "layer_decay", "centre")
+        share(self, "--", "centre")
 
 
 def quickstart() -> FinetuneConfig:
@@ -133,6 +116,11 @@ def base_384() -> FinetuneConfig:
     return _paper(replace(BASE, image_size=384), epochs=10, warmup=1, decay=0.85, lr=2e-5, batch=512)
 
 
+def large_384() -> FinetuneConfig:
+    """Ten more epochs at 384 px for a large model fine-tuned at 224 px."""
+    return _paper(replace(LARGE, image_size=384), epochs=10, warmup=1, decay=0.9, lr=2e-5, batch=512)
+
+
 def cifar100() -> FinetuneConfig:
     """BEiT-B on CIFAR-100 as in the paper: 150 epochs, weight decay 0.3, no erasing."""
     config = _paper(BASE, epochs=150, warmup=20, decay=0.65, lr=4e-3, batch=512, weight_decay=0.3)
@@ -157,6 +145,29 @@ def base_after_22k() -> FinetuneConfig:
 def large_after_22k() -> FinetuneConfig:
     """ImageNet-1k after intermediate fine-tuning, large: 30 epochs at 2e-5."""
     return _unmixed(_paper(LARGE, epochs=30, warmup=5, decay=0.9, lr=2e-5, batch=512, weight_decay=1e-8, drop_path=0.4))
+
+
+def vit_base() -> FinetuneConfig:
+    """ViT-B from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    return _vit(BASE)
+
+
+def vit_large() -> FinetuneConfig:
+    """ViT-L from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    return _vit(LARGE)
+
+
+def _vit(model: ModelConfig) -> FinetuneConfig:
+    # arXiv 2010.11929, table 3 and appendix B.1: 3e-3 for 4096 images, 10,000 steps of warmup, decay 0.3, clipping at 1, class token.
+    config = _paper(model, epochs=300, warmup=0, decay=1.0, lr=3e-3, batch=4096, drop_path=0.0, weight_decay=0.3, clip=1.0)
+    return replace(
+        config,
+        pooling="cls",
+        warmup_epochs=None,
+        augment=AugmentConfig(operations=0, erase=0.0),
+        mix=MixConfig(mixup=0, cutmix=0, smoothing=0.0),
+        optim=replace(config.optim, min_lr=0.0, warmup_steps=10_000),
+    )
 
 
 def deit_base() -> FinetuneConfig:
@@ -202,12 +213,15 @@ PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
         large,
         large_released,
         base_384,
+        large_384,
         cifar100,
         base_on_22k,
         large_on_22k,
         base_after_22k,
         large_after_22k,
         deit_base,
+        vit_base,
+        vit_large,
     )
 }
 

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CENTRE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
-"""The largest square in the middle."""
-
 
 def read_square(image: str, px: int) -> NDArray[np.uint8]:
     """The middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
@@ -22,16 +19,15 @@ def read_square(image: str, px: int) -> NDArray[np.uint8]:
     Raises:
         UserError: If there is no such file, or it cannot be decoded.
     """
-    import numpy as np
-
-    from beit.views import Status, make_view
+    from beit.classification_views import make_centre_view
+    from beit.views import Status
 
     if storage.entry(image) is None:
         raise UserError(f"{image} is not there, or is no file", "give the paths of image files")
-    view = make_view(storage.read_bytes(image), np.random.default_rng(0), view=CENTRE, patch_px=px, token_px=px)
-    if view.status != Status.DECODED:
-        raise UserError(f"{image}: {view.status.reason}", "leave it out")
-    return view.patch_view
+    square, status = make_centre_view(storage.read_bytes(image), view=ViewConfig(), image_size=px, share=1.0)
+    if status != Status.DECODED:
+        raise UserError(f"{image}: {status.reason}", "leave it out")
+    return square
 
 
 def check_picture(out: str) -> None:

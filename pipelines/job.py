@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,11 +22,11 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
 from pipelines.report import REPORT_FILE
-from pipelines.samples import Batch, SampleConfig
+from pipelines.samples import Batch, Samples
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
-from pipelines.stream import build_stream
+from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
@@ -34,8 +35,7 @@ Config = TypeVar("Config", bound=JobConfig)
 Follow = Callable[[list[dict[str, Any]]], bool]
 """Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
 
-# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many rows, of 2 operators and
-# blocks of a worker's batch (design: 100,000 blocks a round).
+# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
 
 
@@ -54,7 +54,7 @@ class Training:
     config: JobConfig
     preset: str
     source: Source
-    samples: SampleConfig
+    samples: Samples
     tokenizer: TokenizerConfig | None
     make_objective: Callable[[], Objective]
     global_batch_size: int
@@ -67,6 +67,8 @@ class Training:
     fixed: Batch | None = None
     """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
     evaluate_at: tuple[int, ...] = ()
+    check_workers: Callable[[int], None] = lambda workers: None
+    """Refuses a number of workers that the job cannot do with."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def run_job(
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
-        check_batch(training.global_batch_size, placement.workers)
+        check_batch(training.global_batch_size, placement.workers, placement.most_workers)
+        training.check_workers(placement.workers)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:
@@ -189,10 +192,10 @@ def run_training(
         if config.steps or config.whole_steps
         else int(config.epochs * int(rows.sum()) + 1e-9)
     )
-    worker_batch = training.global_batch_size // placement.workers
+    worker_batch = max(1, training.global_batch_size // (placement.most_workers or placement.workers))
     epochs = -(-total_rows // int(rows.sum()))
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * worker_batch, slots=slots)
+    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -240,13 +243,15 @@ def run_training(
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training.source, folder, say, follow):
+        with _Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
+        if watch.stopping:
+            raise KeyboardInterrupt
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
-        # Asked to stop, but it may have reached its end all the same.
-        asked, reached = ray.get(recorder.shall_stop.remote()), runs.latest_checkpoint(folder.uri)
-        status = "KILLED" if asked and reached is not None and runs.step_of(reached) < loop.stop_at else "FINISHED"
+        # Whoever follows may have ended it, but it may have reached its end all the same.
+        reached = runs.latest_checkpoint(folder.uri) if watch.ending else None
+        status = "FINISHED" if reached is None or runs.step_of(reached) == loop.stop_at else "KILLED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
     except (KeyboardInterrupt, SystemExit):
@@ -291,13 +296,31 @@ def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFaile
     )
 
 
-def check_batch(global_batch_size: int, workers: int | None) -> None:
-    """Every worker takes the same share of the global batch. None: not yet known.
+@contextlib.contextmanager
+def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying; only the main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_batch(global_batch_size: int, workers: int | None, most_workers: int | None) -> None:
+    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
     """
-    if workers is not None and global_batch_size % workers:
+    if most_workers is not None and most_workers > global_batch_size:
+        raise UserError(
+            f"resources.most_workers={most_workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            f"set --resources.most-workers {global_batch_size}, or a larger batch",
+        )
+    if most_workers is None and workers is not None and global_batch_size % workers:
         down = global_batch_size // workers * workers
         raise UserError(
             f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
@@ -308,10 +331,12 @@ def check_batch(global_batch_size: int, workers: int | None) -> None:
 def _scaling(placement: Placement) -> Any:
     import ray.train
 
-    resources = {"CPU": placement.worker_cpus}
+    resources = {"CPU": placement.worker_cpus, **placement.tag("train")}
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
-    return ray.train.ScalingConfig(num_workers=placement.workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
+    # Ray Train's annotation is that of its older version, which knew no range.
+    workers: Any = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 
 def mlflow_place(training: Training, run: str) -> MlflowRun | None:
@@ -337,21 +362,30 @@ class _Watch:
         self,
         recorder: Any,
         dispatcher: Any,
-        source: Source,
+        training: Training,
         folder: runs.RunFolder,
         say: Callable[[str], None],
         follow: Follow | None,
     ) -> None:
-        self._recorder, self._dispatcher, self._source, self._folder, self._say = recorder, dispatcher, source, folder, say
         self._follow = follow
+        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
         self._complained = False
+        self.stopping = False
+        """Whether the run is to be broken off."""
+        self.ending = False
+        """Whether who follows it has ended it early."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Watch:
         self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Have the workers write a last checkpoint and leave. Does next to nothing: it is called by a signal."""
+        self.stopping = True
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
@@ -360,13 +394,17 @@ class _Watch:
     def _run(self) -> None:
         import ray
 
-        ended = False
+        ended, told = False, False
         while not ended:
             ended = self._ended.wait(0.5)
             try:
+                if self.stopping and not told:
+                    self._recorder.stop.remote()
+                    self._say("SIGTERM: a last checkpoint, then the end")
+                    told = True
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
-                self._hand_over(ray.get(self._recorder.rows.remote()), ended=ended)
+                self._hand_over(ray.get(self._recorder.rows.remote()))
                 self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
             except ray.exceptions.RayActorError:
                 self._known = 0  # The dispatcher starts again; what it will list may be known already.
@@ -376,21 +414,19 @@ class _Watch:
                     self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
                 self._complained = True
 
-    def _hand_over(self, rows: list[dict[str, Any]], *, ended: bool) -> None:
-        import ray
-
-        if self._follow is not None and not self._follow(rows) and not ended:
-            ray.get(self._recorder.ask_to_stop.remote())
+    def _hand_over(self, rows: list[dict[str, Any]]) -> None:
+        if self._follow is not None and not self._follow(rows) and not self.ending:
+            self._recorder.stop.remote()
+            self.ending = True
 
     def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
-        from beit.decode import Status
-
         self._known += len(entries)
         new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
         if not new:
             return
         for (unit, row), status in new.items():
-            self._quarantine[unit, row] = (self._source.unit(unit).describe(row), Status(status).reason)
+            source = self._training.source.unit(unit)
+            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "reason"])

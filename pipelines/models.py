@@ -1,4 +1,4 @@
-"""The model that a path means: a checkpoint folder itself, or one in a run folder."""
+"""The model or tokenizer that a path means: its folder itself, or one in a run folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from beit.errors import UserError
 from pipelines import runs, storage
 
 MODEL_FILES = ("model.safetensors", "config.json")
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_model(path: str) -> str:
@@ -23,6 +24,12 @@ def find_model(path: str) -> str:
         f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
         "name the folder of a run, such as runs/NAME, or of a checkpoint",
     )
+
+
+def find_tokenizer(path: str) -> str:
+    """The folder of the tokenizer that a path means: that of the run which trained it, or else the path itself, with or without one."""
+    inner = storage.join(storage.absolute(path), "tokenizer")
+    return inner if storage.entry(storage.join(inner, TOKENIZER_FILE)) is not None else storage.absolute(path)
 
 
 def keep_model(checkpoint: str, run: str) -> None:

@@ -218,7 +218,8 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
     kept = tuple(name for name in (PATH_COLUMN, *_LABEL_COLUMNS) if name in manifest.columns)
     spans = {shard: plan.order[plan.bounds[shard] : plan.bounds[shard + 1]] for shard in places}
     columns = gather(manifest, np.concatenate(list(spans.values())), ("image", *kept))
-    metadata = {} if manifest.class_names is None else {"class_names": json.dumps(manifest.class_names)}
+    names = {"class_names": manifest.class_names, "annotation_names": manifest.annotation_names}
+    metadata = {name: json.dumps(values) for name, values in names.items() if values is not None}
     start = 0
     for shard, images in spans.items():
         with storage.open_output(places[shard]) as file:

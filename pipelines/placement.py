@@ -13,13 +13,22 @@ from pipelines.config import ResourceConfig
 
 EPSILON = 1e-6
 
+STAGES = ("train", "tokens", "views")
+"""Custom resources of these names are tags: where a cluster has one, the stage runs on the nodes that carry it and nowhere else."""
+
+TAG = 0.001
+"""What a process asks for of a tag: so little that the node's cores and GPUs decide how many it holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What one machine offers."""
+    """What one machine offers, or would offer: a cluster that grows has some that are not there yet."""
 
     cpus: float
     gpus: float
+    stages: frozenset[str] = frozenset()
+    """Its tags."""
+    there: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,7 @@ class Placement:
     """Resources of every stage. Reading tasks, tokenizers and workers ask for different amounts, so Ray never fuses them."""
 
     workers: int
+    """Always, or at least, where there are `most_workers`."""
     worker_cpus: float
     worker_gpus: float
     worker_threads: int
@@ -37,6 +47,14 @@ class Placement:
     tokenizer_gpus: float
     tokenizer_threads: int
     tokenizer_device: str
+    tags: frozenset[str] = frozenset()
+    """Stages that have nodes of their own."""
+    most_workers: int | None = None
+    """The group grows to so many. None: it keeps its size."""
+
+    def tag(self, stage: str) -> dict[str, float]:
+        """The custom resource that a process of a stage asks for; none where the stage has no nodes of its own."""
+        return {stage: TAG} if stage in self.tags else {}
 
     @property
     def device(self) -> str:
@@ -45,7 +63,8 @@ class Placement:
 
     def lines(self) -> list[str]:
         """The plan in words, a stage a line."""
-        lines = [f"workers: {self.workers} x {_amount(self.worker_cpus, self.worker_gpus)}"]
+        count = f"{self.workers} to {self.most_workers}" if self.most_workers else self.workers
+        lines = [f"workers: {count} x {_amount(self.worker_cpus, self.worker_gpus)}"]
         if self.tokenizers[1]:
             low, high = self.tokenizers
             lines.append(f"tokenizers: {low if low == high else f'{low} to {high}'} x {_amount(self.tokenizer_cpus, self.tokenizer_gpus)}")
@@ -74,20 +93,33 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     return placement
 
 
+def nodes_of(stage: str, nodes: Sequence[Node]) -> list[Node]:
+    """The machines that a stage may run on: those with its tag, or all where none has it."""
+    return [node for node in nodes if stage in node.stages] or list(nodes)
+
+
 def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> Placement:
     """What was asked for, completed by defaults that leave every machine room for reading."""
-    cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in nodes)
+    trainers, tokenizing = nodes_of("train", nodes), nodes_of("tokens", nodes)
+    cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in trainers)
     if config.device == "cuda" and gpus == 0:
         raise UserError("resources.device=cuda, but Ray sees no GPU", "start Ray where the GPUs are, or set --resources.device cpu")
     on_gpu = config.device != "cpu" and gpus > 0
-    workers = config.workers if config.workers is not None else (gpus if on_gpu else 1)
-    worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, on_gpu=on_gpu, tokenize=tokenize)
-    hosts = [node for node in nodes if int(node.gpus) or not on_gpu]
+    workers = config.workers if config.workers is not None else (gpus if on_gpu and not config.most_workers else 1)
+    if on_gpu and config.workers is None and not config.most_workers and not any(int(node.gpus) for node in trainers if node.there):
+        raise UserError(
+            f"no GPU is there yet, and the cluster may grow to {gpus} for training: how many are wanted?",
+            f"set --resources.workers {gpus}, or fewer: they are paid for while the run lasts",
+        )
+    own = sum(int(node.gpus) for node in tokenizing) if any("tokens" in node.stages for node in nodes) else None
+    worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, own, on_gpu=on_gpu, tokenize=tokenize)
+    hosts = [node for node in trainers if int(node.gpus) or not on_gpu]
     largest = max(node.cpus for node in hosts)
     small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
     worker_cpus = config.worker_cpus or _hundredths(min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers))
     view_cpus = config.view_cpus or (_hundredths(cpus / 8) if small else 1.0)
-    tokenizer_cpus = config.tokenizer_cpus or _hundredths(min(1.0 if tokenizer_gpus else 2.0, largest / 2.5, cpus / 7 if small else 2.0))
+    roomiest = largest if own is None else max(node.cpus for node in tokenizing)
+    tokenizer_cpus = config.tokenizer_cpus or _hundredths(min(1.0 if tokenizer_gpus else 2.0, roomiest / 2.5, cpus / 7 if small else 2.0))
     if config.device == "auto" and gpus == 0 and workers > 4 and worker_cpus < 1:
         raise UserError(
             f"Ray sees no GPU, and resources.workers={workers} would train on {worker_cpus:g} CPU each ({_machines(nodes)})",
@@ -116,13 +148,33 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
         tokenizer_gpus=tokenizer_gpus,
         tokenizer_threads=max(1, round(tokenizer_cpus)),
         tokenizer_device="cuda" if tokenizer_gpus else "cpu",
+        most_workers=config.most_workers,
+        tags=frozenset(stage for stage in STAGES if any(stage in node.stages for node in nodes)),
     )
 
 
-def _share_gpus(config: ResourceConfig, workers: int, gpus: int, *, on_gpu: bool, tokenize: bool) -> tuple[float, float, int]:
-    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one with tokenizers only."""
+def _share_gpus(
+    config: ResourceConfig, workers: int, gpus: int, own: int | None, *, on_gpu: bool, tokenize: bool
+) -> tuple[float, float, int]:
+    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one with tokenizers only.
+
+    Args:
+        config: What the user asked for.
+        workers: Training workers.
+        gpus: Of the machines that they may run on.
+        own: Of the tokenizers' own machines; None: they run on the same.
+        on_gpu: Whether workers train on GPUs.
+        tokenize: Whether the stream has a tokenizer.
+    """
     if on_gpu and workers > gpus:
         raise UserError(f"resources.workers={workers} need a GPU each, but Ray has {gpus}", f"set --resources.workers {gpus}")
+    if own is not None:
+        share = config.tokenizer_gpus if config.tokenizer_gpus is not None else float(own > 0)
+        if tokenize and share and own == 0:
+            raise UserError(
+                f"resources.tokenizer_gpus={share:g}, but the tokenizers' machines have no GPU", "set --resources.tokenizer-gpus 0"
+            )
+        return float(on_gpu), share if tokenize else 0.0, config.tokenizers or (own * int(1 / share + EPSILON) if share else workers)
     spare = gpus - workers if on_gpu else gpus
     default = (1.0 if spare >= (config.tokenizers or 1) else 0.25) if on_gpu else 0.0
     share = default if config.tokenizer_gpus is None else config.tokenizer_gpus
@@ -149,24 +201,28 @@ def _lack(p: Placement, nodes: Sequence[Node]) -> str:
     """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at the same time."""
     left: list[Node] = []  # `gpus`: what the emptiest GPU of the machine has left
     placed = 0
+    trainers = nodes_of("train", nodes)
     for node in sorted(nodes, key=lambda node: -node.cpus):  # Ray packs the workers, onto the largest machines first.
         here = min(p.workers - placed, int(node.cpus / p.worker_cpus + EPSILON), int(node.gpus) if p.worker_gpus else p.workers)
+        here = here if node in trainers else 0
         placed += here
         taken = here if p.worker_gpus else 0
         gpu = 1.0 if taken < int(node.gpus) else 1.0 - p.worker_gpus if taken else 0.0
-        left.append(Node(cpus=node.cpus - here * p.worker_cpus, gpus=gpu))
+        left.append(replace(node, cpus=node.cpus - here * p.worker_cpus, gpus=gpu))
     needs = f"{p.workers} worker{'s' * (p.workers > 1)} x {_amount(p.worker_cpus, p.worker_gpus)}"
     if placed < p.workers:
         return f"{needs}: there is room for {placed} on {_machines(nodes)}"
     if p.tokenizers[0]:
-        fitting = [node for node in left if node.cpus >= p.tokenizer_cpus - EPSILON and node.gpus >= p.tokenizer_gpus - EPSILON]
+        fitting = [
+            node for node in nodes_of("tokens", left) if node.cpus >= p.tokenizer_cpus - EPSILON and node.gpus >= p.tokenizer_gpus - EPSILON
+        ]
         tokenizer = f"1 tokenizer x {_amount(p.tokenizer_cpus, p.tokenizer_gpus)}"
         if not fitting:
             return f"{tokenizer} has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
         tightest = min(fitting, key=lambda node: node.cpus)
         left[left.index(tightest)] = replace(tightest, cpus=tightest.cpus - p.tokenizer_cpus)
         needs += f" + {tokenizer}"
-    if max(node.cpus for node in left) < p.view_cpus - EPSILON:
+    if max(node.cpus for node in nodes_of("views", left)) < p.view_cpus - EPSILON:
         return f"1 reading task x {p.view_cpus:g} CPU has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
     return ""
 

@@ -116,7 +116,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             cache=cache,
         ),
         tokenizer=None if tokenizer is None or cache else config.tokenizer,
-        make_objective=functools.partial(_make_objective, config, vocab_size, total_steps, digest),
+        make_objective=functools.partial(make_objective, config, vocab_size, total_steps, digest),
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
@@ -145,20 +145,23 @@ def check_config(config: PretrainConfig) -> None:
             f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
             "leave out --data.tokens, or set --target.kind tokens",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers)
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
-    """The whole recipe in lines, with its arithmetic; nothing but the listing of `data.train` is read.
+    """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the tokenizer's description.
 
     Raises:
-        UserError: For what can be seen to be wrong without opening images or the tokenizer.
+        UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
     from beit.optim import check_schedule
     from pipelines.presets import meant_for
     from pipelines.sources import open_source
+    from pipelines.stream import px_per_token
 
     check_config(config)
+    if config.target.kind == "tokens":
+        check_grid(config, px_per_token(config.tokenizer))
     if config.data.train is not None:
         manifest = open_source(config.data.train, split="train").manifest
         images, data = manifest.total, recipe.data_line(manifest)
@@ -172,6 +175,21 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     return recipe.explain(config, preset=preset, data=data, images=images)
 
 
+def check_grid(config: PretrainConfig, px_per_token: int) -> None:
+    """One visual token for each patch.
+
+    Raises:
+        UserError: If the tokenizer's tokens do not lie on the model's patches.
+    """
+    grid = config.tokenizer.image_size / px_per_token
+    if grid != config.model.grid:
+        raise UserError(
+            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, but model.image_size="
+            f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
+            f"set --tokenizer.image-size {config.model.grid * px_per_token}",
+        )
+
+
 def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     """The run's tokenizer, on this machine's CPU.
 
@@ -181,13 +199,7 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     from pipelines.stream import open_tokenizer
 
     tokenizer = open_tokenizer(config.tokenizer)
-    grid = config.tokenizer.image_size / tokenizer.px_per_token
-    if grid != config.model.grid:
-        raise UserError(
-            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, but model.image_size="
-            f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
-            f"set --tokenizer.image-size {config.model.grid * tokenizer.px_per_token}",
-        )
+    check_grid(config, tokenizer.px_per_token)
     return tokenizer
 
 
@@ -222,7 +234,8 @@ def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokeniz
     return cache
 
 
-def _make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
+def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
+    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and "" without one."""
     from beit.mim import MimObjective
 
     return MimObjective(
@@ -291,10 +304,11 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
     from beit.checkpoints import load_model
     from beit.mim import Beit
     from beit.pictures import reconstruct
-    from pipelines.samples import draw_unseen
+    from pipelines.samples import SampleConfig, draw_unseen
 
     config = training.config
     assert isinstance(config, PretrainConfig)
+    assert isinstance(training.samples, SampleConfig)
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
     target = _make_target(config, 0)

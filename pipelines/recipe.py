@@ -41,7 +41,10 @@ def summary(config: PretrainConfig, *, preset: str, data: str, images: int, tota
         target_line(config),
     ]
     if config.target.kind == "tokens":
-        lines.append(f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px")
+        lines.append(
+            f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px = {model.grid} x {model.grid} "
+            f"visual tokens of {config.tokenizer.image_size / model.grid:g} px"
+        )
     if cache:
         lines.append(f"tokens: read from {cache.path}, {cache.epochs} epochs of views, computed in {cache.description.precision}")
     lines += [

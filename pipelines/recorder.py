@@ -38,8 +38,8 @@ class Recorder:
         self._run, self._total_steps, self._shown, self._place = run, total_steps, shown, mlflow
         self._lines: list[str] = []
         self._rows: list[dict[str, Any]] = []
-        self._stop = False
         self._failure: tuple[str, str] | None = None
+        self._stopping = False
         self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
         self._mlflow = MlflowLog(run, mlflow) if mlflow else None
         self._mlflow_again_at = -math.inf
@@ -70,14 +70,6 @@ class Recorder:
         rows, self._rows = self._rows, []
         return rows
 
-    def ask_to_stop(self) -> None:
-        """The run shall end before its last step: workers look here whenever they send a row."""
-        self._stop = True
-
-    def shall_stop(self) -> bool:
-        """Whether somebody asked for it."""
-        return self._stop
-
     def give_up(self, cause: str, remedy: str) -> None:
         """The workers stop for a reason that starting again would not mend."""
         self._failure = (cause, remedy)
@@ -85,6 +77,14 @@ class Recorder:
     def failure(self) -> tuple[str, str] | None:
         """Cause and remedy, if the workers gave up."""
         return self._failure
+
+    def stop(self) -> None:
+        """The driver has to end: the workers are to write a last checkpoint and leave."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the workers are to leave."""
+        return self._stopping
 
     def rewind(self, step: int) -> None:
         """The weights are those of an earlier step: rows after it describe steps that never were."""

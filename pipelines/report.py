@@ -58,7 +58,7 @@ def write_report(
 
     Args:
         run: Run folder, a path or a bucket URI.
-        pictures: Shown below the curves.
+        pictures: What the model makes of images, shown before the curves.
         sections: HTML of the run's own, shown first.
         class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
@@ -78,8 +78,8 @@ def write_report(
     parts = [
         _key_figures(rows, noun),
         *sections,
-        _curves(rows, noun),
         *(_picture(picture) for picture in pictures),
+        _curves(rows, noun),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
         _quarantine(run),
@@ -219,6 +219,8 @@ def _curves(rows: list[Row], noun: str) -> str:
         ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
         ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
         ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        ("Entropy of the mean token distribution (nats)", [("train/marginal", "entropy", False)], {}),
+        ("Weight of the divergence", [("train/kl_weight", "weight", False)], {"from_zero": True}),
         ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.
@@ -297,13 +299,13 @@ def _quarantine(run: str) -> str:
     file = storage.join(run, "quarantine.csv")
     entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
     if not entries:
-        return "<h2>Quarantine</h2><p>Every image could be decoded.</p>"
+        return "<h2>Quarantine</h2><p>Every image could be used.</p>"
     reasons = Counter(entry["reason"] for entry in entries).most_common()
     counted = "".join(f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons)
     first = "".join(f"<li><code>{escape(entry['image'])}</code> {escape(entry['reason'])}</li>" for entry in entries[:20])
     more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > 20 else ""
     return (
-        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be decoded "
+        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be used "
         "and took no part in the loss.</p>"
         f"<table>{counted}</table><details><summary>Which ones</summary><ul>{first}</ul>{more}</details>"
     )
@@ -377,7 +379,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
 pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
-td { padding: .15rem 1.2rem .15rem 0; }
+td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }

@@ -26,13 +26,13 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
     loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
     confusion = np.array(last["confusion"])
     names = list(class_names) if class_names else [str(number) for number in range(len(confusion))]
-    unread = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in last["undecodable"][:20])
+    unread = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in last["unusable"][:20])
     return (
         f"<h2>Validation</h2><p>Top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%}, loss {last['loss']:.3f} nats after step "
         f"{last['step']:,}, on {last['images']:,} images, each counted once.</p>"
         f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
         f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"
-        + (f"<p>{len(last['undecodable']):,} images could not be decoded and count nowhere:</p><ul>{unread}</ul>" if unread else "")
+        + (f"<p>{len(last['unusable']):,} images could not be decoded and count nowhere:</p><ul>{unread}</ul>" if unread else "")
         + f"<h2>Confusion</h2><p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>{_matrix(confusion, names)}"
         f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
     )

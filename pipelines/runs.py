@@ -29,8 +29,8 @@ PROGRESS_FILE = "progress.json"
 
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
-# Options that say who does the work and where it is written: a resumed run may change them.
-FREE_ON_RESUME = ("resources.", "output.", "stop_at")
+# Options that say who does the work, where it is written and how the result is tested: a resumed run may change them.
+FREE_ON_RESUME = ("resources.", "output.", "test.", "stop_at")
 FIXED_ON_RESUME = ("resources.precision",)
 
 

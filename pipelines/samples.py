@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from beit.config import AugmentConfig, MaskConfig, ViewConfig
 from pipelines import seeds
 
 if TYPE_CHECKING:
-    from pipelines.sources import Manifest
+    from pipelines.sources import Manifest, Unit
     from pipelines.token_cache import TokenCache
 
 Batch = dict[str, NDArray[Any]]
@@ -21,6 +21,32 @@ KEYS = ("epoch", "unit", "row")
 
 UNSEEN_EPOCH = 1 << 30
 """No epoch of any run: its views and masks are none that a model was trained on."""
+
+
+class Samples(Protocol):
+    """What turns rows of the data into samples: the same for everybody who draws them."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of a unit."""
+
+    @property
+    def cache(self) -> TokenCache | None:
+        """Where tokens come from, if from a cache."""
+
+    @property
+    def row_bytes(self) -> int:
+        """About how many bytes a sample has in the stream."""
+
+    def make(self, batch: Batch) -> Batch:
+        """The asked columns with keys -> samples with keys and "status", one for each row."""
+
+    def reason(self, unit: Unit, row: int, status: int) -> str:
+        """Why a sample with a status other than 0 cannot be used, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +72,21 @@ class SampleConfig:
     def columns(self) -> tuple[str, ...]:
         """What is read of a unit."""
         return ("image",) if self.augment is None else ("image", "label")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a sample in the stream: three values a pixel of each view."""
+        return 3 * (self.patch_px**2 + (self.token_px or 0) ** 2) + 1024
+
+    def make(self, batch: Batch) -> Batch:
+        """See `make_samples`."""
+        return make_samples(batch, config=self)
+
+    def reason(self, unit: Unit, row: int, status: int) -> str:
+        """Why an image cannot be decoded."""
+        from beit.decode import Status
+
+        return Status(status).reason
 
 
 def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:

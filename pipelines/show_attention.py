@@ -39,8 +39,8 @@ class AttentionConfig:
     """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
 
     size: int | None = None
-    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are resampled. None: 30 patches as
-    in the paper (480 px for patches of 16), or the model's own size if that is larger."""
+    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are resampled. None: 15/7 of the
+    model's own, as the paper's 480 px are of 224, but at most 30 patches, or the model's own size if that is larger."""
 
     out: str = "attention.png"
     """Where to write the picture."""

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from beit.checks import positive
-from beit.config import TokenizerConfig
+from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.image_files import CENTRE, check_picture, read_square
+from pipelines.image_files import check_picture, read_square
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+CENTRE_SQUARE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,8 @@ class ShowConfig:
     side: int = 224
     """Side of a picture on the sheet, in pixels."""
 
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    # 64 px is what the tokenizer that is the default was trained on.
+    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(image_size=64))
 
     def __post_init__(self) -> None:
         positive(self, "--", "side", "measured", "shown")
@@ -98,7 +102,7 @@ def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
     from pipelines.sources import open_source
 
     source = open_source(data, option="data")
-    squares: NDArray[np.uint8] = draw_unseen(source.manifest, SampleConfig(seed=0, view=CENTRE, patch_px=size), count)["patch_view"]
+    squares: NDArray[np.uint8] = draw_unseen(source.manifest, SampleConfig(seed=0, view=CENTRE_SQUARE, patch_px=size), count)["patch_view"]
     if not len(squares):
         raise UserError(f"data={data}: no image could be decoded", "beit data check PATH tells why")
     return squares

@@ -18,6 +18,11 @@ class NotFiniteError(FloatingPointError):
     """A gradient was infinite or not a number. The weights are those before it."""
 
 
+def share_of(global_batch_size: int, rank: int, workers: int) -> int:
+    """Images of a worker's batch: an equal share, and one more on the first ranks where the division leaves a rest."""
+    return global_batch_size // workers + (rank < global_batch_size % workers)
+
+
 class Stepper:
     """One worker's part of the steps that all workers take together on one objective.
 

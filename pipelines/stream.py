@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import numpy as np
 
 from beit.config import TokenizerConfig
 from pipelines import seeds, storage
+from pipelines.models import find_tokenizer
 from pipelines.placement import Placement
-from pipelines.samples import KEYS, Batch, SampleConfig, make_samples
+from pipelines.samples import KEYS, Batch, Samples
 from pipelines.schedule import Part
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Unit
     from pipelines.token_cache import TokenCache
+
+# Every block costs a stream's one coordinator 10 to 20 ms: many workers with small batches share blocks of at least so many rows.
+LEAST_BLOCK_ROWS = 64
 
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
@@ -84,12 +89,25 @@ def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageToke
     """Load a run's tokenizer; one on a bucket is fetched first."""
     from beit.tokenizer.registry import load_tokenizer
 
-    if config.path is None or not storage.is_remote(config.path):
-        return load_tokenizer(config.path or config.name, device=device)
+    if config.path is None:
+        return load_tokenizer(config.name, device=device)
+    path = find_tokenizer(config.path)
+    if not storage.is_remote(path):
+        return load_tokenizer(path, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        for entry in storage.list_files(config.path, recursive=False):
-            Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(config.path, entry.name)))
+        for entry in storage.list_files(path, recursive=False):
+            Path(folder, entry.name).write_bytes(storage.read_bytes(storage.join(path, entry.name)))
         return load_tokenizer(folder, device=device)
+
+
+def px_per_token(config: TokenizerConfig) -> int:
+    """Side of the square of pixels that a token of a run's tokenizer stands for; its weights are not read."""
+    from beit.tokenizer import registry
+    from beit.tokenizer.folder import DESCRIPTION
+
+    if config.path is None or not storage.is_remote(config.path):
+        return registry.px_per_token(config.path or config.name)
+    return registry.described_px(json.loads(storage.read_bytes(storage.join(config.path, DESCRIPTION))), config.path)
 
 
 class Tokenize:
@@ -112,11 +130,16 @@ class Tokenize:
         return {**{name: column for name, column in batch.items() if name != "token_view"}, "tokens": tokens}
 
 
+def block_rows(batch_rows: int) -> int:
+    """Rows of a block: about a worker's batch, for an equal split buffers a block for every other worker before the first batch."""
+    return max(LEAST_BLOCK_ROWS, batch_rows)
+
+
 def build_stream(
     dispatcher: Any,
     *,
     slots: int,
-    config: SampleConfig,
+    config: Samples,
     tokenizer: TokenizerConfig | None,
     placement: Placement,
     batch_rows: int,
@@ -130,7 +153,7 @@ def build_stream(
         config: How samples are drawn.
         tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
         placement: Resources of the stages.
-        batch_rows: Rows of a worker's batch; blocks are about as large.
+        batch_rows: Rows of a worker's batch.
         in_order: Keep the order of the slots. Otherwise blocks travel as they are ready.
     """
     import pyarrow as pa
@@ -139,15 +162,15 @@ def build_stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = in_order
-    row_bytes = 3 * (config.patch_px**2 + (config.token_px or 0) ** 2) + 1024
-    context.target_max_block_size = max(1 << 20, min(128 << 20, batch_rows * row_bytes))
-    rows = max(1, context.target_max_block_size // row_bytes)
+    context.target_max_block_size = max(1 << 20, min(128 << 20, block_rows(batch_rows) * config.row_bytes))
+    rows = max(1, context.target_max_block_size // config.row_bytes)
     # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds the cores.
     stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in range(slots)])
     stream = stream.map_batches(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
         batch_size=1,
         num_cpus=placement.view_cpus,
+        resources=placement.tag("views"),
     )
     if tokenizer is None:
         return stream  # type: ignore[no-any-return]
@@ -159,10 +182,11 @@ def build_stream(
         batch_size=None,
         num_cpus=placement.tokenizer_cpus,
         num_gpus=placement.tokenizer_gpus,
+        resources=placement.tag("tokens"),
     )
 
 
-def produce(batch: Batch, *, dispatcher: Any, config: SampleConfig, rows_per_batch: int) -> Iterator[Batch]:
+def produce(batch: Batch, *, dispatcher: Any, config: Samples, rows_per_batch: int) -> Iterator[Batch]:
     """One slot -> its samples, a batch at a time: reading, views and masks in one task, so that encoded bytes never travel."""
     import ray
     import torch
@@ -171,4 +195,4 @@ def produce(batch: Batch, *, dispatcher: Any, config: SampleConfig, rows_per_bat
     for index in batch["slot"].tolist():
         parts = ray.get(dispatcher.slot.remote(index))
         for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch, columns=config.columns, cache=config.cache):
-            yield make_samples(encoded, config=config)
+            yield config.make(encoded)

@@ -19,7 +19,7 @@ from torch import Tensor
 from beit.objective import Objective
 from pipelines import seeds
 from pipelines.shuffle import shuffle
-from pipelines.step import Stepper
+from pipelines.step import Stepper, share_of
 
 Batch = dict[str, NDArray[Any]]
 
@@ -96,7 +96,7 @@ class Worker:
             compile=config.compile,
         )
         self.rank, self.workers = self.stepper.rank, self.stepper.workers
-        self.batch_size = config.global_batch_size // self.workers
+        self.batch_size = share_of(config.global_batch_size, self.rank, self.workers)
         self.step = 0
         self.seconds = 0.0
         """Time spent training over the whole run, without starts."""
@@ -104,6 +104,8 @@ class Worker:
         self.keys: list[Batch] = []
         self.settling: list[Any] = []
         self.stop, self.training = False, False
+        self.question: Any = None
+        self.asked_at = time.monotonic()
         self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
         self.evaluation: dict[str, float] = {}
 
@@ -140,7 +142,9 @@ class Worker:
         self._settle()
         rows = 0
         if self.rank == 0:
-            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, self.config.global_batch_size))
+            # An equal split must give the largest share to everybody.
+            minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum))
         return self.stepper.add_up([float(rows)])[0] > 0
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
@@ -174,6 +178,7 @@ class Worker:
 
     def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
         """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so nobody steps."""
+        self.stop = self.stop or self._is_to_stop()
         due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
         weight = self.objective.weight(host) if host else 0.0
         have, weight, log, stop = self.stepper.add_up([float(bool(host)), weight, float(due), float(self.stop)])
@@ -210,6 +215,21 @@ class Worker:
         self.logged_at += time.perf_counter() - started
         return self.objective.unseen_metrics(sums, weight)
 
+    def _is_to_stop(self) -> bool:
+        """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits for the answer."""
+        import ray
+
+        if self.rank != 0:
+            return False
+        if self.question is None:
+            if time.monotonic() - self.asked_at < 1:
+                return False
+            self.question, self.asked_at = self.config.recorder.stopping.remote(), time.monotonic()
+        if not ray.wait([self.question], timeout=0)[0]:
+            return False
+        answer, self.question = ray.get(self.question), None
+        return bool(answer)
+
     def _log(self) -> None:
         """Send rank 0's recorder a row: what has gathered on all workers since the last one, if anything has."""
         import ray
@@ -240,11 +260,10 @@ class Worker:
         }
         self.evaluation = {}
         self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.stop_at - self.step))
-        self.stop = self.stop or ray.get(self.config.recorder.shall_stop.remote())
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be decoded, "
+                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be used, "
                 f"more than data.max_bad={self.config.max_bad:g} allows",
                 "look at quarantine.csv in the run folder; raise --data.max-bad if that is how the data is",
             )

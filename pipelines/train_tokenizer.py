@@ -126,7 +126,7 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
             f"data.train is not given, and the built-in scenes are no data for a tokenizer of {config.image_size} px",
             "set --data.train to a folder or bucket of images; beit tokenizer train scenes64 runs on the scenes",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers)
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
@@ -167,10 +167,11 @@ def look(training: Training, checkpoint: str) -> Trained:
 
     from beit.tokenizer.figures import measure
     from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.samples import draw_unseen
+    from pipelines.samples import SampleConfig, draw_unseen
 
     objective = training.make_objective()
     assert isinstance(objective, DvaeObjective)
+    assert isinstance(training.samples, SampleConfig)
     with tempfile.TemporaryDirectory() as name:
         for entry in storage.list_files(checkpoint):
             Path(name, entry.name).write_bytes(storage.read_bytes(storage.join(checkpoint, entry.name)))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from beit.checks import positive
+from beit.checks import not_negative, positive
 from beit.errors import UserError
+
+if TYPE_CHECKING:
+    from beit.foreign.layout import Described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,16 @@ class ImportConfig:
     heads: int | None = None
     """Attention heads. None: as the tables of relative biases, config.json or the published widths tell."""
 
+    taps: tuple[int, ...] | None = None
+    """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the folder's out_indices, or the
+    authors' blocks; the choice is printed."""
+
     sha256: str | None = None
     """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
 
     def __post_init__(self) -> None:
         positive(self, "--", "heads")
+        not_negative(self, "--", "taps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +59,54 @@ class ExportConfig:
 
 def import_weights(config: ImportConfig) -> Iterator[str]:
     """Import, and say in lines what came of it."""
-    from beit.foreign import incoming
+    from beit.foreign.incoming import import_weights
+    from beit.foreign.translation import SPELLINGS
 
-    _check_place(Path(config.out))
-    done = incoming.import_weights(Path(config.source), Path(config.out), pixels=config.pixels, heads=config.heads, sha256=config.sha256)
-    model, head = done.described.model, done.described.head
-    size = f"{head['vocab_size']:,} visual tokens" if done.described.kind == "mim" else f"{head['classes']:,} classes"
+    _check_local(config.source)
+    out = Path(config.out)
+    fresh = not out.exists()
+    _check_place(out)
+    try:
+        done = import_weights(Path(config.source), out, pixels=config.pixels, heads=config.heads, taps=config.taps, sha256=config.sha256)
+    except UserError:
+        if fresh:
+            out.rmdir()
+        raise
+    described = done.described
+    model = described.model
     yield (
-        f"{done.described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads, patches of {model.patch_size} px at "
-        f"{model.image_size} px, {model.position} positions, {'LayerScale' if model.layer_scale else 'no LayerScale'}, {size}"
+        f"{described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads ({described.heads_by}), patches of "
+        f"{model.patch_size} px at {model.image_size} px, {model.position} positions, "
+        f"{'LayerScale' if model.layer_scale else 'no LayerScale'}, {_behind(described)}"
     )
-    yield f"{done.parameters:,} parameters, in {incoming.SPELLINGS[done.spelling]}"
+    yield f"{done.parameters:,} parameters, in {SPELLINGS[done.spelling]}"
     yield from done.report.lines()
     yield f"pixels: mean {list(done.view.mean)}, std {list(done.view.std)} ({done.pixels})"
+    for note in done.notes:
+        yield f"note: {note}"
     yield f"written: {done.folder}"
-    yield f"next: beit export {done.folder} OUT --format hf, or beit.load_model({str(done.folder)!r}) in Python"
+    use = f"beit export {out} OUT --format hf" if described.kind == "segmenter" else f"beit finetune {out} --data.train IMAGES"
+    yield f"next: {use}, or beit.load_model({str(out)!r}) in Python"
+
+
+def _behind(described: Described) -> str:
+    """What is behind the backbone."""
+    head = described.head
+    if described.kind == "mim":
+        return f"{head['vocab_size']:,} visual tokens"
+    if described.kind == "backbone":
+        return "no head" + ("" if head["norm"] else " and no last norm")
+    return f"{head['classes']:,} classes"
+
+
+def _check_local(source: str) -> None:
+    """Refuse addresses: what comes from elsewhere is looked at before it is used.
+
+    Raises:
+        UserError: If `source` is one.
+    """
+    if "://" in source:
+        raise UserError(f"{source} is an address, and beit import reads this machine's files", "download it first, and give the file")
 
 
 def _check_place(folder: Path) -> None:
@@ -83,9 +124,13 @@ def _check_place(folder: Path) -> None:
 def export_weights(config: ExportConfig) -> Iterator[str]:
     """Export, and say in lines what came of it."""
     from beit.foreign import outgoing
+    from pipelines import storage
+    from pipelines.models import MODEL_FILES, find_model
 
+    _check_own(config.run)
     _check_place(Path(config.out).parent)
-    done = outgoing.export_weights(_checkpoint(config.run), Path(config.out), format=config.format)
+    with storage.local_copy(find_model(config.run), MODEL_FILES) as folder:
+        done = outgoing.export_weights(folder, Path(config.out), format=config.format)
     yield f"{done.kind} for {config.format}"
     yield from done.report.lines()
     for note in done.notes:
@@ -94,13 +139,30 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
     yield f"next: {done.next_step}"
 
 
-def _checkpoint(run: str) -> Path:
-    """The checkpoint folder that a path means.
+def _check_own(run: str) -> None:
+    """Tell apart what `beit import` reads from what `beit export` does.
 
     Raises:
-        UserError: If it is on a bucket.
+        UserError: If `run` is weights of another project.
     """
-    if "://" in run:
-        raise UserError(f"{run} is on a bucket", f"copy {run.rstrip('/')}/model here first")
-    folder = Path(run)
-    return folder / "model" if (folder / "model").is_dir() else folder
+    path = Path(run)
+    what = None
+    if run.startswith(("http://", "https://")):
+        what = "an address of the web"
+    elif path.is_file():
+        what = "a file"
+    elif path.is_dir() and _says_model_type(path / "config.json"):
+        what = "a folder of Hugging Face's"
+    if what is not None:
+        raise UserError(f"{run} is {what}, and no run or checkpoint", f"beit import {run} FOLDER makes one of published weights")
+
+
+def _says_model_type(path: Path) -> bool:
+    """Whether a config.json is one of Hugging Face's."""
+    import json
+
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "model_type" in values

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from beit.errors import UserError
 from pipelines.config import ResourceConfig
-from pipelines.placement import EPSILON, Node, Placement, place
+from pipelines.placement import EPSILON, STAGES, Node, Placement, nodes_of, place
 
-Piece = tuple[float, float]
-"""CPUs and GPUs that one process asks for, on one machine."""
+Piece = tuple[str, float, float]
+"""Stage of a process, and the CPUs and GPUs that it asks for, on one machine of those that the stage may run on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def schedule(
 
     Args:
         config: Resources of one trial.
-        nodes: The machines, on an autoscaling cluster those of its maximum.
+        nodes: The machines that are there, and those that an autoscaler may add.
         tokenize: Whether each trial has a tokenizer.
         data_cpus: Cores that each trial shall find free for reading. None: those of one reading task.
         concurrent: What the user wants. None: all that fit.
@@ -43,18 +43,18 @@ def schedule(
     one = replace(config, workers=config.workers or 1)
     placement = place(one, nodes, tokenize=tokenize)
     reading = max(data_cpus or 0.0, placement.view_cpus)
-    pieces = [(placement.worker_cpus, placement.worker_gpus)] * placement.workers
+    pieces: list[Piece] = [("train", placement.worker_cpus, placement.worker_gpus)] * placement.workers
     if tokenize:
-        pieces.append((placement.tokenizer_cpus, placement.tokenizer_gpus))
+        pieces.append(("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus))
     # Reading tasks are small and go anywhere: what matters is their sum.
-    pieces += [(placement.view_cpus, 0.0)] * max(1, round(reading / placement.view_cpus))
+    pieces += [("views", placement.view_cpus, 0.0)] * max(1, round(reading / placement.view_cpus))
     fitting = count(pieces, nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needs = [f"{placement.workers} worker{'s' * (placement.workers > 1)} x {_amount(placement.worker_cpus, placement.worker_gpus)}"]
     if tokenize:
         needs.append(f"1 tokenizer x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
     needs.append(f"{reading:g} CPU to read")
-    total_cpus, total_gpus = sum(cpu for cpu, _ in pieces), sum(gpu for _, gpu in pieces)
+    total_cpus, total_gpus = sum(cpu for _, cpu, _ in pieces), sum(gpu for _, _, gpu in pieces)
     shares = [f"{cpus:g} CPU / {total_cpus:g} = {cpus / total_cpus:.2f}"] if total_cpus else []
     shares += [f"{gpus:g} GPU / {total_gpus:g} = {gpus / total_gpus:.2f}"] if total_gpus else []
     arithmetic = f"a trial needs {' + '.join(needs)}; {', '.join(shares)}"
@@ -70,12 +70,13 @@ def schedule(
 
 
 def count(pieces: Sequence[Piece], nodes: Sequence[Node]) -> int:
-    """How many trials fit beside each other, each of its pieces on one machine, pieces with a GPU on a GPU of their own share."""
+    """How many trials fit beside each other, each of their pieces on one machine."""
     left = [[node.cpus, node.gpus] for node in nodes]
+    open_to = {stage: [left[place] for place, node in enumerate(nodes) if node in nodes_of(stage, nodes)] for stage in STAGES}
     trials = 0
     while pieces:
-        for cpus, gpus in pieces:
-            fitting = [node for node in left if node[0] >= cpus - EPSILON and node[1] >= gpus - EPSILON]
+        for stage, cpus, gpus in pieces:
+            fitting = [node for node in open_to[stage] if node[0] >= cpus - EPSILON and node[1] >= gpus - EPSILON]
             if not fitting:
                 return trials
             # Pieces without a GPU where there are none, and into the tightest place.

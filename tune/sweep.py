@@ -95,7 +95,7 @@ def sweep(
     if here := cluster.this_machine(config.resources.cpus):
         plan_concurrency(config, here, tokenize=tokenize)
     with cluster.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, cluster.nodes_at_most(), tokenize=tokenize)
+        timetable = plan_concurrency(config, cluster.nodes(), tokenize=tokenize)
         prepared = prepare(config, space, goal, preset=preset, say=say)
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()

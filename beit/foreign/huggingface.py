@@ -13,7 +13,12 @@ from beit.vit import CHANNELS, NORM_EPS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
-CLASSES = {"mim": "BeitForMaskedImageModeling", "classifier": "BeitForImageClassification", "segmenter": "BeitForSemanticSegmentation"}
+CLASSES = {
+    "mim": "BeitForMaskedImageModeling",
+    "classifier": "BeitForImageClassification",
+    "segmenter": "BeitForSemanticSegmentation",
+    "backbone": "BeitModel",
+}
 
 BICUBIC = 3
 """Pillow's number of the filter."""
@@ -21,32 +26,51 @@ BICUBIC = 3
 Triple = tuple[float, float, float]
 
 
+TAPS = "beit_taps"
+"""Our word in their `config.json`: the blocks that a segmenter's head reads, of which `out_indices` cannot say the last one."""
+
+POOL_SCALES = [1, 2, 3, 6]
+"""Of UPerNet's pyramid; no tensor tells them."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class FoldersSettings:
-    """What a folder of Hugging Face's says and tensors do not. None: nothing."""
+class Said:
+    """What tensors do not tell: from a folder's JSON files, or by the user. None: nothing is said."""
 
     heads: int | None = None
+    heads_by: str = "num_attention_heads in config.json"
+    """Who says so."""
+    taps: list[int] | None = None
+    """Blocks, from 0, whose tokens a segmenter's head reads."""
+    out_indices: list[int] | None = None
+    """The same in their numbers."""
+    norm_eps: float | None = None
     layer_scale: float | None = None
     class_names: list[str] | None = None
     mean: Triple | None = None
     std: Triple | None = None
 
 
-def read_settings(folder: Path) -> FoldersSettings:
+def read_settings(folder: Path) -> Said:
     """Read `config.json` and `preprocessor_config.json`; either may be absent.
 
     Raises:
-        UserError: If they are no JSON objects, or of another model than BEiT.
+        UserError: If they are no JSON objects, of another model than BEiT, or of one that computes otherwise.
     """
     config, preprocessor = _read(folder / CONFIG), _read(folder / PREPROCESSOR)
     kind = config.get("model_type", "beit")
     if kind != "beit":
         raise UserError(f"{folder / CONFIG} describes a model of the type {kind}", "give a folder of a BEiT")
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise UserError(f"{folder / CONFIG}: hidden_act is {activation}", "only models with gelu can be read")
-    heads, gain = config.get("num_attention_heads"), config.get("layer_scale_init_value")
-    return FoldersSettings(
+    for name, only in (("hidden_act", "gelu"), ("pool_scales", POOL_SCALES)):
+        if (value := config.get(name, only)) != only:
+            raise UserError(f"{folder / CONFIG}: {name} is {value}", f"only models with {only} can be read")
+    heads, gain, eps = (config.get(name) for name in ("num_attention_heads", "layer_scale_init_value", "layer_norm_eps"))
+    return Said(
         heads=heads if isinstance(heads, int) and heads > 0 else None,
+        taps=_numbers(config.get(TAPS)),
+        # Version 4 wrote the older name for a while.
+        out_indices=_numbers(config.get("out_indices", config.get("segmentation_indices"))),
+        norm_eps=float(eps) if isinstance(eps, (int, float)) else None,
         layer_scale=float(gain) if isinstance(gain, (int, float)) and gain > 0 else None,
         class_names=_class_names(config.get("id2label")),
         mean=_triple(preprocessor.get("image_mean")),
@@ -79,8 +103,10 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
         "use_shared_relative_position_bias": model.position == "relative",
         "use_relative_position_bias": model.position == "relative-per-block",
         # Without it their model for pretraining norms twice.
-        "use_mean_pooling": head.get("pooling", "mean") == "mean",
+        "use_mean_pooling": kind != "backbone" and head.get("pooling", "mean") == "mean",
     }
+    if kind == "backbone":
+        return config
     if kind == "mim":
         return config | {"vocab_size": head["vocab_size"]}
     config |= {
@@ -88,13 +114,35 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
         "label2id": {name: number for number, name in enumerate(names)},
     }
     if kind == "segmenter":
-        config |= {"out_indices": stages(head["taps"], model.depth), "use_auxiliary_head": True, "auxiliary_channels": 256}
+        config |= {
+            "out_indices": stages(head["taps"], model.depth),
+            TAPS: list(head["taps"]),
+            "pool_scales": POOL_SCALES,
+            "use_auxiliary_head": True,
+            "auxiliary_channels": 256,
+        }
     return config
 
 
 def stages(taps: list[int], depth: int) -> list[int]:
     """Their `out_indices` for blocks from 0: number i means the tokens that block i - 2 gives, and none means those of the last block."""
     return [min(tap + 2, depth) for tap in taps]
+
+
+def taps_of(said: Said, depth: int) -> list[int] | None:
+    """The blocks, from 0, that a segmenter's head reads; None if nothing says so.
+
+    Raises:
+        UserError: If they are not four of the `depth` blocks.
+    """
+    if said.out_indices is None or (said.taps is not None and stages(said.taps, depth) == said.out_indices):
+        taps, why = said.taps, f"blocks {said.taps}"
+    else:
+        taps = [index - 2 for index in said.out_indices]
+        why = f"out_indices {said.out_indices} in {CONFIG}, where number i means the tokens behind block i - 2, counted from 0"
+    if taps is not None and (len(taps) != 4 or not all(0 <= tap < depth for tap in taps)):
+        raise UserError(f"{why}: a segmenter's head reads four of the {depth} blocks, 0 to {depth - 1}", "give them with --taps")
+    return taps
 
 
 def preprocessor_config(model: ModelConfig, view: ViewConfig) -> dict[str, Any]:
@@ -129,6 +177,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _triple(values: Any) -> Triple | None:
     if isinstance(values, list) and len(values) == CHANNELS and all(isinstance(value, (int, float)) for value in values):
         return (float(values[0]), float(values[1]), float(values[2]))
+    return None
+
+
+def _numbers(values: Any) -> list[int] | None:
+    if isinstance(values, list) and values and all(isinstance(value, int) for value in values):
+        return list(values)
     return None
 
 

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from beit.checkpoints import CONFIG_FILE, WEIGHTS_FILE, class_of, save_model
+from beit.checkpoints import class_of, is_checkpoint, save_model
 from beit.config import ViewConfig, to_dict
 from beit.errors import UserError
-from beit.foreign.files import read_bytes, read_tensors
-from beit.foreign.huggingface import FoldersSettings, read_settings
-from beit.foreign.layout import Described, Kind, describe, kind_of
-from beit.foreign.names import BACKBONE, INDEX, PARTS, Spelling, from_hugging_face, spelling_of
-from beit.foreign.pickled import NotWeightsError
+from beit.foreign.huggingface import Said
+from beit.foreign.layout import HEADS_OPTION, Described, describe, kind_of
+from beit.foreign.names import Spelling, spelling_of
 from beit.foreign.report import KeyReport
+from beit.foreign.source import read_published
+from beit.foreign.translation import SOURCES, drop, listed, translate, unwrapped
+from beit.segmenter import default_taps
+from beit.vit import NORM_EPS
 
 if TYPE_CHECKING:
     from beit.checkpoints import Model
-
-LARGEST_BYTES = 16 * 2**30
-
-WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")
-WRAPPED = ("module.", "_orig_mod.")
-"""Before every name of a model that was wrapped for several GPUs, or compiled."""
-
-SOURCES = "unilm's or timm's file of weights, or a folder or file of Hugging Face's"
 
 Pixels = Literal["half", "imagenet"]
 PIXELS: dict[Pixels, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -38,26 +32,6 @@ PIXELS: dict[Pixels, tuple[tuple[float, float, float], tuple[float, float, float
     "imagenet": (ViewConfig().mean, ViewConfig().std),
 }
 """Mean and standard deviation that pixels in [0, 1] are normalised with."""
-
-SPELLINGS: dict[Spelling, str] = {
-    "unilm": "unilm's and timm's names",
-    "hub": "the names of Hugging Face's files",
-    "v5": "the names of Hugging Face's modules since version 5",
-}
-
-_TOKENS = "predicts visual tokens, which this model does not"
-_DROPPED: dict[Kind, dict[str, str]] = {
-    "mim": {"fc_norm.": "pools, which pretraining does not"},
-    "classifier": {"lm_head.": _TOKENS, "mask_token": "nothing is hidden from a classifier"},
-    "segmenter": {
-        "lm_head.": _TOKENS,
-        "mask_token": "nothing is hidden from a segmenter",
-        "norm.": "a segmenter has no last norm",
-        "fc_norm.": "pools, which a segmenter does not",
-        "head.": "classifies whole images, which a segmenter does not",
-    },
-}
-"""What a model of a kind does not use, by the beginning of the name."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +46,18 @@ class Imported:
     view: ViewConfig
     pixels: str
     """Where mean and std are from."""
+    notes: list[str] = field(default_factory=list)
+    """What is done otherwise here, or was chosen where nothing says it."""
 
 
 def import_weights(
-    source: Path, out: Path, *, pixels: Pixels | None = None, heads: int | None = None, sha256: str | None = None
+    source: Path,
+    out: Path,
+    *,
+    pixels: Pixels | None = None,
+    heads: int | None = None,
+    taps: Sequence[int] | None = None,
+    sha256: str | None = None,
 ) -> Imported:
     """Write published weights as a checkpoint folder, every value as it is. No code in the file runs.
 
@@ -84,72 +66,69 @@ def import_weights(
         out: The folder to write.
         pixels: How pixels were normalised. None: as a folder says, or as the published models of that kind were.
         heads: Attention heads, where nothing tells them.
+        taps: Blocks, from 0, whose tokens a segmenter's head reads. None: as a folder says, or the authors'.
         sha256: What the weights' file must have, in hexadecimal.
 
     Raises:
         UserError: If the file is not what it should be (it says what it is), a tensor is missing, unexpected or of the wrong shape, or
-            the folder holds a checkpoint already.
+            the folder to write is not empty.
     """
-    if any((out / name).exists() for name in (WEIGHTS_FILE, CONFIG_FILE)):
-        raise UserError(f"{out} holds a checkpoint already", "give another folder, or delete that one first")
-    file, settings = _locate(source)
-    found, digest = _read(file, sha256)
-    spelling = spelling_of(_unwrapped(name) for name in found)
+    _check_empty(out)
+    published = read_published(source, sha256)
+    file, found, said = published.path, published.tensors, published.said
+    if heads is not None:
+        said = dataclasses.replace(said, heads=heads, heads_by=HEADS_OPTION)
+    if taps is not None:
+        said = dataclasses.replace(said, taps=list(taps), out_indices=None)
+    spelling = spelling_of(unwrapped(name) for name in found)
     if spelling is None:
         some = ", ".join(list(found)[:3]) or "none"
         raise UserError(f"{file} holds no BEiT: {len(found)} tensors ({some}{', …' * (len(found) > 3)})", f"give {SOURCES}")
     tensors, report = translate(found, spelling)
     kind = kind_of(tensors)
-    if kind is None:
-        raise UserError(f"{file} holds a backbone without a head", "give weights with lm_head, head (classifier) or decode_head")
-    _drop(tensors, report, kind)
-    described = describe(tensors, kind, heads=heads or settings.heads, layer_scale=settings.layer_scale, names=settings.class_names)
+    if taps is not None and kind != "segmenter":
+        raise UserError(
+            f"--taps {' '.join(map(str, taps))}: {file} holds a {kind}, and only segmenters read several blocks", "leave it out"
+        )
+    drop(tensors, report, kind)
+    described = describe(tensors, kind, said)
     model = fill(described, tensors, file, report)
-    view, origin = _view(described, pixels, settings)
-    extra = {"view": to_dict(view), "imported_from": {"file": file.name, "sha256": digest, "spelling": spelling}}
-    save_model(model, out, extra=extra)
+    view, origin = _view(described, pixels, said)
+    origins = {"files": published.digests, "spelling": spelling}
+    save_model(model, out, extra={"view": to_dict(view), "imported_from": origins})
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(out, described, spelling, parameters, report, view, origin)
+    return Imported(out, described, spelling, parameters, report, view, origin, _notes(described, said))
 
 
-def translate(found: Mapping[str, Tensor], spelling: Spelling) -> tuple[dict[str, Tensor], KeyReport]:
-    """Tensors under our names, and what became of each name.
+def _check_empty(out: Path) -> None:
+    if is_checkpoint(out):
+        raise UserError(f"{out} holds a checkpoint already", "give another folder, or delete that one first")
+    if out.is_dir() and (inside := next(out.iterdir(), None)) is not None:
+        raise UserError(f"{out} is not empty: {inside.name} is in it", "give a folder that is new or empty")
 
-    Raises:
-        UserError: If names are unexpected, or two stand for one tensor.
-    """
-    report, tensors, unexpected = KeyReport(), {}, []
-    parts: dict[str, dict[str, Tensor]] = {}
-    segmenter = any(_unwrapped(name).startswith("decode_head.") for name in found)
-    for name, tensor in found.items():
-        inner = _unwrapped(name)
-        if inner.endswith(INDEX):
-            report.dropped[name] = "follows from the grid"
-            continue
-        ours = inner if spelling == "unilm" else from_hugging_face(inner, segmenter=segmenter)
-        if ours is None:
-            unexpected.append(name)
-            continue
-        if spelling == "unilm" and not segmenter:
-            ours = ours.removeprefix(BACKBONE)
-        whole, bracket, part = ours.partition("[")
-        if whole in tensors or part.rstrip("]") in parts.get(whole, {}):
-            raise UserError(f"{name} is a second tensor for {whole}", "give a model with one of them: both cannot be held")
-        if bracket:
-            parts.setdefault(whole, {})[part.rstrip("]")] = tensor
-        else:
-            tensors[ours] = tensor
-        if whole == name:
-            report.same.append(name)
-        else:
-            report.renamed[name] = whole
-    if unexpected:
-        raise UserError(_listed(unexpected, "is", "are") + f" no part of a BEiT in {SPELLINGS[spelling]}", f"give {SOURCES}")
-    for whole, rows in parts.items():
-        if missing := [part for part in PARTS if part not in rows]:
-            raise UserError(f"{whole} has no {missing[0]}: of queries, keys and values one is missing", "give the weights of a whole model")
-        tensors[whole] = torch.cat([rows[part] for part in PARTS])
-    return tensors, report
+
+def _notes(described: Described, said: Said) -> list[str]:
+    """What a user of the folder would not guess."""
+    notes = []
+    if said.norm_eps is not None and said.norm_eps != NORM_EPS:
+        notes.append(
+            f"config.json says layer_norm_eps={said.norm_eps:g}; here it is {NORM_EPS:g}, with which the authors trained: "
+            "transformers' numbers with that folder differ a little"
+        )
+    if described.kind == "segmenter":
+        usual, taps = list(default_taps("upernet", described.model.depth)), described.head["taps"]
+        if taps is None:
+            notes.append(f"the head reads blocks {usual}, as the authors'; --taps says otherwise")
+        elif taps != usual:
+            theirs = said.out_indices is not None and taps == [index - 2 for index in said.out_indices]
+            by = ", as transformers does with this folder" if theirs else ""
+            notes.append(
+                f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they trained, give "
+                f"--taps {' '.join(map(str, usual))}"
+            )
+    if described.kind == "backbone":
+        notes.append("there is no head: it can be fine-tuned, and predicts nothing as it is")
+    return notes
 
 
 def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report: KeyReport) -> Model:
@@ -158,11 +137,15 @@ def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report
         model = class_of(described.kind).laid_out(described.model, described.head)
     expected = model.state_dict()
     origins: dict[str, str] = {new: old for old, new in report.renamed.items()}
-    if missing := [name for name in expected if name not in tensors]:
-        raise UserError(f"{file}: {_listed(missing, 'is', 'are')} missing from this {described.kind}", "give the file as it was published")
-    if unexpected := [origins.get(name, name) for name in tensors if name not in expected]:
+    report.missing = [name for name in expected if name not in tensors]
+    report.unexpected = [origins.get(name, name) for name in tensors if name not in expected]
+    if report.missing:
         raise UserError(
-            f"{file}: {_listed(unexpected, 'is', 'are')} unexpected in a {described.kind} of {described.model.depth} blocks",
+            f"{file}: {listed(report.missing, 'is', 'are')} missing from this {described.kind}", "give the file as it was published"
+        )
+    if report.unexpected:
+        raise UserError(
+            f"{file}: {listed(report.unexpected, 'is', 'are')} unexpected in a {described.kind} of {described.model.depth} blocks",
             f"only what can be held in full is taken: give {SOURCES}",
         )
     for name, tensor in expected.items():
@@ -178,69 +161,14 @@ def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report
     return model
 
 
-def _locate(source: Path) -> tuple[Path, FoldersSettings]:
-    """The file with the weights, and what lies beside it."""
-    if source.is_dir():
-        file = next((source / name for name in WEIGHTS_OF_FOLDERS if (source / name).is_file()), None)
-        if file is None:
-            raise UserError(f"{source} holds neither {' nor '.join(WEIGHTS_OF_FOLDERS)}", f"give {SOURCES}")
-        return file, read_settings(source)
-    if not source.is_file():
-        raise UserError(f"{source} is not there", f"give {SOURCES}")
-    # A folder's file by name: what its config says still holds.
-    return source, read_settings(source.parent) if source.name in WEIGHTS_OF_FOLDERS else FoldersSettings()
-
-
-def _read(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
-    data, digest = read_bytes(path, sha256, largest=LARGEST_BYTES, what="BEiT", sources=SOURCES)
-    try:
-        tensors = read_tensors(data)
-        if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > len(data):
-            raise NotWeightsError("a file whose tensors would unfold to more than it holds")
-    except NotWeightsError as error:
-        raise UserError(f"{path} is {error}; nothing in it was run", "get the file from its publisher, and compare --sha256") from None
-    return tensors, digest
-
-
-def _unwrapped(name: str) -> str:
-    for prefix in WRAPPED:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _drop(tensors: dict[str, Tensor], report: KeyReport, kind: Kind) -> None:
-    """Take out what a model of this kind does not use."""
-    reasons = dict(_DROPPED[kind])
-    if kind == "classifier" and "fc_norm.weight" in tensors:
-        reasons["norm."] = "the mean of the patches goes through fc_norm instead"
-    origins = {new: old for old, new in report.renamed.items()}
-    for name in list(tensors):
-        inner = name.removeprefix(BACKBONE)
-        why = next((why for beginning, why in reasons.items() if inner.startswith(beginning)), None)
-        if why is None:
-            continue
-        del tensors[name]
-        origin = origins.get(name, name)
-        report.renamed.pop(origin, None)
-        if origin in report.same:
-            report.same.remove(origin)
-        report.dropped[origin] = why
-
-
-def _view(described: Described, pixels: Pixels | None, settings: FoldersSettings) -> tuple[ViewConfig, str]:
+def _view(described: Described, pixels: Pixels | None, said: Said) -> tuple[ViewConfig, str]:
     """How pixels are normalised for these weights, and how that is known."""
     if pixels is not None:
         (mean, std), origin = PIXELS[pixels], f"--pixels {pixels}"
-    elif settings.mean is not None and settings.std is not None:
-        mean, std, origin = settings.mean, settings.std, "from preprocessor_config.json"
+    elif said.mean is not None and said.std is not None:
+        mean, std, origin = said.mean, said.std, "from preprocessor_config.json"
     else:
         imagenet = described.kind == "segmenter" or described.model.position == "absolute"
         kind = "segmenters" if described.kind == "segmenter" else f"models with {'absolute' if imagenet else 'relative'} positions"
         (mean, std), origin = PIXELS["imagenet" if imagenet else "half"], f"as the published {kind}; --pixels says otherwise"
     return dataclasses.replace(ViewConfig(), mean=mean, std=std), origin
-
-
-def _listed(names: list[str], one: str, many: str) -> str:
-    """The first three names and how many more, with the verb that follows."""
-    more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {one if len(names) == 1 else many}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.foreign.huggingface import Said, taps_of
 from beit.foreign.names import BACKBONE
 from beit.resolution import CLASS_ROWS
 
@@ -23,9 +24,11 @@ PUBLISHED_LAYER_SCALE = {12: 0.1, 24: 1e-5}
 
 LARGEST_GRID = 128
 
+HEADS_OPTION = "--heads"
+
 TABLE = "relative_position_bias_table"
 
-Kind = Literal["mim", "classifier", "segmenter"]
+Kind = Literal["mim", "classifier", "segmenter", "backbone"]
 
 HEADS: dict[Kind, str] = {"segmenter": "decode_head.conv_seg.weight", "classifier": "head.weight", "mim": "lm_head.weight"}
 """The tensor that makes a model one of this kind; the first that is there counts."""
@@ -39,28 +42,27 @@ class Described:
     model: ModelConfig
     head: dict[str, Any]
     """Its class's `head_config`."""
+    heads_by: str
+    """What tells the number of attention heads."""
 
 
-def kind_of(tensors: Mapping[str, Tensor]) -> Kind | None:
-    """What a model with these tensors does, under our names; None without a head that is known."""
-    return next((kind for kind, name in HEADS.items() if name in tensors), None)
+def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
+    """What a model with these tensors does, under our names; backbone without a head that is known."""
+    return next((kind for kind, name in HEADS.items() if name in tensors), "backbone")
 
 
-def describe(
-    tensors: Mapping[str, Tensor], kind: Kind, *, heads: int | None = None, layer_scale: float | None = None, names: list[str] | None = None
-) -> Described:
+def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None) -> Described:
     """Read sizes and variant from tensors.
 
     Args:
         tensors: Under our names.
         kind: What the model does.
-        heads: Attention heads, for models without relative positions; those of the published widths are known.
-        layer_scale: First value of LayerScale, to be kept in the config. None: the published model's of this depth.
-        names: Class names.
+        said: What else is known. Where it is needed and nothing is said, the published models' values stand.
 
     Raises:
-        UserError: If a tensor that tells a size is absent or has an impossible shape, or the number of heads is needed or not divisible.
+        UserError: If a tensor that tells a size is absent or has an impossible shape, or what is said does not go with the tensors.
     """
+    said = said or Said()
     body = {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
     embed = _shape(body, "patch_embed.proj.weight", 4)
     dim, patch = embed[0], embed[-1]
@@ -69,6 +71,7 @@ def describe(
         raise UserError(f"the file has {len(body)} tensors for {depth} blocks", "give the weights of a whole model")
     shared, own = f"rel_pos_bias.{TABLE}" in body, f"blocks.0.attn.{TABLE}" in body
     position: Literal["absolute", "relative", "relative-per-block"]
+    columns = None
     if "pos_embed" in body:
         position = "absolute"
         tokens = _shape(body, "pos_embed", 3)[1]
@@ -83,18 +86,16 @@ def describe(
         grid = (math.isqrt(max(0, rows - CLASS_ROWS)) + 1) // 2
         if (2 * grid - 1) ** 2 + CLASS_ROWS != rows:
             raise UserError(f"a table of relative biases has {rows} rows, which is that of no square grid", "square models can be read")
-        if heads not in (None, columns):
-            raise UserError(f"--heads {heads}: the tables of relative biases have {columns} columns", "leave out --heads")
-        heads = columns
+        if said.heads not in (None, columns):
+            raise UserError(
+                f"{said.heads_by} says {said.heads} heads, and the tables of relative biases have {columns} columns, one for each",
+                "leave out --heads" if said.heads_by == HEADS_OPTION else f"correct {said.heads_by}",
+            )
     else:
         raise UserError("the file has neither pos_embed nor a table of relative biases", "give the weights of a BEiT")
     if not 0 < grid <= LARGEST_GRID:
         raise UserError(f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read")
-    heads = heads or PUBLISHED_HEADS.get(dim)
-    if heads is None:
-        raise UserError(
-            f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)"
-        )
+    heads, heads_by = _heads(dim, columns, said)
     scaled = "blocks.0.gamma_1" in body
     model = ModelConfig(
         image_size=grid * patch,
@@ -104,18 +105,41 @@ def describe(
         heads=heads,
         mlp_ratio=_shape(body, "blocks.0.mlp.fc1.weight", 2)[0] / dim,
         position=position,
-        layer_scale=(layer_scale or PUBLISHED_LAYER_SCALE.get(depth, 0.1)) if scaled else None,
+        layer_scale=(said.layer_scale or PUBLISHED_LAYER_SCALE.get(depth, 0.1)) if scaled else None,
     )
+    return Described(kind=kind, model=model, head=_head(tensors, kind, said, depth), heads_by=heads_by)
+
+
+def _heads(dim: int, columns: int | None, said: Said) -> tuple[int, str]:
+    """How many heads share the width, and what tells it."""
+    if columns is not None:
+        heads, by = columns, "by the tables of relative biases"
+    elif said.heads is not None:
+        heads, by = said.heads, f"by {said.heads_by}"
+    elif dim in PUBLISHED_HEADS:
+        heads, by = PUBLISHED_HEADS[dim], f"as the published models of width {dim}"
+    else:
+        raise UserError(
+            f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)"
+        )
+    if dim % heads:
+        remedy = "give the weights of a BEiT" if columns is not None else "give --heads N that divides the width"
+        raise UserError(f"{heads} heads, {by}, cannot share the width {dim} of the tensors", remedy)
+    return heads, by
+
+
+def _head(tensors: Mapping[str, Tensor], kind: Kind, said: Said, depth: int) -> dict[str, Any]:
+    """What builds the part behind the backbone."""
+    if kind == "backbone":
+        return {"norm": "norm.weight" in tensors}
     outputs = tensors[HEADS[kind]].shape[0] if tensors[HEADS[kind]].ndim else 0
-    if names is not None and len(names) != outputs:
-        names = None
+    names = said.class_names if said.class_names is not None and len(said.class_names) == outputs else None
     if kind == "mim":
-        return Described(kind=kind, model=model, head={"vocab_size": outputs})
+        return {"vocab_size": outputs}
     if kind == "classifier":
-        pooling = "mean" if "fc_norm.weight" in tensors else "cls"
-        return Described(kind=kind, model=model, head={"classes": outputs, "pooling": pooling, "class_names": names})
+        return {"classes": outputs, "pooling": "mean" if "fc_norm.weight" in tensors else "cls", "class_names": names}
     channels = _shape(tensors, HEADS[kind], 4)[1]
-    return Described(kind=kind, model=model, head={"classes": outputs, "head": "upernet", "channels": channels, "class_names": names})
+    return {"classes": outputs, "head": "upernet", "taps": taps_of(said, depth), "channels": channels, "class_names": names}
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> list[int]:

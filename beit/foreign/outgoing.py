@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from beit.checkpoints import SavedConfig, load_model, read_config, read_tensors
+from beit.checkpoints import SavedConfig, class_of, load_model, read_config, read_tensors
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import CLASSES, CONFIG, PREPROCESSOR, model_config, preprocessor_config, stages
-from beit.foreign.names import BACKBONE, INDEX, PARTS, QKV, to_hub
+from beit.foreign.layout import TABLE
+from beit.foreign.names import INDEX, PARTS, QKV, Spelling, to_hub
 from beit.foreign.report import KeyReport
+from beit.foreign.translation import translate
 from beit.segmenter import default_taps
+from beit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
 from beit.vit import relative_position_index
 
 Format = Literal["hf", "timm", "unilm"]
-
-SHARED, OWN = "rel_pos_bias.relative_position_bias_table", "attn.relative_position_bias_table"
 
 TIMM_MODELS = {(768, 12, 12): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}
 """Names by width, depth and heads."""
@@ -76,6 +78,8 @@ def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
     """Why a format cannot hold a model; None if it can."""
     if saved.kind == "mim" and (target := saved.head.get("target", "tokens")) != "tokens":
         return f"its head predicts {target}, and theirs visual tokens"
+    if saved.kind == "backbone" and not saved.head["norm"] and format != "unilm":
+        return "theirs norms behind the last block, and this backbone has no norm"
     if saved.kind == "segmenter":
         if saved.head.get("head") == "setr-pup":
             return "only UPerNet was released, and this head is SETR-PUP"
@@ -104,38 +108,48 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
             report.split[name] = places
         else:
             _take(report, written, name, to_hub(name, kind=saved.kind), tensor)
+    _count(report, written, "hub", saved.kind, saved.model, head)
     view, notes = _view(saved)
     if saved.kind == "segmenter" and [tap + 2 for tap in head["taps"]] != indices:
         seen = [index - 2 for index in indices]
         notes.append(f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so its numbers differ")
     precision = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    configs = {
+        CONFIG: model_config(saved.kind, saved.model, head) | {"dtype": str(precision).removeprefix("torch.")},
+        PREPROCESSOR: preprocessor_config(saved.model, view),
+    }
     # A folder appears under its name when it is complete.
     part = out.with_name(f".{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.clone() for name, tensor in written.items()}, part / "model.safetensors", metadata={"format": "pt"})
-    for file, values in (
-        (CONFIG, model_config(saved.kind, saved.model, head) | {"dtype": str(precision).removeprefix("torch.")}),
-        (PREPROCESSOR, preprocessor_config(saved.model, view)),
-    ):
-        (part / file).write_text(json.dumps(values, indent=2) + "\n")
-    part.rename(out)
+    try:
+        save_file({name: tensor.clone() for name, tensor in written.items()}, part / "model.safetensors", metadata={"format": "pt"})
+        for file, values in configs.items():
+            (part / file).write_text(json.dumps(values, indent=2) + "\n")
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return Exported(out, saved.kind, report, f'transformers.{CLASSES[saved.kind]}.from_pretrained("{out}")', notes)
 
 
 def _write_timm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
     report = KeyReport()
     written: dict[str, Tensor] = {}
+    if SHARED_TABLE in tensors:
+        copied = per_block_tables(tensors, saved.model.depth)
+        written = {name: tensor for name, tensor in copied.items() if name not in tensors}
+        report.split[SHARED_TABLE] = list(written)
     for name, tensor in tensors.items():
-        if name == SHARED:
-            places = [f"blocks.{number}.{OWN}" for number in range(saved.model.depth)]
-            written |= {place: tensor.clone() for place in places}
-            report.split[name] = places
-        elif name == "mask_token":
+        if name == "mask_token":
             report.dropped[name] = "timm hides no patches"
         elif name.startswith("lm_head."):
             report.dropped[name] = "timm predicts no visual tokens"
-        else:
+        elif name != SHARED_TABLE:
             _take(report, written, name, name, tensor)
+    model = finetuning_config(saved.model)
+    if saved.kind == "mim":
+        _count(report, written, "unilm", "backbone", model, {"norm": True})
+    else:
+        _count(report, written, "unilm", saved.kind, model, head)
     _write_file(written, out)
     return Exported(out, saved.kind, report, _timm_call(saved.kind, saved.model, head, out), _view(saved)[1])
 
@@ -144,7 +158,7 @@ def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -
     """Python that builds timm's model and loads the file."""
     name = TIMM_MODELS.get((model.dim, model.depth, model.heads))
     options = {"checkpoint_path": str(out), "num_classes": head.get("classes", 0)}
-    if kind == "mim" or head["pooling"] == "cls":
+    if kind != "classifier" or head["pooling"] == "cls":
         options["global_pool"] = "token"  # With it the model keeps the norm behind the last block.
     if model.image_size != 224:
         options["img_size"] = model.image_size
@@ -169,14 +183,49 @@ def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Te
     index = None if saved.model.position == "absolute" else relative_position_index(saved.model.grid, saved.model.grid)
     for name, tensor in tensors.items():
         _take(report, written, name, name, tensor)
-        if index is not None and name.removeprefix(BACKBONE).endswith((SHARED, OWN)):
+        if index is not None and name.endswith(TABLE):
             buffer = f"{name.rpartition('.')[0]}.{INDEX}"
             written[buffer] = index.clone()
             report.added[buffer] = "a buffer that the released code saves and expects"
+    _count(report, written, "unilm", saved.kind, saved.model, head)
     names = {"CLASSES": head.get("class_names")}
     _write_file({"state_dict": written, "meta": names} if saved.kind == "segmenter" else {"model": written}, out)
-    option = {"mim": "--resume", "classifier": "--eval --resume", "segmenter": "the checkpoint argument of tools/test.py:"}[saved.kind]
-    return Exported(out, saved.kind, report, f"{option} {out}, in the released code", _view(saved)[1] if saved.kind != "mim" else [])
+    finetune = f"run_class_finetuning.py --finetune {out}"
+    commands = {
+        "mim": f"run_beit_pretraining.py --resume {out}, or {finetune}",
+        "classifier": f"run_class_finetuning.py --eval --resume {out}",
+        "segmenter": f"semantic_segmentation/tools/test.py CONFIG {out}",
+        "backbone": finetune,
+    }
+    view, notes = _view(saved)
+    return Exported(out, saved.kind, report, f"in the released code: {commands[saved.kind]}", [*notes, *_unilm_options(saved, view)])
+
+
+def _unilm_options(saved: SavedConfig, view: ViewConfig) -> list[str]:
+    """Which of its options the released code needs: a file of its tells it neither the variant nor how pixels were normalised."""
+    if saved.kind == "segmenter":
+        return []  # Its configs, not options, say both.
+    options = []
+    if (view.mean, view.std) == (ViewConfig().mean, ViewConfig().std):
+        options.append("--imagenet_default_mean_and_std")
+    if saved.model.position == "absolute":
+        options += ["--abs_pos_emb", "--disable_rel_pos_bias"]
+    if saved.model.layer_scale is None:
+        options.append("--layer_scale_init_value 0")
+    return [f"there, give {' '.join(options)} with it"] if options else []
+
+
+def _count(
+    report: KeyReport, written: Mapping[str, Tensor], spelling: Spelling, kind: str, model: ModelConfig, head: dict[str, Any]
+) -> None:
+    """Read the names as an import would, and count what a model of these sizes misses or has no place for."""
+    with torch.device("meta"):
+        expected = class_of(kind).laid_out(model, head).state_dict()
+    read, _ = translate({name: tensor.to("meta") for name, tensor in written.items()}, spelling)
+    report.missing = [name for name in expected if name not in read]
+    report.unexpected = [name for name in read if name not in expected]
+    if report.missing or report.unexpected:
+        raise ValueError(f"not written: missing are {report.missing}, unexpected {report.unexpected}")
 
 
 def _take(report: KeyReport, written: dict[str, Tensor], name: str, new: str, tensor: Tensor) -> None:

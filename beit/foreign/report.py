@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class KeyReport:
-    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of these."""
+    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of the first four, and weights with
+    names that are missing or unexpected are not written.
+    """
 
     same: list[str] = field(default_factory=list)
     """Taken under their own names."""
@@ -21,6 +23,10 @@ class KeyReport:
     """Names and why."""
     added: dict[str, str] = field(default_factory=dict)
     """Names that nothing was read for, and what they are."""
+    missing: list[str] = field(default_factory=list)
+    """Names that the model needs and were not there."""
+    unexpected: list[str] = field(default_factory=list)
+    """Names that were there and are no part of the model."""
 
     @property
     def read(self) -> int:
@@ -49,8 +55,8 @@ class KeyReport:
             for why, count in Counter(names.values()).items():
                 example = next(name for name, given in names.items() if given == why)
                 yield f"  {label:<12} {count}{', such as' if count > 1 else ':'} {example} ({why})"
-        yield "  missing      0"
-        yield "  unexpected   0"
+        yield f"  missing      {len(self.missing)}"
+        yield f"  unexpected   {len(self.unexpected)}"
 
 
 def _first(examples: Iterator[str]) -> str:

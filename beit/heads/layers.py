@@ -27,7 +27,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm, ReLU: [B, c_in, h, w] -> [B, c_out, h, w].
 
-    The authors' BatchNorm gathers its statistics from all workers, as `torch.nn.SyncBatchNorm.convert_sync_batchnorm` makes this one do.
+    The authors' BatchNorm gathers its statistics from all workers, as `beit.heads.norms.synchronised` makes this one do.
     """
 
     def __init__(self, c_in: int, c_out: int, side: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from beit.checks import not_negative, positive, share
 from beit.config import OptimConfig
 from beit.errors import UserError
-from beit.objective import Objective
+from beit.objective import Objective, derive, worker_rank
 from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae, DvaeConfig, initialise, map_pixels, unmap_pixels
 from beit.tokenizer.first_tokens import spread_tokens
 
@@ -166,11 +166,8 @@ class DvaeObjective(Objective):
         train = self.train_config
         self.temperature = cosine(step, train.temperature_share * self.total_steps, train.first_temperature, train.last_temperature)
         self.kl_weight = cosine(step, train.kl_share * self.total_steps, 0.0, train.kl_weight)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        state = np.random.SeedSequence([self.seed, NOISE, step, rank, 0]).generate_state(1, np.uint64)
         device = next(self.dvae.parameters()).device
-        self._noise = torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+        self._noise = torch.Generator(device).manual_seed(derive(self.seed, NOISE, step, worker_rank()))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the decoded images.

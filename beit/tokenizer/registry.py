@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from beit.errors import UserError
+from beit.tokenizer.dvae import PX_PER_TOKEN
+from beit.tokenizer.folder import DESCRIPTION, read_description
 from beit.tokenizer.protocol import ImageTokenizer
 
 RANDOM = "random-dalle"
@@ -34,24 +37,16 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     """
     from beit.tokenizer import frozen, unilm
     from beit.tokenizer.dalle import random_dalle
-    from beit.tokenizer.folder import read_description
 
     if name_or_path == RANDOM:
         return random_dalle(device=device)
-    named = name_or_path in tokenizer_names()
-    folder = SHIPPED / name_or_path if named else Path(name_or_path)
     if name_or_path == PUBLISHED:
         raise UserError(
             "tokenizer.name=dalle: DALL-E's published weights do not come with the package",
             "write beit tokenizer convert encoder.pkl FOLDER --decoder decoder.pkl, then give --tokenizer.path FOLDER; "
             "or measure with --tokenizer.name random-dalle",
         )
-    if not named and not folder.is_dir():
-        raise UserError(
-            f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",
-            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder that `beit tokenizer train` "
-            "or `convert` wrote",
-        )
+    folder = _find(name_or_path)
     kind = read_description(folder).get("kind")
     if kind == unilm.KIND:
         return unilm.UnilmTokenizer(unilm.load_unilm(folder), device=device)
@@ -61,3 +56,39 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     raise UserError(
         f"{folder} holds a tokenizer of the kind {kind!r}, which this version does not know", "make it again with this version, or update"
     )
+
+
+def px_per_token(name_or_path: str) -> int:
+    """Side of the square of pixels that one token of a tokenizer stands for, without its weights: by its description.
+
+    Raises:
+        UserError: When there is no such tokenizer.
+    """
+    if name_or_path in (RANDOM, PUBLISHED):
+        return PX_PER_TOKEN
+    return described_px(read_description(_find(name_or_path)), name_or_path)
+
+
+def described_px(description: Any, place: str) -> int:
+    """What a `tokenizer.json` says of it.
+
+    Raises:
+        UserError: When it does not.
+    """
+    px = description.get("px_per_token") if isinstance(description, dict) else None
+    if not isinstance(px, int) or px < 1:
+        raise UserError(f"{place}: its {DESCRIPTION} does not say px_per_token", "make the tokenizer again with this version")
+    return px
+
+
+def _find(name_or_path: str) -> Path:
+    """The folder that a name or path means."""
+    if name_or_path in tokenizer_names():
+        return SHIPPED / name_or_path
+    if not Path(name_or_path).is_dir():
+        raise UserError(
+            f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",
+            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder that `beit tokenizer train` "
+            "or `convert` wrote",
+        )
+    return Path(name_or_path)

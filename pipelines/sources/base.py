@@ -68,6 +68,9 @@ class Manifest(ABC):
     class_names: tuple[str, ...] | None
     """Name of each label, where the data says."""
 
+    annotation_names: tuple[str, ...] | None = None
+    """Name of each id in annotations, from 0, where the data says."""
+
     @property
     def total(self) -> int:
         """Rows of all units."""

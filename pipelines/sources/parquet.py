@@ -23,6 +23,9 @@ from pipelines.sources.listing import Listing
 # Names that image columns go by, the hub's first.
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
 
+# Lists of names in a file's metadata.
+_NAMES = ("class_names", "annotation_names")
+
 _MOST_ROWS = 2000
 _MOST_BYTES = 512 << 20
 
@@ -113,6 +116,7 @@ def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str
         digest=listing_digest("parquet", listing.entries, rows),
         columns=tuple(about["columns"]),
         class_names=None if about["class_names"] is None else tuple(about["class_names"]),
+        annotation_names=None if about["annotation_names"] is None else tuple(about["annotation_names"]),
         root=listing.root,
         names=tuple(entry.name for entry in listing.entries),
         sizes=np.array([entry.size for entry in listing.entries], np.int64),
@@ -150,7 +154,7 @@ def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
                 "give files of one layout, for example with a glob",
             )
     common = [column for column in first["columns"] if all(column in footer["columns"] for footer in footers)]
-    about = {"image": first["image"], "nested": first["nested"], "columns": common, "class_names": first["class_names"]}
+    about = {"image": first["image"], "nested": first["nested"], "columns": common, **{name: first[name] for name in _NAMES}}
     flat = [(file, group, rows, size) for file, footer in enumerate(footers) for group, (rows, size) in enumerate(footer["groups"]) if rows]
     table = np.array(flat, np.int64).reshape(-1, 4)
     return {
@@ -179,7 +183,7 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
         "image": image,
         "nested": nested,
         "columns": ["image", *([PATH_COLUMN] if pathed else []), *(name for name in schema.names if name not in (image, "image"))],
-        "class_names": _class_names(schema.metadata or {}),
+        **_names(schema),
         "groups": [(group.num_rows, group.total_byte_size) for group in groups],
     }
 
@@ -211,9 +215,15 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> list[str] | None:
-    """Names of the labels: a JSON list under `class_names`, or what the Hugging Face library writes."""
-    if b"class_names" in metadata:
-        return [str(name) for name in json.loads(metadata[b"class_names"])]
+def _names(schema: pa.Schema) -> dict[str, list[str] | None]:
+    """Names of the labels and of the ids in annotations: JSON lists, or what the Hugging Face library writes for labels.
+
+    Where there are annotations and no labels, `class_names` are those of the ids.
+    """
+    metadata: dict[bytes, bytes] = schema.metadata or {}
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return next((feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature), None)
+    written = next((feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature), None)
+    given = {name: [str(value) for value in json.loads(metadata[name.encode()])] for name in _NAMES if name.encode() in metadata}
+    of_labels = given.get("class_names", written)
+    only_annotations = "annotation" in schema.names and "label" not in schema.names
+    return {"class_names": of_labels, "annotation_names": given.get("annotation_names", of_labels if only_annotations else None)}

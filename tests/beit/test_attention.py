@@ -6,7 +6,7 @@ import torch
 from beit.attention import KEPT_MASS, attention, backbone_of, figure_size, look, patch_under, smallest_set
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig
-from beit.mim import normalise
+from beit.pixels import normalise
 from beit.resolution import at_size
 
 SMALL = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=3)
@@ -45,6 +45,7 @@ def test_what_is_shown_is_the_last_block_of_the_resampled_model():
     assert ((mean * shown.kept).sum((1, 2)) >= KEPT_MASS * mean.sum((1, 2)) - 1e-6).all()
 
 
-def test_a_figure_has_thirty_patches_a_side_but_not_fewer_than_the_model():
+def test_a_figure_stretches_the_grid_as_far_as_the_papers_but_not_beyond_its_thirty_patches_nor_below_the_models_own():
+    assert figure_size(backbone_of(Classifier(ModelConfig(image_size=64, patch_size=8, dim=24, depth=1, heads=3), 2))) == 17 * 8
     assert figure_size(backbone_of(Classifier(ModelConfig(dim=24, depth=1, heads=3), 2))) == 480
     assert figure_size(backbone_of(Classifier(ModelConfig(image_size=512, dim=24, depth=1, heads=3), 2))) == 512

@@ -7,7 +7,7 @@ import torch
 from beit.classifier import Classifier
 from beit.config import MixConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.finetuning import ClassifyObjective
-from beit.mim import normalise
+from beit.pixels import normalise
 
 MODEL = ModelConfig(image_size=16, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0)
 PLAIN = MixConfig(mixup=0, cutmix=0, smoothing=0.1)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from beit.config import ModelConfig, OptimConfig, ViewConfig
-from beit.mim import Beit, MimObjective, normalise
+from beit.mim import Beit, MimObjective
+from beit.pixels import normalise
 from beit.targets import VisualTokens
 
 PAPER = ModelConfig(image_size=64, dim=48, depth=3, heads=3, drop_path=0.0)

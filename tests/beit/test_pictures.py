@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from beit.config import ModelConfig, ViewConfig
-from beit.mim import Beit, normalise
+from beit.mim import Beit
 from beit.pictures import HIDDEN, Reconstructions, contact_sheet, cover, judge, reconstruct, reconstruction_sheet
+from beit.pixels import normalise
 from beit.targets import MeanColour, Pixels, VisualTokens
 
 GREEN, RED = np.array([38, 148, 92]), np.array([205, 62, 62])

@@ -8,13 +8,12 @@ import numpy as np
 from PIL import Image
 
 from beit.annotations import IGNORED, AnnotationStatus
-from beit.config import ViewConfig
 from beit.decode import Status
 from beit.segment_config import AnnotationConfig, SegmentViewConfig
 from beit.segment_views import make_segment_view, recoloured, transform, whole_view
 
-PLAIN = SegmentViewConfig(short_side=64, long_side=256, distort=0.0)
 MEAN = (0.5, 0.25, 0.75)
+PLAIN = SegmentViewConfig(short_side=64, long_side=256, distort=0.0, mean=MEAN)
 
 
 def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +32,7 @@ def png(pixels: np.ndarray) -> bytes:
 def test_labels_stay_on_their_pixels_whatever_is_drawn():
     for seed in range(30):
         image, labels = painted(90 + seed, 140 - seed)
-        view, seen = transform(image, labels, np.random.default_rng(seed), view=PLAIN, side=64, mean=MEAN)
+        view, seen = transform(image, labels, np.random.default_rng(seed), view=PLAIN, side=64)
         inside = seen != IGNORED
         # Only pixels at the borders of areas are blends of two.
         agree = np.abs(view[inside][:, 0].astype(int) - 50 * seen[inside]) <= 1
@@ -46,7 +45,7 @@ def test_a_crop_is_that_of_the_whole_image_resized():
     labels = (np.arange(50 * 70).reshape(50, 70) % 5).astype(np.int16)
     config = dataclasses.replace(PLAIN, scale=(2, 2), flip=0.0)  # 128 x 179
     whole = np.asarray(Image.fromarray(image).resize((179, 128), Image.Resampling.BILINEAR)).astype(int)
-    view, _ = transform(image, labels, np.random.default_rng(3), view=config, side=64, mean=MEAN)
+    view, _ = transform(image, labels, np.random.default_rng(3), view=config, side=64)
     windows = np.lib.stride_tricks.sliding_window_view(whole, (64, 64), (0, 1))
     furthest = np.abs(windows[..., ::16, ::16] - view[::16, ::16].transpose(2, 0, 1)).max((2, 3, 4))
     top, left = np.unravel_index(furthest.argmin(), furthest.shape)
@@ -61,9 +60,7 @@ def test_a_crop_of_almost_one_class_is_drawn_again():
 
     def share(most: float) -> float:
         views = [
-            transform(
-                image, labels, np.random.default_rng(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64, mean=MEAN
-            )
+            transform(image, labels, np.random.default_rng(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64)
             for seed in range(200)
         ]
         return float(np.mean([np.bincount(seen.ravel()).max() < 0.75 * seen.size for _, seen in views]))
@@ -89,15 +86,13 @@ def test_colours_turn_and_saturate_as_in_hsv():
 def test_colours_change_within_their_limits_and_labels_do_not():
     image, labels = np.full((64, 64, 3), (100, 120, 140), np.uint8), painted(64, 64)[1]
     config = SegmentViewConfig(short_side=64, long_side=256, scale=(1, 1), flip=0.0, hue=0, saturation=(1, 1))
-    seen = np.array(
-        [transform(image, labels, np.random.default_rng(seed), view=config, side=64, mean=MEAN)[0][0, 0] for seed in range(300)]
-    )
+    seen = np.array([transform(image, labels, np.random.default_rng(seed), view=config, side=64)[0][0, 0] for seed in range(300)])
     unchanged = (seen == (100, 120, 140)).all(1).mean()
     assert 0.15 < unchanged < 0.35, "brightness and contrast both stay in a quarter of the cases"
     assert seen.min() >= (100 - 32) * 0.5 - 1
     assert seen[:, 0].max() <= (100 + 32) * 1.5 + 1
-    distorted, same = transform(image, labels, np.random.default_rng(0), view=config, side=64, mean=MEAN)
-    _, plain = transform(image, labels, np.random.default_rng(0), view=dataclasses.replace(config, distort=0), side=64, mean=MEAN)
+    distorted, same = transform(image, labels, np.random.default_rng(0), view=config, side=64)
+    _, plain = transform(image, labels, np.random.default_rng(0), view=dataclasses.replace(config, distort=0), side=64)
     np.testing.assert_array_equal(same, plain)
     assert distorted.dtype == np.uint8
 
@@ -114,7 +109,7 @@ def test_as_much_is_drawn_for_any_files_and_bad_ones_weigh_nothing():
         (png(np.zeros((300, 20, 3), np.uint8)), png(np.zeros((300, 20), np.uint8)), Status.DECODED),
     ):
         rng = np.random.default_rng(5)
-        made = make_segment_view(encoded, annotation, rng, view=PLAIN, ids=ids, side=32, pixels=ViewConfig())
+        made = make_segment_view(encoded, annotation, rng, view=PLAIN, ids=ids, side=32)
         assert made.status is status
         assert (made.patch_view.shape, made.labels.shape) == ((32, 32, 3), (32, 32))
         assert (made.labels != IGNORED).any() == (status is Status.DECODED)

@@ -6,8 +6,8 @@ import torch
 
 from beit.annotations import IGNORED
 from beit.config import ModelConfig, OptimConfig, ViewConfig
-from beit.mim import normalise
 from beit.optim import linear_learning_rate
+from beit.pixels import normalise
 from beit.segmentation import SegmentObjective
 from beit.segmenter import Segmenter
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, ViewConfig
 from beit.errors import UserError
-from beit.mim import MimObjective, normalise
+from beit.mim import MimObjective
+from beit.pixels import normalise
 from beit.targets import MeanColour, Pixels, VisualTokens
 
 MODEL = ModelConfig(image_size=32, patch_size=8, dim=48, depth=2, heads=3, drop_path=0.0)

@@ -14,7 +14,8 @@ from beit.classification_views import make_centre_view
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig, from_dict, override
 from beit.errors import UserError
-from beit.mim import Beit, normalise
+from beit.mim import Beit
+from beit.pixels import normalise
 from pipelines import runs
 from pipelines.evaluate import read_evaluations
 from pipelines.finetune import config_for, finetune, rebuild_report
@@ -72,7 +73,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     config = override(config_for(pretrained, "quickstart"), {**values, **output})
     lines = []
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
     result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
@@ -100,8 +101,8 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
                     right.append(int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label)
             count += 1
     last = read_evaluations(result.run)[-1]
-    assert (count, last["images"], len(last["undecodable"])) == (37, 36, 1)
-    assert "row group 1, row 3" in last["undecodable"][0][0]
+    assert (count, last["images"], len(last["unusable"])) == (37, 36, 1)
+    assert "row group 1, row 3" in last["unusable"][0][0]
     assert last["top1"] == pytest.approx(np.mean(right))
     assert np.sum(last["confusion"]) == 36
     report = Path(rebuild_report(result.run)).read_text()

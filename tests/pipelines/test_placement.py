@@ -25,7 +25,25 @@ GPU_CLUSTERS = {
     "an idle head and 2 x 4 GPUs": [Node(cpus=0, gpus=0), *[Node(cpus=48, gpus=4)] * 2],
     "a head of cores and 4 x 1 core, 1 GPU": [Node(cpus=64, gpus=0), *[Node(cpus=1, gpus=1)] * 4],
 }
-CLUSTERS = CPU_CLUSTERS | GPU_CLUSTERS
+HEAD = Node(cpus=0, gpus=0)
+TYPED_CLUSTERS = {
+    "a head, and by autoscaling CPU, L4 and A100 machines": [
+        HEAD,
+        *[Node(cpus=16, gpus=0, there=False)] * 16,
+        *[Node(cpus=4, gpus=1, stages=frozenset({"tokens"}), there=False)] * 8,
+        *[Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False)] * 4,
+    ],
+    "views on cores of their own, all there": [
+        Node(cpus=8, gpus=0, stages=frozenset({"views"})),
+        Node(cpus=8, gpus=2, stages=frozenset({"train", "tokens"})),
+    ],
+    "small machines of cores, by autoscaling": [
+        HEAD,
+        *[Node(cpus=1, gpus=0, there=False)] * 2,
+        *[Node(cpus=1, gpus=0, stages=frozenset({"train"}), there=False)] * 2,
+    ],
+}
+CLUSTERS = CPU_CLUSTERS | GPU_CLUSTERS | TYPED_CLUSTERS
 
 AMOUNTS = [None, 0.5, 1, 2, 16]
 GRID = {
@@ -57,12 +75,16 @@ def schedule(p, nodes):
                 return True
         return False
 
-    largest = sorted(range(len(nodes)), key=lambda n: -nodes[n].cpus)
-    if not all(start(p.worker_cpus, p.worker_gpus, largest) for _ in range(p.workers)):
+    def hosts(stage):
+        """Largest first; only those that have the custom resource which the stage asks for."""
+        asked = set(p.tag(stage))
+        return [n for n in sorted(range(len(nodes)), key=lambda n: -nodes[n].cpus) if asked <= nodes[n].stages]
+
+    if not all(start(p.worker_cpus, p.worker_gpus, hosts("train")) for _ in range(p.workers)):
         return False
-    if p.tokenizers[0] and not start(p.tokenizer_cpus, p.tokenizer_gpus, sorted(largest, key=lambda n: cpus[n])):
+    if p.tokenizers[0] and not start(p.tokenizer_cpus, p.tokenizer_gpus, sorted(hosts("tokens"), key=lambda n: cpus[n])):
         return False
-    return start(p.view_cpus, 0, largest)
+    return start(p.view_cpus, 0, hosts("views"))
 
 
 def follow(config, remedy):
@@ -192,3 +214,29 @@ def test_what_has_no_room_is_named_with_the_arithmetic(asked, nodes, cause, reme
 def test_a_cluster_without_cores_is_named_as_such(nodes):
     with pytest.raises(UserError, match="no cores to work with"):
         place(ResourceConfig(), nodes, tokenize=True)
+
+
+def test_stages_with_machines_of_their_own_ask_for_the_tag_and_take_whole_gpus_there():
+    placement = place(ResourceConfig(workers=32), TYPED_CLUSTERS["a head, and by autoscaling CPU, L4 and A100 machines"], tokenize=True)
+    assert (placement.worker_gpus, placement.tokenizer_gpus, placement.tokenizers) == (1.0, 1.0, (1, 8))
+    assert set(placement.tag("train")) == {"train"}
+    assert set(placement.tag("tokens")) == {"tokens"}
+    assert placement.tag("views") == {}
+    assert 96 * placement.tag("train")["train"] < 1, "the tag is not what limits a machine"
+
+
+def test_gpus_that_would_have_to_be_paid_for_are_never_taken_without_being_asked_for():
+    nodes = TYPED_CLUSTERS["a head, and by autoscaling CPU, L4 and A100 machines"]
+    with pytest.raises(UserError, match="may grow to 32 for training: how many are wanted") as error:
+        place(ResourceConfig(), nodes, tokenize=True)
+    assert error.value.remedy.startswith("set --resources.workers 32")
+    with pytest.raises(UserError, match=r"resources\.workers=40 need a GPU each, but Ray has 32"):
+        place(ResourceConfig(workers=40), nodes, tokenize=True)
+
+
+def test_a_group_that_grows_is_placed_by_the_workers_it_always_has():
+    placement = place(ResourceConfig(workers=2, most_workers=8), [Node(cpus=16, gpus=2)], tokenize=False)
+    assert (placement.workers, placement.most_workers) == (2, 8)
+    assert placement.lines()[0].startswith("workers: 2 to 8 x 1 GPU")
+    with pytest.raises(UserError, match=r"most_workers=2 is not above resources\.workers=2"):
+        ResourceConfig(workers=2, most_workers=2)

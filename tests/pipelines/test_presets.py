@@ -1,6 +1,7 @@
 """The published recipes: their totals, their schedules, and what a dry run says of them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -110,6 +111,23 @@ def test_a_dry_run_shows_the_arithmetic():
         assert expected in text
     assert "warning" not in text
     assert "ImageNet-22k" in "\n".join(explain(PRESETS["large-22k"](), "large-22k"))
+
+
+def test_a_dry_run_refuses_tokens_that_do_not_lie_on_the_patches_without_reading_the_tokenizers_weights(tmp_path):
+    assert "tokenizer: dalle, 112 px = 14 x 14 visual tokens of 8 px" in explain(PRESETS["base"](), "base")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"digest": "", "config": {}, "px_per_token": 16}))
+    (tmp_path / "tokenizer.safetensors").touch()
+    for options, expected in (
+        ({"tokenizer.image_size": 256}, "256 gives 32 x 32 visual tokens, but model.image_size=224 gives 14 x 14 patches"),
+        ({"model.image_size": 384}, "112 gives 14 x 14 visual tokens, but model.image_size=384 gives 24 x 24 patches"),
+        ({"tokenizer.name": "scenes64", "tokenizer.image_size": 64}, "64 gives 8 x 8 visual tokens"),
+        ({"tokenizer.path": str(tmp_path)}, "112 gives 7 x 7 visual tokens"),
+        ({"tokenizer.name": "unknown"}, "neither a built-in name nor a folder"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            explain(override(PRESETS["base"](), options), "base")
+    pixels = override(PRESETS["base"](), {"tokenizer.image_size": 256, "target.kind": "pixels"})
+    assert explain(pixels, "base")
 
 
 def test_a_dry_run_counts_the_images_that_are_there(real_data):

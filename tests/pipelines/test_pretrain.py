@@ -9,7 +9,7 @@ import torch
 
 from beit.checkpoints import load_model
 from beit.config import override
-from beit.mim import normalise
+from beit.pixels import normalise
 from beit.tokenizer.registry import load_tokenizer
 from pipelines import presets, runs
 from pipelines.config import PretrainConfig

@@ -174,3 +174,9 @@ def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["metrics.jsonl"]
     assert run.data.params == {"optim.peak_lr": "0.001", "data.train": "None"}
     assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")] == [(10, 3.0), (20, 2.0)]
+
+
+def test_workers_learn_that_the_driver_has_to_end(recorder):
+    assert not recorder.stopping()
+    recorder.stop()
+    assert recorder.stopping()

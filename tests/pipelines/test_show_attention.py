@@ -47,6 +47,7 @@ def test_mistakes_are_named(given):
         ({"run": run, "images": (str(given / "none.png"),)}, r"none\.png is not there"),
         ({"run": run, "images": (str(given / "cut.png"),)}, r"cut\.png: cut short"),
         ({"run": run, "images": (image,), "size": 50}, "--size 50 is not a multiple"),
+        ({"run": run, "images": (image,), "size": 8000}, "1000 x 1000 patches"),
     ):
         with pytest.raises(UserError, match=what):
             list(show(AttentionConfig(**options, out=str(given / "sheet.png"))))

@@ -10,7 +10,7 @@ from beit.config import MaskConfig, ModelConfig, OptimConfig, ViewConfig
 from beit.masking import draw_mask
 from beit.mim import MimObjective
 from beit.targets import VisualTokens
-from pipelines.step import NotFiniteError, Stepper
+from pipelines.step import NotFiniteError, Stepper, share_of
 
 MODEL = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0)
 MASK = MaskConfig(ratio=0.5)
@@ -38,8 +38,8 @@ def train(*, micro, steps=3):
     torch.set_num_threads(1)
     stepper = Stepper(make_objective(), device=torch.device("cpu"), micro_batch_size=micro, clip_norm=0.5)
     for step in range(steps):
-        share = 12 // stepper.workers
-        batch = {name: column[stepper.rank * share : (stepper.rank + 1) * share] for name, column in global_batch(step).items()}
+        ends = np.cumsum([0, *(share_of(12, rank, stepper.workers) for rank in range(stepper.workers))])
+        batch = {name: column[ends[stepper.rank] : ends[stepper.rank + 1]] for name, column in global_batch(step).items()}
         weight = stepper.add_up([stepper.objective.weight({"mask": batch["mask"].numpy()})])[0]
         stepper.step(step, batch, weight)
     sums, weight, norm = stepper.take_sums()
@@ -52,7 +52,7 @@ def worker(rank, workers, micro, rendezvous, out):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("workers", "micro"), [(2, 6), (2, 4), (3, 1)])
+@pytest.mark.parametrize(("workers", "micro"), [(2, 6), (2, 4), (3, 1), (5, 1)])
 def test_workers_and_micro_batches_give_the_weights_of_one_worker_with_the_whole_batch(workers, micro, tmp_path):
     weights, sums, weight, norm = train(micro=None)
     # Forked, because a fresh interpreter could not import this file.
@@ -66,6 +66,14 @@ def test_workers_and_micro_batches_give_the_weights_of_one_worker_with_the_whole
         for name, value in weights.items():
             # AdamW divides by the gradient's own size: rounding shows where a gradient is near zero.
             torch.testing.assert_close(other[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("workers", range(1, 13))
+def test_shares_are_the_whole_batch_and_differ_by_one_image_at_most(workers):
+    shares = [share_of(12, rank, workers) for rank in range(workers)]
+    assert sum(shares) == 12
+    assert max(shares) - min(shares) <= 1
+    assert shares[0] == max(shares)
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_is_reported():

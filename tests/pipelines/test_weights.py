@@ -24,3 +24,27 @@ def test_a_run_goes_out_and_comes_in_and_each_command_prints_what_became_of_the_
     with pytest.raises(SystemExit, match="2"):
         main(["import", str(tmp_path / "hf"), str(tmp_path / "back")])
     assert "holds a checkpoint already" in capsys.readouterr().err
+
+
+def refusal(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(argument) for argument in arguments])
+    return capsys.readouterr().err
+
+
+def test_what_the_two_commands_do_not_read_is_told_apart(tmp_path, capsys):
+    model = Beit(ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2), 20)
+    save_model(model, tmp_path / "run" / "model")
+    main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    main(["export", str(tmp_path / "run" / "model"), str(tmp_path / "unilm.pth"), "--format", "unilm"])
+    capsys.readouterr()
+    new = tmp_path / "new"
+    assert "is an address, and beit import reads this machine's files" in refusal(capsys, "import", "https://host/beit.pth", new)
+    assert "is a checkpoint already" in refusal(capsys, "import", tmp_path / "run", new)
+    assert "3 heads, by --heads, cannot share" in refusal(capsys, "import", tmp_path / "unilm.pth", new, "--heads", 3)
+    assert "holds a mim, and only segmenters read several blocks" in refusal(capsys, "import", tmp_path / "hf", new, "--taps", 1, 2, 3, 5)
+    assert not new.exists()
+    assert "is a folder of Hugging Face's, and no run" in refusal(capsys, "export", tmp_path / "hf", new)
+    assert "is a file, and no run" in refusal(capsys, "export", tmp_path / "unilm.pth", new)
+    assert "is an address of the web" in refusal(capsys, "export", "https://host/run", new)
+    assert "holds no model" in refusal(capsys, "export", tmp_path, new)

@@ -25,10 +25,17 @@ def test_each_gpu_takes_a_trial_until_the_cores_run_out():
 
 
 def test_two_machines_that_are_each_too_small_do_not_make_one():
-    piece = [(3.0, 0.0)]
+    piece = [("train", 3.0, 0.0)]
     assert count(piece, [Node(cpus=2, gpus=0), Node(cpus=2, gpus=0)]) == 0
     assert count(piece, [Node(cpus=4, gpus=0), Node(cpus=2, gpus=0)]) == 1
-    assert count([(1.0, 1.0), (1.0, 1.0)], [Node(cpus=8, gpus=1), Node(cpus=8, gpus=1)]) == 1
+    assert count([("train", 1.0, 1.0)] * 2, [Node(cpus=8, gpus=1), Node(cpus=8, gpus=1)]) == 1
+
+
+def test_machines_for_views_hold_no_workers_and_those_to_come_count():
+    gpus = Node(cpus=8, gpus=4, stages=frozenset({"train"}), there=False)
+    cpus = Node(cpus=3, gpus=0, stages=frozenset({"views"}), there=False)
+    found = schedule(ResourceConfig(view_cpus=1), [Node(cpus=1, gpus=0), gpus, cpus], tokenize=False)
+    assert found.concurrent == 3, "four GPUs, but three cores for views"
 
 
 def test_what_never_fits_is_refused_with_the_arithmetic_in_a_line():

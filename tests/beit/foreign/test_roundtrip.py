@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from beit.checkpoints import load_model, read_config, save_model
 from beit.config import ViewConfig, to_dict
 from beit.errors import UserError
+from beit.foreign import outgoing
 from beit.foreign.incoming import import_weights
 from beit.foreign.outgoing import export_weights
 
@@ -58,6 +59,7 @@ def test_a_round_trip_changes_no_bit(which, build, tmp_path: Path):
     same(read_pth(tmp_path / "back.pth"), published)
     assert first.described.model == second.described.model
     assert first.view == second.view
+    assert read_config(tmp_path / "ours").head == read_config(tmp_path / "again").head
     for name in ("ours", "again"):
         same(load_model(tmp_path / name).state_dict(), build(which).state_dict())
 
@@ -122,6 +124,96 @@ def test_a_segmenter_says_which_blocks_hugging_face_taps(build, tmp_path: Path):
     indices = json.loads((tmp_path / "hf" / "config.json").read_text())["out_indices"]
     assert [index - 2 for index in indices] == [min(tap, 4) for tap in taps]
     assert any("cannot see the last block" in note for note in exported.notes)
+
+
+def test_a_segmenter_of_hugging_faces_gives_the_same_numbers_here(build, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    model = build("segmenter")
+    save_model(model, tmp_path / "ours")
+    export_weights(tmp_path / "ours", tmp_path / "hf", format="hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["beit_taps"]  # As in a folder of theirs.
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"out_indices": [2, 4, 5, 6]}))
+    import_weights(tmp_path / "hf", tmp_path / "again")
+    theirs = transformers.BeitForSemanticSegmentation.from_pretrained(tmp_path / "hf").eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, expected = load_model(tmp_path / "again")(pixels), theirs(pixels).logits
+    expected = torch.nn.functional.interpolate(expected, size=ours.shape[2:], mode="bilinear", align_corners=False)
+    assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_pretraining_comes_back_from_timms_format_as_a_backbone(build, tmp_path: Path):
+    model = build("mim, released")
+    save_model(model, tmp_path / "ours")
+    export_weights(tmp_path / "ours", tmp_path / "timm.safetensors", format="timm")
+    import_weights(tmp_path / "timm.safetensors", tmp_path / "again")
+    back = load_model(tmp_path / "again")
+    assert back.kind == "backbone"
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(back.features(pixels), model.features(pixels), rtol=0, atol=0)
+    export_weights(tmp_path / "again", tmp_path / "second.safetensors", format="timm")
+    same(load_file(tmp_path / "second.safetensors"), load_file(tmp_path / "timm.safetensors"))
+
+
+def test_hugging_face_loads_a_backbone_whole_and_gives_the_same_numbers(build, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    export = tmp_path / "timm.pth"
+    save_model(build("mim, released"), tmp_path / "ours")
+    export_weights(tmp_path / "ours", export, format="timm")
+    import_weights(export, tmp_path / "backbone")
+    export_weights(tmp_path / "backbone", tmp_path / "hf", format="hf")
+    theirs, info = transformers.BeitModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values()), info
+    theirs.save_pretrained(tmp_path / "theirs")
+    for number, folder in enumerate(("hf", "theirs")):
+        import_weights(tmp_path / folder, tmp_path / f"again{number}")
+        same(load_model(tmp_path / f"again{number}").state_dict(), load_model(tmp_path / "backbone").state_dict())
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (ours,), expected = load_model(tmp_path / "backbone").features(pixels), theirs.eval()(pixels).last_hidden_state
+    assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_nothing_is_left_of_an_export_that_fails(build, tmp_path: Path, monkeypatch):
+    save_model(build("mim, paper"), tmp_path / "ours")
+    before = sorted(tmp_path.iterdir())
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("beit.foreign.outgoing.save_file", full)
+    for out, format in (("hf", "hf"), ("timm.safetensors", "timm")):
+        with pytest.raises(OSError, match="no space left"):
+            export_weights(tmp_path / "ours", tmp_path / out, format=format)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("format", ["hf", "timm", "unilm"])
+def test_a_name_that_the_other_side_would_miss_is_counted_and_nothing_is_written(format, build, tmp_path: Path, monkeypatch):
+    save_model(build("mim, paper"), tmp_path / "ours")
+    out = tmp_path / {"hf": "hf", "timm": "timm.pth", "unilm": "unilm.pth"}[format]
+    complete = outgoing._take
+
+    def forgetful(report, written, name, new, tensor) -> None:
+        if name != "norm.bias":
+            complete(report, written, name, new, tensor)
+
+    monkeypatch.setattr(outgoing, "_take", forgetful)
+    with pytest.raises(ValueError, match=r"missing are \['norm.bias'\]"):
+        export_weights(tmp_path / "ours", out, format=format)
+    assert not out.exists()
+
+
+def test_the_released_codes_options_are_named_with_a_file_for_it(build, tmp_path: Path):
+    save_model(build("mim, paper"), tmp_path / "plain", extra={"view": to_dict(ViewConfig())})
+    save_model(build("mim, released"), tmp_path / "released", extra={"view": to_dict(HALF)})
+    plain = export_weights(tmp_path / "plain", tmp_path / "plain.pth", format="unilm")
+    options = "--imagenet_default_mean_and_std --abs_pos_emb --disable_rel_pos_bias --layer_scale_init_value 0"
+    assert any(options in note for note in plain.notes)
+    released = export_weights(tmp_path / "released", tmp_path / "released.pth", format="unilm")
+    assert released.notes == ["pixels in [0, 1] are normalised with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]"]
 
 
 @pytest.mark.parametrize("which", ["mim, paper", "mim, released", "classifier, released"])

@@ -1,0 +1,64 @@
+"""BatchNorm over the batch of all workers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as distributed
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def synchronised(model: Model) -> Model:
+    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names and weights stay."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return model
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.SyncBatchNorm:
+                setattr(module, name, AnyDeviceNorm.of(child))
+    return model
+
+
+class AnyDeviceNorm(nn.SyncBatchNorm):
+    """torch's synchronised BatchNorm, which is for GPUs only; on a CPU the same by two sums over the workers."""
+
+    @classmethod
+    def of(cls, norm: nn.SyncBatchNorm) -> AnyDeviceNorm:
+        """The same norm, its parameters and buffers shared."""
+        copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        copy._parameters, copy._buffers, copy.training = norm._parameters, norm._buffers, norm.training
+        return copy
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps [B, C, h, w] -> the same, normalised."""
+        if not self.training or input.device.type != "cpu":
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        values = input.float()
+        count = torch.full((1,), float(values.numel() // self.num_features))
+        total = _sum_over_workers(torch.cat([values.sum((0, 2, 3)), count]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = values - mean[:, None, None]
+        variance = _sum_over_workers(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        gain = self.weight * (variance + self.eps).rsqrt()
+        normal: Tensor = centred * gain[:, None, None] + self.bias[:, None, None]
+        return normal.to(input.dtype)
+
+
+def _sum_over_workers(values: Tensor) -> Tensor:
+    """The sum, with the gradients of all workers added up on the way back."""
+    total: Tensor = distributed.all_reduce(values)  # type: ignore[no-untyped-call]
+    return total

@@ -1,0 +1,179 @@
+"""Compare runs: `beit compare [NAME=]RUN …`: their curves in one picture, their last figures in a table, seeds averaged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+from pipelines import runs, storage
+from pipelines.charts import Chart, Line, chart_picture
+from pipelines.evaluate import read_evaluations
+from pipelines.recorder import read_metrics
+
+SHARES = {"top1": "Validation top-1", "top5": "Validation top-5", "mean_iou": "Validation mean IoU"} | {
+    "train/accuracy": "Accuracy in training",
+    "train/explained": "Variance explained in training",
+}
+OTHERS = {"loss": "Validation loss (nats)", "train/loss": "Loss in training", "train/perplexity": "Perplexity of the tokens"}
+TITLES = SHARES | OTHERS
+
+# Options that say who computes a run and where it is written, not what it is.
+NOT_COMPARED = ("output.", "resources.", "stop_at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare runs of one job: curves of what both measured in one picture, the last figures in a table.
+
+    Runs of one NAME are one curve, their mean with a band from the least to the largest. Without names these are the runs that differ by
+    nothing but their seed, and are called by the options that they do not share with the others.
+    """
+
+    runs: tuple[str, ...]
+    """Run folders, each as RUN or NAME=RUN."""
+
+    out: str = "comparison.png"
+    """Where the picture goes. The figures go beside it, as .csv."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What of a run is compared."""
+
+    uri: str
+    name: str | None
+    job: str
+    options: dict[str, Any]
+    """By dotted name, without those of `NOT_COMPARED`."""
+    curves: dict[str, dict[int, float]]
+    """By metric: step -> value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that make one curve."""
+
+    name: str
+    runs: list[Run]
+
+    def curve(self, metric: str) -> tuple[list[int], NDArray[np.float64]]:
+        """The steps at which every run has a value, and these values [runs, steps]."""
+        curves = [run.curves.get(metric, {}) for run in self.runs]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        return steps, np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def compare(config: CompareConfig) -> list[str]:
+    """Write the picture and the table; returns the lines to print.
+
+    Raises:
+        UserError: For what is no run, for runs of different jobs, and for runs that did not measure the same at the same steps.
+    """
+    if not config.out.endswith(".png"):
+        raise UserError(f"--out {config.out} does not end with .png", "write --out comparison.png")
+    if storage.exists(storage.absolute(config.out)):
+        raise UserError(f"--out {config.out} is there already", "delete it, or give another name")
+    found = [read_run(argument) for argument in config.runs]
+    if len({run.job for run in found}) > 1:
+        raise UserError(
+            f"these runs belong to different jobs: {', '.join(f'{run.uri} ({run.job})' for run in found)}", "give runs of the same job"
+        )
+    groups = group(found)
+    metrics = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
+    if not metrics:
+        raise UserError(
+            "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
+        )
+    storage.write_bytes(storage.absolute(config.out), chart_picture([_chart(groups, metric) for metric in metrics]))
+    figures = str(Path(config.out).with_suffix(".csv"))
+    storage.write_text(storage.absolute(figures), _csv(groups, metrics))
+    return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
+
+
+def read_run(argument: str) -> Run:
+    """Read RUN or NAME=RUN.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    name, _, path = argument.partition("=")
+    if not path or {"/", ":"} & set(name):  # the = of a bucket's URI, such as s3://bucket/run?region=…
+        name, path = "", argument
+    job, uri = runs.job_of(path), storage.absolute(path)
+    saved = json.loads(storage.read_text(storage.join(uri, runs.CONFIG_FILE)))["config"]
+    curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
+    for row in [*read_metrics(uri), *read_evaluations(uri)]:
+        for metric in TITLES:
+            if row.get(metric) is not None and np.isfinite(row[metric]):
+                curves[metric][row["step"]] = row[metric]
+    options = {option: value for option, value in runs.flatten(saved).items() if not option.startswith(NOT_COMPARED)}
+    return Run(uri=uri, name=name or None, job=job, options=options, curves=curves)
+
+
+def group(found: Sequence[Run]) -> list[Group]:
+    """Runs of one name, or without names those with the same options but for the seed, in the order given."""
+    unnamed = [run.options for run in found if run.name is None]
+    names = sorted({name for options in unnamed for name in options} - {"seed"})
+    different = [name for name in names if len({json.dumps(options.get(name)) for options in unnamed}) > 1]
+    groups: dict[str, Group] = {}
+    for run in found:
+        name = run.name or ", ".join(f"{option} {_short(run.options.get(option))}" for option in different) or "all"
+        groups.setdefault(name, Group(name, [])).runs.append(run)
+    return list(groups.values())
+
+
+def _short(value: Any) -> str:
+    """A path by its last two names, which say run and part."""
+    return "/".join(value.split("/")[-2:]) if isinstance(value, str) else f"{value}"
+
+
+def _chart(groups: Sequence[Group], metric: str) -> Chart:
+    lines = []
+    for one in groups:
+        steps, values = one.curve(metric)
+        band = (values.min(0), values.max(0)) if len(values) > 1 else None
+        lines.append(Line(name=one.name, x=steps, y=values.mean(0), band=band))
+    return Chart(title=TITLES[metric], lines=lines, percent=metric in SHARES)
+
+
+def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
+    steps, values = one.curve(metric)
+    return steps[-1], values[:, -1]
+
+
+def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
+    """A line a group: mean, and with several runs the standard deviation."""
+    lines = []
+    for one in groups:
+        cells = []
+        for metric in metrics:
+            values = _last(one, metric)[1]
+            form = ".2%" if metric in SHARES else ".3f"
+            spread = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
+            cells.append(f"{TITLES[metric].lower()} {values.mean():{form}}{spread}")
+        lines.append(f"{one.name} ({len(one.runs)} run{'s' if len(one.runs) > 1 else ''}): {', '.join(cells)}")
+    return lines
+
+
+def _csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
+    """A row a run and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["name", "run", "seed", "metric", "step", "value"])
+    for one in groups:
+        for metric in metrics:
+            step, values = _last(one, metric)
+            writer.writerows(
+                [one.name, run.uri, run.options.get("seed"), metric, step, float(value)]
+                for run, value in zip(one.runs, values, strict=True)
+            )
+    return text.getvalue()

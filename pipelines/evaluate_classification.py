@@ -1,0 +1,107 @@
+"""Judge a classifier on every image of a set exactly once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from beit.config import ViewConfig
+from beit.decode import Status
+from beit.metrics import summarise
+from pipelines.evaluate import Batch, judge_all, unusable
+from pipelines.models import MODEL_FILES
+from pipelines.placement import Placement
+from pipelines.sources import Manifest, Unit
+from pipelines.storage import local_copy
+from pipelines.stream import read_patiently
+
+ROWS_PER_BATCH = 64
+JUDGED = ("unit", "row", "status", "label")
+
+
+def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share: float | None, step: int, classes: int) -> dict[str, Any]:
+    """What there is to say about the model of a checkpoint, as JSON types.
+
+    Args:
+        manifest: Images with labels.
+        checkpoint: Folder or URI with the model.
+        placement: Where it runs.
+        share: Share of the short side that is looked at. None: the authors' for the image size.
+        step: The checkpoint's.
+        classes: K.
+
+    Returns:
+        "top1", "top5", "loss" and "confusion" over the "images" that could be decoded, and of the others in "unusable" where and why.
+    """
+    with local_copy(checkpoint, MODEL_FILES) as folder:
+        from beit.checkpoints import read_config
+
+        saved = read_config(folder)
+    views = functools.partial(centre_views, view=_view_of(saved.extra), image_size=saved.model.image_size, share=share)
+    columns = judge_all(manifest, placement, views=views, judge=ClassJudge, checkpoint=checkpoint)
+    good = columns["status"] == 0
+    result = summarise(columns["label"][good], {name: columns[name][good] for name in ("prediction", "rank", "loss")}, classes)
+    return {
+        "step": step,
+        "images": result.images,
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+        "unusable": unusable(manifest, columns, [Status(status).reason for status in columns["status"].tolist()]),
+        "confusion": result.confusion.tolist(),
+    }
+
+
+def _view_of(extra: dict[str, Any]) -> ViewConfig:
+    from beit.config import from_dict
+
+    return from_dict(ViewConfig, extra["view"]) if "view" in extra else ViewConfig()
+
+
+def centre_views(unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
+    """The images of a unit as they are judged, some at a time."""
+    from beit.classification_views import make_centre_view
+
+    rows = np.arange(count)
+    found = read_patiently(unit.read, rows, ("image", "label"))
+    for start in range(0, count, ROWS_PER_BATCH):
+        part = slice(start, start + ROWS_PER_BATCH)
+        made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in found["image"][part]]
+        yield {
+            "view": np.stack([pixels for pixels, _ in made]),
+            "status": np.array([status for _, status in made], np.uint8),
+            "label": found["label"][part],
+            "row": rows[part],
+            "unit": np.full(len(made), index),
+        }
+
+
+class ClassJudge:
+    """A checkpoint's classifier. Loaded once an actor; computes in full precision."""
+
+    def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
+        import torch
+
+        from beit.checkpoints import load_model, read_config
+        from beit.classifier import Classifier
+
+        torch.set_num_threads(threads)
+        with local_copy(checkpoint, MODEL_FILES) as folder:
+            self._model = load_model(folder, Classifier).to(device)
+            self._view = _view_of(read_config(folder).extra)
+        self._device = device
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss"; the views stay behind."""
+        import torch
+
+        from beit.metrics import judge
+        from beit.pixels import normalise
+
+        with torch.inference_mode():
+            pixels = normalise(torch.from_numpy(np.array(batch["view"])).to(self._device), self._view)
+            found = judge(self._model(pixels), torch.from_numpy(np.array(batch["label"])).to(self._device))
+        return {**{name: batch[name] for name in JUDGED}, **{name: value.cpu().numpy() for name, value in found.items()}}

@@ -1,0 +1,178 @@
+"""What a pretraining will take, from what an image costs. Arithmetic only: no clock, no Ray, no model.
+
+A stage's cost is in core-seconds or floating-point operations an image. On cores alone the stages share them; on a cluster with GPUs
+every stage has machines of its own kind, and the slowest decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Range = tuple[float, float]
+"""Least and most."""
+
+STREAM_SHARE = 0.9
+"""What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
+
+COORDINATOR_BLOCKS = (50.0, 100.0)
+"""Blocks a second and operator that pass one coordinator of a split stream, on a slow core (docs/clusters.md)."""
+
+UTILISATION: Range = (0.4, 0.6)
+"""Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
+
+DENSE_TFLOPS: Mapping[str, float] = {
+    # Dense bf16 matrix arithmetic (fp16 where there is no bf16: T4, V100), of the makers' data sheets.
+    "T4": 65,
+    "V100": 125,
+    "A10G": 70,
+    "L4": 121,
+    "L40S": 362,
+    "A100": 312,
+    "H100": 989,
+    "H200": 989,
+    "B200": 2250,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What an image costs: seconds on one core as measured, operations as counted."""
+
+    view: float
+    """Core-seconds to read, decode, crop and mask."""
+    token: float
+    """Core-seconds of the tokenizer; 0: tokens come from a cache, or are not predicted."""
+    step: float
+    """Core-seconds of its share of a training step."""
+    token_flop: float
+    """Operations of the tokenizer."""
+    step_flop: float
+    """Operations forward and backward."""
+    moved: int
+    """Bytes that pass the object store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """The GPU machines of a cluster, by stage, and its CPU machines."""
+
+    train_gpu: str
+    """Kind, a key of `DENSE_TFLOPS`."""
+    train_gpus: int
+    """GPUs of a training node."""
+    train_cores: float
+    """Its cores: one beside each worker, the rest makes views."""
+    token_gpu: str | None
+    """Kind of the tokenizers' own nodes. None: they share the workers' GPUs."""
+    token_gpus: int
+    """GPUs of such a node."""
+    view_cores: float
+    """Cores of a CPU node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """How fast it goes, and why not faster."""
+
+    rate: float
+    """Images a second."""
+    limits: dict[str, float]
+    """Images a second that each resource would allow; the lowest is `rate`."""
+    nodes: dict[str, int]
+    """Nodes of each stage that this takes."""
+
+    @property
+    def bottleneck(self) -> str:
+        """The resource that more of would help."""
+        return min(self.limits, key=lambda name: self.limits[name])
+
+
+def on_cores(costs: Costs, *, cores: float, workers: int, worker_threads: int, tokenizers: int, tokenizer_threads: int) -> Forecast:
+    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads."""
+    limits = {"all cores": STREAM_SHARE * cores / (costs.view + costs.token + costs.step)}
+    limits["training"] = min(cores, workers * worker_threads) / costs.step
+    if costs.token:
+        limits["tokens"] = min(cores, tokenizers * tokenizer_threads) / costs.token
+    return Forecast(rate=min(limits.values()), limits=limits, nodes={})
+
+
+def on_gpus(
+    costs: Costs,
+    machines: Machines,
+    *,
+    workers: int,
+    utilisation: float,
+    block_rows: int,
+    streams: int = 1,
+    train_rate: float | None = None,
+) -> Forecast:
+    """Every stage on its kind of node. Views and tokens grow until training is the limit, or a stream's coordinator.
+
+    Args:
+        costs: Of an image; views in core-seconds, everything else in operations.
+        machines: Kinds of nodes.
+        workers: Training workers, a GPU each.
+        utilisation: Share of a GPU's peak.
+        block_rows: Images of a block.
+        streams: Coordinators that the workers are divided over.
+        train_rate: Images a second of one GPU where that was measured. None: from its peak.
+    """
+    peak = utilisation * 1e12
+    on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
+    one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
+    # The lower end of what was measured: a plan should not promise what only the better machine holds.
+    limits = {"training": workers * one, "one coordinator": streams * COORDINATOR_BLOCKS[0] * block_rows}
+    rate = min(limits.values())
+    train_nodes = -(-workers // machines.train_gpus)
+    nodes = {"train": train_nodes}
+    if machines.token_gpu is not None and costs.token_flop:
+        nodes["tokens"] = _ceil(rate * costs.token_flop / (DENSE_TFLOPS[machines.token_gpu] * peak) / machines.token_gpus)
+    beside = STREAM_SHARE * max(0.0, train_nodes * machines.train_cores - workers)
+    nodes["views"] = _ceil((rate * costs.view - beside) / (STREAM_SHARE * machines.view_cores))
+    return Forecast(rate=rate, limits=limits, nodes=nodes)
+
+
+def streams_needed(*, rate: float, block_rows: int) -> int:
+    """Streams that the workers are to be divided over, so that no coordinator passes more blocks than it can."""
+    return max(1, _ceil(rate / block_rows / COORDINATOR_BLOCKS[0]))
+
+
+def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:
+    """What the nodes and the head cost over so many hours; None where the price of one of them is not known."""
+    counts = {**forecast.nodes, "head": 1}
+    wanted = {name: count for name, count in counts.items() if count}
+    if any(name not in prices for name in wanted):
+        return None
+    low, high = (sum(count * prices[name][end] for name, count in wanted.items()) * hours for end in (0, 1))
+    return low, high
+
+
+def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized: bool) -> int:
+    """Bytes of a sample in the object store: from the views to the workers, and where a tokenizer stands between, twice.
+
+    Args:
+        patch_px: Side of the patch view, uint8.
+        token_px: Side of the token view where it is another one.
+        patches: Each has a bit of mask in a byte and, where tokens are predicted, an int16.
+        tokenized: Whether the stream has a tokenizer.
+    """
+    keys = 3 * 8 + 1
+    final = 3 * patch_px**2 + patches + 2 * patches + keys
+    if not tokenized:
+        return final
+    return final + 3 * patch_px**2 + (3 * token_px**2 if token_px is not None and token_px != patch_px else 0) + patches + keys
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Weights and the optimizer's two moments, float32."""
+    return 3 * 4 * parameters
+
+
+def cache_bytes(*, images: int, patches: int, epochs: int) -> int:
+    """Tokens of the views of so many epochs, int16; compression makes it less."""
+    return 2 * patches * images * epochs
+
+
+def _ceil(amount: float) -> int:
+    return max(0, -int(-amount // 1))

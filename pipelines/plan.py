@@ -1,0 +1,285 @@
+"""`beit plan`: what a pretraining will take, here and on a cluster, from a few seconds of measuring. Starts nothing that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from beit.checks import positive
+from beit.errors import UserError
+from pipelines import forecast, recipe
+from pipelines.config import MOST_SCENE_PX, PretrainConfig
+from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machines, Range
+from pipelines.machines import machines_of
+from pipelines.rates import Rates, measure
+from pipelines.recorder import duration
+
+if TYPE_CHECKING:
+    from pipelines.placement import Placement
+    from pipelines.sources import Source
+
+STAGES = ("train", "tokens", "views", "head")
+MULTIPLES = (1, 2, 4, 8)
+CACHED_EPOCHS = (1, 10, 50)
+
+# Scenes to measure on where `data.train` is not given.
+SCENES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PretrainConfig):
+    """A pretraining to be planned, not run."""
+
+    cluster: str | None = None
+    """File for `ray up`, such as clusters/aws.yaml: its node types are what the plan counts. None: this machine, or `gpu`."""
+
+    gpu: str | None = None
+    """Kind of the training GPUs, such as H100. None: that of the cluster file's machines."""
+
+    token_gpu: str | None = None
+    """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster file's machines."""
+
+    price: str | None = None
+    """Dollars an hour of a node of each stage, such as train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2. None: no costs."""
+
+    seconds: float = 9.0
+    """Measure about so long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "seconds")
+        for option, kind in (("gpu", self.gpu), ("token-gpu", self.token_gpu)):
+            if kind is not None and kind not in DENSE_TFLOPS:
+                raise UserError(f"--{option} {kind}: its rate is not known", f"known are {', '.join(DENSE_TFLOPS)}")
+        parse_prices(self.price)
+
+
+def config_of(config: PretrainConfig) -> PlanConfig:
+    """A plan of a run."""
+    return PlanConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)})
+
+
+def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
+    """Measure, then say what the run takes, line by line.
+
+    Raises:
+        UserError: For every mistake in the configuration or the data, and for machines of an unknown kind.
+    """
+    from pipelines.placement import Node, place
+    from pipelines.pretrain import check_config
+    from pipelines.samples import SampleConfig
+
+    check_config(config)
+    prices = parse_prices(config.price)
+    machines = _machines(config)
+    with tempfile.TemporaryDirectory() as folder:
+        source, images, data = _open(config, folder)
+        samples = SampleConfig(
+            seed=config.seed,
+            view=config.view,
+            patch_px=config.model.image_size,
+            token_px=config.tokenizer.image_size if config.target.kind == "tokens" else None,
+            mask=config.mask,
+            grid=config.model.grid,
+        )
+        tokenized = config.target.kind == "tokens" and config.data.tokens is None
+        rates = measure(config, source, samples, tokenized=tokenized, seconds=config.seconds)
+    steps = config.total_steps(images, config.optim.global_batch_size)
+    seen = steps * config.optim.global_batch_size
+    yield data
+    yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} epochs"
+    yield from _measured_lines(rates)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if machines is None:
+        placement = place(config.resources, [Node(cpus=config.resources.cpus or cores, gpus=0)], tokenize=tokenized)
+        here = _on_this_kind(rates.costs, placement, cores=config.resources.cpus or cores, machines=1)
+        yield from _here_lines(rates.costs, placement, cores=config.resources.cpus or cores, seen=seen)
+        rate = here.rate
+    else:
+        workers = config.resources.workers or machines.train_gpus
+        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
+        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
+    yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+
+
+def _open(config: PretrainConfig, folder: str) -> tuple[Source, int, str]:
+    """Images to measure on, the number of images of an epoch, and a line on the data."""
+    from pipelines.scenes import write_scenes
+    from pipelines.sources import open_source
+
+    if config.data.train is not None:
+        source = open_source(config.data.train, split="train")
+        return source, source.manifest.total, recipe.data_line(source.manifest)
+    if config.model.image_size > MOST_SCENE_PX:
+        raise UserError("data.train is not given: what an image costs depends on the images", "set --data.train to those of the run")
+    write_scenes(folder, images=SCENES, seed=0, image_size=config.model.image_size)
+    return open_source(folder), config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
+
+
+def _machines(config: PlanConfig) -> Machines | None:
+    """The cluster that the plan is for; None for this machine."""
+    if config.cluster is None:
+        if config.gpu is None:
+            return None
+        return Machines(train_gpu=config.gpu, train_gpus=8, train_cores=8.0, token_gpu=config.token_gpu, token_gpus=1, view_cores=16.0)
+    return machines_of(config.cluster, gpu=config.gpu, token_gpu=config.token_gpu)
+
+
+def parse_prices(text: str | None) -> dict[str, Range]:
+    """'train=10..33,head=0.2' -> dollars an hour of a node, from and to.
+
+    Raises:
+        UserError: If it says something else.
+    """
+    prices: dict[str, Range] = {}
+    for item in text.split(",") if text else ():
+        stage, _, amount = item.strip().partition("=")
+        low, _, high = amount.partition("..")
+        try:
+            prices[stage] = float(low), float(high or low)
+        except ValueError:
+            prices[stage] = (-1.0, -1.0)
+        if stage not in STAGES or not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
+            raise UserError(f"--price {text}: {item.strip()} is no price", f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}")
+    return prices
+
+
+def _measured_lines(rates: Rates) -> Iterator[str]:
+    from pipelines.benchmark import header
+
+    costs = rates.costs
+    yield f"measured here: {header('torch', 'ray')}"
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        yield f"warning: load {load:.0f} on {cores} cores: other work holds them, and the times below are those of a machine of its own"
+    stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
+    shown = {name: seconds for name, seconds in stages.items() if seconds}
+    yield "images/s on one core: " + ", ".join(f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items())
+    yield (
+        f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = {1e3 * sum(shown.values()):.3g} ms of a core; "
+        f"training {costs.step_flop / 1e9:.4g} GFLOP" + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
+    )
+    if rates.gpu_rate:
+        yield f"one {rates.gpu}: trains on {rates.gpu_rate:,.0f} images/s"
+
+
+def _on_this_kind(costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
+    """So many machines like this one, each with this one's workers and tokenizers."""
+    return forecast.on_cores(
+        costs,
+        cores=machines * cores,
+        workers=machines * placement.workers,
+        worker_threads=placement.worker_threads,
+        tokenizers=machines * placement.tokenizers[1],
+        tokenizer_threads=placement.tokenizer_threads,
+    )
+
+
+def _here_lines(costs: Costs, placement: Placement, *, cores: float, seen: int) -> Iterator[str]:
+    for machines in MULTIPLES:
+        found = _on_this_kind(costs, placement, cores=cores, machines=machines)
+        times = "this machine" if machines == 1 else f"{machines} of them"
+        limit = f"; limited by {found.bottleneck}" if machines == 1 else ""
+        yield f"{times} ({machines * placement.workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}{limit}"
+    total = costs.view + costs.token + costs.step
+    yield (
+        f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
+        f"Ray is taken to leave {forecast.STREAM_SHARE:.0%} of the cores to them"
+    )
+
+
+def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
+    from pipelines.stream import block_rows
+
+    measured = rates.gpu_rate if rates.gpu == machines.train_gpu and machines.token_gpu is not None else None
+    return forecast.on_gpus(
+        rates.costs,
+        machines,
+        workers=workers,
+        utilisation=utilisation,
+        block_rows=block_rows(config.optim.global_batch_size // workers),
+        train_rate=measured,
+    )
+
+
+def _cluster_lines(
+    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range]
+) -> Iterator[str]:
+    kinds = sorted({machines.train_gpu, machines.token_gpu or machines.train_gpu} - {rates.gpu})
+    if kinds:
+        known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in kinds)
+        yield (
+            f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
+            "views from this machine's cores"
+        )
+    from pipelines.stream import block_rows
+
+    for multiple in MULTIPLES:
+        count = multiple * workers
+        if count > config.optim.global_batch_size:
+            break
+        slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
+        nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
+        line = (
+            f"{count:,} x {machines.train_gpu}: {slow.rate:,.0f} to {fast.rate:,.0f} images/s, "
+            f"{duration(seen / fast.rate)} to {duration(seen / slow.rate)}; limited by {fast.bottleneck}; nodes: {nodes}"
+        )
+        costs = [forecast.money(found, prices, hours=seen / found.rate / 3600) for found in (fast, slow)]
+        if costs[0] is not None and costs[1] is not None:
+            line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
+        yield line
+        streams = forecast.streams_needed(rate=fast.limits["training"], block_rows=block_rows(config.optim.global_batch_size // count))
+        if streams > 1:
+            yield (
+                f"  its blocks would need {streams} streams; one coordinator passes {forecast.COORDINATOR_BLOCKS[0]:g} to "
+                f"{forecast.COORDINATOR_BLOCKS[1]:g} blocks a second, and this version has one"
+            )
+    missing = [stage for stage in STAGES if stage not in prices]
+    if config.price is None:
+        yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
+    elif missing:
+        yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
+
+
+def _volume_lines(
+    config: PlanConfig, rates: Rates, *, images: int, seen: int, steps: int, rate: float, tokenized: bool, preset: str
+) -> Iterator[str]:
+    costs, output = rates.costs, config.output
+    a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
+    yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
+    size = forecast.checkpoint_bytes(rates.parameters)
+    written = -(-steps // output.checkpoint_steps)
+    yield (
+        f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), {written:,} of them, "
+        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; {output.keep_checkpoints} are kept, "
+        f"{_bytes(written * size)} are written"
+    )
+    if not tokenized:
+        return
+    sizes = ", ".join(
+        f"{epochs} epochs {_bytes(forecast.cache_bytes(images=images, patches=config.model.patches, epochs=epochs))}"
+        for epochs in CACHED_EPOCHS
+        if epochs <= max(1, seen // images)
+    )
+    flop = costs.token_flop / (costs.token_flop + costs.step_flop)
+    core = costs.token / (costs.view + costs.token + costs.step)
+    yield (
+        f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
+        f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
+    )
+
+
+def _speed(rate: float, seen: int) -> str:
+    return f"{rate:,.3g} images/s, {duration(seen / rate)}"
+
+
+def _bytes(amount: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    raise AssertionError

@@ -1,0 +1,174 @@
+"""What an image costs on this machine: every stage of a pretraining timed alone, as the run will execute it, for a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import forecast
+from pipelines.config import PretrainConfig
+from pipelines.forecast import DENSE_TFLOPS, Costs
+
+if TYPE_CHECKING:
+    from pipelines.samples import SampleConfig
+    from pipelines.sources import Source
+
+# Most images of a measured batch: larger ones cost the same an image.
+MOST_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What was measured."""
+
+    costs: Costs
+    parameters: int
+    gpu: str | None
+    """Kind of the GPU at hand, if its rate was measured."""
+    gpu_rate: float | None
+    """Images a second that it trains on."""
+
+
+def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
+    """Time the stages one after the other, each as the run will execute it, on one thread by this process's CPU time.
+
+    A GPU at hand is timed with the training step by the clock.
+    """
+    import torch
+
+    from pipelines.stream import Tokenize
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        batch, view = _time_views(source, samples, seconds=seconds / 3)
+        token, token_flop = 0.0, 0.0
+        if tokenized:
+            tokenize = Tokenize(config.tokenizer, device="cpu", threads=1)
+            one = {name: column[:1] for name, column in batch.items()}
+            token_flop = _flops(lambda: tokenize(one))
+            token = _time(tokenize, batch, seconds=seconds / 3)
+        step, step_flop, parameters = _time_step(config, batch, device="cpu", seconds=seconds / 3)
+        gpu, gpu_rate = None, None
+        if torch.cuda.is_available():
+            name = torch.cuda.get_device_name(0)
+            gpu = next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
+            gpu_rate = 1 / _time_step(config, batch, device="cuda", seconds=seconds / 3)[0]
+    finally:
+        torch.set_num_threads(threads)
+    costs = Costs(
+        view=view,
+        token=token,
+        step=step,
+        token_flop=token_flop,
+        step_flop=step_flop,
+        moved=forecast.moved_bytes(
+            patch_px=config.model.image_size, token_px=samples.token_px, patches=config.model.patches, tokenized=tokenized
+        ),
+    )
+    return Rates(costs=costs, parameters=parameters, gpu=gpu, gpu_rate=gpu_rate)
+
+
+def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
+    """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task does it."""
+    from pipelines.samples import make_samples
+    from pipelines.schedule import Part
+    from pipelines.stream import read_slot
+
+    rows = source.manifest.rows
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    kept: dict[str, Any] = {}
+    spent, made, number = 0.0, 0, 0
+    deadline = time.perf_counter() + seconds
+    while made == 0 or time.perf_counter() < deadline:
+        unit = order[number % len(order)]
+        part = Part(number // len(order), unit, np.arange(min(int(rows[unit]), 200)))
+        number += 1
+        start = time.process_time()
+        for encoded in read_slot([(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=MOST_IMAGES):
+            batch = make_samples(encoded, config=samples)
+            if kept:  # The first batch warms everything up.
+                spent += time.process_time() - start
+                made += len(batch["row"])
+            kept = batch if len(batch["row"]) >= len(kept.get("row", ())) else kept
+            start = time.process_time()
+    return kept, spent / made
+
+
+def _time(work: Callable[[dict[str, Any]], Any], batch: dict[str, Any], *, seconds: float) -> float:
+    """Core-seconds an image of some work on a batch: the median of a few rounds."""
+    work(batch)
+    images = len(batch["row"])
+    rounds: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(rounds) < 2 or time.perf_counter() < deadline:
+        start = time.process_time()
+        work(batch)
+        rounds.append((time.process_time() - start) / images)
+    return float(np.median(rounds))
+
+
+def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float) -> tuple[float, float, int]:
+    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's parameters."""
+    import torch
+
+    from pipelines.job import MICRO_BATCH
+    from pipelines.pretrain import make_objective
+    from pipelines.step import Stepper
+
+    vocab_size, rng = 8192, np.random.default_rng(0)
+    if config.target.kind == "tokens":
+        from pipelines.stream import open_tokenizer
+
+        vocab_size = open_tokenizer(config.tokenizer).vocab_size
+    place = torch.device(device)
+    objective = make_objective(config, vocab_size, 1_000_000, "").to(place).train()
+    stepper = Stepper(
+        objective,
+        device=place,
+        clip_norm=config.optim.clip_norm,
+        bf16=device == "cuda",
+        compile=config.resources.compile and device == "cuda",
+    )
+    columns = {**batch, "tokens": rng.integers(0, vocab_size, (len(batch["row"]), config.model.patches)).astype(np.int16)}
+
+    def part(images: int) -> dict[str, Any]:
+        index = np.resize(np.arange(len(batch["row"])), images)
+        return {name: torch.from_numpy(columns[name][index]).to(place) for name in objective.columns}
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    one = part(1)
+    weight = float(one["mask"].sum())
+    flop = _flops(lambda: stepper.step(0, one, weight))
+    start = clock()
+    stepper.step(1, one, weight)
+    # As many images as fit into a third of the time, but no more than the worker takes at once.
+    share = config.optim.global_batch_size // (config.resources.workers or 1)
+    most = min(config.resources.micro_batch_size or MICRO_BATCH, share)
+    images = max(1, min(most, int(seconds / 3 / max(1e-6, clock() - start))))
+    many = part(images)
+    rounds: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(rounds) < 2 or time.perf_counter() < deadline:
+        start = clock()
+        stepper.step(2 + len(rounds), many, weight * images)
+        rounds.append((clock() - start) / images)
+    return float(np.median(rounds)), flop, sum(parameter.numel() for parameter in objective.parameters())
+
+
+def _flops(work: Callable[[], Any]) -> float:
+    """Floating-point operations of matrix products and convolutions, two for a multiplication with an addition."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())

@@ -1,0 +1,284 @@
+"""Segment: `beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.segment …` with the same options."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from beit.errors import UserError
+from pipelines import runs, storage, supervised
+from pipelines.models import MODEL_FILES, find_model
+from pipelines.segment_presets import SegmentConfig, segment_preset
+from pipelines.supervised import Prepared
+
+if TYPE_CHECKING:
+    from beit.segmentation import SegmentObjective
+    from beit.segmenter import Segmenter
+    from beit.transfer import Transfer
+    from pipelines.job import Result
+    from pipelines.placement import Placement
+    from pipelines.sources import Source
+
+JOB = "segment"
+
+SHOWN = [
+    ("loss {:.3f}", "train/loss"),
+    ("acc {:.1%}", "train/accuracy"),
+    ("lr {:.2e}", "optim/lr"),
+    ("grad {:.2f}", "optim/grad_norm"),
+]
+
+LOOKED_AT = 8
+"""Images that are looked at before anything starts: a wrong option spoils all of them."""
+
+
+def segment(
+    config: SegmentConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+) -> Result:
+    """Train a segmenter, judge it on the validation set, and write its run folder.
+
+    Args:
+        config: The whole run.
+        preset: Name that the run folder starts with when `output.name` is not given.
+        resume: Run folder to go on with; `config` must be its own but for resources, output and test. A finished run is judged again if
+            `test` differs.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: For every mistake in the configuration or the data that can be seen before training.
+    """
+    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+
+    if resume is None:
+        runs.check_free(config)
+    prepared = prepare(config, preset=preset, say=say)
+    for line in summary(prepared):
+        say(line)
+    return supervised.run_judged(
+        prepared,
+        judge=functools.partial(_judge, prepared),
+        way=config.test.name,
+        figures=("mean_iou", "mean_accuracy", "overall_accuracy"),
+        line=evaluation_line,
+        write_report=write_run_report,
+        resume=resume,
+        debug=debug,
+        say=say,
+    )
+
+
+def config_for(start: str | None, name: str) -> SegmentConfig:
+    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
+
+    The small recipes take the model's image size, and scale images in proportion; those of ADE20K have a size of their own. The released
+    ones normalise pixels by ImageNet's mean and std whatever the model saw before, as the authors do.
+    """
+    recipe = segment_preset(name)
+    if start is None:
+        return recipe
+    side = recipe.model.image_size
+    config = supervised.for_start(
+        replace(recipe, test=replace(recipe.test, stride=None)),
+        start,
+        image_size=side if name.startswith("ade20k") else None,
+        pixels=not name.startswith("ade20k-upernet"),
+    )
+    view, times = config.view, config.model.image_size / side
+    return replace(config, view=replace(view, short_side=round(times * view.short_side), long_side=round(times * view.long_side)))
+
+
+def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
+    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
+    from beit.optim import check_schedule
+    from pipelines.job import Training, open_data
+    from pipelines.segment_samples import SegmentSampleConfig
+    from pipelines.sources.annotations import annotated_classes, check_annotations
+
+    config = supervised.checked(config, what="segmentation", job=JOB)
+    if config.resources.workers is not None:
+        check_parts(config, config.resources.workers)
+    source = open_data(config, image_size=config.model.image_size, say=say)
+    check_annotations(source)
+    ids, names = annotated_classes(source.manifest, config.annotation)
+    config = replace(config, annotation=ids)
+    assert ids.classes is not None
+    _look(source, config)
+    val = supervised.open_validation(config, say=say)
+    if val is not None:
+        check_annotations(val, option="data.val")
+        _look(val, config, option="data.val")
+    total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
+    if config.steps is None:
+        check_schedule(config.optim, total_steps)
+    training = Training(
+        job=JOB,
+        config=config,
+        preset=preset,
+        source=source,
+        samples=SegmentSampleConfig(seed=config.seed, view=config.view, ids=ids, patch_px=config.model.image_size),
+        tokenizer=None,
+        make_objective=functools.partial(_make_objective, config, names, total_steps),
+        global_batch_size=config.optim.global_batch_size,
+        total_steps=total_steps,
+        clip_norm=config.optim.clip_norm,
+        inputs=supervised.inputs_of(config, source.manifest, None if val is None else val.manifest),
+        shown=SHOWN,
+        check_workers=functools.partial(check_parts, config),
+    )
+    transfer = None if config.start is None else _build(config, names)[1]
+    return Prepared(training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer)
+
+
+def check_parts(config: SegmentConfig, workers: int) -> None:
+    """Refuse UPerNet a single image at a time: it pools maps to one value each, which a BatchNorm over one image makes zero.
+
+    With several workers the statistics are those of all of them, so each may have a single image.
+
+    Raises:
+        UserError: With the arithmetic and sizes that go.
+    """
+    from pipelines.job import MICRO_BATCH
+
+    images, at_once = config.optim.global_batch_size, config.resources.micro_batch_size or MICRO_BATCH
+    if config.head != "upernet" or workers > 1 or (min(images, at_once) > 1 and images % at_once != 1):
+        return
+    fitting = next((size for size in range(max(2, at_once), images + 1) if images % size != 1), None)
+    raise UserError(
+        f"optim.global_batch_size={images} in parts of resources.micro_batch_size={at_once} leaves a part of one image, of which UPerNet's "
+        "BatchNorm has no statistics",
+        ("set --optim.global-batch-size 2" if fitting is None else f"set --resources.micro-batch-size {fitting}") + ", or --head setr-pup",
+    )
+
+
+def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> None:
+    """Refuse data of which the first images are all unusable: a wrong option, most likely."""
+    from pipelines.segment_samples import fault
+
+    unit = source.unit(0)
+    found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
+    if not isinstance(found["annotation"][0], bytes):
+        raise UserError(
+            f"{option}={source.uri}: the column annotation holds {type(found['annotation'][0]).__name__}, not the bytes of files",
+            "give a column annotation of PNG files, as struct<bytes, path> or binary",
+        )
+    faults = [fault(*pair, view=config.view, ids=config.annotation) for pair in zip(found["image"], found["annotation"], strict=True)]
+    if all(faults):
+        raise UserError(
+            f"{option}={source.uri}: none of the first {len(faults)} images can be used; {unit.describe(0)}: {faults[0]}",
+            "set --annotation.classes, --annotation.ignore-index and --annotation.reduce-zero-label as the files are, or mend the files",
+        )
+
+
+def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmenter, Transfer | None]:
+    """The segmenter with its first weights, and what was taken of others."""
+    import torch
+
+    from beit.segmenter import Segmenter
+
+    assert config.annotation.classes is not None
+    model = Segmenter(
+        config.model,
+        config.annotation.classes,
+        head=config.head,
+        channels=config.channels,
+        class_names=names,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    return model, supervised.take_weights(model, config.start, absolute=config.positions)
+
+
+def _make_objective(config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int) -> SegmentObjective:
+    from beit.heads.norms import synchronised
+    from beit.segmentation import SegmentObjective
+
+    return SegmentObjective(
+        synchronised(_build(config, names)[0]),
+        config.optim,
+        config.view.pixels(),
+        layer_decay=config.layer_decay,
+        total_steps=total_steps,
+        seed=config.seed,
+        extra={"start": config.start},
+    )
+
+
+def _names(prepared: Prepared) -> tuple[str, ...]:
+    """K class names; numbers where the data has none."""
+    from pipelines.sources.annotations import annotated_classes
+
+    config = prepared.training.config
+    assert isinstance(config, SegmentConfig)
+    names = annotated_classes(prepared.training.source.manifest, config.annotation)[1]
+    return names or tuple(str(number) for number in range(prepared.classes))
+
+
+def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
+    from pipelines.evaluate_segmentation import evaluate
+
+    config = prepared.training.config
+    assert isinstance(config, SegmentConfig)
+    assert prepared.val is not None
+    return evaluate(
+        prepared.val,
+        checkpoint,
+        placement,
+        run=run,
+        step=step,
+        view=config.view,
+        ids=config.annotation,
+        test=config.test,
+        names=_names(prepared),
+    )
+
+
+def evaluation_line(found: dict[str, Any]) -> str:
+    """The result in a line."""
+    figures = f"mIoU {found['mean_iou']:.2%}, mean accuracy {found['mean_accuracy']:.2%}, overall accuracy {found['overall_accuracy']:.2%}"
+    return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
+
+
+def summary(prepared: Prepared) -> list[str]:
+    """The run in a few lines, derived numbers with their arithmetic."""
+    config = prepared.training.config
+    assert isinstance(config, SegmentConfig)
+    crop, view, test = config.model.image_size, config.view, config.test
+    ways = " and mirrored" * test.flip + (
+        f", at {', '.join(f'{ratio:g}' for ratio in test.ratios)} times that" if test.ratios != (1.0,) else ""
+    )
+    return [
+        *prepared.summary(f"{config.head} head"),
+        f"views: crops of {crop} px of images {view.scale[0] * view.short_side:g} to {view.scale[1] * view.short_side:g} px high; judged "
+        f"at {view.short_side} px{ways}, in windows of {crop} px, {test.stride_for(crop)} apart",
+    ]
+
+
+def rebuild_report(run: str) -> str:
+    """Write the report of a run again from its folder; returns its path."""
+    runs.saved_config(run, SegmentConfig, job=JOB)
+    return write_run_report(storage.absolute(run))
+
+
+def write_run_report(run: str) -> str:
+    """The report with what the evaluations found; returns its path."""
+    from beit.checkpoints import read_config
+    from pipelines.evaluate import read_evaluations
+    from pipelines.report import write_report
+    from pipelines.report_segmentation import segmentation_section
+
+    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+        names = read_config(folder).head.get("class_names")
+    config, _ = runs.saved_config(run, SegmentConfig, job=JOB)
+    commands = supervised.next_commands(config, JOB, run)
+    return write_report(run, sections=[segmentation_section(run, read_evaluations(run), names)], commands=commands)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["segment", *sys.argv[1:]])

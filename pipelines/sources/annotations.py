@@ -1,0 +1,49 @@
+"""Annotations beside images: a class id for every pixel, in a PNG."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from beit.errors import UserError
+from beit.segment_config import AnnotationConfig
+from pipelines.sources.base import Manifest, Source
+
+ANNOTATION_COLUMN = "annotation"
+
+
+def check_annotations(source: Source, *, option: str = "data.train") -> None:
+    """Refuse images without annotations.
+
+    Raises:
+        UserError: Naming what there is.
+    """
+    if ANNOTATION_COLUMN in source.manifest.columns:
+        return
+    there = ", ".join(name for name in source.manifest.columns if not name.startswith("image")) or "images only"
+    raise UserError(
+        f"{option}={source.uri} has no annotations, it is {source.manifest.kind} with {there}",
+        "give Parquet shards with a column annotation beside image: a PNG of class ids, as struct<bytes, path> or binary",
+    )
+
+
+def annotated_classes(manifest: Manifest, config: AnnotationConfig) -> tuple[AnnotationConfig, tuple[str, ...] | None]:
+    """How many classes there are, where the config leaves that open, and what they are called, where the data says.
+
+    Data name the ids from 0. An id at the end that is to be ignored (CamVid's void) is no class; with `reduce_zero_label` id 0 is none.
+
+    Raises:
+        UserError: If nobody says how many.
+    """
+    names = manifest.annotation_names
+    if names is not None and config.reduce_zero_label and len(names) - 1 == (config.classes or len(names) - 1):
+        names = names[1:]
+    elif names is not None and config.ignore_index == len(names) - 1:
+        names = names[:-1]
+    if config.classes is None:
+        if names is None:
+            raise UserError(
+                "annotation.classes is not given, and the data do not name their classes",
+                "set --annotation.classes to their number, those that are ignored not counted",
+            )
+        config = replace(config, classes=len(names))
+    return config, names if names is not None and len(names) == config.classes else None

@@ -1,0 +1,210 @@
+"""What classification and segmentation have in common: a start, a validation set, and pauses in which the model is judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from beit.config import ViewConfig, from_dict
+from beit.errors import UserError
+from pipelines import runs, storage
+from pipelines.config import MOST_SCENE_PX, SupervisedConfig
+from pipelines.models import MODEL_FILES, find_model, keep_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from beit.resolution import AbsoluteMode
+    from beit.transfer import Transfer
+    from pipelines.job import Result, Training
+    from pipelines.placement import Placement
+    from pipelines.sources import Manifest, Source
+
+Config = TypeVar("Config", bound=SupervisedConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training that was checked, and the set to judge it by."""
+
+    training: Training
+    val: Manifest | None
+    classes: int
+    transfer: Transfer | None
+    """What was taken of the weights to begin with."""
+
+    def summary(self, model: str, *, data_note: str = "") -> list[str]:
+        """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
+        training, data = self.training, self.training.source.manifest
+        config = training.config
+        assert isinstance(config, SupervisedConfig)
+        size, seen = config.model, training.total_steps * training.global_batch_size
+        return [
+            f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} positions, {model}, "
+            + (f"from {config.start}" if config.start else "from scratch"),
+            *(self.transfer.lines() if self.transfer else ()),
+            f"data: {data.total:,} images, {self.classes:,} classes{data_note}",
+            f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
+            f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
+        ]
+
+
+def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixels: bool = True) -> Config:
+    """A recipe for the model of a run or checkpoint.
+
+    Args:
+        recipe: Stays but for the model, its drop path apart, and for the mean and std of the pixels.
+        start: Run or checkpoint folder.
+        image_size: Another one than the model's. None: the same.
+        pixels: Take mean and std from the model; else they are the recipe's.
+    """
+    from beit.checkpoints import read_config
+    from beit.transfer import finetuning_config
+
+    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
+        saved = read_config(folder)
+    model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
+    theirs = from_dict(ViewConfig, saved.extra["view"]) if pixels and "view" in saved.extra else recipe.view
+    view = replace(recipe.view, mean=theirs.mean, std=theirs.std)
+    return replace(recipe, start=start, model=model, view=view)
+
+
+def checked(config: Config, *, what: str, job: str) -> Config:
+    """The configuration with absolute paths, after what can be checked without opening data.
+
+    Raises:
+        UserError: For what cannot be.
+    """
+    from pipelines.job import check_batch, with_absolute_data
+
+    if config.data.tokens is not None:
+        raise UserError(f"data.tokens={config.data.tokens}: {what} reads no tokens", "leave out --data.tokens")
+    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
+            f"set --data.train to your images, and --data.val; beit {job} quickstart runs on the scenes",
+        )
+    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    config = with_absolute_data(config)
+    val = None if config.data.val is None else storage.absolute(config.data.val)
+    return replace(config, data=replace(config.data, val=val), start=None if config.start is None else find_model(config.start))
+
+
+def open_validation(config: SupervisedConfig, *, say: Callable[[str], None]) -> Source | None:
+    """The images of `data.val`, or held-out scenes where the training is on scenes, or none."""
+    from pipelines.scenes import write_scenes
+    from pipelines.sources import open_source
+
+    if config.data.val is not None:
+        return open_source(config.data.val, option="data.val", split="val")
+    if config.data.train is not None:
+        return None
+    # Scenes behind those that are trained on, of the same seed: never the same ones.
+    first, images, side = config.data.scenes, config.data.val_scenes, config.model.image_size
+    folder = storage.join(config.output.root, "scenes", f"{images}-images-after-{first}-{side}px")
+    if not storage.exists(storage.join(folder, "complete")):
+        say(f"data: rendering {images:,} scenes of {side} px for validation into {folder}")
+        write_scenes(folder, images=images, seed=0, image_size=side, first=first, split="val")
+        storage.write_text(storage.join(folder, "complete"), "")
+    return open_source(folder, option="data.val")
+
+
+def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -> dict[str, str]:
+    """Digests of what a run reads, by the option that names it."""
+    start = ""
+    if config.start is not None:
+        start = hashlib.blake2b(storage.read_bytes(storage.join(config.start, MODEL_FILES[0])), digest_size=16).hexdigest()
+    return {"data.train": train.digest, "data.val": "" if val is None else val.digest, "start": start}
+
+
+def take_weights(model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic") -> Transfer | None:
+    """Put the weights to begin with into a model; returns what was taken, None without a start."""
+    from beit.transfer import start_from_folder
+
+    if start is None:
+        return None
+    with storage.local_copy(start, MODEL_FILES) as folder:
+        return start_from_folder(model, folder, absolute=absolute)
+
+
+def run_judged(
+    prepared: Prepared,
+    *,
+    judge: Callable[[str, str, Placement, int], dict[str, Any]],
+    way: str = "",
+    figures: Sequence[str],
+    line: Callable[[dict[str, Any]], str],
+    write_report: Callable[[str], str],
+    resume: str | None,
+    debug: bool,
+    say: Callable[[str], None],
+) -> Result:
+    """Train with pauses in which every validation image is judged once, and write model and report.
+
+    Args:
+        prepared: What to run.
+        judge: (run folder, checkpoint, placement, step) -> what `save_evaluation` writes.
+        way: How it judges, as in `save_evaluation`. What was judged in that way before an interruption is not judged again.
+        figures: Entries of an evaluation that become metrics of the result, as val/NAME.
+        line: An evaluation in words.
+        write_report: Run folder -> path of its report.
+        resume: Run folder to go on with.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+    """
+    from pipelines.evaluate import read_evaluation, save_evaluation
+    from pipelines.job import run_job, write_report_of
+
+    def at_pause(folder: runs.RunFolder, placement: Placement, checkpoint: str) -> None:
+        step = runs.step_of(checkpoint)
+        if read_evaluation(folder.uri, step, way) is not None:
+            return
+        found = judge(folder.uri, checkpoint, placement, step)
+        save_evaluation(folder.uri, found, way=way)
+        say(line(found))
+
+    judged = prepared.val is not None
+    folder, result = run_job(
+        prepared.training,
+        resume=resume,
+        debug=debug,
+        say=say,
+        pauses=_pauses(prepared) if judged else (),
+        at_pause=at_pause if judged else None,
+    )
+    keep_model(result.checkpoint, folder.uri)
+    if (last := read_evaluation(folder.uri, result.step, way)) is not None:
+        result = replace(result, metrics={**result.metrics, **{f"val/{name}": last[name] for name in figures}})
+    report = write_report_of(prepared.training, folder, lambda: write_report(folder.uri), say=say)
+    say(f"model: {result.run}/model")
+    say(f"report: {report}")
+    return result
+
+
+def _pauses(prepared: Prepared) -> list[int]:
+    """Steps after which the model is judged, before the last."""
+    config = prepared.training.config
+    assert isinstance(config, SupervisedConfig)
+    if config.evaluate_epochs is None:
+        return []
+    every = max(1, round(config.evaluate_epochs * prepared.training.source.manifest.total / config.optim.global_batch_size))
+    return list(range(every, prepared.training.total_steps, every))
+
+
+def unusable_words(found: dict[str, Any]) -> str:
+    """What a line about an evaluation ends with: the images that it is about."""
+    bad = f", {len(found['unusable']):,} more could not be used" if found["unusable"] else ""
+    return f"on {found['images']:,} images{bad}"
+
+
+def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
+    """(what for, command) pairs to go on with."""
+    import shlex
+
+    again = f"beit {job} {shlex.quote(run)}/config.json"
+    commands = [("Twice as long", f"{again} " + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"))]
+    if config.start is not None:
+        commands.append(("The same without pretraining", f"{again} --start None --layer-decay 1"))
+    return commands

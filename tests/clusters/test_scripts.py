@@ -1,0 +1,48 @@
+"""The shell scripts, by shellcheck, and the documented jobs, by the command line itself."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import cli, pretrain
+
+CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
+SCRIPTS = [CLUSTERS / "local.sh", CLUSTERS / "slurm" / "beit.sbatch"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    found = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_without_a_command_a_script_says_how_it_is_used(script):
+    asked = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert asked.returncode == 2
+    assert script.name in asked.stderr
+
+
+def job_commands():
+    """The commands behind `python -m pipelines.pretrain` that the files of clusters/ start."""
+    texts = [yaml.safe_load((CLUSTERS / "kuberay" / "rayjob.yaml").read_text())["spec"]["entrypoint"], (CLUSTERS / "README.md").read_text()]
+    return [
+        shlex.split(options) for text in texts for options in re.findall(r"python -m pipelines\.pretrain ([^\n`…]+)$", text, re.MULTILINE)
+    ]
+
+
+def test_the_options_of_every_documented_job_are_understood(monkeypatch):
+    understood = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda config, **how: understood.append((how["preset"], config.output.root)))
+    commands = job_commands()
+    for options in commands:
+        cli.main(["pretrain", *options])
+    assert len(understood) == len(commands) == 6
+    assert all(root.startswith(("s3://", "gs://", "/mnt/beit/", "$PWD/")) for _, root in understood), "a job's own folder goes away"

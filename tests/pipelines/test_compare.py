@@ -1,0 +1,71 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.errors import UserError
+from pipelines.compare import CompareConfig, compare, group, read_run
+
+
+def make_run(folder, *, job="finetune", seed=0, lr=1e-3, losses=(3.0, 2.0), top1=(), **options):
+    """A run folder as a job leaves it, with a value every 10 steps."""
+    folder.mkdir()
+    config = {"seed": seed, "optim": {"peak_lr": lr}, "output": {"name": folder.name}, "resources": {"workers": seed}, **options}
+    (folder / "config.json").write_text(json.dumps({"job": job, "preset": "x", "inputs": {}, "config": config}))
+    rows = [{"step": 10 * index, "train/loss": loss} for index, loss in enumerate(losses, 1)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "validation").mkdir()
+    for index, value in enumerate(top1, 1):
+        (folder / "validation" / f"step-{10 * index:08d}.json").write_text(json.dumps({"step": 10 * index, "top1": value}))
+    return str(folder)
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_group_named_by_what_tells_it_from_others(tmp_path):
+    paths = [make_run(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr) for lr in (1e-3, 2e-3) for seed in range(3)]
+    groups = group([read_run(path) for path in paths])
+    assert [one.name for one in groups] == ["optim.peak_lr 0.001", "optim.peak_lr 0.002"]
+    assert [[run.uri for run in one.runs] for one in groups] == [paths[:3], paths[3:]]
+
+
+def test_named_runs_are_grouped_by_name_whatever_they_differ_in(tmp_path):
+    paths = [make_run(tmp_path / f"{seed}", seed=seed, start=f"runs/pretrained-{seed}") for seed in range(2)]
+    groups = group([read_run(f"BEiT={path}") for path in paths])
+    assert [(one.name, len(one.runs)) for one in groups] == [("BEiT", 2)]
+
+
+def test_the_figures_are_the_last_values_at_steps_that_all_runs_of_a_group_have(tmp_path):
+    first = make_run(tmp_path / "a", seed=1, losses=(3.0, 2.0), top1=(0.25, 0.5))
+    second = make_run(tmp_path / "b", seed=2, losses=(4.0, 3.0, 1.0), top1=(0.25, 0.75, 1.0))
+    lines = compare(CompareConfig(runs=(first, second), out=str(tmp_path / "out.png")))
+    assert lines[0] == "all (2 runs): validation top-1 62.50% ± 17.68%, loss in training 2.500 ± 0.707"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    found = {(row["run"], row["metric"]): (int(row["step"]), float(row["value"])) for row in rows}
+    assert found[second, "top1"] == (20, 0.75)
+    assert found[first, "train/loss"] == (20, 2.0)
+
+
+def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):
+    runs = tuple(make_run(tmp_path / f"{seed}", seed=seed, top1=(0.1, 0.2)) for seed in range(2))
+    compare(CompareConfig(runs=runs, out=str(tmp_path / "out.png")))
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width > 2.5 * image.height
+        pixels = np.asarray(image.convert("RGB"))
+    halves = pixels[:, : pixels.shape[1] // 2], pixels[:, pixels.shape[1] // 2 :]
+    assert all((half.std(axis=2) > 20).any() for half in halves)  # a coloured curve in each
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda at: (make_run(at / "a"), make_run(at / "b", job="pretrain")), "different jobs"),
+        (lambda at: (make_run(at / "a"), make_run(at / "b", losses=())), "no metric"),
+        (lambda at: (str(at / "nothing"),), "is no run"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, make, cause):
+    with pytest.raises(UserError, match=cause):
+        compare(CompareConfig(runs=make(tmp_path), out=str(tmp_path / "out.png")))
+    assert not (tmp_path / "out.png").exists()

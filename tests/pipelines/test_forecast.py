@@ -1,0 +1,82 @@
+"""The arithmetic of `beit plan`, on numbers that are easy to do by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines import forecast
+from pipelines.forecast import Costs, Machines, checkpoint_bytes, money, moved_bytes, on_cores, on_gpus
+
+COSTS = Costs(view=0.002, token=0.004, step=0.003, token_flop=50e9, step_flop=100e9, moved=300_000)
+MACHINES = Machines(train_gpu="A100", train_gpus=8, train_cores=96, token_gpu="L4", token_gpus=1, view_cores=16)
+
+
+def test_stages_that_share_cores_add_up():
+    found = on_cores(COSTS, cores=18, workers=18, worker_threads=1, tokenizers=18, tokenizer_threads=1)
+    assert found.bottleneck == "all cores"
+    assert found.rate == pytest.approx(forecast.STREAM_SHARE * 18 / 0.009)
+
+
+@pytest.mark.parametrize(("workers", "tokenizers", "limit", "rate"), [(1, 9, "training", 1 / 0.003), (9, 1, "tokens", 1 / 0.004)])
+def test_a_stage_goes_no_faster_than_its_own_processes(workers, tokenizers, limit, rate):
+    found = on_cores(COSTS, cores=64, workers=workers, worker_threads=1, tokenizers=tokenizers, tokenizer_threads=1)
+    assert found.bottleneck == limit
+    assert found.rate == pytest.approx(rate)
+
+
+def test_twice_the_machines_are_twice_as_fast_and_nothing_is_free():
+    one, two = (on_cores(COSTS, cores=4 * n, workers=2 * n, worker_threads=1, tokenizers=2 * n, tokenizer_threads=1) for n in (1, 2))
+    assert two.rate == pytest.approx(2 * one.rate)
+    cached = on_cores(replace(COSTS, token=0.0), cores=4, workers=2, worker_threads=1, tokenizers=0, tokenizer_threads=0)
+    assert cached.rate > one.rate
+    assert "tokens" not in cached.limits
+
+
+def test_gpus_train_at_their_share_of_the_peak_and_every_stage_gets_the_nodes_to_keep_up():
+    found = on_gpus(COSTS, MACHINES, workers=16, utilisation=0.5, block_rows=1024)
+    assert found.rate == pytest.approx(16 * 312e12 * 0.5 / 100e9)  # 24,960 images/s
+    assert found.nodes["train"] == 2
+    assert found.nodes["tokens"] == 21  # 24,960 x 50 GFLOP = 1,248 TFLOP/s, at 60.5 a card: 20.6
+    # 24,960 x 2 ms = 49.9 cores; 2 x 96 cores less 16 for the workers are enough.
+    assert found.nodes["views"] == 0
+    lean = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, block_rows=1024)
+    assert lean.nodes["views"] == 4  # 49.9 cores at 0.9 x 16 a node: 3.5
+
+
+def test_tokenizers_on_the_workers_gpus_take_their_time():
+    alone = on_gpus(COSTS, MACHINES, workers=1, utilisation=0.5, block_rows=256)
+    shared = on_gpus(COSTS, replace(MACHINES, token_gpu=None), workers=1, utilisation=0.5, block_rows=256)
+    assert alone.rate / shared.rate == pytest.approx(1.5)
+    assert "tokens" not in shared.nodes
+
+
+def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_streams_lift_it():
+    found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4)
+    assert found.bottleneck == "one coordinator"
+    streams = forecast.streams_needed(rate=found.limits["training"], block_rows=4)
+    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams)
+    assert lifted.bottleneck == "training"
+    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams - 1).bottleneck == "one coordinator"
+
+
+def test_a_measured_rate_stands_in_place_of_the_peak():
+    found = on_gpus(COSTS, MACHINES, workers=4, utilisation=0.5, block_rows=512, train_rate=1000.0)
+    assert found.limits["training"] == 4000
+
+
+def test_money_is_that_of_all_nodes_and_unknown_where_a_price_is():
+    found = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, block_rows=1024)
+    prices = {"train": (10.0, 30.0), "tokens": (0.5, 1.0), "views": (0.25, 0.5), "head": (0.2, 0.2)}
+    low, high = money(found, prices, hours=10)
+    assert low == pytest.approx(10 * (2 * 10 + 21 * 0.5 + 4 * 0.25 + 0.2))
+    assert high == pytest.approx(10 * (2 * 30 + 21 * 1.0 + 4 * 0.5 + 0.2))
+    assert money(found, {name: price for name, price in prices.items() if name != "tokens"}, hours=10) is None
+
+
+def test_sizes_are_those_of_the_arrays_that_travel():
+    # The stream's documentation: about 151 kB for a sample of 224 px.
+    assert moved_bytes(patch_px=224, token_px=112, patches=196, tokenized=False) == pytest.approx(151_000, rel=0.01)
+    twice = moved_bytes(patch_px=224, token_px=112, patches=196, tokenized=True)
+    assert twice == pytest.approx(2 * 151_000 + 3 * 112**2, rel=0.01)
+    assert checkpoint_bytes(86_000_000) == 86_000_000 * 4 * 3
+    assert forecast.cache_bytes(images=1_281_167, patches=196, epochs=2) == 2 * 1_281_167 * 392

@@ -1,0 +1,25 @@
+import pytest
+
+from beit.errors import UserError
+from pipelines.models import find_model, find_tokenizer
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_a_run_stands_for_the_model_and_the_tokenizer_in_it(tmp_path):
+    touch(*(tmp_path / "run" / "model" / name for name in ("model.safetensors", "config.json")), tmp_path / "run" / "config.json")
+    touch(tmp_path / "trained" / "tokenizer" / "tokenizer.json")
+    assert find_model(str(tmp_path / "run")) == find_model(str(tmp_path / "run" / "model")) == str(tmp_path / "run" / "model")
+    inner = str(tmp_path / "trained" / "tokenizer")
+    assert find_tokenizer(str(tmp_path / "trained")) == find_tokenizer(inner) == inner
+
+
+def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "run" / "config.json")
+    with pytest.raises(UserError, match=r"^run holds no model"):
+        find_model("run")

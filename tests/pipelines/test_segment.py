@@ -1,0 +1,224 @@
+"""The whole job, small: from a pretrained checkpoint to a segmenter that was judged on every image once."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from beit.annotations import IGNORED
+from beit.checkpoints import load_model, read_config, save_model
+from beit.config import ModelConfig, from_dict, override, to_dict
+from beit.errors import UserError
+from beit.mim import Beit
+from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
+from beit.segmenter import Segmenter
+from pipelines import runs
+from pipelines.evaluate import read_evaluations
+from pipelines.evaluate_segmentation import PixelJudge, add_up, whole_views
+from pipelines.ledger import Ledger
+from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment
+from pipelines.segment_presets import PRESETS, SegmentConfig, recipe_for
+from pipelines.sources import open_source
+
+TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
+NAMES = ("sky", "road", "tree", "void")
+VOID = 3
+SIZES = ((41, 33), (32, 32), (57, 38), (20, 64))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    save_model(Beit(TINY, 16, seed=1), tmp_path / "pretrained", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    return str(tmp_path / "pretrained")
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def street(number):
+    """An image of an odd size, its ids, and both files: areas of three classes by their brightness, and some void."""
+    rng = np.random.default_rng([7, number])
+    height, width = SIZES[number % len(SIZES)]
+    ids = np.kron(rng.integers(0, 3, (4, 4)), np.ones((-(-height // 4), -(-width // 4)), int))[:height, :width].astype(np.uint8)
+    image = (60 + 60 * ids[..., None] + rng.integers(-20, 20, (height, width, 3))).astype(np.uint8)
+    ids[:3, :5] = VOID
+    return image, ids, {"image": png(image), "annotation": png(ids)}
+
+
+def write_streets(folder, numbers, *, broken=None):
+    """Parquet as on the hub; `broken` says what some rows hold instead."""
+    folder.mkdir()
+    files = [{**street(number)[2], **(broken or {}).get(row, {})} for row, number in enumerate(numbers)]
+    columns = {name: [{"bytes": file[name], "path": None} for file in files] for name in ("image", "annotation")}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema({"image": kind, "annotation": kind}, metadata={"class_names": json.dumps(NAMES)})
+    pq.write_table(pa.Table.from_pydict(columns, schema), folder / "part.parquet", row_group_size=8)
+    return str(folder)
+
+
+def wrong_files():
+    """Annotations that are none, by row, with the reason that is to be given."""
+    other, too_high = np.zeros((40, 33), np.uint8), np.zeros(SIZES[1], np.uint8)
+    too_high[0, :4] = 9
+    return {
+        4: ({"annotation": png(other)}, "annotation and image differ in size: 33 x 40, the image 33 x 41"),
+        9: ({"annotation": png(too_high)}, "annotation has an id that is no class: id 9 on 4 of 1024 pixels, the classes are 0 to 2"),
+        14: ({"annotation": b"\xff\xd8\xff" + bytes(50)}, "annotation is not a PNG"),
+        19: ({"image": b"no image"}, "image: not an image, or of a format that Pillow cannot read"),
+    }
+
+
+def job_config(pretrained, tmp_path, **values):
+    fixed = {
+        "data.train": str(tmp_path / "train"),
+        "data.val": str(tmp_path / "val"),
+        "annotation.ignore_index": VOID,
+        "optim.global_batch_size": 8,
+        "optim.warmup_steps": 1,
+        "output.root": str(tmp_path / "runs"),
+        "output.name": "run",
+        "output.mlflow": False,
+    }
+    return override(config_for(pretrained, "quickstart"), {**fixed, **values})
+
+
+def test_every_preset_survives_its_file():
+    for preset in PRESETS.values():
+        assert from_dict(SegmentConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
+
+
+def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_size(pretrained):
+    config = config_for(pretrained, "camvid")
+    assert (config.model.image_size, config.model.position, config.view.short_side) == (32, "relative-per-block", 64)
+    assert (config.view.mean, config.annotation) == ((0.5, 0.5, 0.5), AnnotationConfig(classes=11, ignore_index=11))
+    released = config_for(pretrained, "ade20k-upernet-22k-640")
+    assert (released.model.image_size, released.view.short_side, released.view.mean[0]) == (640, 640, 0.485)
+    assert recipe_for(ModelConfig(position="relative")) == "ade20k-upernet"
+    assert recipe_for(ModelConfig()) == "ade20k"
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "workers", "remedy"), [(9, 4, 1, 5), (5, 1, 1, 3), (1, None, 1, None), (9, 4, 3, 0), (8, 4, 1, 0)]
+)
+def test_upernet_is_refused_a_single_image_at_a_time(batch, micro, workers, remedy):
+    config = override(PRESETS["ade20k-upernet"](), {"optim.global_batch_size": batch, "resources.micro_batch_size": micro})
+    if remedy == 0:
+        check_parts(config, workers)
+        return
+    what = "optim.global-batch-size 2" if remedy is None else f"resources.micro-batch-size {remedy}"
+    with pytest.raises(UserError, match=f"set --{what}, or --head setr-pup"):
+        check_parts(config, workers)
+    check_parts(override(config, {"head": "setr-pup"}), workers)
+
+
+def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_starts(pretrained, tmp_path):
+    write_streets(tmp_path / "train", range(16))
+    write_streets(tmp_path / "val", range(16, 20))
+    prepared = prepare(job_config(pretrained, tmp_path), preset="test", say=print)
+    assert prepared.classes == 3, "void, the last id, is no class"
+    with pytest.raises(UserError, match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels"):
+        prepare(job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}), preset="test", say=print)
+    plain = pq.read_table(tmp_path / "train" / "part.parquet").drop(["annotation"])
+    (tmp_path / "plain").mkdir()
+    pq.write_table(plain, tmp_path / "plain" / "part.parquet")
+    with pytest.raises(UserError, match="has no annotations, it is parquet with images only"):
+        prepare(job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}), preset="test", say=print)
+    pq.write_table(plain.append_column("annotation", [["a.png"] * 16]), tmp_path / "plain" / "part.parquet")
+    with pytest.raises(UserError, match="the column annotation holds str, not the bytes of files"):
+        prepare(job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}), preset="test", say=print)
+
+
+@pytest.mark.parametrize("test", [SlidingConfig(), SlidingConfig(ratios=(0.75, 1.5), flip=True, stride=20)])
+def test_the_judge_counts_the_pixels_that_torchmetrics_counts(test, tmp_path):
+    classification = pytest.importorskip("torchmetrics.classification")
+    model = Segmenter(TINY, 3, head="setr-pup", channels=8, generator=torch.Generator().manual_seed(3))
+    save_model(model, tmp_path / "model")
+    view, ids = SegmentViewConfig(short_side=40, long_side=400), AnnotationConfig(classes=3, ignore_index=VOID)
+    unit = open_source(write_streets(tmp_path / "val", range(8))).unit(0)
+    judge = PixelJudge(str(tmp_path / "model"), device="cpu", threads=1, view=view, test=test, shown={(0, row) for row in range(8)})
+    judged = [judge(batch) for batch in whole_views(unit, 0, 8, view=view, ids=ids)]
+    counts, shown = (np.concatenate([part[name] for part in judged]) for name in ("counts", "predicted"))
+    metric = classification.MulticlassConfusionMatrix(num_classes=3, ignore_index=IGNORED)
+    for row in range(8):
+        truth = street(row)[1].astype(int)
+        predicted = np.frombuffer(shown[row], np.int16).reshape(truth.shape).astype(int)
+        assert len(np.unique(predicted)) > 1
+        metric.update(torch.from_numpy(predicted), torch.from_numpy(np.where(truth == VOID, IGNORED, truth)))
+    assert (add_up(counts, 3) == metric.compute().numpy()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_annotations(pretrained, tmp_path, monkeypatch):
+    wrong = wrong_files()
+    write_streets(tmp_path / "train", range(35), broken={row: files for row, (files, _) in wrong.items()})
+    write_streets(tmp_path / "val", range(40, 61), broken={5: wrong[14][0]})
+    config = job_config(pretrained, tmp_path, **{"epochs": 2, "evaluate_epochs": 1, "data.max_bad": 0.5})
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate_segmentation.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            segment(config, say=lines.append)
+    result = segment(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
+
+    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
+    assert (result.step, ledger.settled) == (8, 64)
+    assert "resumed: going on from step 4" in lines
+    with open(Path(result.run, "quarantine.csv"), newline="") as file:
+        listed = {row["image"].partition(", ")[2]: row["reason"] for row in csv.DictReader(file)}
+    assert listed == {f"row group {row // 8}, row {row % 8}": reason for row, (_, reason) in wrong.items()}
+
+    # The same without Ray, counted class by class.
+    folder = Path(result.run, "model")
+    model, view = load_model(folder, Segmenter), read_config(folder).extra["view"]
+    assert model.class_names == NAMES[:3]
+    assert (model.head, view["mean"]) == ("setr-pup", [0.5] * 3)
+    judge = PixelJudge(str(folder), device="cpu", threads=1, view=config.view, test=config.test, shown={(0, row) for row in range(21)})
+    ids = AnnotationConfig(classes=3, ignore_index=VOID)
+    both, either = np.zeros(3), np.zeros(3)
+    for row, number in enumerate(range(40, 61)):
+        if row == 5:
+            continue
+        image, truth, files = street(number)
+        unit = OneImage(files)
+        [seen] = whole_views(unit, 0, 1, view=config.view, ids=ids)
+        predicted = np.frombuffer(judge(seen)["predicted"][0], np.int16).reshape(image.shape[:2])
+        for kind in range(3):
+            there, said = truth == kind, (predicted == kind) & (truth != VOID)
+            both[kind] += np.sum(there & said)
+            either[kind] += np.sum(there | said)
+    evaluations = read_evaluations(result.run)
+    assert [one["step"] for one in evaluations] == [4, 8]
+    assert (evaluations[-1]["images"], len(evaluations[-1]["unusable"])) == (20, 1)
+    assert evaluations[-1]["unusable"][0][1] == "annotation is not a PNG"
+    np.testing.assert_allclose([np.nan if value is None else value for value in evaluations[-1]["iou"]], both / either, atol=2e-3)
+    assert result.metrics["val/mean_iou"] == evaluations[-1]["mean_iou"]
+    report = Path(rebuild_report(result.run)).read_text()
+    assert "Image, truth and prediction" in report
+    assert "annotation and image differ in size: 33 x 40" in report
+    assert runs.job_of(result.run) == "segment"
+
+
+class OneImage:
+    """A unit of one row."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def read(self, rows, columns):
+        return {column: np.array([self.files[column]], object) for column in columns}
