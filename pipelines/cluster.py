@@ -17,6 +17,9 @@ from pipelines.placement import STAGES, Node
 # Enough to plan with, where a node type has no limit.
 MOST_TO_COME = 1000
 
+# Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
@@ -116,9 +119,13 @@ def this_machine(cpus: int | None) -> list[Node]:
 
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         return []
-    import torch
+    gpus = 0
+    if any(Path(device).exists() for device in GPU_DEVICES):
+        import torch
 
-    return [Node(cpus=float(cpus or len(os.sched_getaffinity(0))), gpus=float(torch.cuda.device_count()))]
+        gpus = torch.cuda.device_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [Node(cpus=float(cpus or usable), gpus=float(gpus))]
 
 
 def to_come(config: Any, alive: Sequence[Mapping[str, float]]) -> list[Node]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from beit.errors import UserError
+from tune.config import SweepConfig
 from tune.goal import Goal
 from tune.space import Params, Space, is_grid, rounded
 from tune.state import Trial
@@ -35,6 +37,21 @@ class Planned(Searcher):
         """Nothing: see `save`."""
 
 
+def check_search(config: SweepConfig, space: Space) -> None:
+    """Refuse a search that cannot be done.
+
+    Raises:
+        UserError: If Optuna is asked for and is not installed, or the space has a grid, which it does not know.
+    """
+    if config.search != "optuna":
+        return
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("--search optuna needs the package optuna", "pip install 'beit-pretraining[optuna]'")
+    grids = [name for name, values in space.items() if is_grid(values)]
+    if grids:
+        raise UserError(f"--search optuna, but --space {config.space} has a grid for {grids[0]}", "write a choice in place of it")
+
+
 class Learned(Searcher):
     """Optuna's suggestions as trials of the sweep, with a number each.
 
@@ -45,23 +62,14 @@ class Learned(Searcher):
         earlier: Trials of earlier starts: ended ones are learned from, the others go on first.
         trials: How many there shall be in all.
         entry: Makes what a trial is given.
-
-    Raises:
-        UserError: If Optuna is not installed, or the space has a grid.
     """
 
     def __init__(
         self, space: Space, goal: Goal, *, seed: int, earlier: list[Trial], trials: int, entry: Callable[[Trial], dict[str, Any]]
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode=goal.mode)
-        grids = [name for name, values in space.items() if is_grid(values)]
-        if grids:
-            raise UserError(f"--search optuna, but {grids[0]} is a grid", "write ray.tune.choice, or leave out --search optuna")
-        try:
-            import optuna  # noqa: F401
-            from ray.tune.search.optuna import OptunaSearch
-        except ImportError as error:
-            raise UserError("--search optuna needs the package optuna", "pip install 'beit-pretraining[optuna]'") from error
+        from ray.tune.search.optuna import OptunaSearch
+
         known = [trial for trial in earlier if trial.ended and trial.last is not None]
         learned: Any = {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
         self._optuna = OptunaSearch(space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {}))

@@ -20,6 +20,7 @@ from tune.config import SweepConfig
 from tune.goal import GOALS, Goal, check_goal
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
 from tune.schedule import Schedule, schedule
+from tune.search import Learned, Planned, check_search
 from tune.space import Params, Space, described, draw, load_space
 from tune.state import Trial, read_trials, winner
 from tune.stopping import rungs, scheduler
@@ -90,6 +91,7 @@ def sweep(
         runs.check_free(config)
     space = load_space(config.space)
     goal = check_goal(config, space)
+    check_search(config, space)
     tokenize = config.target.kind == "tokens" and not (config.data.tokens or shareable(config.pretraining(), space))
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
     if here := cluster.this_machine(config.resources.cpus):
@@ -258,7 +260,6 @@ class _Sweep:
         from ray.tune.execution.placement_groups import PlacementGroupFactory
 
         from tune.progress import Progress
-        from tune.search import Learned, Planned
 
         ended = {trial.number for trial in self.earlier if trial.ended}
         if len(ended) == self.prepared.trials:
@@ -309,7 +310,7 @@ class _Sweep:
         """Table, best configuration and report of what there is, and the last lines."""
         config, best = self.config, winner(trials, self.goal)
         write_trials(self.folder, trials, self.goal)
-        if self.tokens is not None:
+        if self.tokens is not None and trials:
             read = sum(trial.points[-1][1] * self._batch(trial) for trial in trials if trial.points)
             self.lines.append(self.tokens.saved(read))
             self.say(self.lines[-1])

@@ -46,9 +46,11 @@ class Tokens:
             return f"tokens: {self.views:,} views were there from an earlier sweep; the trials read {read:,}, and nothing was tokenised"
         computed = self.views * self.computed / self.parts
         rate = computed / max(self.seconds, 1e-9)
+        one_by_one = read / rate
         return (
             f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} a second with starting up); the trials "
-            f"read {read:,}, which one by one would have taken {read / rate:.0f} s: {(read - computed) / rate:.0f} s saved"
+            f"read {read:,}, for which each by itself would have taken {one_by_one:.0f} s in all"
+            + (f": {one_by_one - self.seconds:.0f} s saved" if one_by_one > self.seconds else "")
         )
 
 
