@@ -386,10 +386,11 @@ def parse_job(
         base = preset(name)
     dry_run = "--dry-run" in arguments
     arguments = [argument for argument in arguments if argument != "--dry-run"]
-    lines = "\n".join(f"  {key:<16}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    width = 2 + max(14, *map(len, presets))
+    lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
     dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explain else "")
     description = (
-        f"Presets:\n{lines}\n  CONFIG.json     the configuration of an earlier run\n\n"
+        f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def nodes() -> list[Node]:
     from ray._private.state import state  # What node types a cluster has is said nowhere in public.
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [_node(node["Resources"], there=True) for node in alive] + to_come(state.get_cluster_config(), [n["Resources"] for n in alive])
+    there = [_node(node["Resources"], there=True) for node in alive]
+    return there + to_come(state.get_cluster_config(), there)
 
 
 def this_machine(cpus: int | None) -> list[Node]:
@@ -128,22 +130,21 @@ def this_machine(cpus: int | None) -> list[Node]:
     return [Node(cpus=float(cpus or usable), gpus=float(gpus))]
 
 
-def to_come(config: Any, alive: Sequence[Mapping[str, float]]) -> list[Node]:
+def to_come(config: Any, alive: Sequence[Node]) -> list[Node]:
     """The machines that an autoscaler may still add.
 
     Args:
         config: Ray's `ClusterConfig` message; None where nothing scales.
-        alive: Resources of the machines that are there.
+        alive: The machines that are there.
     """
     found: list[Node] = []
     for group in config.node_group_configs if config is not None else ():
-        resources = dict(group.resources)
-        there = sum(all(machine.get(name, 0) == amount for name, amount in resources.items()) for machine in alive)
-        most = MOST_TO_COME if group.max_count < 0 else group.max_count
-        # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
-        node = _node(resources, there=False)
+        node = _node(group.resources, there=False)
         if node.cpus or node.gpus:
-            found += [node] * max(0, min(most - there, MOST_TO_COME) - found.count(node))
+            most = MOST_TO_COME if group.max_count < 0 else min(group.max_count, MOST_TO_COME)
+            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
+            known = found.count(node) + alive.count(replace(node, there=True))
+            found += [node] * max(0, most - known)
     return found
 
 

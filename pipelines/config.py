@@ -27,7 +27,7 @@ class DataConfig:
     """How many scenes to render when `train` is not given."""
 
     max_bad: float = 0.01
-    """The run stops when more than this share of the samples cannot be decoded; of the first 1,000, as many as of 1,000."""
+    """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as of 1,000."""
 
     def __post_init__(self) -> None:
         positive(self, "data.", "scenes")

@@ -51,7 +51,10 @@ def judge_all(
     shared = ray.put(manifest)
     blocks = [pa.table({"unit": part}) for part in np.array_split(np.arange(units), min(units, 256))]
     made = ray.data.from_blocks(blocks).map_batches(
-        functools.partial(_make_views, shared=shared, views=views), batch_size=None, num_cpus=placement.view_cpus
+        functools.partial(_make_views, shared=shared, views=views),
+        batch_size=None,
+        num_cpus=placement.view_cpus,
+        resources=placement.tag("views"),
     )
     judged = made.map_batches(
         judge,
@@ -61,6 +64,7 @@ def judge_all(
         batch_size=None,
         num_cpus=placement.worker_cpus,
         num_gpus=placement.worker_gpus,
+        resources=placement.tag("train"),
     )
     parts = list(judged.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -67,8 +67,8 @@ class Training:
     fixed: Batch | None = None
     """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
     evaluate_at: tuple[int, ...] = ()
-    check_workers: Callable[[int], None] = lambda workers: None
-    """Refuses a number of workers that the job cannot do with."""
+    check_workers: Callable[[int, int | None], None] = lambda workers, most_workers: None
+    """Refuses a number of workers, or of fewest and most, that the job cannot do with."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run_job(
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
         check_batch(training.global_batch_size, placement.workers, placement.most_workers)
-        training.check_workers(placement.workers)
+        training.check_workers(placement.workers, placement.most_workers)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:

@@ -98,11 +98,11 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from beit.optim import check_schedule
     from pipelines.job import Training, open_data
     from pipelines.segment_samples import SegmentSampleConfig
-    from pipelines.sources.annotations import annotated_classes, check_annotations
+    from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 
     config = supervised.checked(config, what="segmentation", job=JOB)
     if config.resources.workers is not None:
-        check_parts(config, config.resources.workers)
+        check_parts(config, config.resources.workers, config.resources.most_workers)
     source = open_data(config, image_size=config.model.image_size, say=say)
     check_annotations(source)
     ids, names = annotated_classes(source.manifest, config.annotation)
@@ -112,6 +112,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     val = supervised.open_validation(config, say=say)
     if val is not None:
         check_annotations(val, option="data.val")
+        check_same_names(names, annotated_classes(val.manifest, ids)[1])
         _look(val, config, option="data.val")
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     if config.steps is None:
@@ -135,10 +136,11 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     return Prepared(training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer)
 
 
-def check_parts(config: SegmentConfig, workers: int) -> None:
-    """Refuse UPerNet a single image at a time: it pools maps to one value each, which a BatchNorm over one image makes zero.
+def check_parts(config: SegmentConfig, workers: int, most_workers: int | None) -> None:
+    """Refuse parts of a batch that BatchNorm cannot do with.
 
-    With several workers the statistics are those of all of them, so each may have a single image.
+    UPerNet pools maps to one value each, which have no statistics where a single image goes through it. Of several workers the statistics
+    are those of all of them, so each may have a single image, but all must go through their shares in equally many parts.
 
     Raises:
         UserError: With the arithmetic and sizes that go.
@@ -146,6 +148,14 @@ def check_parts(config: SegmentConfig, workers: int) -> None:
     from pipelines.job import MICRO_BATCH
 
     images, at_once = config.optim.global_batch_size, config.resources.micro_batch_size or MICRO_BATCH
+    for count in range(max(2, workers), (most_workers or workers) + 1):
+        fewest, most = images // count, -(-images // count)
+        if -(-fewest // at_once) != -(-most // at_once):
+            raise UserError(
+                f"of optim.global_batch_size={images} {count} workers have {fewest} or {most} images, in parts of "
+                f"resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over all workers' parts",
+                f"set --resources.micro-batch-size {most}, or leave out --resources.most-workers",
+            )
     if config.head != "upernet" or workers > 1 or (min(images, at_once) > 1 and images % at_once != 1):
         return
     fitting = next((size for size in range(max(2, at_once), images + 1) if images % size != 1), None)

@@ -87,7 +87,7 @@ def ade20k_upernet_22k() -> SegmentConfig:
 
 
 def ade20k_upernet_22k_640() -> SegmentConfig:
-    """The same at 640 px: the released model of 53.6 mIoU."""
+    """BEiT-B with UPerNet on ADE20K as released, after intermediate fine-tuning, at 640 px: theirs has 53.6 mIoU."""
     # upernet_beit_base_12_640_slide_160k_ade20k_pt2ft.py
     return _released(replace(BASE, image_size=640), lr=3e-5, decay=0.9)
 
@@ -99,7 +99,7 @@ def ade20k_upernet_large_22k() -> SegmentConfig:
 
 
 def ade20k_upernet_large_22k_640() -> SegmentConfig:
-    """The same at 640 px: the released model of 56.7 mIoU."""
+    """BEiT-L with UPerNet on ADE20K as released, after intermediate fine-tuning, at 640 px: theirs has 56.7 mIoU."""
     # upernet_beit_large_24_640_slide_160k_ade20k_pt2ft.py: 320,000 passes of 8 images, two a step; its warmup of 3,000 is 1,500 steps.
     return _released(replace(LARGE, image_size=640, drop_path=0.2), lr=2e-5, decay=0.95)
 

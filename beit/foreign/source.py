@@ -73,7 +73,7 @@ def _refuse_own(source: Path) -> None:
     for folder in inside:
         if is_checkpoint(folder):
             raise UserError(
-                f"{source} is of this project: {folder} is a checkpoint already",
+                f"{folder} is a checkpoint of this project already",
                 f"use it as it is; beit export {folder} OUT writes other projects' formats",
             )
 

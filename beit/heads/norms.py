@@ -13,22 +13,26 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def synchronised(model: Model) -> Model:
-    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names and weights stay."""
+    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names and weights stay.
+
+    torch's own where the workers speak NCCL, that is on GPUs: it refuses CPUs.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return model
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if dist.get_backend() != "gloo":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,no-any-return]
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.SyncBatchNorm:
-                setattr(module, name, AnyDeviceNorm.of(child))
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, HostSyncNorm.of(child))
     return model
 
 
-class AnyDeviceNorm(nn.SyncBatchNorm):
-    """torch's synchronised BatchNorm, which is for GPUs only; on a CPU the same by two sums over the workers."""
+class HostSyncNorm(nn.BatchNorm2d):
+    """BatchNorm on CPUs with the statistics of all workers, by two sums over them."""
 
     @classmethod
-    def of(cls, norm: nn.SyncBatchNorm) -> AnyDeviceNorm:
+    def of(cls, norm: nn.BatchNorm2d) -> HostSyncNorm:
         """The same norm, its parameters and buffers shared."""
         copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         copy._parameters, copy._buffers, copy.training = norm._parameters, norm._buffers, norm.training
@@ -36,7 +40,7 @@ class AnyDeviceNorm(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [B, C, h, w] -> the same, normalised."""
-        if not self.training or input.device.type != "cpu":
+        if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -47,3 +47,18 @@ def annotated_classes(manifest: Manifest, config: AnnotationConfig) -> tuple[Ann
             )
         config = replace(config, classes=len(names))
     return config, names if names is not None and len(names) == config.classes else None
+
+
+def check_same_names(train: tuple[str, ...] | None, val: tuple[str, ...] | None) -> None:
+    """Refuse a validation set whose ids stand for other classes than those of the training data, where both name them.
+
+    Raises:
+        UserError: With the first difference.
+    """
+    if train is None or val is None or train == val:
+        return
+    number = next(number for number, (ours, theirs) in enumerate(zip(train, val, strict=True)) if ours != theirs)
+    raise UserError(
+        f"data.val calls class {number} of {len(val)} {val[number]}, data.train {train[number]}: its ids stand for other classes",
+        "write the annotations of both by one list of names",
+    )

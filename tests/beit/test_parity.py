@@ -24,8 +24,8 @@ PER_BLOCK = dataclasses.replace(SHARED, position="relative-per-block")
 AT_384 = {"image_size": 384}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Of the largest value of what is compared."""
-# Behind class-token pooling a bias table gathers gradients that cancel (those of a softmax's inputs sum to 0): in float32 each side is up
-# to 5e-5 away from its own float64, and no closer to the other. In float64 tables are no exception.
+# Behind class-token pooling the row of a bias table for the class token asking patches gathers gradients that cancel (those of a softmax's
+# inputs sum to 0): in float32 each side is up to 5e-5 away from its own float64, and no closer to the other. In float64 it is no exception.
 CANCELLING = {torch.float32: 3e-4, torch.float64: 1e-12}
 PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 

@@ -83,9 +83,10 @@ class Cluster:
             f"--object-store-memory={STORE['object_store_memory']}",
         ]
         self.log = open(folder / "head.log", "w")  # noqa: SIM115 (closed with the cluster)
-        self.process = subprocess.Popen(
+        self.start = lambda: subprocess.Popen(
             command, env={**self.environment, **head}, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
         )
+        self.process = self.start()
         self.address = f"127.0.0.1:{self.port}"
         self.seen = {}
 
@@ -95,14 +96,15 @@ class Cluster:
     def join(self):
         import ray
 
-        for attempt in range(60):
-            try:
-                ray.init(address=self.address, logging_level="ERROR", log_to_driver=False)
-                return
-            except Exception:
-                if attempt == 59 or self.process.poll() is not None:
-                    raise
-                time.sleep(2)
+        deadline = time.monotonic() + 300
+        # `ray start` says so when all of it is there; on busy cores it gives up after 30 s.
+        while "This command will now block" not in (self.folder / "head.log").read_text():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the head does not start; see {self.folder / 'head.log'}")
+            if self.process.poll() is not None:
+                self.process = self.start()
+            time.sleep(1)
+        ray.init(address=self.address, logging_level="ERROR", log_to_driver=False)
 
     def nodes(self):
         """{name of the node: type} of the nodes that live, the head aside; tells what has come or gone."""

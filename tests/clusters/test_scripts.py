@@ -1,10 +1,12 @@
 """The shell scripts, by shellcheck, and the documented jobs, by the command line itself."""
 
+import logging
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,17 @@ def test_the_options_of_every_documented_job_are_understood(monkeypatch):
         cli.main(["pretrain", *options])
     assert len(understood) == len(commands) == 6
     assert all(root.startswith(("s3://", "gs://", "/mnt/beit/", "$PWD/")) for _, root in understood), "a job's own folder goes away"
+
+
+def test_what_a_job_ships_is_the_code_and_small(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(
+        str(CLUSTERS.parent), package, include_gitignore=True, include_parent_dir=False, excludes=[".git"], logger=logging.getLogger()
+    )
+    with zipfile.ZipFile(package) as archive:
+        names = archive.namelist()
+    assert {"pipelines/pretrain.py", "beit/vit.py", "beit/tokenizer/trained/scenes64/tokenizer.safetensors"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "docs/", "runs/", ".git/", ".venv/")) or "__pycache__" in name]
+    assert package.stat().st_size < 10_000_000

@@ -60,13 +60,13 @@ def street(number):
     return image, ids, {"image": png(image), "annotation": png(ids)}
 
 
-def write_streets(folder, numbers, *, broken=None):
+def write_streets(folder, numbers, *, broken=None, names=NAMES):
     """Parquet as on the hub; `broken` says what some rows hold instead."""
     folder.mkdir()
     files = [{**street(number)[2], **(broken or {}).get(row, {})} for row, number in enumerate(numbers)]
     columns = {name: [{"bytes": file[name], "path": None} for file in files] for name in ("image", "annotation")}
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema({"image": kind, "annotation": kind}, metadata={"class_names": json.dumps(NAMES)})
+    schema = pa.schema({"image": kind, "annotation": kind}, metadata={"class_names": json.dumps(names)})
     pq.write_table(pa.Table.from_pydict(columns, schema), folder / "part.parquet", row_group_size=8)
     return str(folder)
 
@@ -118,12 +118,20 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_
 def test_upernet_is_refused_a_single_image_at_a_time(batch, micro, workers, remedy):
     config = override(PRESETS["ade20k-upernet"](), {"optim.global_batch_size": batch, "resources.micro_batch_size": micro})
     if remedy == 0:
-        check_parts(config, workers)
+        check_parts(config, workers, None)
         return
     what = "optim.global-batch-size 2" if remedy is None else f"resources.micro-batch-size {remedy}"
     with pytest.raises(UserError, match=f"set --{what}, or --head setr-pup"):
-        check_parts(config, workers)
-    check_parts(override(config, {"head": "setr-pup"}), workers)
+        check_parts(config, workers, None)
+    check_parts(override(config, {"head": "setr-pup"}), workers, None)
+
+
+def test_workers_that_come_and_go_must_go_through_their_shares_in_equally_many_parts():
+    config = override(PRESETS["ade20k"](), {"optim.global_batch_size": 16, "resources.micro_batch_size": 5})
+    with pytest.raises(UserError, match=r"(?s)3 workers have 5 or 6 images, in parts of .*set --resources.micro-batch-size 6"):
+        check_parts(config, 2, 4)
+    check_parts(override(config, {"resources.micro_batch_size": 6}), 2, 4)
+    check_parts(config, 4, None)
 
 
 def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_starts(pretrained, tmp_path):
@@ -131,6 +139,9 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     write_streets(tmp_path / "val", range(16, 20))
     prepared = prepare(job_config(pretrained, tmp_path), preset="test", say=print)
     assert prepared.classes == 3, "void, the last id, is no class"
+    other = write_streets(tmp_path / "other", range(4), names=("sky", "tree", "road", "void"))
+    with pytest.raises(UserError, match=r"data.val calls class 1 of 3 tree, data.train road"):
+        prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
     with pytest.raises(UserError, match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels"):
         prepare(job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}), preset="test", say=print)
     plain = pq.read_table(tmp_path / "train" / "part.parquet").drop(["annotation"])

@@ -40,7 +40,7 @@ def test_what_the_two_commands_do_not_read_is_told_apart(tmp_path, capsys):
     capsys.readouterr()
     new = tmp_path / "new"
     assert "is an address, and beit import reads this machine's files" in refusal(capsys, "import", "https://host/beit.pth", new)
-    assert "is a checkpoint already" in refusal(capsys, "import", tmp_path / "run", new)
+    assert "is a checkpoint of this project already" in refusal(capsys, "import", tmp_path / "run", new)
     assert "3 heads, by --heads, cannot share" in refusal(capsys, "import", tmp_path / "unilm.pth", new, "--heads", 3)
     assert "holds a mim, and only segmenters read several blocks" in refusal(capsys, "import", tmp_path / "hf", new, "--taps", 1, 2, 3, 5)
     assert not new.exists()

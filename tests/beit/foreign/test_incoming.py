@@ -208,7 +208,7 @@ def test_weights_without_a_head_become_a_backbone_to_start_others_from(state, tm
 def test_what_is_already_ours_and_folders_in_use_are_refused(state, build, tmp_path: Path):
     save_model(build("mim, released"), tmp_path / "run" / "model")
     for own in (tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "model" / "model.safetensors"):
-        with pytest.raises(UserError, match="is of this project"):
+        with pytest.raises(UserError, match="is a checkpoint of this project already"):
             import_weights(own, tmp_path / "ours")
     torch.save(state, tmp_path / "file.pth")
     (tmp_path / "thesis").mkdir()

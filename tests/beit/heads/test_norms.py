@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from beit.heads.layers import ConvNorm
-from beit.heads.norms import AnyDeviceNorm, synchronised
+from beit.heads.norms import HostSyncNorm, synchronised
 
 BATCH = torch.randn(5, 3, 6, 4, generator=torch.Generator().manual_seed(0)) + 2
 
@@ -34,12 +35,10 @@ def worker(rank, rendezvous, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     built = synchronised(model())
-    assert sum(isinstance(module, AnyDeviceNorm) for module in built.modules()) == 2
+    assert sum(isinstance(module, HostSyncNorm) for module in built.modules()) == 2
     # Of the second worker's part the pooled maps are one value a channel: it could have no statistics of its own.
-    gradients, state, found = step(built, BATCH[:4] if rank == 0 else BATCH[4:])
-    for gradient in gradients:
-        dist.all_reduce(gradient)
-    torch.save((gradients, state, found), f"{out}-{rank}")
+    gradients, _, found = step(DistributedDataParallel(built, broadcast_buffers=False), BATCH[:4] if rank == 0 else BATCH[4:])
+    torch.save(([2 * gradient for gradient in gradients], built.state_dict(), found), f"{out}-{rank}")
     dist.destroy_process_group()
 
 
@@ -57,7 +56,7 @@ def test_two_workers_have_the_statistics_and_the_gradients_of_one_with_the_whole
 def test_one_worker_keeps_torchs_own():
     built = model()
     assert synchronised(built) is built
-    assert not any(isinstance(module, AnyDeviceNorm) for module in built.modules())
+    assert not any(isinstance(module, HostSyncNorm) for module in built.modules())
     alone = copy.deepcopy(built)
     with pytest.raises(ValueError, match="more than 1 value"):
         step(alone, BATCH[:1])
