@@ -92,13 +92,14 @@ def sweep(
     space = load_space(config.space)
     goal = check_goal(config, space)
     check_search(config, space)
+    plan = draw_plan(config, space)
     tokenize = config.target.kind == "tokens" and not (config.data.tokens or shareable(config.pretraining(), space))
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
     if here := cluster.this_machine(config.resources.cpus):
         plan_concurrency(config, here, tokenize=tokenize)
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         timetable = plan_concurrency(config, cluster.nodes(), tokenize=tokenize)
-        prepared = prepare(config, space, goal, preset=preset, say=say)
+        prepared = prepare(config, space, goal, plan, preset=preset, say=say)
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
 
@@ -108,8 +109,24 @@ def plan_concurrency(config: SweepConfig, nodes: Sequence[Any], *, tokenize: boo
     return schedule(config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent)
 
 
-def prepare(config: SweepConfig, space: Space, goal: Goal, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Check the sweep and the parameters of its trials, and open the data; renders the built-in scenes if no data is given.
+def draw_plan(config: SweepConfig, space: Space) -> list[Params] | None:
+    """The parameters of all trials, where nothing has to be learned for them; of fields that there are, with values that these take.
+
+    Raises:
+        UserError: Naming the field.
+    """
+    if config.search != "random":
+        return None
+    plan = draw(space, config.trials, config.seed)
+    for params in plan:
+        config.pretraining(params)
+    return plan
+
+
+def prepare(
+    config: SweepConfig, space: Space, goal: Goal, plan: list[Params] | None, *, preset: str, say: Callable[[str], None]
+) -> Prepared:
+    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data is given.
 
     Raises:
         UserError: As `sweep`.
@@ -122,9 +139,6 @@ def prepare(config: SweepConfig, space: Space, goal: Goal, *, preset: str, say: 
         config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     base = config.pretraining()
-    plan = draw(space, config.trials, config.seed) if config.search == "random" else None
-    for params in plan or []:
-        override(base, params)  # Names first: data may take a while to be rendered.
     if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
