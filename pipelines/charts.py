@@ -86,7 +86,7 @@ def _style(salt: str) -> Any:
 
 
 def _draw(axes: Any, chart: Chart) -> None:
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     colours = iter(COLOURS * (1 + len(chart.lines) // len(COLOURS)))
     for line in chart.lines:
@@ -107,7 +107,7 @@ def _draw(axes: Any, chart: Chart) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GRID)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if chart.log:
         axes.set_yscale("log")
     if chart.percent:

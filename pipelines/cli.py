@@ -26,6 +26,8 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit data check PATH             counts, sizes, broken files, a contact sheet
   beit import FILE OUT             published weights (unilm, timm, Hugging Face) -> a checkpoint, without running their pickle
   beit export RUN OUT              a model for Hugging Face, timm or the released code
+  beit features RUN DATA OUT       features of every image, as Parquet
+  beit probe RUN                   what frozen features know about labels, layer by layer
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
   beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
@@ -246,6 +248,35 @@ def _export(arguments: list[str], debug: bool) -> None:
         print(line)
 
 
+def _probe(arguments: list[str], debug: bool) -> None:
+    from dataclasses import replace
+
+    from pipelines import probe as job
+
+    start = arguments.pop(0) if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".json") else None
+    command = parse_job(
+        arguments,
+        job.ProbeConfig,
+        job=job.JOB,
+        default=job.JOB,
+        presets={job.JOB: job.default},
+        preset=lambda name: replace(job.default(), start=start),
+        usage="probe RUN",
+    )
+    if command is not None:
+        job.probe(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _features(arguments: list[str], debug: bool) -> None:
+    from pipelines.features import FeaturesConfig, features
+
+    config = parse(arguments, FeaturesConfig, command="features RUN DATA OUT", positional=("run", "data", "out"))
+    result = features(config, debug=debug)
+    bad = f"; {result.undecodable:,} could not be decoded: {result.out}/undecodable.csv" if result.undecodable else ""
+    print(f"{result.images:,} images in {result.files:,} files ({result.written:,} written now){bad}")
+    print(f"features: {result.out}")
+
+
 def _attention(arguments: list[str], debug: bool) -> None:
     from pipelines.show_attention import AttentionConfig, show
 
@@ -272,6 +303,8 @@ def _report(arguments: list[str], debug: bool) -> None:
         from tune.sweep import rebuild_report
     elif job == "segment":
         from pipelines.segment import rebuild_report
+    elif job == "probe":
+        from pipelines.probe import rebuild_report
     elif job == "tokenizer train":
         from pipelines.train_tokenizer import rebuild_report
     else:
@@ -377,7 +410,8 @@ def parse_job(
         if name is not None:
             raise UserError(f"{name} and --resume {resume}: a resumed run has its own configuration", f"leave out {name}")
         base, name = runs.saved_config(resume, kind, job=job)
-        base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
+        if hasattr(base, "stop_at"):
+            base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
     elif name is not None and name.endswith(".json"):
         base, name = runs.saved_config(name, kind, job=job)
         base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))
@@ -432,6 +466,8 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "data check": _check,
     "import": _import,
     "export": _export,
+    "features": _features,
+    "probe": _probe,
     "attention": _attention,
     "report": _report,
     "compare": _compare,

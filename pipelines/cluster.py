@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
+from pipelines import storage
 from pipelines.placement import STAGES, Node
 
 # Enough to plan with, where a node type has no limit.
@@ -151,3 +152,14 @@ def to_come(config: Any, alive: Sequence[Node]) -> list[Node]:
 def _node(resources: Mapping[str, float], *, there: bool) -> Node:
     stages = frozenset(stage for stage in STAGES if resources.get(stage))
     return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), stages=stages, there=there)
+
+
+def local_paths(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
+    """A warning for each path, by its option, that several machines would each look for on their own disk."""
+    if len(nodes) < 2:
+        return []
+    return [
+        f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them"
+        for option, path in paths.items()
+        if not storage.is_remote(path)
+    ]

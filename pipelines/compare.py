@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
-from pipelines import runs, storage
+from pipelines import evaluations, runs, storage
 from pipelines.charts import Chart, Line, chart_picture
-from pipelines.evaluate import read_evaluations
+from pipelines.evaluate import FOLDER
 from pipelines.recorder import read_metrics
 
 SHARES = {"top1": "Validation top-1", "top5": "Validation top-5", "mean_iou": "Validation mean IoU"} | {
@@ -111,7 +111,7 @@ def read_run(argument: str) -> Run:
     job, uri = runs.job_of(path), storage.absolute(path)
     saved = json.loads(storage.read_text(storage.join(uri, runs.CONFIG_FILE)))["config"]
     curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
-    for row in [*read_metrics(uri), *read_evaluations(uri)]:
+    for row in [*read_metrics(uri), *evaluations.read(uri, FOLDER)]:
         for metric in TITLES:
             if row.get(metric) is not None and np.isfinite(row[metric]):
                 curves[metric][row["step"]] = row[metric]

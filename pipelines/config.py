@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, PixelConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
+from beit.probe_config import KnnConfig
 
 # Larger models want more than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
@@ -104,14 +105,22 @@ class ResourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputConfig:
-    """Where the run folder lies and how often it is written."""
+class FolderConfig:
+    """Where the run folder lies."""
 
     root: str = "runs"
     """Folder or bucket URI of the run folders."""
 
     name: str | None = None
     """Name of the run folder. None: preset, date and time."""
+
+    def __post_init__(self) -> None:
+        file_name(self, "output.", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(FolderConfig):
+    """Where the run folder lies and how often it is written."""
 
     checkpoint_steps: int = 1000
     """Steps between checkpoints; there is always one at the end."""
@@ -129,9 +138,18 @@ class OutputConfig:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
-        file_name(self, "output.", "name")
+        super().__post_init__()
         positive(self, "output.", "checkpoint_steps", "keep_checkpoints")
         not_negative(self, "output.", "log_seconds")
+
+
+class HasData(Protocol):
+    """The configuration of any job that reads images and writes a run folder."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def output(self) -> FolderConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +222,33 @@ class JobConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnnWhileConfig(KnnConfig):
+    """k-NN on frozen features while pretraining: how often, and on which labelled images."""
+
+    every_steps: int | None = None
+    """Steps between evaluations. Training then pauses at a checkpoint and goes on from it. None: never."""
+
+    train: str | None = None
+    """Labelled images to look for neighbours in. None: `data.train`."""
+
+    val: str | None = None
+    """Labelled images to be judged by. None: held-out scenes if `data.train` is not given either."""
+
+    label: str | None = None
+    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
+
+    layers: tuple[int, ...] = ()
+    """Blocks whose output is judged, the mean of its patches, from 1; -1 is the last. None given: a middle one and the last."""
+
+    most_images: int = 10_000
+    """Of each of the two sets; of more, so many are taken, the same share of every class and always the same ones, and that is said."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "knn.", "every_steps", "most_images")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(JobConfig):
     """Pretraining: predict the visual tokens of hidden patches."""
 
@@ -214,6 +259,7 @@ class PretrainConfig(JobConfig):
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    knn: KnnWhileConfig = field(default_factory=KnnWhileConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,10 +134,8 @@ def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[s
         say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")
         say(f"tokens: {config.epochs} epochs x {manifest.total:,} images = {views:,} views; {len(missing):,} of {parts:,} parts missing")
         if missing:
-            for path in (cache.path, storage.absolute(train)):
-                if len(nodes) > 1 and not storage.is_remote(path):
-                    say(f"warning: {len(nodes)} machines, and {path} is a local path: it must be the same folder on all of them")
-            for line in placement.lines()[1:]:  # There are no workers.
+            # There are no workers, which the first line of the placement is about.
+            for line in (*cluster.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}), *placement.lines()[1:]):
                 say(line)
             _encode_missing(cache, missing, manifest, config, placement, say)
     return EncodeResult(out=cache.path, views=views, parts=parts, written=len(missing))

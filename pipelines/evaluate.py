@@ -1,21 +1,17 @@
 """Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors holds the model.
 
-Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up. What is found lies in the run folder,
-a file for each evaluation.
+Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import storage
 from pipelines.placement import Placement
 from pipelines.sources import Manifest, Unit
 
@@ -24,6 +20,7 @@ Views = Callable[[Unit, int, int], Iterator[Batch]]
 """(unit, its number, its rows) -> its images as they are judged, some at a time, with the columns "unit", "row" and "status"."""
 
 FOLDER = "validation"
+"""Where evaluations of classifiers and segmenters lie in a run folder."""
 
 
 def judge_all(
@@ -60,11 +57,7 @@ def judge_all(
         judge,
         fn_constructor_args=(checkpoint,),
         fn_constructor_kwargs={"device": placement.device, "threads": placement.worker_threads, **options},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
-        batch_size=None,
-        num_cpus=placement.worker_cpus,
-        num_gpus=placement.worker_gpus,
-        resources=placement.tag("train"),
+        **pool(placement),
     )
     parts = list(judged.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -72,6 +65,19 @@ def judge_all(
     columns = {name: column[order] for name, column in columns.items()}
     _check_once(manifest, columns)
     return columns
+
+
+def pool(placement: Placement) -> dict[str, Any]:
+    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training workers have."""
+    import ray.data
+
+    return {
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
+        "batch_size": None,
+        "num_cpus": placement.worker_cpus,
+        "num_gpus": placement.worker_gpus,
+        "resources": placement.tag("train"),
+    }
 
 
 def _make_views(batch: Batch, *, shared: Any, views: Views) -> Iterator[Batch]:
@@ -95,33 +101,3 @@ def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list
     """(where the image lies, why it cannot be used) of the images with a "status" other than 0; a reason for every image is given."""
     places = np.flatnonzero(columns["status"]).tolist()
     return [(manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), str(reasons[i])) for i in places]
-
-
-def save_evaluation(run: str, values: dict[str, Any], *, way: str = "") -> None:
-    """Write an evaluation into the run folder: JSON types with "step" and "images" among them.
-
-    Args:
-        run: The run folder.
-        values: What was found.
-        way: Tells ways of judging one step's model apart; "" is the usual one.
-    """
-    storage.write_text(storage.join(run, FOLDER, _name(values["step"], way)), json.dumps(values))
-
-
-def _name(step: int, way: str) -> str:
-    return f"step-{step:08d}{way}.json"
-
-
-def read_evaluation(run: str, step: int, way: str = "") -> dict[str, Any] | None:
-    """What was found about the model of a step, `way` as in `save_evaluation`; None if it was not judged."""
-    file = storage.join(run, FOLDER, _name(step, way))
-    found: dict[str, Any] | None = json.loads(storage.read_text(file)) if storage.exists(file) else None
-    return found
-
-
-def read_evaluations(run: str) -> list[dict[str, Any]]:
-    """All evaluations of a run, by step; of one step the usual way first."""
-    folder = storage.join(run, FOLDER)
-    names = [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"] if storage.exists(folder) else []
-    found = [json.loads(storage.read_text(storage.join(folder, name))) for name in sorted(names, key=lambda name: (len(name), name))]
-    return sorted(found, key=lambda one: int(one["step"]))

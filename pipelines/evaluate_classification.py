@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         from beit.checkpoints import read_config
 
         saved = read_config(folder)
-    views = functools.partial(centre_views, view=_view_of(saved.extra), image_size=saved.model.image_size, share=share)
+    views = functools.partial(centre_views, view=view_of(saved.extra), image_size=saved.model.image_size, share=share)
     columns = judge_all(manifest, placement, views=views, judge=ClassJudge, checkpoint=checkpoint)
     good = columns["status"] == 0
     result = summarise(columns["label"][good], {name: columns[name][good] for name in ("prediction", "rank", "loss")}, classes)
@@ -55,28 +55,29 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
     }
 
 
-def _view_of(extra: dict[str, Any]) -> ViewConfig:
+def view_of(extra: dict[str, Any]) -> ViewConfig:
+    """How a checkpoint's model wants its pixels, by the "extra" of its config.json."""
     from beit.config import from_dict
 
     return from_dict(ViewConfig, extra["view"]) if "view" in extra else ViewConfig()
 
 
-def centre_views(unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
-    """The images of a unit as they are judged, some at a time."""
+def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
+    """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be decoded."""
     from beit.classification_views import make_centre_view
 
+    made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in images]
+    return {"view": np.stack([pixels for pixels, _ in made]), "status": np.array([status for _, status in made], np.uint8)}
+
+
+def centre_views(unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
+    """The images of a unit as they are judged, some at a time."""
     rows = np.arange(count)
     found = read_patiently(unit.read, rows, ("image", "label"))
     for start in range(0, count, ROWS_PER_BATCH):
         part = slice(start, start + ROWS_PER_BATCH)
-        made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in found["image"][part]]
-        yield {
-            "view": np.stack([pixels for pixels, _ in made]),
-            "status": np.array([status for _, status in made], np.uint8),
-            "label": found["label"][part],
-            "row": rows[part],
-            "unit": np.full(len(made), index),
-        }
+        views = centre_batch(found["image"][part], view=view, image_size=image_size, share=share)
+        yield {**views, "label": found["label"][part], "row": rows[part], "unit": np.full(len(rows[part]), index)}
 
 
 class ClassJudge:
@@ -91,7 +92,7 @@ class ClassJudge:
         torch.set_num_threads(threads)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
-            self._view = _view_of(read_config(folder).extra)
+            self._view = view_of(read_config(folder).extra)
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:

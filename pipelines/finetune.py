@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines import runs, storage, supervised
+from pipelines import evaluations, runs, storage, supervised
 from pipelines.finetune_presets import FinetuneConfig, finetune_preset
 from pipelines.models import MODEL_FILES, find_model
 from pipelines.supervised import Prepared
@@ -75,20 +75,13 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     from beit.optim import check_schedule
-    from pipelines.job import Training, open_data
+    from pipelines.job import Training
+    from pipelines.labelled import open_labelled
     from pipelines.samples import SampleConfig
-    from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction
 
     config = supervised.checked(config, what="classification", job=JOB)
-    source = label_source(open_data(config, image_size=config.model.image_size, say=say), column=config.data.label, classes=config.classes)
-    assert isinstance(source.manifest, LabelledManifest)
-    classes, names = class_count(source.manifest, config.classes), source.manifest.class_names
-    train = take_fraction(source.manifest, config.data.fraction, config.seed)
-    val: LabelledManifest | None = None
-    if (found := supervised.open_validation(config, say=say)) is not None:
-        labelled = label_source(found, option="data.val", column=config.data.label, classes=classes, class_names=names).manifest
-        assert isinstance(labelled, LabelledManifest)
-        val = labelled
+    labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
+    train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)
     optim = config.optim
     if config.warmup_epochs is not None:
@@ -100,7 +93,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
         job=JOB,
         config=config,
         preset=preset,
-        source=replace(source, manifest=train),
+        source=labelled.source,
         samples=SampleConfig(seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment),
         tokenizer=None,
         make_objective=make_objective,
@@ -178,7 +171,7 @@ def rebuild_report(run: str) -> str:
 def write_run_report(run: str) -> str:
     """The report with what the evaluations found; returns its path."""
     from beit.checkpoints import read_config
-    from pipelines.evaluate import read_evaluations
+    from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
     from pipelines.report_classification import classification_section
 
@@ -186,7 +179,7 @@ def write_run_report(run: str) -> str:
         names = read_config(folder).head.get("class_names")
     config, _ = runs.saved_config(run, FinetuneConfig, job=JOB)
     commands = supervised.next_commands(config, JOB, run)
-    return write_report(run, sections=[classification_section(read_evaluations(run), names)], commands=commands)
+    return write_report(run, sections=[classification_section(evaluations.read(run, FOLDER), names)], commands=commands)
 
 
 if __name__ == "__main__":

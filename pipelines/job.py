@@ -7,7 +7,7 @@ import csv
 import io
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,8 +16,8 @@ import numpy as np
 from beit.config import TokenizerConfig, to_dict
 from beit.errors import JobFailedError, UserError
 from beit.objective import Objective
-from pipelines import cluster, runs, storage, tracking
-from pipelines.config import JobConfig
+from pipelines import cluster, evaluations, runs, storage, tracking
+from pipelines.config import HasData, JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
@@ -84,6 +84,10 @@ class Result:
     """The last checkpoint."""
 
 
+AtPause = Callable[[runs.RunFolder, Placement, str], Mapping[str, float]]
+"""Judges a checkpoint (run folder, placement, checkpoint) and returns figures by `group/name`."""
+
+
 def run_job(
     training: Training,
     *,
@@ -92,7 +96,7 @@ def run_job(
     say: Callable[[str], None],
     follow: Follow | None = None,
     pauses: Sequence[int] = (),
-    at_pause: Callable[[runs.RunFolder, Placement, str], None] | None = None,
+    at_pause: AtPause | None = None,
 ) -> tuple[runs.RunFolder, Result]:
     """Open the run folder, join or start Ray, and train.
 
@@ -103,7 +107,8 @@ def run_job(
         say: Takes the lines for the user.
         follow: Takes the rows of metrics as they come, and may end the run.
         pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole cluster is free in between.
-        at_pause: Called there and at the end with the run folder, the placement and the checkpoint; again for a run that is resumed there.
+        at_pause: Called there and at the end; again for a run that is resumed there. Its figures go to MLflow, those of the end into the
+            result.
     """
     config = training.config
     with cluster.start(cpus=config.resources.cpus, debug=debug):
@@ -116,10 +121,7 @@ def run_job(
         else:
             folder = runs.create(config, job=training.job, preset=training.preset, inputs=training.inputs)
         say(f"run folder: {folder.uri}")
-        for option, path in (("data.train", training.source.uri), ("output.root", folder.uri)):
-            if len(nodes) > 1 and not storage.is_remote(path):
-                say(f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them")
-        for line in placement.lines():
+        for line in (*cluster.local_paths(nodes, {"data.train": training.source.uri, "output.root": folder.uri}), *placement.lines()):
             say(line)
         place_in_mlflow = mlflow_place(training, folder.uri)
         if place_in_mlflow is None and config.output.mlflow:
@@ -133,12 +135,16 @@ def run_job(
             if checkpoint is not None and step < stop_at and runs.step_of(checkpoint) > step:
                 continue
             if going_on and at_pause is not None and checkpoint is not None and runs.step_of(checkpoint) == step < stop_at:
-                at_pause(folder, placement, checkpoint)
+                evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, at_pause(folder, placement, checkpoint), say)
                 continue
             part = replace(training, config=replace(config, stop_at=step))
             result = run_training(part, folder, placement, say=say, follow=follow, resume=going_on)
             if at_pause is not None:
-                at_pause(folder, placement, result.checkpoint)
+                figures = at_pause(folder, placement, result.checkpoint)
+                evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
+                result = replace(result, metrics={**result.metrics, **figures})
+            if result.step < step:
+                break  # Whoever follows has ended it: no later part goes on.
             folder, going_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
         return folder, result
 
@@ -149,7 +155,7 @@ def with_absolute_data(config: Config) -> Config:
     return replace(config, data=replace(config.data, train=train, tokens=tokens))
 
 
-def open_data(config: JobConfig, *, image_size: int, say: Callable[[str], None]) -> Source:
+def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
     """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
     if config.data.train is not None:
         source = open_source(config.data.train, split="train")

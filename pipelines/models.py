@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from beit.errors import UserError
 from pipelines import runs, storage
+
+if TYPE_CHECKING:
+    from beit.checkpoints import Model, SavedConfig
 
 MODEL_FILES = ("model.safetensors", "config.json")
 TOKENIZER_FILE = "tokenizer.json"
@@ -36,3 +44,26 @@ def keep_model(checkpoint: str, run: str) -> None:
     """Copy the weights of a run's last checkpoint into its `model` folder, where whatever comes next finds them."""
     for name in MODEL_FILES:
         storage.write_bytes(storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name)))
+
+
+def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:
+    """Write a model of this process into the `model` folder of a run, with the "extra" of its config.json; returns that folder."""
+    from beit.checkpoints import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder), extra=extra)
+        keep_model(folder, run)
+    return storage.join(run, "model")
+
+
+def model_config(checkpoint: str) -> SavedConfig:
+    """What the config.json of a checkpoint folder says."""
+    from beit.checkpoints import read_config
+
+    with storage.local_copy(checkpoint, MODEL_FILES[1:]) as folder:
+        return read_config(folder)
+
+
+def model_digest(checkpoint: str) -> str:
+    """Digest of the weights of a checkpoint folder."""
+    return hashlib.blake2b(storage.read_bytes(storage.join(checkpoint, MODEL_FILES[0])), digest_size=16).hexdigest()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from beit.config import TargetKind, override
 from beit.errors import UserError
-from pipelines import recipe, runs, storage
+from pipelines import evaluations, recipe, runs, storage
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
 from pipelines.models import MODEL_FILES, keep_model
 
@@ -63,13 +63,24 @@ def pretrain(
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
     from pipelines.job import run_job, write_report_of
+    from pipelines.knn import open_knn, pauses
 
     if resume is None:
         runs.check_free(config)
     training = prepare(config, preset=preset, say=say)
     for line in summary(training):
         say(line)
-    folder, result = run_job(training, resume=resume, debug=debug, say=say, follow=follow)
+    assert isinstance(training.config, PretrainConfig)
+    knn = open_knn(training.config, say=say)
+    folder, result = run_job(
+        training,
+        resume=resume,
+        debug=debug,
+        say=say,
+        follow=follow,
+        pauses=pauses(config.knn, training.total_steps),
+        at_pause=None if knn is None else functools.partial(knn.evaluate, say),
+    )
     keep_model(result.checkpoint, folder.uri)
     report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint), say=say)
     _conclude(result, training, report, say)
@@ -87,11 +98,12 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     from beit.optim import check_schedule
     from pipelines.fixed_samples import fixed_samples
     from pipelines.job import Training, open_data, with_absolute_data
+    from pipelines.knn import with_absolute_paths
     from pipelines.samples import SampleConfig
 
     if config.tokenizer.path is not None:
         config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
-    config = with_absolute_data(config)
+    config = replace(with_absolute_data(config), knn=with_absolute_paths(config.knn))
     source = open_data(config, image_size=config.model.image_size, say=say)
     tokenizer = checked_tokenizer(config) if config.target.kind == "tokens" else None
     cache = None
@@ -290,10 +302,15 @@ def rebuild_report(run: str) -> str:
 
 def write_run_report(training: Training, run: str, checkpoint: str) -> str:
     """The report with what the checkpoint's model fills in, on images of the run's own data; returns its path."""
+    from pipelines.knn import FOLDER
     from pipelines.report import reconstruction_picture, write_report
+    from pipelines.report_probe import knn_section
 
     return write_report(
-        run, pictures=[reconstruction_picture(_reconstructions(training, checkpoint))], commands=_next_commands(training, run)
+        run,
+        sections=[knn_section(evaluations.read(run, FOLDER))],
+        pictures=[reconstruction_picture(_reconstructions(training, checkpoint))],
+        commands=_next_commands(training, run),
     )
 
 

@@ -30,6 +30,8 @@ Row = dict[str, Any]
 
 REPORT_FILE = "report/index.html"
 NOT_METRICS = ("step", "images", "time")
+WITHOUT_STEPS = ("probe",)
+"""Jobs that train nothing, so have no metrics over steps, nor a quarantine."""
 
 NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
 """What a target is one of, in words."""
@@ -76,17 +78,17 @@ def write_report(
     noun = NOUNS[target.get("kind", "tokens")]
     name = run.rstrip("/").rpartition("/")[2]
     parts = [
-        _key_figures(rows, noun),
+        "" if saved.get("job") in WITHOUT_STEPS else _key_figures(rows, noun),
         *sections,
         *(_picture(picture) for picture in pictures),
         _curves(rows, noun),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
-        _quarantine(run),
+        "" if saved.get("job") in WITHOUT_STEPS else _quarantine(run),
         _go_on(run, saved.get("job", ""), commands),
         _details(saved, _json(run, runs.ENVIRONMENT_FILE)),
     ]
-    heading = " ".join(part for part in (saved.get("job"), saved.get("preset")) if part)
+    heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
     page = PAGE.format(
         title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in parts if part)
     )

@@ -21,7 +21,7 @@ def segmentation_section(run: str, evaluations: Sequence[dict[str, Any]], class_
 
     Args:
         run: Run folder; its pictures are read.
-        evaluations: As `read_evaluations` gives them; of one step there can be several, tested in different ways.
+        evaluations: As `evaluations.read` gives them; of one step there can be several, tested in different ways.
         class_names: K names. None: numbers.
     """
     if not evaluations:

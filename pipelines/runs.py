@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from beit.config import from_dict, to_dict
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.config import JobConfig
+from pipelines.config import HasData
 
-Config = TypeVar("Config", bound=JobConfig)
+Config = TypeVar("Config", bound=HasData)
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -51,7 +51,7 @@ class RunFolder:
         return f"attempt-{self.attempt}"
 
 
-def check_free(config: JobConfig) -> None:
+def check_free(config: HasData) -> None:
     """Refuse a name that is in use.
 
     Raises:
@@ -67,7 +67,7 @@ def check_free(config: JobConfig) -> None:
         )
 
 
-def create(config: JobConfig, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> RunFolder:
+def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> RunFolder:
     """Make the folder of a new run and save its configuration and environment there.
 
     Args:
@@ -141,7 +141,7 @@ def job_of(path: str) -> str:
     return str(json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["job"])
 
 
-def check_same(saved: JobConfig, asked: JobConfig) -> None:
+def check_same(saved: HasData, asked: HasData) -> None:
     """Refuse to go on with options that would change the result.
 
     Raises:
@@ -177,8 +177,7 @@ def _complete_checkpoints(uri: str) -> list[str]:
 def forget_checkpoints(uri: str, *, keep: int) -> None:
     """Delete all but the newest checkpoints; Ray Train does so within an attempt only."""
     for folder in _complete_checkpoints(uri)[keep:]:
-        system, path = storage.resolve(folder)
-        system.delete_dir(path)
+        storage.delete_folder(folder)
 
 
 def is_complete(checkpoint: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.errors import UserError
-from pipelines import runs, storage, supervised
+from pipelines import evaluations, runs, storage, supervised
 from pipelines.models import MODEL_FILES, find_model
 from pipelines.segment_presets import SegmentConfig, segment_preset
 from pipelines.supervised import Prepared
@@ -97,6 +97,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     from beit.optim import check_schedule
     from pipelines.job import Training, open_data
+    from pipelines.labelled import open_val
     from pipelines.segment_samples import SegmentSampleConfig
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 
@@ -109,7 +110,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     config = replace(config, annotation=ids)
     assert ids.classes is not None
     _look(source, config)
-    val = supervised.open_validation(config, say=say)
+    val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
     if val is not None:
         check_annotations(val, option="data.val")
         check_same_names(names, annotated_classes(val.manifest, ids)[1])
@@ -277,7 +278,7 @@ def rebuild_report(run: str) -> str:
 def write_run_report(run: str) -> str:
     """The report with what the evaluations found; returns its path."""
     from beit.checkpoints import read_config
-    from pipelines.evaluate import read_evaluations
+    from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
     from pipelines.report_segmentation import segmentation_section
 
@@ -285,7 +286,7 @@ def write_run_report(run: str) -> str:
         names = read_config(folder).head.get("class_names")
     config, _ = runs.saved_config(run, SegmentConfig, job=JOB)
     commands = supervised.next_commands(config, JOB, run)
-    return write_report(run, sections=[segmentation_section(run, read_evaluations(run), names)], commands=commands)
+    return write_report(run, sections=[segmentation_section(run, evaluations.read(run, FOLDER), names)], commands=commands)
 
 
 if __name__ == "__main__":

@@ -223,6 +223,12 @@ def delete_file(uri: str | Path) -> None:
     system.delete_file(path)
 
 
+def delete_folder(uri: str | Path) -> None:
+    """Remove a folder that exists, with all that is in it."""
+    system, path = resolve(uri)
+    system.delete_dir(path)
+
+
 @contextmanager
 def local_copy(uri: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
     """A folder's files as a local folder: itself, or while the context lasts a copy of what is on a bucket.

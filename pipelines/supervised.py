@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beit.config import ViewConfig, from_dict
-from beit.errors import UserError
-from pipelines import runs, storage
-from pipelines.config import MOST_SCENE_PX, SupervisedConfig
-from pipelines.models import MODEL_FILES, find_model, keep_model
+from pipelines import evaluations, runs, storage
+from pipelines.config import SupervisedConfig
+from pipelines.models import MODEL_FILES, find_model, keep_model, model_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
     from pipelines.placement import Placement
-    from pipelines.sources import Manifest, Source
+    from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
 
@@ -77,45 +75,17 @@ def checked(config: Config, *, what: str, job: str) -> Config:
     Raises:
         UserError: For what cannot be.
     """
-    from pipelines.job import check_batch, with_absolute_data
+    from pipelines.job import check_batch
+    from pipelines.labelled import checked_data
 
-    if config.data.tokens is not None:
-        raise UserError(f"data.tokens={config.data.tokens}: {what} reads no tokens", "leave out --data.tokens")
-    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
-            f"set --data.train to your images, and --data.val; beit {job} quickstart runs on the scenes",
-        )
+    data = checked_data(config.data, image_size=config.model.image_size, what=what, job=job)
     check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
-    config = with_absolute_data(config)
-    val = None if config.data.val is None else storage.absolute(config.data.val)
-    return replace(config, data=replace(config.data, val=val), start=None if config.start is None else find_model(config.start))
-
-
-def open_validation(config: SupervisedConfig, *, say: Callable[[str], None]) -> Source | None:
-    """The images of `data.val`, or held-out scenes where the training is on scenes, or none."""
-    from pipelines.scenes import write_scenes
-    from pipelines.sources import open_source
-
-    if config.data.val is not None:
-        return open_source(config.data.val, option="data.val", split="val")
-    if config.data.train is not None:
-        return None
-    # Scenes behind those that are trained on, of the same seed: never the same ones.
-    first, images, side = config.data.scenes, config.data.val_scenes, config.model.image_size
-    folder = storage.join(config.output.root, "scenes", f"{images}-images-after-{first}-{side}px")
-    if not storage.exists(storage.join(folder, "complete")):
-        say(f"data: rendering {images:,} scenes of {side} px for validation into {folder}")
-        write_scenes(folder, images=images, seed=0, image_size=side, first=first, split="val")
-        storage.write_text(storage.join(folder, "complete"), "")
-    return open_source(folder, option="data.val")
+    return replace(config, data=data, start=None if config.start is None else find_model(config.start))
 
 
 def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -> dict[str, str]:
     """Digests of what a run reads, by the option that names it."""
-    start = ""
-    if config.start is not None:
-        start = hashlib.blake2b(storage.read_bytes(storage.join(config.start, MODEL_FILES[0])), digest_size=16).hexdigest()
+    start = "" if config.start is None else model_digest(config.start)
     return {"data.train": train.digest, "data.val": "" if val is None else val.digest, "start": start}
 
 
@@ -145,25 +115,26 @@ def run_judged(
 
     Args:
         prepared: What to run.
-        judge: (run folder, checkpoint, placement, step) -> what `save_evaluation` writes.
-        way: How it judges, as in `save_evaluation`. What was judged in that way before an interruption is not judged again.
-        figures: Entries of an evaluation that become metrics of the result, as val/NAME.
+        judge: (run folder, checkpoint, placement, step) -> what `evaluations.save` writes.
+        way: How it judges, as in `evaluations.save`. What was judged in that way before an interruption is not judged again.
+        figures: Entries of an evaluation that become metrics of the run, as val/NAME.
         line: An evaluation in words.
         write_report: Run folder -> path of its report.
         resume: Run folder to go on with.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
     """
-    from pipelines.evaluate import read_evaluation, save_evaluation
+    from pipelines.evaluate import FOLDER
     from pipelines.job import run_job, write_report_of
 
-    def at_pause(folder: runs.RunFolder, placement: Placement, checkpoint: str) -> None:
+    def at_pause(folder: runs.RunFolder, placement: Placement, checkpoint: str) -> dict[str, float]:
         step = runs.step_of(checkpoint)
-        if read_evaluation(folder.uri, step, way) is not None:
-            return
-        found = judge(folder.uri, checkpoint, placement, step)
-        save_evaluation(folder.uri, found, way=way)
-        say(line(found))
+        found = evaluations.saved_at(folder.uri, FOLDER, step, way=way)
+        if found is None:
+            found = judge(folder.uri, checkpoint, placement, step)
+            evaluations.save(folder.uri, FOLDER, step, found, way=way)
+            say(line(found))
+        return {f"val/{name}": found[name] for name in figures}
 
     judged = prepared.val is not None
     folder, result = run_job(
@@ -175,8 +146,6 @@ def run_judged(
         at_pause=at_pause if judged else None,
     )
     keep_model(result.checkpoint, folder.uri)
-    if (last := read_evaluation(folder.uri, result.step, way)) is not None:
-        result = replace(result, metrics={**result.metrics, **{f"val/{name}": last[name] for name in figures}})
     report = write_report_of(prepared.training, folder, lambda: write_report(folder.uri), say=say)
     say(f"model: {result.run}/model")
     say(f"report: {report}")

@@ -120,12 +120,7 @@ class MlflowLog:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Enter a row of metrics; the step is the optimizer's."""
-        from mlflow.entities import Metric
-
-        stamp = int(row["time"] * 1000)
-        values = {name: float(value) for name, value in row.items() if name not in ("step", "time")}
-        metrics = [Metric(name, value, stamp, row["step"]) for name, value in values.items() if math.isfinite(value)]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._client.log_batch(self._id, metrics=_metrics(row))
 
     def finish(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
@@ -179,6 +174,29 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
         except Exception:  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
             return False
     return True
+
+
+def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
+    """Enter a row of metrics, as `MlflowLog.log` does, into the MLflow run of a run folder that nobody is logging to now.
+
+    Returns:
+        Whether MLflow has it; it has not if it cannot be used, or never knew the run.
+    """
+    if (run_id := _known_id(run)) is None:
+        return False
+    try:
+        _client(place.uri).log_batch(run_id, metrics=_metrics(row))
+    except Exception:  # As in `attach`.
+        return False
+    return True
+
+
+def _metrics(row: Mapping[str, Any]) -> list[Any]:
+    """MLflow's metrics of a row; what is not finite is left out."""
+    from mlflow.entities import Metric
+
+    values = {name: float(value) for name, value in row.items() if name not in ("step", "time")}
+    return [Metric(name, value, int(row["time"] * 1000), row["step"]) for name, value in values.items() if math.isfinite(value)]
 
 
 def _known_id(run: str) -> str | None:

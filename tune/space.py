@@ -22,7 +22,7 @@ Space = dict[str, Any]
 Params = dict[str, Any]
 """One value for each name of a space."""
 
-FIXED = ("output.", "resources.", "data.", "evaluation.", "stop_at")
+FIXED = ("output.", "resources.", "data.", "evaluation.", "knn.", "stop_at")
 """What no space may change: where trials lie, who computes them, and what they are compared on."""
 
 DISTRIBUTIONS: dict[str, Callable[..., Any]] = {

@@ -16,8 +16,7 @@ from beit.config import ModelConfig, ViewConfig, from_dict, override
 from beit.errors import UserError
 from beit.mim import Beit
 from beit.pixels import normalise
-from pipelines import runs
-from pipelines.evaluate import read_evaluations
+from pipelines import evaluations, runs
 from pipelines.finetune import config_for, finetune, rebuild_report
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
@@ -83,7 +82,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert 27 <= images <= 37  # half of the images of each class
     steps, pause = 2 * images // 8, round(images / 8)
     assert (result.step, ledger.settled) == (steps, 8 * steps)
-    assert [one["step"] for one in read_evaluations(result.run)] == [*range(pause, steps, pause), steps]
+    assert [one["step"] for one in evaluations.read(result.run, "validation")] == [*range(pause, steps, pause), steps]
     assert f"resumed: going on from step {pause}" in lines
     assert any(line.startswith("fresh: fc_norm") for line in lines)
 
@@ -100,7 +99,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
                 with torch.inference_mode():
                     right.append(int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label)
             count += 1
-    last = read_evaluations(result.run)[-1]
+    last = evaluations.read(result.run, "validation")[-1]
     assert (count, last["images"], len(last["unusable"])) == (37, 36, 1)
     assert "row group 1, row 3" in last["unusable"][0][0]
     assert last["top1"] == pytest.approx(np.mean(right))

@@ -19,8 +19,7 @@ from beit.errors import UserError
 from beit.mim import Beit
 from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from beit.segmenter import Segmenter
-from pipelines import runs
-from pipelines.evaluate import read_evaluations
+from pipelines import evaluations, runs
 from pipelines.evaluate_segmentation import PixelJudge, add_up, whole_views
 from pipelines.ledger import Ledger
 from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment
@@ -213,12 +212,12 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
             there, said = truth == kind, (predicted == kind) & (truth != VOID)
             both[kind] += np.sum(there & said)
             either[kind] += np.sum(there | said)
-    evaluations = read_evaluations(result.run)
-    assert [one["step"] for one in evaluations] == [4, 8]
-    assert (evaluations[-1]["images"], len(evaluations[-1]["unusable"])) == (20, 1)
-    assert evaluations[-1]["unusable"][0][1] == "annotation is not a PNG"
-    np.testing.assert_allclose([np.nan if value is None else value for value in evaluations[-1]["iou"]], both / either, atol=2e-3)
-    assert result.metrics["val/mean_iou"] == evaluations[-1]["mean_iou"]
+    judged = evaluations.read(result.run, "validation")
+    assert [one["step"] for one in judged] == [4, 8]
+    assert (judged[-1]["images"], len(judged[-1]["unusable"])) == (20, 1)
+    assert judged[-1]["unusable"][0][1] == "annotation is not a PNG"
+    np.testing.assert_allclose([np.nan if value is None else value for value in judged[-1]["iou"]], both / either, atol=2e-3)
+    assert result.metrics["val/mean_iou"] == judged[-1]["mean_iou"]
     report = Path(rebuild_report(result.run)).read_text()
     assert "Image, truth and prediction" in report
     assert "annotation and image differ in size: 33 x 40" in report

@@ -1,0 +1,106 @@
+"""Images with labels or annotations: those to learn from and those to be judged by, of `data.train` and `data.val` or the scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.config import MOST_SCENE_PX, FolderConfig, SupervisedDataConfig
+from pipelines.finetune_presets import ClassifyDataConfig
+from pipelines.job import open_data
+from pipelines.scenes import write_scenes
+from pipelines.sources import Source, open_source
+from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction
+
+Data = TypeVar("Data", bound=SupervisedDataConfig)
+
+
+class HasLabelledData(Protocol):
+    """The configuration of a job that learns from labels."""
+
+    @property
+    def data(self) -> ClassifyDataConfig: ...
+    @property
+    def output(self) -> FolderConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData:
+    """What a job learns from and is judged by."""
+
+    source: Source
+    """Of the training images; its manifest is `train`."""
+    train: LabelledManifest
+    val: LabelledManifest | None
+    classes: int
+    class_names: tuple[str, ...] | None
+
+
+def checked_data(data: Data, *, image_size: int, what: str, job: str) -> Data:
+    """The data's options with absolute paths (a saved configuration holds wherever it is resumed from), before anything is opened.
+
+    Args:
+        data: The options.
+        image_size: Side of the images, in pixels.
+        what: What is learned, for messages.
+        job: The command, for messages.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    if data.tokens is not None:
+        raise UserError(f"data.tokens={data.tokens}: {what} reads no tokens", "leave out --data.tokens")
+    if data.train is None and image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",
+            f"set --data.train to your images, and --data.val; beit {job} runs on the scenes with smaller models",
+        )
+    train, val = (None if path is None else storage.absolute(path) for path in (data.train, data.val))
+    return replace(data, train=train, val=val)
+
+
+def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | None, seed: int, say: Callable[[str], None]) -> LabelledData:
+    """Open training and validation images; renders the built-in scenes if no data is given.
+
+    Args:
+        config: With absolute paths.
+        image_size: Side of the scenes.
+        classes: K. None: as many as the data names, or its largest label + 1.
+        seed: Draws `data.fraction`.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: Where there are no images or no labels, or labels that are none.
+    """
+    source = label_source(open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes)
+    assert isinstance(source.manifest, LabelledManifest)
+    count, names = class_count(source.manifest, classes), source.manifest.class_names
+    train = take_fraction(source.manifest, config.data.fraction, seed)
+    val: LabelledManifest | None = None
+    if (found := open_val(config.data, config.output.root, image_size=image_size, say=say)) is not None:
+        labelled = label_source(found, option="data.val", column=config.data.label, classes=count, class_names=names).manifest
+        assert isinstance(labelled, LabelledManifest)
+        val = labelled
+    return LabelledData(source=replace(source, manifest=train), train=train, val=val, classes=count, class_names=names)
+
+
+def open_val(data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]) -> Source | None:
+    """The images to be judged by; None where training images are given and no others."""
+    if data.val is not None:
+        return open_source(data.val, option="data.val", split="val")
+    if data.train is not None:
+        return None
+    return held_out_scenes(root, first=data.scenes, images=data.val_scenes, image_size=image_size, say=say)
+
+
+def held_out_scenes(root: str, *, first: int, images: int, image_size: int, say: Callable[[str], None]) -> Source:
+    """Scenes behind the `first` that are trained on, of the same seed: never the same ones. Rendered unless they are there."""
+    folder = storage.join(root, "scenes", f"{images}-images-after-{first}-{image_size}px")
+    if not storage.exists(storage.join(folder, "complete")):
+        say(f"data: rendering {images:,} scenes of {image_size} px for validation into {folder}")
+        write_scenes(folder, images=images, seed=0, image_size=image_size, first=first, split="val")
+        storage.write_text(storage.join(folder, "complete"), "")
+    return open_source(folder, option="data.val")

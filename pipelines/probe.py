@@ -1,0 +1,391 @@
+"""Probe a model: `beit probe RUN --data.train … --data.val …`, or `python -m pipelines.probe …` with the same options.
+
+Features of both sets are written by the Ray Data job of `pipelines.features`; then a Ray task for each layer and pooling reads its own
+features and judges them, so that no process ever holds more than one of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from beit.checks import not_negative, positive, share
+from beit.errors import UserError
+from beit.probe_config import POOLINGS, KnnConfig, LinearConfig, Pooling
+from pipelines import cluster, runs, storage
+from pipelines.config import FolderConfig, ResourceConfig
+from pipelines.finetune_presets import ClassifyDataConfig
+
+if TYPE_CHECKING:
+    from beit.checkpoints import SavedConfig
+    from pipelines.feature_files import FeatureFiles
+    from pipelines.labelled import LabelledData
+    from pipelines.placement import Placement
+
+JOB = "probe"
+TABLE_FILE = "probe.csv"
+FEATURES_FOLDER = "features"
+
+Weights = Literal["trained", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
+
+    start: str | None = None
+    """Run folder, of which its model/ (or else its newest checkpoint) is taken, or the folder of a checkpoint."""
+
+    data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
+
+    classes: int | None = None
+    """How many there are. None: as many as the data names, or its largest label + 1."""
+
+    layers: tuple[int, ...] = ()
+    """Blocks whose output is probed, from 1; -1 is the last. None given: all."""
+
+    poolings: tuple[Pooling, ...] = POOLINGS
+    """mean: mean of the patches. cls: the class token."""
+
+    baseline: bool = True
+    """Probe the same architecture with random weights too: what the data tell without any training."""
+
+    most_images: int = 50_000
+    """Training images, of `data.fraction`: of more, so many are taken, the same share of every class, and that is said."""
+
+    centre: float | None = None
+    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128 px."""
+
+    keep_features: bool = False
+    """Keep the features in the run folder. Otherwise they are deleted when everything is judged."""
+
+    seed: int = 0
+    """Draws the part of the images, the random weights and the order of the linear classifier's training."""
+
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    output: FolderConfig = field(default_factory=FolderConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "--", "classes", "most_images", "centre")
+        not_negative(self, "--", "seed")
+        share(self, "--", "centre")
+        if not self.poolings:
+            raise UserError("--poolings is given without a name", "write --poolings mean, cls, or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """What one feature is worth."""
+
+    weights: Weights
+    """trained: those of the model. random: fresh ones."""
+    layer: int
+    """Number of the block, from 1."""
+    pooling: Pooling
+    knn_top1: float
+    knn_top5: float
+    linear_top1: float
+    linear_top5: float
+    train_images: int
+    val_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What a probe leaves behind."""
+
+    run: str
+    """Run folder."""
+    rows: list[ProbeRow]
+    report: str
+
+
+def probe(
+    config: ProbeConfig, *, preset: str = JOB, resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+) -> ProbeResult:
+    """Judge the features of every layer, and write a run folder with the table and a report.
+
+    Args:
+        config: The whole job.
+        preset: Name that the run folder starts with when `output.name` is not given.
+        resume: Run folder to go on with; `config` must be its own but for resources and output.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: For every mistake in the configuration or the data.
+    """
+    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+
+    from beit.features import check_layers
+    from pipelines.labelled import checked_data, open_labelled
+    from pipelines.models import find_model, model_config, model_digest
+    from pipelines.placement import place
+
+    if resume is None:
+        runs.check_free(config)
+    if config.start is None:
+        raise UserError("beit probe: RUN is missing", "write beit probe runs/NAME --data.train … --data.val …")
+    if resume is None:
+        config = replace(config, start=find_model(config.start))
+    checkpoint = _checkpoint_of(config, resume)
+    saved = model_config(checkpoint)
+    layers = check_layers(config.layers or range(1, saved.model.depth + 1), saved.model.depth)
+    data = checked_data(config.data, image_size=saved.model.image_size, what="a probe", job="probe")
+    config = replace(config, data=data)
+    labelled = open_labelled(config, image_size=saved.model.image_size, classes=config.classes, seed=config.seed, say=say)
+    if labelled.val is None:
+        raise UserError("data.val is not given, so there is nothing to be judged by", "set --data.val to labelled images")
+    labelled = _capped(labelled, config, say)
+    val = labelled.val
+    assert val is not None
+    for line in _summary(config, saved, layers, labelled):
+        say(line)
+    inputs = {"data.train": labelled.train.digest, "data.val": val.digest, "start": model_digest(checkpoint)}
+    with cluster.start(cpus=config.resources.cpus, debug=debug):
+        nodes = cluster.nodes()
+        placement = place(config.resources, nodes, tokenize=False)
+        run = runs.reopen(resume, inputs=inputs) if resume else runs.create(config, job=JOB, preset=preset, inputs=inputs)
+        say(f"run folder: {run.uri}")
+        for line in (*cluster.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}), *placement.lines()):
+            say(line)
+        rows = read_table(run.uri)
+        all_weights: tuple[Weights, ...] = ("trained", "random") if config.baseline else ("trained",)
+        for weights in all_weights:
+            wanted = {(layer, pooling) for layer in layers for pooling in config.poolings}
+            missing = sorted(wanted - {(row.layer, row.pooling) for row in rows if row.weights == weights})
+            if not missing:
+                continue
+            files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
+            for row in _judge(weights, files, missing, labelled.classes, config, placement):
+                rows.append(row)
+                _write_table(run.uri, rows)
+                say(row_line(row))
+    if not config.keep_features and storage.exists(run.path(FEATURES_FOLDER)):
+        storage.delete_folder(run.path(FEATURES_FOLDER))
+    rows = read_table(run.uri)
+    for line in table_lines(rows):
+        say(line)
+    report = write_run_report(run.uri)
+    say(f"table: {run.path(TABLE_FILE)}")
+    say(f"report: {report}")
+    return ProbeResult(run=run.uri, rows=rows, report=report)
+
+
+def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], None]) -> LabelledData:
+    from pipelines.sources.labels import take_fraction
+
+    total = labelled.train.total
+    if total <= config.most_images:
+        return labelled
+    train = take_fraction(labelled.train, config.most_images / total, config.seed)
+    say(f"warning: {train.total:,} of {total:,} training images are taken, the same share of every class; --most-images takes more")
+    return replace(labelled, train=train, source=replace(labelled.source, manifest=train))
+
+
+def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], labelled: LabelledData) -> Iterator[str]:
+    assert labelled.val is not None
+    model, images = saved.model, labelled.train.total
+    yield f"model: {saved.kind}, ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, from {config.start}"
+    yield f"data: {images:,} images of {labelled.classes:,} classes, judged by {labelled.val.total:,}"
+    features = len(layers) * len(config.poolings) * (1 + config.baseline)
+    disk = 2 * features * model.dim * (images + labelled.val.total) / 2**20
+    held = (2 * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
+    yield (
+        f"features: {features} of {model.dim} float16 numbers an image: {disk:,.0f} MiB in the run folder"
+        f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' similarities {held:,.0f} MiB"
+    )
+
+
+def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
+    """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its older checkpoints."""
+    assert config.start is not None
+    kept = None if resume is None else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
+    return kept if kept is not None and storage.exists(kept) else config.start
+
+
+def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
+    """A copy of the model for the time of the probe, or one with random weights."""
+    from beit.mim import Beit
+    from pipelines.models import keep_model, keep_new_model
+
+    kept = storage.join(folder, "model")
+    if not storage.exists(kept) and weights == "random":
+        view = {"view": saved.extra["view"]} if "view" in saved.extra else {}
+        return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra=view)
+    if not storage.exists(kept):
+        keep_model(checkpoint, folder)
+    return kept
+
+
+def _features(
+    weights: Weights,
+    checkpoint: str,
+    saved: SavedConfig,
+    labelled: LabelledData,
+    layers: tuple[int, ...],
+    config: ProbeConfig,
+    placement: Placement,
+    run: runs.RunFolder,
+    say: Callable[[str], None],
+) -> tuple[FeatureFiles, FeatureFiles]:
+    """Training and validation features, computed unless they are there."""
+    from pipelines.features import IMAGES_AT_ONCE, extract
+
+    found = []
+    kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
+    assert labelled.val is not None
+    for name, manifest in (("train", labelled.train), ("val", labelled.val)):
+        say(f"features of {weights} weights, {name}: {manifest.total:,} images")
+        files, _ = extract(
+            manifest,
+            kept,
+            run.path(FEATURES_FOLDER, weights, name),
+            layers=layers,
+            poolings=config.poolings,
+            centre=config.centre,
+            placement=placement,
+            images_at_once=config.resources.micro_batch_size or IMAGES_AT_ONCE,
+            bf16=config.resources.precision == "bf16",
+            say=say,
+        )
+        if bad := files.undecodable():
+            say(f"{len(bad):,} {name} images could not be decoded and count nowhere, the first: {': '.join(bad[0])}")
+        found.append(files)
+    return found[0], found[1]
+
+
+def _judge(
+    weights: Weights,
+    files: tuple[FeatureFiles, FeatureFiles],
+    wanted: Sequence[tuple[int, Pooling]],
+    classes: int,
+    config: ProbeConfig,
+    placement: Placement,
+) -> Iterator[ProbeRow]:
+    """A task for each feature, in the places that training workers have; rows as they are ready."""
+    import ray
+
+    remote: Any = ray.remote
+    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus)
+    options = {"classes": classes, "knn": config.knn, "linear": config.linear, "seed": config.seed}
+    options |= {"device": placement.device, "threads": placement.worker_threads}
+    pending = {judge.remote(*files, layer, pooling, **options): (layer, pooling) for layer, pooling in wanted}
+    while pending:
+        [ready], _ = ray.wait(list(pending), num_returns=1)
+        layer, pooling = pending.pop(ready)
+        yield ProbeRow(weights=weights, layer=layer, pooling=pooling, **ray.get(ready))
+
+
+def judge_feature(
+    train: FeatureFiles,
+    val: FeatureFiles,
+    layer: int,
+    pooling: Pooling,
+    *,
+    classes: int,
+    knn: KnnConfig,
+    linear: LinearConfig,
+    seed: int,
+    device: str,
+    threads: int,
+) -> dict[str, float]:
+    """What one feature is worth: the figures of a `ProbeRow`."""
+    import torch
+
+    from beit.probe import Labelled, probe_knn, probe_linear
+
+    torch.set_num_threads(threads)
+    known, asked = Labelled(*train.read(layer, pooling)), Labelled(*val.read(layer, pooling))
+    knn_score = probe_knn(known, asked, classes, knn, device=device)
+    linear_score = probe_linear(known, asked, classes, linear, seed=seed, device=device)
+    return {
+        "knn_top1": knn_score.top1,
+        "knn_top5": knn_score.top5,
+        "linear_top1": linear_score.top1,
+        "linear_top5": linear_score.top5,
+        "train_images": len(known.labels),
+        "val_images": len(asked.labels),
+    }
+
+
+# -- the table ------------------------------------------------------------------------------------------------------------------
+
+
+def read_table(run: str) -> list[ProbeRow]:
+    """What a run has judged so far: trained weights first, then by layer and pooling."""
+    file = storage.join(run, TABLE_FILE)
+    if not storage.exists(file):
+        return []
+    kinds: dict[str, Callable[[str], Any]] = {"weights": str, "pooling": str, "layer": int, "train_images": int, "val_images": int}
+    entries = csv.DictReader(io.StringIO(storage.read_text(file)))
+    return [ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()}) for entry in entries]
+
+
+def _write_table(run: str, rows: Sequence[ProbeRow]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__))
+    writer.writeheader()
+    writer.writerows(
+        asdict(row) for row in sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
+    )
+    storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
+
+
+def row_line(row: ProbeRow) -> str:
+    """A result in a line."""
+    return f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear {row.linear_top1:.2%}"
+
+
+def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
+    """Top-1 by layer, for the terminal."""
+    columns = list(dict.fromkeys((row.weights, row.pooling) for row in rows))
+    by_place = {(row.weights, row.pooling, row.layer): row for row in rows}
+    layers = sorted({row.layer for row in rows})
+    yield "top-1   " + "".join(f"{f'{weights}, {pooling}':>22}" for weights, pooling in columns)
+    yield "layer   " + "".join(f"{'k-NN':>12}{'linear':>10}" for _ in columns)
+    for layer in layers:
+        found = [by_place.get((*column, layer)) for column in columns]
+        yield f"{layer:<8}" + "".join(" " * 22 if row is None else f"{row.knn_top1:>12.2%}{row.linear_top1:>10.2%}" for row in found)
+
+
+# -- the report -----------------------------------------------------------------------------------------------------------------
+
+
+def rebuild_report(run: str) -> str:
+    """Write the report of a probe again from its folder; returns its path."""
+    runs.saved_config(run, ProbeConfig, job=JOB)
+    return write_run_report(storage.absolute(run))
+
+
+def write_run_report(run: str) -> str:
+    """The report with the table and its curves; returns its path."""
+    from pipelines.report import write_report
+    from pipelines.report_probe import probe_section
+
+    config, _ = runs.saved_config(run, ProbeConfig, job=JOB)
+    commands = [("What counts: fine-tuning", f"beit finetune {shlex.quote(str(config.start))}" + _data_options(config))]
+    return write_report(run, sections=[probe_section(read_table(run))], commands=commands)
+
+
+def _data_options(config: ProbeConfig) -> str:
+    given = {"train": config.data.train, "val": config.data.val}
+    return "".join(f" --data.{name} {shlex.quote(path)}" for name, path in given.items() if path is not None)
+
+
+def default() -> ProbeConfig:
+    """Every layer, both poolings, k-NN of 20 neighbours and the paper's linear probe, beside random weights."""
+    return ProbeConfig()
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["probe", *sys.argv[1:]])

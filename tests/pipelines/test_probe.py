@@ -1,0 +1,118 @@
+"""Probing a model: the job against features computed directly, and what reaches its table and report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beit.checkpoints import load_model, save_model
+from beit.classification_views import make_centre_view
+from beit.config import ModelConfig, ViewConfig, override
+from beit.errors import UserError
+from beit.features import pooled_features
+from beit.mim import Beit
+from beit.pixels import normalise
+from beit.probe import Labelled, probe_knn, probe_linear
+from pipelines import evaluations
+from pipelines.cluster import nodes
+from pipelines.config import KnnWhileConfig, PretrainConfig, ResourceConfig
+from pipelines.knn import open_knn, pauses
+from pipelines.placement import place
+from pipelines.probe import ProbeConfig, probe, read_table, rebuild_report, table_lines
+from pipelines.runs import RunFolder
+from pipelines.scenes import write_scenes
+from pipelines.sources import open_source
+
+TINY = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2, drop_path=0.0)
+VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A checkpoint, and two sets of scenes."""
+    folder = tmp_path_factory.mktemp("given")
+    save_model(Beit(TINY, 16, seed=1), folder / "model", extra={"view": VIEW})
+    (folder / "model" / "progress.json").write_text(json.dumps({"step": 7, "seconds": 1.0, "files": {}}))
+    write_scenes(folder / "train", images=60, seed=0, image_size=32, rows_per_group=16)
+    write_scenes(folder / "val", images=25, seed=0, image_size=32, first=60, split="val", rows_per_group=16)
+    return folder
+
+
+def directly(model, data, layer, pooling):
+    """Features and labels of a set, image by image, as float16."""
+    view, manifest = ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"])), open_source(str(data)).manifest
+    features, labels = [], []
+    for unit, rows in enumerate(manifest.rows.tolist()):
+        found = manifest.unit(unit).read(np.arange(rows), ("image", "label"))
+        for image, label in zip(found["image"], found["label"], strict=True):
+            pixels, _ = make_centre_view(image, view=view, image_size=32, share=1.0)
+            with torch.inference_mode():
+                one = pooled_features(model, normalise(torch.from_numpy(pixels[None].copy()), view), (layer,), (pooling,))
+            features.append(one[layer, pooling][0].numpy().astype(np.float16))
+            labels.append(label)
+    return Labelled(np.stack(features), np.array(labels, np.int64))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path, monkeypatch):
+    output = {"output.root": str(tmp_path), "output.name": "run", "start": str(given / "model")}
+    data = {"data.train": str(given / "train"), "data.val": str(given / "val"), "linear.epochs": 5, "most_images": 40}
+    config = override(ProbeConfig(), {**output, **data})
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.probe.row_line", lambda row: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            probe(config, say=lines.append)
+    run = str(tmp_path / "run")
+    assert len(read_table(run)) == 1
+    assert any(line.startswith("warning: 4") and "of 60 training images" in line for line in lines)
+    files = {path: path.stat().st_mtime_ns for path in Path(run, "features", "trained").rglob("*.parquet")}
+    result = probe(config, resume=run, say=lines.append)
+    assert files
+    assert not Path(run, "features").exists()
+
+    assert [(row.weights, row.layer, row.pooling) for row in result.rows] == [
+        (weights, layer, pooling) for weights in ("trained", "random") for layer in (1, 2) for pooling in ("mean", "cls")
+    ]
+    assert {row.val_images for row in result.rows} == {25}
+    shown = list(table_lines(result.rows))
+    assert len(shown) == 4
+    report = Path(rebuild_report(run)).read_text()
+    assert "Fine-tuning is the measure" in report
+    assert f"{result.rows[0].knn_top1:.2%}" in report
+
+    # The same without Ray, on all training images.
+    whole = probe(override(config, {"output.name": "whole", "most_images": 60, "layers": [2], "baseline": False}), say=lines.append)
+    model = load_model(given / "model")
+    for row in whole.rows:
+        train, val = (directly(model, given / name, row.layer, row.pooling) for name in ("train", "val"))
+        assert row.train_images == 60
+        assert row.knn_top1 == pytest.approx(probe_knn(train, val, 10, config.knn).top1, abs=0.041)  # float16: a tie may go either way
+        assert row.linear_top1 == pytest.approx(probe_linear(train, val, 10, config.linear, seed=0).top1, abs=0.041)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_features(given, tmp_path, monkeypatch):
+    knn = KnnWhileConfig(every_steps=5, train=str(given / "train"), val=str(given / "val"))
+    lines = []
+    sets = open_knn(PretrainConfig(model=TINY, knn=knn), say=lines.append)
+    assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
+    folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), nodes(), tokenize=False)
+    figures = sets.evaluate(lines.append, folder, placement, str(given / "model"))
+    train, val = (directly(load_model(given / "model"), given / name, 2, "mean") for name in ("train", "val"))
+    assert figures["knn/layer_2"] == pytest.approx(probe_knn(train, val, 10, knn).top1, abs=0.041)
+    assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
+
+    monkeypatch.setattr("pipelines.features.extract", None)
+    assert sets.evaluate(lines.append, folder, placement, str(given / "model")) == figures
+    assert sum(line.startswith("k-NN at step 7") for line in lines) == 1
+
+
+def test_neighbours_need_something_to_be_judged_by(given):
+    assert open_knn(PretrainConfig(model=TINY), say=print) is None
+    with pytest.raises(UserError, match=r"knn\.val is not given"):
+        open_knn(PretrainConfig(model=TINY, knn=KnnWhileConfig(every_steps=5, train=str(given / "train"))), say=print)
+    assert pauses(KnnWhileConfig(every_steps=5), 15) == [5, 10]
