@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,7 +129,8 @@ class MimObjective(VitObjective[Beit]):
             asked: Which patches the loss asks for.
             total_steps: Length of the schedule.
             seed: Weights and skipped branches are drawn from it.
-            max_hidden: Most patches that a mask hides, `MaskConfig.budget(grid)`. None: looked up in every batch; a GPU is waited for.
+            max_hidden: Most patches that a mask hides in training, `MaskConfig.budget(grid)`. None: looked up in every batch, as it
+                always is in evaluation mode; a GPU is waited for.
             extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
         """
         first = Beit(model, target.outputs, target=target.kind, seed=seed)
@@ -136,6 +138,12 @@ class MimObjective(VitObjective[Beit]):
         self.target = target
         self.asked = asked
         self.max_hidden = max_hidden
+        self._nothing_gathered = target.state()
+
+    @property
+    def slots(self) -> int | None:
+        """Most patches that a mask hides. None: any number. Masks of an evaluation need not be those of the training."""
+        return self.max_hidden if self.training else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -146,7 +154,7 @@ class MimObjective(VitObjective[Beit]):
         """Patches of the batch that the loss asks for."""
         mask = batch["mask"].reshape(len(batch["mask"]), -1)
         hidden = mask.sum(1)
-        if self.max_hidden is not None and hidden.size and hidden.max() > self.max_hidden:
+        if self.slots is not None and hidden.size and hidden.max() > self.slots:
             raise ValueError(f"a mask hides {hidden.max()} patches, but the objective was built for at most max_hidden={self.max_hidden}")
         return float((batch["status"] == 0).sum() * mask.shape[1]) if self.asked == "all" else float(hidden.sum())
 
@@ -167,7 +175,7 @@ class MimObjective(VitObjective[Beit]):
             positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
             asked = (batch["status"] == 0)[:, None].expand(mask.shape)
         else:
-            positions, asked = hidden_slots(mask, self.max_hidden)
+            positions, asked = hidden_slots(mask, self.slots)
         pixels = normalise(batch["patch_view"], self.view)
         outputs = self.model.predict(pixels, mask, positions, generator=self.generator).float()
         sums = self.target.sums(outputs, self.target.truth(batch, pixels, positions), asked)
@@ -176,6 +184,12 @@ class MimObjective(VitObjective[Beit]):
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """The target's figures, and "hidden", the mean share of hidden patches. What is not defined is NaN."""
         return {**self.target.metrics(sums, weight), "hidden": float(sums["hidden"]) / max(1.0, float(sums["patches"]))}
+
+    def unseen_metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
+        """Loss and accuracy with the baselines of the given samples alone."""
+        target = copy.copy(self.target)
+        target.load_state(self._nothing_gathered)
+        return target.metrics(sums, weight)
 
     def save(self, folder: Path) -> None:
         """Write the model's checkpoint, and what the target has gathered beside it."""

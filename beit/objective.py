@@ -54,6 +54,10 @@ class Objective(nn.Module, ABC):
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """What is reported, from sums over all workers and all steps since the last report. Called on rank 0 only."""
 
+    def unseen_metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
+        """`metrics` of samples that are not trained on, from `forward` in evaluation mode: what training has gathered plays no part."""
+        raise NotImplementedError(f"{type(self).__name__} is not measured on samples that it is not trained on")
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model, and what `metrics` has gathered, into a checkpoint folder. Called on rank 0 only."""

@@ -55,7 +55,11 @@ def line_chart(
         _draw(figure.add_subplot(), Chart(title=title, lines=lines, x_label=x_label, percent=percent, from_zero=from_zero, log=log))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    return element(buffer.getvalue(), title)
+
+
+def element(svg: str, title: str) -> str:
+    """An SVG file as an element of a page, named for who cannot see it."""
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
 
 

@@ -14,6 +14,7 @@ HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
+  beit sweep [PRESET]              pretrain many times, with mask ratio and learning rate varied, by Ray Tune
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
   beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
@@ -106,6 +107,20 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
     from pipelines.pretrain import pretrain
 
     pretrain(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _sweep(arguments: list[str], debug: bool) -> None:
+    # The one place that reaches up to `tune`: there is one console script.
+    from tune import config as presets
+
+    command = parse_job(
+        arguments, presets.SweepConfig, job="sweep", default="quickstart", presets=presets.SWEEPS, preset=presets.sweep_preset
+    )
+    if command is None:
+        return
+    from tune.sweep import sweep
+
+    sweep(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _finetune(arguments: list[str], debug: bool) -> None:
@@ -284,6 +299,8 @@ def _report(arguments: list[str], debug: bool) -> None:
         from pipelines.pretrain import rebuild_report
     elif job == "finetune":
         from pipelines.finetune import rebuild_report
+    elif job == "sweep":
+        from tune.sweep import rebuild_report
     elif job == "segment":
         from pipelines.segment import rebuild_report
     elif job == "probe":
@@ -437,6 +454,7 @@ def _take(arguments: list[str], option: str) -> str | None:
 
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
+    "sweep": _sweep,
     "finetune": _finetune,
     "segment": _segment,
     "tokenizer train": _train_tokenizer,

@@ -22,6 +22,9 @@ RAY_UP_FILE = "~/ray_bootstrap_config.yaml"
 # Enough to plan with.
 MOST_TO_COME = 1000
 
+# Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
@@ -140,6 +143,21 @@ def node_types() -> Mapping[str, Any]:
             f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
             'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a file for ray up',
         ) from error
+
+
+def this_machine(cpus: int | None) -> list[Node]:
+    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the process has joined one."""
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return []
+    gpus = 0
+    if any(Path(device).exists() for device in GPU_DEVICES):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [Node(cpus=float(cpus or usable), gpus=float(gpus))]
 
 
 def to_come(types: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:

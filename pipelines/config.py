@@ -153,6 +153,32 @@ class HasData(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The loss on fixed samples as the training goes on: the same images, views and masks in every run on the same data.
+
+    They are centre squares without augmentation, which no step trains on, of images that are trained on. Unlike the training's own loss
+    it can be compared between runs of different mask ratios, which have tasks of different difficulty.
+    """
+
+    images: int = 0
+    """How many images. 0: no evaluation."""
+
+    points: int = 10
+    """How often, evenly over the run; the last time at its end."""
+
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """The masks, whatever those of the training are."""
+
+    def __post_init__(self) -> None:
+        not_negative(self, "evaluation.", "images")
+        positive(self, "evaluation.", "points")
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """After which of `total` steps; fewer points where there are fewer steps."""
+        return tuple(sorted({max(1, round(total * point / self.points)) for point in range(1, self.points + 1)})) if self.images else ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What all jobs that train have in common."""
 
@@ -232,6 +258,7 @@ class PretrainConfig(JobConfig):
     view: ViewConfig = field(default_factory=ViewConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     knn: KnnWhileConfig = field(default_factory=KnnWhileConfig)
 
 

@@ -22,7 +22,7 @@ from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, read_metrics
 from pipelines.report import REPORT_FILE
-from pipelines.samples import Samples
+from pipelines.samples import Batch, Samples
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round
 from pipelines.sources import Source, open_source
@@ -31,6 +31,9 @@ from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 
 Config = TypeVar("Config", bound=JobConfig)
+
+Follow = Callable[[list[dict[str, Any]]], bool]
+"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
@@ -61,6 +64,9 @@ class Training:
     """Digests of what the job reads, by the option that names it."""
     shown: list[tuple[str, str]]
     """What the progress line shows: (format, names of metrics)."""
+    fixed: Batch | None = None
+    """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
+    evaluate_at: tuple[int, ...] = ()
     check_workers: Callable[[int, int | None], None] = lambda workers, most_workers: None
     """Refuses a number of workers, or of fewest and most, that the job cannot do with."""
 
@@ -88,6 +94,7 @@ def run_job(
     resume: str | None,
     debug: bool,
     say: Callable[[str], None],
+    follow: Follow | None = None,
     pauses: Sequence[int] = (),
     at_pause: AtPause | None = None,
 ) -> tuple[runs.RunFolder, Result]:
@@ -98,6 +105,7 @@ def run_job(
         resume: Run folder to go on with.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
+        follow: Takes the rows of metrics as they come, and may end the run.
         pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole cluster is free in between.
         at_pause: Called there and at the end; again for a run that is resumed there. Its figures go to MLflow, those of the end into the
             result.
@@ -130,11 +138,13 @@ def run_job(
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, at_pause(folder, placement, checkpoint), say)
                 continue
             part = replace(training, config=replace(config, stop_at=step))
-            result = run_training(part, folder, placement, say=say, resume=going_on)
+            result = run_training(part, folder, placement, say=say, follow=follow, resume=going_on)
             if at_pause is not None:
                 figures = at_pause(folder, placement, result.checkpoint)
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
                 result = replace(result, metrics={**result.metrics, **figures})
+            if result.step < step:
+                break  # Whoever follows has ended it: no later part goes on.
             folder, going_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
         return folder, result
 
@@ -161,7 +171,15 @@ def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -
     return open_source(folder)
 
 
-def run_training(training: Training, folder: runs.RunFolder, placement: Placement, *, say: Callable[[str], None], resume: bool) -> Result:
+def run_training(
+    training: Training,
+    folder: runs.RunFolder,
+    placement: Placement,
+    *,
+    say: Callable[[str], None],
+    follow: Follow | None = None,
+    resume: bool,
+) -> Result:
     """Train on a connected Ray until the last step, and return where everything is.
 
     Raises:
@@ -204,6 +222,8 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
         log_seconds=config.output.log_seconds,
         max_bad=config.data.max_bad,
         resume_from=checkpoint,
+        fixed=None if training.fixed is None else ray.put(training.fixed),
+        evaluate_at=frozenset(training.evaluate_at),
     )
     stream = build_stream(
         dispatcher,
@@ -229,13 +249,15 @@ def run_training(training: Training, folder: runs.RunFolder, placement: Placemen
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training, folder, say) as watch, _on_sigterm(watch.stop):
+        with _Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
             raise KeyboardInterrupt
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
-        status = "FINISHED"
+        # Whoever follows may have ended it, but it may have reached its end all the same.
+        reached = runs.latest_checkpoint(folder.uri) if watch.ending else None
+        status = "FINISHED" if reached is None or runs.step_of(reached) == loop.stop_at else "KILLED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
     except (KeyboardInterrupt, SystemExit):
@@ -342,14 +364,25 @@ def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[
 class _Watch:
     """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
 
-    def __init__(self, recorder: Any, dispatcher: Any, training: Training, folder: runs.RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recorder: Any,
+        dispatcher: Any,
+        training: Training,
+        folder: runs.RunFolder,
+        say: Callable[[str], None],
+        follow: Follow | None,
+    ) -> None:
+        self._follow = follow
         self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
         self._complained = False
         self.stopping = False
-        """Whether the run is to end early."""
+        """Whether the run is to be broken off."""
+        self.ending = False
+        """Whether who follows it has ended it early."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> _Watch:
@@ -377,6 +410,7 @@ class _Watch:
                     told = True
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
+                self._hand_over(ray.get(self._recorder.rows.remote()))
                 self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
             except ray.exceptions.RayActorError:
                 self._known = 0  # The dispatcher starts again; what it will list may be known already.
@@ -385,6 +419,11 @@ class _Watch:
                 if not self._complained:
                     self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
                 self._complained = True
+
+    def _hand_over(self, rows: list[dict[str, Any]]) -> None:
+        if self._follow is not None and not self._follow(rows) and not self.ending:
+            self._recorder.stop.remote()
+            self.ending = True
 
     def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
         self._known += len(entries)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beit.pictures import Reconstructions
     from beit.targets import Target
     from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.job import Result, Training
+    from pipelines.job import Follow, Result, Training
     from pipelines.sources import Manifest
     from pipelines.token_cache import TokenCache
 
@@ -32,6 +32,7 @@ OF_CLASSES = [
 ]
 OF_PIXELS = [("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"), ("explained {:.1%}", "train/explained")]
 OF_OPTIMIZER = [("lr {:.2e}", "optim/lr"), ("grad {:.2f}", "optim/grad_norm")]
+OF_EVALUATION = [("fixed masks {:.3f}", "eval/loss")]
 
 REPORT_IMAGES = 8
 
@@ -40,7 +41,13 @@ BASELINE_PATCHES = 20_000
 
 
 def pretrain(
-    config: PretrainConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: PretrainConfig,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+    follow: Follow | None = None,
 ) -> Result:
     """Train a BEiT from image shards and write its run folder with checkpoints, metrics and report.
 
@@ -50,6 +57,7 @@ def pretrain(
         resume: Run folder to go on with; `config` must be its own but for resources and output.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
+        follow: Takes the rows of metrics as they come, and may end the run before its last step; what it leaves is then as complete.
 
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
@@ -69,6 +77,7 @@ def pretrain(
         resume=resume,
         debug=debug,
         say=say,
+        follow=follow,
         pauses=pauses(config.knn, training.total_steps),
         at_pause=None if knn is None else functools.partial(knn.evaluate, say),
     )
@@ -87,6 +96,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
             "set --data.train to a folder or bucket of images; beit pretrain quickstart runs on the scenes",
         )
     from beit.optim import check_schedule
+    from pipelines.fixed_samples import fixed_samples
     from pipelines.job import Training, open_data, with_absolute_data
     from pipelines.knn import with_absolute_paths
     from pipelines.samples import SampleConfig
@@ -123,7 +133,9 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
         inputs={"data.train": source.manifest.digest, **({} if tokenizer is None else {"tokenizer": digest})},
-        shown=[*(OF_PIXELS if config.target.kind == "pixels" else OF_CLASSES), *OF_OPTIMIZER],
+        shown=[*(OF_PIXELS if config.target.kind == "pixels" else OF_CLASSES), *OF_OPTIMIZER, *OF_EVALUATION],
+        fixed=fixed_samples(config, source.manifest, tokenizer, cache) if config.evaluation.images else None,
+        evaluate_at=config.evaluation.steps(total_steps),
     )
 
 
@@ -137,6 +149,9 @@ def check_config(config: PretrainConfig) -> None:
 
     config.mask.check(config.model.grid)
     config.target.check(config.mask)
+    if config.evaluation.images:
+        config.evaluation.mask.check(config.model.grid)
+        config.target.check(config.evaluation.mask)
     if config.data.tokens is not None and config.target.kind != "tokens":
         raise UserError(
             f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
@@ -281,6 +296,7 @@ def rebuild_report(run: str) -> str:
     checkpoint = runs.latest_checkpoint(storage.absolute(run))
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
+    config = replace(config, evaluation=replace(config.evaluation, images=0))  # The report shows what was measured, and measures nothing.
     return write_run_report(prepare(config, preset=preset, say=lambda line: None), storage.absolute(run), checkpoint)
 
 

@@ -37,6 +37,7 @@ class Recorder:
     def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: MlflowRun | None) -> None:
         self._run, self._total_steps, self._shown, self._place = run, total_steps, shown, mlflow
         self._lines: list[str] = []
+        self._rows: list[dict[str, Any]] = []
         self._failure: tuple[str, str] | None = None
         self._stopping = False
         self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
@@ -49,6 +50,7 @@ class Recorder:
         # JSON has no NaN: what is not defined is null.
         defined = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         self._metrics.append(json.dumps(defined))
+        self._rows.append(defined)
         self.say(progress_line(row, total_steps=self._total_steps, seconds_left=seconds_left, shown=self._shown))
         if time.monotonic() >= self._mlflow_again_at:
             self._tell_mlflow(lambda mlflow: mlflow.log(row))
@@ -62,6 +64,11 @@ class Recorder:
         """The lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
 
     def give_up(self, cause: str, remedy: str) -> None:
         """The workers stop for a reason that starting again would not mend."""

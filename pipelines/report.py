@@ -202,7 +202,17 @@ def _curves(rows: list[Row], noun: str) -> str:
             [("train/accuracy", "accuracy", False), ("train/majority", f"always the commonest {noun}", True)],
             {"percent": True, "from_zero": True},
         ),
-        ("Explained variance", [("train/explained", "explained", False)], {"percent": True}),
+        (
+            "Loss on fixed samples and masks",
+            [("eval/loss", "loss", False), ("eval/unigram", "their unigram baseline", True), ("eval/variance", "their mean colour", True)],
+            {"from_zero": noun == "pixel"},
+        ),
+        (
+            "Accuracy on fixed samples and masks",
+            [("eval/accuracy", "accuracy", False), ("eval/majority", f"always their commonest {noun}", True)],
+            {"percent": True, "from_zero": True},
+        ),
+        ("Explained variance", [("train/explained", "explained", False), ("eval/explained", "of fixed samples", False)], {"percent": True}),
         ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
         ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
         ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
@@ -216,7 +226,7 @@ def _curves(rows: list[Row], noun: str) -> str:
         ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
     ]
     # Shown by sections of their own.
-    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined"}
+    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined", "eval/perplexity"}
     others = sorted({name for row in rows for name in row} - drawn - set(NOT_METRICS))
     charts = [(title, curves, options) for title, curves, options in known] + [(name, [(name, name, False)], {}) for name in others]
     steps = [row["step"] for row in rows]

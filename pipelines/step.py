@@ -101,6 +101,12 @@ class Stepper:
             value = value.detach().to(torch.float64)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def measure(self, batch: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+        """The objective's sums over a batch of this worker alone, without a step; its mode and gradients are the caller's."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            sums = self.objective(batch)
+        return {name: value.to(torch.float64).cpu().numpy() for name, value in sums.items()}
+
     def _update(self) -> None:
         """Step the optimizer unless the gradient is not finite. DDP gives every worker the same gradient, so all agree."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

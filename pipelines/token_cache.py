@@ -2,12 +2,14 @@
 
     cache.json                       what the tokens were made from
     epoch-00000/part-00000.parquet   16 neighbouring units, a row group each, in the unit's row order
+    extra/NAME.npy                   tokens of views that are no part of an epoch, such as those of an evaluation
 
 A part appears under its name only when complete, so what is there need not be computed again.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +31,7 @@ PART_UNITS = 16
 """Units of a part. A function of nothing: a unit's tokens are found by its number alone."""
 
 CACHE_FILE = "cache.json"
+EXTRA_FOLDER = "extra"
 
 # Normalisation happens on the device, after the views: any values go with the same tokens.
 _NOT_OF_VIEWS = ("mean", "std")
@@ -192,6 +195,20 @@ class TokenCache:
             for unit in tokens:
                 column = pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), type=kind)
                 writer.write_table(pa.Table.from_arrays([column], schema=schema), row_group_size=max(1, len(unit)))
+
+    def extra_tokens(self, name: str) -> NDArray[np.int16] | None:
+        """Tokens of other views of the same data by the same tokenizer, as `write_extra` left them; None if there are none."""
+        file = storage.join(self.path, EXTRA_FOLDER, f"{name}.npy")
+        if not storage.exists(file):
+            return None
+        tokens: NDArray[np.int16] = np.load(io.BytesIO(storage.read_bytes(file)))
+        return tokens
+
+    def write_extra(self, name: str, tokens: NDArray[np.int16]) -> None:
+        """Keep tokens int16 [n, N] of views that are no part of an epoch."""
+        content = io.BytesIO()
+        np.save(content, tokens)
+        storage.write_bytes(storage.join(self.path, EXTRA_FOLDER, f"{name}.npy"), content.getvalue())
 
     def _name(self, part: int) -> str:
         epoch, number = divmod(part, self.parts_of_epoch)

@@ -9,8 +9,8 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class MlflowRun:
     artifacts: str | None = None
     """Where a new experiment keeps its files. None: as the server says."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
 
     @property
     def is_own_file(self) -> bool:
@@ -46,9 +48,12 @@ class MlflowRun:
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
     """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the runs.
 
-    None for runs on a bucket without a server: SQLite needs a disk (`NO_PLACE` says so).
+    A run folder within that of another run is its child, in the same store. None for runs on a bucket without a server: SQLite needs a
+    disk (`NO_PLACE` says so).
     """
     root, name = storage.parent(run), storage.name(run)
+    if (parent := _known_id(root)) is not None and (place := place_of(root, experiment=experiment, params={})) is not None:
+        return replace(place, name=name, params=params, parent=parent)
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
     if storage.is_remote(root):
@@ -107,7 +112,8 @@ class MlflowLog:
 
         found = self._client.get_experiment_by_name(place.experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
-        new = str(self._client.create_run(experiment, run_name=place.name, tags={"run_folder": run}).info.run_id)
+        tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
+        new = str(self._client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
         self._client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
         storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
         return new
@@ -119,6 +125,31 @@ class MlflowLog:
     def finish(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self._id, status=status)
+
+
+def end_orphan(run: str, place: MlflowRun, status: str) -> None:
+    """End the MLflow run of a folder whose own processes did not come to do so; one that has ended keeps its state.
+
+    A tracking server that cannot be reached is left alone: this is called when other things have gone wrong already.
+    """
+    run_id = _known_id(run)
+    with suppress(Exception):
+        client = _client(place.uri)
+        if run_id is not None and client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status=status)
+
+
+def link(run: str, place: MlflowRun) -> str | None:
+    """Where to look at the MLflow run of a folder: an address on a server, else the command that shows the file. None: it has none."""
+    if (run_id := _known_id(run)) is None:
+        return None
+    if not place.uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {_without_credentials(place.uri)}"
+    try:
+        experiment = _client(place.uri).get_run(run_id).info.experiment_id
+    except Exception:  # As in `attach`.
+        return _without_credentials(place.uri)
+    return f"{_without_credentials(place.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def attach(run: str, place: MlflowRun, names: list[str]) -> bool:

@@ -52,6 +52,10 @@ class LoopConfig:
     max_bad: float
     resume_from: str | None
     """Checkpoint folder or URI of an earlier attempt, for the case that this attempt has none yet."""
+    fixed: Any = None
+    """Reference to samples that are never trained on, to measure the objective on. None: no evaluation."""
+    evaluate_at: frozenset[int] = frozenset()
+    """Steps after which that is done."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -103,6 +107,7 @@ class Worker:
         self.question: Any = None
         self.asked_at = time.monotonic()
         self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
+        self.evaluation: dict[str, float] = {}
 
     def _computes_bf16(self) -> bool:
         """Whether the device has bfloat16 arithmetic; older GPUs only imitate it."""
@@ -183,9 +188,32 @@ class Worker:
         self.stepper.step(self.step, batch, weight)
         self.step += 1
         self.keys.append({name: host[name] for name in SETTLED})
-        if log or self.step == 1:
+        evaluate = self.step in self.config.evaluate_at
+        if evaluate and self.rank == 0:  # The others meet it again at the next exchange.
+            self.evaluation = self._evaluate()
+        if log or evaluate or self.step == 1:
             self._log()
         return True
+
+    def _evaluate(self) -> dict[str, float]:
+        """The objective on the fixed samples. The time it takes is no part of the training's speed."""
+        import ray
+
+        started = time.perf_counter()
+        samples: Batch = ray.get(self.config.fixed)
+        size = self.config.micro_batch_size or len(samples["row"])
+        weight, sums = 0.0, dict[str, NDArray[Any]]()
+        self.objective.eval()
+        with torch.inference_mode():
+            for start in range(0, len(samples["row"]), size):
+                part = {name: column[start : start + size].copy() for name, column in samples.items()}
+                weight += self.objective.weight(part)
+                _, batch = self._to_device(part)
+                for name, value in self.stepper.measure(batch).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        self.objective.train()
+        self.logged_at += time.perf_counter() - started
+        return self.objective.unseen_metrics(sums, weight)
 
     def _is_to_stop(self) -> bool:
         """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits for the answer."""
@@ -228,7 +256,9 @@ class Worker:
             "speed/images_per_second": steps * self.config.global_batch_size / seconds,
             "speed/data_wait": wait / seconds,
             "data/quarantined": counts["quarantined"],
+            **{f"eval/{name}": value for name, value in self.evaluation.items()},
         }
+        self.evaluation = {}
         self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.stop_at - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.

@@ -281,3 +281,24 @@ def test_a_gpu_computes_what_the_cpu_does(config):
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-3)
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_an_evaluation_takes_masks_of_any_size_and_leaves_what_training_gathers_alone():
+    mim = objective(max_hidden=3)
+    trained = mim(batch_of([3, 2], seed=1))
+    mim.metrics({name: value.detach().numpy() for name, value in trained.items()}, 5)
+    before = mim.target.state()
+    batch = batch_of([12, 5], seed=2)
+    mim.eval()
+    with torch.inference_mode():
+        sums = {name: value.numpy() for name, value in mim(batch).items()}
+    weight = mim.weight({name: column.numpy() for name, column in batch.items()})
+    assert weight == 17
+    figures = mim.unseen_metrics(sums, weight)
+    assert mim.target.state() == before
+    counts = np.bincount(batch["tokens"][batch["mask"]].numpy())
+    assert figures["majority"] == pytest.approx(counts.max() / 17)
+    with torch.inference_mode():
+        logits = mim.model(normalise(batch["patch_view"], mim.view), batch["mask"])
+    expected = F.cross_entropy(logits, batch["tokens"][batch["mask"]].long())
+    assert figures["loss"] == pytest.approx(float(expected), abs=1e-5)

@@ -145,11 +145,11 @@ def test_files_are_not_attached_to_what_cannot_be_reached_or_was_never_logged(tm
     assert not attach(str(tmp_path), unreachable, ["report.html"])
 
 
-def test_a_run_has_its_own_name_in_mlflow_wherever_it_is(monkeypatch):
+def test_a_run_has_its_own_name_in_mlflow_wherever_it_is(bucket_run, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     local = place_of("/data/runs/first/", experiment="tests", params={})
     assert (local.name, local.uri) == ("first", "sqlite:////data/runs/mlflow.db")
-    remote = "s3://bucket/runs/first/?endpoint_override=http://host:9000"
+    remote = f"{bucket_run}/first/?endpoint_override=http://host:9000"
     assert place_of(remote, experiment="tests", params={}) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert place_of(remote, experiment="tests", params={}).name == "first"

@@ -1,0 +1,228 @@
+"""Charts of a sweep as SVG: the plane of two parameters, and parallel coordinates."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.charts import FAINT, GRID, INK
+
+SIDE = 160
+"""Pixels of the plane along a side: every one takes the colour of the nearest trial."""
+
+BEST, WORST = "viridis", "viridis_r"
+
+PAPER = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+"""Under what is written over lines and colours."""
+
+MARGIN = 0.12
+"""Of the plane around the trials, as a share of what they span."""
+
+
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Whether positive values spread over so much that their logarithms tell more."""
+    return min(values) > 0 and max(values) / min(values) >= 5
+
+
+def heat_map(
+    title: str,
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    values: Sequence[float | None],
+    notes: Sequence[str],
+    *,
+    lower_is_better: bool,
+) -> str:
+    """The objective over two parameters: every place has the colour of the nearest trial that has a value.
+
+    Args:
+        title: Above the chart.
+        x: Name and values of the parameter across, a trial each.
+        y: Name and values of the parameter upwards.
+        values: Of the objective. None: the trial stands there as a grey cross.
+        notes: What is written beside each trial.
+        lower_is_better: Which end of the colours is the good one.
+    """
+    from matplotlib.colors import Normalize
+
+    figure, axes = _figure(title, (5.6, 4.2))
+    scaled = [_Scale(x[1]), _Scale(y[1])]
+    places = np.stack([scale.of(column) for scale, column in zip(scaled, (x[1], y[1]), strict=True)], 1)
+    known = np.array([value is not None for value in values])
+    if known.any():
+        numbers = np.array([value for value in values if value is not None], float)
+        axis = (np.arange(SIDE) + 0.5) / SIDE * (1 + 2 * MARGIN) - MARGIN
+        grid = np.stack(np.meshgrid(axis, axis), -1)
+        nearest = ((grid[:, :, None] - places[known]) ** 2).sum(-1).argmin(-1)
+        image = axes.imshow(
+            numbers[nearest],
+            origin="lower",
+            extent=(-MARGIN, 1 + MARGIN, -MARGIN, 1 + MARGIN),
+            aspect="auto",
+            cmap=WORST if lower_is_better else BEST,
+            norm=Normalize(numbers.min(), numbers.max()),
+            interpolation="nearest",
+        )
+        bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(colors=INK, length=2)
+    for place, is_known, note in zip(places, known, notes, strict=True):
+        axes.plot(*place, marker="o" if is_known else "X", markersize=5 if is_known else 8, color="white", markeredgecolor=INK)
+        right = place[0] > 0.8
+        axes.annotate(
+            note,
+            tuple(place),
+            xytext=(-6 if right else 6, 4),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=8,
+            color=INK,
+            bbox=PAPER,
+        )
+    axes.set_xlim(-MARGIN, 1 + MARGIN)
+    axes.set_ylim(-MARGIN, 1 + MARGIN)
+    axes.set_xticks(*scaled[0].ticks())
+    axes.set_yticks(*scaled[1].ticks())
+    axes.set_xlabel(x[0], color=INK)
+    axes.set_ylabel(y[0], color=INK)
+    return _svg(figure, title)
+
+
+def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]], bool]]) -> str:
+    """The objective over steps, a line a trial.
+
+    Args:
+        title: Above the chart.
+        curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are dashed).
+    """
+    import matplotlib
+
+    figure, axes = _figure(title, (8.0, 3.6))
+    colours = matplotlib.colormaps["tab10"]
+    for index, (name, pairs, complete) in enumerate(curves):
+        style: dict[str, Any] = {"color": colours(index % 10)} if name else {"color": FAINT, "alpha": 0.6}
+        axes.plot(*zip(*pairs, strict=True), label=name or None, linewidth=1.5, linestyle="-" if complete else "--", **style)
+    axes.set_xlabel("step", color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    if any(name for name, _, _ in curves):
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _svg(figure, title)
+
+
+def parallel_coordinates(
+    title: str,
+    columns: Sequence[tuple[str, Sequence[Any]]],
+    objective: str,
+    values: Sequence[float | None],
+    complete: Sequence[bool],
+    *,
+    lower_is_better: bool,
+) -> str:
+    """A line a trial through the values of its parameters to its objective; better ones are darker.
+
+    Args:
+        title: Above the chart.
+        columns: (parameter, its values); what is no number is spread out evenly.
+        objective: Name of the last axis.
+        values: Of the objective; trials without are left out.
+        complete: Whether each trial came to its end; others are dashed.
+        lower_is_better: Then the last axis is turned round, so that good is up.
+    """
+    import matplotlib
+
+    shown = [index for index, value in enumerate(values) if value is not None]
+    figure, axes = _figure(title, (1.6 + 1.7 * (len(columns) + 1), 3.6))
+    if not shown:
+        return _svg(figure, title)
+    numbers = [float(value) for value in values if value is not None]
+    scales = [_Scale([column[index] for index in shown]) for _, column in columns] + [_Scale(numbers, logarithmic=False)]
+    heights = [scale.of([column[index] for index in shown]) for scale, (_, column) in zip(scales[:-1], columns, strict=True)]
+    last = scales[-1].of(numbers)
+    heights.append(1 - last if lower_is_better else last)
+    colours = matplotlib.colormaps[BEST]
+    for line in np.argsort(heights[-1]).tolist():  # The best is drawn last, over the others.
+        goodness = float(heights[-1][line])
+        axes.plot(
+            range(len(heights)),
+            [height[line] for height in heights],
+            color=colours(0.9 * (1 - goodness)),
+            linewidth=1.2 + 1.6 * goodness,
+            linestyle="-" if complete[shown[line]] else "--",
+            alpha=0.9,
+        )
+    for place, scale in enumerate(scales):
+        axes.axvline(place, color=GRID, linewidth=1, zorder=0)
+        positions, labels = scale.ticks(digits=4 if place == len(columns) else 2)
+        if place == len(columns) and lower_is_better:
+            positions = [1 - position for position in positions]
+        for position, label in zip(positions, labels, strict=True):
+            axes.annotate(
+                label, (place, position), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK, va="center", bbox=PAPER
+            )
+    axes.set_xticks(range(len(heights)), [*(name for name, _ in columns), objective])
+    axes.set_yticks([])
+    axes.set_ylim(-0.08, 1.08)
+    axes.set_xlim(-0.15, len(heights) - 0.5)
+    axes.spines["left"].set_visible(False)
+    return _svg(figure, title)
+
+
+class _Scale:
+    """Values on [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of appearance."""
+
+    def __init__(self, values: Sequence[Any], *, logarithmic: bool | None = None) -> None:
+        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        self._names = None if numeric else list(dict.fromkeys(str(value) for value in values))
+        self._log = numeric and (is_logarithmic(values) if logarithmic is None else logarithmic)
+        if self._names is None:
+            self._low, self._high = self._raw(min(values)), self._raw(max(values))
+
+    def _raw(self, value: float) -> float:
+        return math.log(value) if self._log else float(value)
+
+    def of(self, values: Sequence[Any]) -> NDArray[np.float64]:
+        """Places of values."""
+        if self._names is not None:
+            return np.array([self._names.index(str(value)) / max(1, len(self._names) - 1) for value in values], float)
+        span = self._high - self._low
+        return np.array([(self._raw(value) - self._low) / span if span else 0.5 for value in values], float)
+
+    def ticks(self, digits: int = 2) -> tuple[list[float], list[str]]:
+        """Places and labels."""
+        if self._names is not None:
+            return [index / max(1, len(self._names) - 1) for index in range(len(self._names))], self._names
+        if self._high == self._low:
+            return [0.5], [f"{math.exp(self._low) if self._log else self._low:.{digits}g}"]
+        places = [0.0, 1 / 3, 2 / 3, 1.0]
+        raw = [self._low + place * (self._high - self._low) for place in places]
+        return places, [f"{math.exp(value) if self._log else value:.{digits}g}" for value in raw]
+
+
+def _figure(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.tick_params(colors=INK, length=2, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    from matplotlib import rc_context
+
+    from pipelines.charts import element
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return element(buffer.getvalue(), title)

@@ -1,0 +1,109 @@
+"""The configuration of a sweep: a pretraining, and what is varied about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from beit.checks import not_negative, positive
+from beit.config import override
+from beit.errors import UserError
+from pipelines.config import EvaluationConfig, PretrainConfig
+from pipelines.presets import PRESETS, pretrain_preset
+
+EVALUATED_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(PretrainConfig):
+    """Many pretrainings that differ in a few fields. All that is not of the sweep itself is what its trials have in common."""
+
+    space: str = "mask-lr"
+    """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune distributions."""
+
+    trials: int | None = None
+    """How many trials. None: 8, or every combination of a grid."""
+
+    search: Literal["random", "optuna"] = "random"
+    """Where the next trial is tried. random: drawn from the space, grids in order. optuna: by what was learned from the earlier ones."""
+
+    objective: Literal["loss", "accuracy"] = "loss"
+    """What makes a trial good. loss: on the fixed samples of `evaluation`, with masks that are the same for all trials. accuracy: there
+    with the trial's own kind of masks, as the share of what always saying the commonest token gets wrong."""
+
+    stop_early: bool = True
+    """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are those of `evaluation`."""
+
+    grace_points: int = 3
+    """No trial is stopped before its point of this number."""
+
+    halving: float = 2.0
+    """Of the trials that come to a rung one in so many goes on; rungs lie at `grace_points` times its powers."""
+
+    concurrent: int | None = None
+    """Trials at a time. None: as many as the cluster has room for."""
+
+    data_cpus: float | None = None
+    """Cores that each trial shall find free for reading and views. None: those of one reading task."""
+
+    token_epochs: int | None = None
+    """Epochs of views that are tokenised before the first trial; a longer trial goes through them again. None: all of a trial,
+    at most 20."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "trials", "grace_points", "concurrent", "data_cpus", "token_epochs")
+        not_negative(self, "--", "halving")
+        if self.halving <= 1:
+            raise UserError(f"--halving {self.halving:g} is not above 1", "set --halving 2")
+        if self.evaluation.images == 0:
+            raise UserError(
+                "evaluation.images=0, but trials are compared by what they reach on fixed samples",
+                f"set --evaluation.images {EVALUATED_IMAGES}",
+            )
+        if self.stop_early and self.grace_points > self.evaluation.points:
+            raise UserError(
+                f"--grace-points {self.grace_points} is more than evaluation.points={self.evaluation.points}: no trial could be stopped",
+                f"set --grace-points {self.evaluation.points // 2 or 1}, or --no-stop-early",
+            )
+
+    def pretraining(self, params: Mapping[str, Any] | None = None) -> PretrainConfig:
+        """The pretraining that the trials have in common, with fields replaced by their dotted names.
+
+        Raises:
+            UserError: For a name that is no field, or a value that the field does not take.
+        """
+        names = [field.name for field in dataclasses.fields(PretrainConfig)]
+        config = PretrainConfig(**{name: getattr(self, name) for name in names})
+        return override(config, params) if params else config
+
+
+def quickstart() -> SweepConfig:
+    """The quick start at an eighth of its length, made to try a sweep out on two cores."""
+    config = _of(pretrain_preset("quickstart"))
+    return replace(
+        config,
+        epochs=2,
+        data=replace(config.data, scenes=1000),
+        # More steps for the same arithmetic.
+        optim=replace(config.optim, global_batch_size=32, warmup_steps=8),
+    )
+
+
+def sweep_preset(name: str) -> SweepConfig:
+    """The sweep around a pretraining preset: its own short one for the quick start, the preset as it is for all others.
+
+    Raises:
+        UserError: For a name that is none.
+    """
+    return quickstart() if name == "quickstart" else _of(pretrain_preset(name))
+
+
+def _of(config: PretrainConfig) -> SweepConfig:
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return SweepConfig(**{**fields, "evaluation": EvaluationConfig(images=EVALUATED_IMAGES)})
+
+
+SWEEPS: dict[str, Callable[[], PretrainConfig]] = {**PRESETS, "quickstart": quickstart}

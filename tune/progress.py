@@ -1,0 +1,81 @@
+"""What Ray Tune tells the driver of a sweep: a line for the user, and each trial's state in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray.tune
+
+from tune.goal import Goal
+from tune.space import described
+from tune.state import Trial, read_trials, write_trial
+from tune.tracking import SweepLog
+from tune.trial import OBJECTIVE, POINT, STATUS
+
+WORDS = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
+
+
+class Progress(ray.tune.Callback):
+    """Keeps the trials' states; what is not written here by the time the driver is killed, `--resume` does again.
+
+    Args:
+        sweep: The sweep's folder.
+        goal: Its objective.
+        log: Its MLflow run.
+        points: Points of a trial that comes to its end.
+        trials: Trials of the sweep.
+        say: Takes the lines for the user.
+    """
+
+    def __init__(self, sweep: str, goal: Goal, log: SweepLog, *, points: int, trials: int, say: Callable[[str], None]) -> None:
+        self._sweep, self._goal, self._log, self._points, self._trials, self._say = sweep, goal, log, points, trials, say
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune saves its callbacks with its own state, from which no sweep goes on."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that it runs."""
+        self._note(trial, status="running")
+        number = trial.config["number"]
+        self._say(f"trial {number} ({number + 1} of {self._trials}): {described(trial.config['params'])}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Show a point."""
+        if STATUS not in result:
+            self._say(
+                f"trial {trial.config['number']} | point {result[POINT]}/{self._points} | step {result['step']:,} | "
+                f"{self._goal.name} {result[OBJECTIVE]:.4f}"
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note how it ended."""
+        status = (trial.last_result or {}).get(STATUS)
+        if status is None:
+            return  # Ray Tune was broken off: the trial is to be gone on with.
+        self._end(trial, status)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note what it died of; the others go on."""
+        self._end(trial, "failed", cause(trial.get_error()))
+
+    def _end(self, trial: Any, status: Any, error: str = "") -> None:
+        noted = self._note(trial, status=status, error=error)
+        self._log.end_trial(noted)
+        known = read_trials(self._sweep, self._goal)
+        self._log.best(self._goal, known)
+        value = next((f", {self._goal.name} {one.last:.4f}" for one in known if one.number == noted.number and one.last is not None), "")
+        self._say(f"trial {noted.number} {WORDS[status]}{value}{f': {error}' if error else ''}")
+
+    def _note(self, trial: Any, *, status: Any, error: str = "") -> Trial:
+        noted = Trial(number=trial.config["number"], params=trial.config["params"], status=status, error=error)
+        write_trial(self._sweep, noted)
+        return noted
+
+
+def cause(error: BaseException | None) -> str:
+    """What a trial died of, in a line."""
+    text = str(getattr(error, "cause", None) or error or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,61 @@
+"""What a sweep leaves behind: the table of its trials, and the best configuration, which `beit pretrain` accepts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Sequence
+
+from beit.config import to_dict
+from pipelines import runs, storage
+from pipelines.config import PretrainConfig
+from pipelines.presets import PRESETS, pretrain_preset
+from tune.goal import Goal
+from tune.state import Trial, values_of
+
+TRIALS_FILE = "trials.csv"
+BEST_FILE = "best/config.json"
+
+LENGTH = ("steps", "epochs", "data.scenes", "optim.warmup_steps")
+"""What says how long a run is. The rest is what was compared: a peak learning rate, for one, is good for its batch size."""
+
+
+def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
+    """Write `trials.csv`: a row a trial, in the order of their numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    parameters = values_of(list(trials))
+    writer.writerow(["trial", "status", *parameters, "points", "steps", goal.name, "best", "folder", "error"])
+    for index, trial in enumerate(trials):
+        values = [value for _, _, value in trial.points]
+        row = [trial.number, trial.status, *(column[index] for column in parameters.values()), len(values)]
+        row += [trial.points[-1][1], f"{values[-1]:.6g}", f"{goal.best(values):.6g}"] if values else ["", "", ""]
+        writer.writerow([*row, storage.join(sweep, trial.name), trial.error])
+    storage.write_text(storage.join(sweep, TRIALS_FILE), text.getvalue())
+
+
+def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
+    """Write the winner's configuration as a run's: as long as a trial, with its own tokenizer unless the sweep had been given tokens."""
+    saved = {"job": "pretrain", "preset": preset, "inputs": {}, "config": to_dict(config)}
+    storage.write_text(storage.join(sweep, *BEST_FILE.split("/")), json.dumps(saved, indent=2))
+
+
+def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str) -> str:
+    """The command that trains the winner at the length of its preset.
+
+    Args:
+        sweep: The sweep's folder.
+        config: The winner's.
+        varied: Fields that the space says.
+        preset: Of the sweep.
+    """
+    full = pretrain_preset(preset) if preset in PRESETS else config
+    before, after = runs.flatten(to_dict(config)), runs.flatten(to_dict(full))
+    longer = [
+        f"--{name.replace('_', '-')} {after[name]}"
+        for name in LENGTH
+        if before[name] != after[name] and name not in varied and not (name == "data.scenes" and config.data.train)
+    ]
+    return " ".join(["beit", "pretrain", shlex.quote(storage.join(sweep, *BEST_FILE.split("/"))), *longer])

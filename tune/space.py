@@ -1,0 +1,159 @@
+"""What a sweep varies: names of config fields with grids or `ray.tune` distributions, and the trials that are drawn from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.tune
+from ray.tune.search.sample import Domain, Float
+
+from beit.errors import UserError
+
+Space = dict[str, Any]
+"""By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of `ray.tune`."""
+
+Params = dict[str, Any]
+"""One value for each name of a space."""
+
+FIXED = ("output.", "resources.", "data.", "evaluation.", "knn.", "stop_at")
+"""What no space may change: where trials lie, who computes them, and what they are compared on."""
+
+DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
+    "uniform": ray.tune.uniform,
+    "quniform": ray.tune.quniform,
+    "loguniform": ray.tune.loguniform,
+    "qloguniform": ray.tune.qloguniform,
+    "randint": ray.tune.randint,
+    "choice": lambda *options: ray.tune.choice(list(options)),
+}
+"""What a JSON space may name; the arguments are those of `ray.tune`."""
+
+DEFAULT_TRIALS = 8
+DIGITS = 3
+
+
+def mask_lr() -> Space:
+    """Mask ratio x peak learning rate, the two that matter most."""
+    return {"mask.ratio": ray.tune.uniform(0.15, 0.75), "optim.peak_lr": ray.tune.loguniform(3e-4, 6e-3)}
+
+
+def mask_lr_grid() -> Space:
+    """The same as a grid of 4 x 4."""
+    return {"mask.ratio": ray.tune.grid_search([0.2, 0.4, 0.6, 0.75]), "optim.peak_lr": ray.tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3])}
+
+
+SPACES: dict[str, Callable[[], Space]] = {"mask-lr": mask_lr, "mask-lr-grid": mask_lr_grid}
+
+
+def load_space(name: str) -> Space:
+    """A space by its name, from a JSON file, or from a Python file.
+
+    JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid, else the key is a function of
+    `ray.tune` and the list its arguments. Python: `SPACE = {"optim.peak_lr": ray.tune.loguniform(3e-4, 6e-3)}`.
+
+    Raises:
+        UserError: If there is no such space, or it is not written like one of these.
+    """
+    if name in SPACES:
+        return SPACES[name]()
+    path = Path(name).expanduser()
+    if path.suffix not in (".json", ".py"):
+        raise UserError(f"--space {name} is no space", f"give {', '.join(SPACES)}, a .json or a .py file")
+    if not path.is_file():
+        raise UserError(f"--space {name}: there is no such file", f"give {', '.join(SPACES)}, or a file that is there")
+    space = _from_json(path) if path.suffix == ".json" else runpy.run_path(str(path)).get("SPACE")
+    if not isinstance(space, dict) or not space:
+        raise UserError(
+            f"--space {name} holds no table of fields",
+            'write SPACE = {"mask.ratio": ray.tune.uniform(0.2, 0.7)} in Python, {"mask.ratio": {"uniform": [0.2, 0.7]}} in JSON',
+        )
+    for field, values in space.items():
+        if field.startswith(FIXED):
+            raise UserError(f"--space {name}: {field} is the same for all trials", f"set --{field} of the sweep instead")
+        if not isinstance(values, Domain) and not is_grid(values):
+            raise UserError(
+                f"--space {name}: {field} is {values!r}, neither a grid nor a distribution of ray.tune",
+                f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
+            )
+    return space
+
+
+def _from_json(path: Path) -> Any:
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"--space {path} is no JSON: {error}", "mend the file") from error
+    return {field: _distribution(path, field, value) for field, value in content.items()} if isinstance(content, dict) else content
+
+
+def _distribution(path: Path, field: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return ray.tune.grid_search(value)
+    if isinstance(value, dict) and len(value) == 1 and (kind := next(iter(value))) in DISTRIBUTIONS and isinstance(value[kind], list):
+        try:
+            return DISTRIBUTIONS[kind](*value[kind])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--space {path}: {field}: {kind}{tuple(value[kind])}: {error}", "see ray.tune for its arguments") from error
+    raise UserError(
+        f"--space {path}: {field} is {json.dumps(value)}",
+        f'write [first, second, …] for a grid, or {{"FUNCTION": [arguments]}} with one of {", ".join(DISTRIBUTIONS)}',
+    )
+
+
+def is_grid(values: Any) -> bool:
+    """Whether it is what `ray.tune.grid_search` makes."""
+    return isinstance(values, dict) and set(values) == {"grid_search"} and bool(values["grid_search"])
+
+
+def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
+    """The trials of a random or grid search, in the order in which they run.
+
+    Every combination of the grids comes equally often, each time with new values for the distributions. Drawn floats have three digits:
+    a learning rate of 0.00142 says as much as one of 0.0014193847.
+
+    Args:
+        space: What is varied.
+        trials: How many. None: 8, or as many as the grids have combinations.
+        seed: Of the sweep.
+
+    Raises:
+        UserError: If the combinations of the grids do not fit into `trials`.
+    """
+    grids = {name: values["grid_search"] for name, values in space.items() if is_grid(values)}
+    combinations = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+    if trials is None:
+        trials = len(combinations) if grids else DEFAULT_TRIALS
+    if trials % len(combinations) or (len(grids) == len(space) and trials != len(combinations)):
+        counts = " x ".join(str(len(values)) for values in grids.values())
+        raise UserError(
+            f"--trials {trials} does not fit the grid of {counts} = {len(combinations)} combinations",
+            f"set --trials {len(combinations)}, or leave it out",
+        )
+    rng = np.random.default_rng(seed)
+    return [
+        {name: combination[name] if name in grids else _drawn(space[name], rng) for name in space}
+        for _ in range(trials // len(combinations))
+        for combination in combinations
+    ]
+
+
+def _drawn(domain: Domain, rng: np.random.Generator) -> Any:
+    value = domain.sample(random_state=rng)
+    return rounded(value) if isinstance(domain, Float) else value.item() if isinstance(value, np.generic) else value
+
+
+def rounded(value: float) -> float:
+    """A number with three digits."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value
+
+
+def described(params: Mapping[str, Any]) -> str:
+    """mask.ratio=0.4 optim.peak_lr=0.0015: parameters as the command line names them."""
+    return " ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items())

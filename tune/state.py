@@ -1,0 +1,103 @@
+"""What a sweep knows of its trials: one small file in each trial's folder, so that a sweep that was killed can be gone on with.
+
+<sweep>/config.json          the sweep's configuration
+<sweep>/trial-000/trial.json parameters and state of a trial; beside it what every run folder has
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from pipelines import storage
+from pipelines.recorder import read_metrics
+from tune.goal import Goal
+
+TRIAL_FILE = "trial.json"
+STOP_FILE = "stop"
+"""A trial ends itself, with checkpoint and report, when this file is in its folder."""
+
+Status = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial. "stopped" is early, by the sweep; "running" also after the sweep itself was killed."""
+
+    number: int
+    params: dict[str, Any]
+    status: Status = "running"
+    error: str = ""
+    """What a failed trial died of, in a line."""
+    points: tuple[tuple[int, int, float], ...] = field(default=(), compare=False)
+    """(point, step, objective), from the trial's metrics."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return f"trial-{self.number:03d}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.status in ("finished", "stopped")
+
+    @property
+    def last(self) -> float | None:
+        """The objective at its last point."""
+        return self.points[-1][2] if self.points else None
+
+
+def write_trial(sweep: str, trial: Trial) -> None:
+    """Note a trial's parameters and state in its folder."""
+    content = asdict(trial)
+    del content["points"]
+    storage.write_text(storage.join(sweep, trial.name, TRIAL_FILE), json.dumps(content, indent=1) + "\n")
+
+
+def read_trials(sweep: str, goal: Goal) -> list[Trial]:
+    """The trials that were begun, by number, with what they reached."""
+    names = [name for name in storage.list_folder(sweep) if re.fullmatch(r"trial-\d+", name)]
+    found: list[Trial] = []
+    for name in names:
+        file = storage.join(sweep, name, TRIAL_FILE)
+        if storage.exists(file):
+            trial = Trial(**json.loads(storage.read_text(file)))
+            found.append(replace(trial, points=tuple(points_of(read_metrics(storage.join(sweep, name)), goal))))
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def points_of(rows: list[dict[str, Any]], goal: Goal) -> list[tuple[int, int, float]]:
+    """(point, step, objective) of the rows that have the objective, counted from 1."""
+    values = [(row["step"], value) for row in rows if (value := goal.value(row)) is not None]
+    return [(point, step, value) for point, (step, value) in enumerate(values, 1)]
+
+
+def winner(trials: list[Trial], goal: Goal) -> Trial | None:
+    """The trial that ends best among those that came to their end; None as long as there is none."""
+    ended = [trial for trial in trials if trial.status == "finished" and trial.last is not None]
+    best: Trial | None = None
+    for trial in ended:
+        assert trial.last is not None
+        if best is None or best.last is None or goal.better(trial.last, best.last):
+            best = trial
+    return best
+
+
+def ask_to_stop(sweep: str, name: str) -> None:
+    """Have a trial end itself."""
+    storage.write_text(storage.join(sweep, name, STOP_FILE), "")
+
+
+def is_asked_to_stop(folder: str) -> bool:
+    """Whether the trial in a folder shall end itself."""
+    return storage.exists(storage.join(folder, STOP_FILE))
+
+
+def values_of(trials: list[Trial]) -> Mapping[str, list[Any]]:
+    """The values of each parameter, a trial after the other."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    return {name: [trial.params.get(name) for trial in trials] for name in names}

@@ -1,0 +1,78 @@
+"""Early stopping: ASHA decides, and the trial ends itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from tune.config import SweepConfig
+from tune.goal import Goal
+from tune.state import Trial, ask_to_stop
+from tune.trial import OBJECTIVE, POINT, STATUS
+
+
+class GentleStop(FIFOScheduler):
+    """Asks a trial to end where another scheduler would end it: it then leaves a checkpoint, a report and an ended MLflow run.
+
+    Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its schedulers know when a sweep is
+    gone on with, so that the first trials after it would have nobody to be compared with: `remember` tells it again.
+
+    Args:
+        judge: Decides.
+        sweep: The sweep's folder.
+    """
+
+    def __init__(self, judge: TrialScheduler, sweep: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._judge, self._sweep = judge, sweep
+        self._asked: set[str] = set()
+
+    def remember(self, trial: Trial) -> None:
+        """Enter the points of a trial of an earlier start."""
+        known: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
+        nobody: Any = None
+        self._judge.on_trial_add(nobody, known)
+        for point, _, value in trial.points:
+            self._judge.on_trial_result(nobody, known, {POINT: point, OBJECTIVE: value})
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Pass a new trial on."""
+        self._judge.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Hear a point. Ray Tune is told to go on, whatever the decision."""
+        if STATUS not in result and trial.trial_id not in self._asked:
+            decision = self._judge.on_trial_result(tune_controller, trial, result)
+            if decision == TrialScheduler.STOP:
+                self._asked.add(trial.trial_id)
+                ask_to_stop(self._sweep, Trial(number=trial.config["number"], params={}).name)
+        return str(TrialScheduler.CONTINUE)
+
+
+def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
+    """The scheduler of a sweep."""
+    if not config.stop_early:
+        return GentleStop(FIFOScheduler(), sweep)  # type: ignore[no-untyped-call]
+    judge = ASHAScheduler(
+        time_attr=POINT,
+        metric=OBJECTIVE,
+        mode=goal.mode,
+        # One more than there are: at its last point a trial ends by itself.
+        max_t=config.evaluation.points + 1,
+        grace_period=min(config.grace_points, config.evaluation.points),
+        reduction_factor=config.halving,
+        # A rung decides once; later points are not compared with those that others had at another time.
+        stop_last_trials=False,
+    )
+    return GentleStop(judge, sweep)
+
+
+def rungs(config: SweepConfig) -> list[int]:
+    """The points at which trials are compared."""
+    found, rung = [], float(config.grace_points)
+    while config.stop_early and rung < config.evaluation.points:
+        found.append(-int(-rung // 1))
+        rung *= config.halving
+    return found

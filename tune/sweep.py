@@ -1,0 +1,402 @@
+"""Sweep a pretraining: `beit sweep [PRESET] [--space mask-lr] [--trials N] [--option value …]`, or `python -m tune.sweep …`.
+
+Ray Tune runs the trials, ASHA stops the worse ones early, MLflow has a run for each. A trial is a pretraining as `beit pretrain` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from beit.config import override
+from beit.errors import JobFailedError, UserError
+from pipelines import cluster, runs, storage, tracking
+from pipelines.report import REPORT_FILE
+from tune.config import SweepConfig
+from tune.goal import GOALS, Goal, check_goal
+from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
+from tune.schedule import Schedule, schedule
+from tune.search import Learned, Planned, check_search
+from tune.space import Params, Space, described, draw, load_space
+from tune.state import Trial, read_trials, winner
+from tune.stopping import rungs, scheduler
+from tune.tokens import Tokens, keep, kept, prepare_tokens, shareable
+from tune.tracking import SweepLog, check_store
+from tune.trial import check_trial, entry_of, run_trial, trial_config
+
+if TYPE_CHECKING:
+    from pipelines.config import PretrainConfig
+    from pipelines.sources import Source
+
+JOB = "sweep"
+PLAN_FILE = "plan.json"
+HOW_FILE = "how.json"
+
+# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say.
+QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves behind."""
+
+    sweep: str
+    """Its folder."""
+    trials: list[Trial]
+    best: Trial | None
+    report: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A sweep, ready to be run: everything is checked, nothing is started."""
+
+    config: SweepConfig
+    preset: str
+    space: Space
+    goal: Goal
+    plan: list[Params] | None
+    """The parameters of the trials. None: they come from what is learned."""
+    source: Source
+
+    @property
+    def trials(self) -> int:
+        """How many there shall be."""
+        from tune.space import DEFAULT_TRIALS
+
+        return len(self.plan) if self.plan is not None else self.config.trials or DEFAULT_TRIALS
+
+
+def sweep(
+    config: SweepConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+) -> SweepResult:
+    """Run the trials of a sweep and write its folder with their run folders, the table, the winner's configuration and the report.
+
+    Args:
+        config: The whole sweep.
+        preset: Name that the folder starts with when `output.name` is not given.
+        resume: Sweep folder to go on with: trials that have ended stay, the others go on from their last checkpoints.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: For every mistake in the configuration, the space or the data that can be seen before the first trial.
+        JobFailedError: If every trial failed.
+    """
+    if resume is None:
+        runs.check_free(config)
+    space = load_space(config.space)
+    goal = check_goal(config, space)
+    check_search(config, space)
+    plan = draw_plan(config, space)
+    tokenize = config.target.kind == "tokens" and not (config.data.tokens or shareable(config.pretraining(), space))
+    # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
+    if here := cluster.this_machine(config.resources.cpus):
+        plan_concurrency(config, here, tokenize=tokenize)
+    with cluster.start(cpus=config.resources.cpus, debug=debug):
+        timetable = plan_concurrency(config, cluster.nodes(), tokenize=tokenize)
+        prepared = prepare(config, space, goal, plan, preset=preset, say=say)
+        folder = _open_folder(prepared, resume)
+        return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
+
+
+def plan_concurrency(config: SweepConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
+    """How many trials run at a time on some machines."""
+    return schedule(config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent)
+
+
+def draw_plan(config: SweepConfig, space: Space) -> list[Params] | None:
+    """The parameters of all trials, where nothing has to be learned for them; of fields that there are, with values that these take.
+
+    Raises:
+        UserError: Naming the field.
+    """
+    if config.search != "random":
+        return None
+    plan = draw(space, config.trials, config.seed)
+    for params in plan:
+        config.pretraining(params)
+    return plan
+
+
+def prepare(
+    config: SweepConfig, space: Space, goal: Goal, plan: list[Params] | None, *, preset: str, say: Callable[[str], None]
+) -> Prepared:
+    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data is given.
+
+    Raises:
+        UserError: As `sweep`.
+    """
+    from pipelines.config import MOST_SCENE_PX
+    from pipelines.job import open_data, with_absolute_data
+
+    config = with_absolute_data(config)
+    if config.tokenizer.path is not None:
+        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
+    config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
+    base = config.pretraining()
+    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
+            "set --data.train to a folder or bucket of images; beit sweep quickstart runs on the scenes",
+        )
+    source = open_data(config, image_size=config.model.image_size, say=say)
+    for params in plan or [{}]:
+        check_trial(base, params, source.manifest.total, objective=config.objective)
+    return Prepared(config=config, preset=preset, space=space, goal=goal, plan=plan, source=source)
+
+
+def _open_folder(prepared: Prepared, resume: str | None) -> str:
+    """The sweep's folder, with the plan of its trials; a resumed one must find the data as it was and keeps its plan."""
+    inputs = {"data.train": prepared.source.manifest.digest}
+    if resume is None:
+        check_store(prepared.config, storage.join(prepared.config.output.root, prepared.config.output.name or prepared.preset))
+        folder = runs.create(prepared.config, job=JOB, preset=prepared.preset, inputs=inputs).uri
+        storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.plan, indent=1) + "\n")
+        return folder
+    folder = runs.reopen(resume, inputs=inputs).uri
+    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != prepared.plan:
+        raise UserError(
+            f"--resume {folder}: --space {prepared.config.space} draws other trials than those that the sweep began with",
+            "bring back the file as it was, or start a new sweep",
+        )
+    return folder
+
+
+class _Sweep:
+    """The running of a sweep, on a connected Ray."""
+
+    def __init__(self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]) -> None:
+        self.prepared, self.config, self.goal = prepared, prepared.config, prepared.goal
+        self.timetable, self.folder, self.debug, self.say = timetable, folder, debug, say
+        self.started = time.monotonic()
+        self.earlier = read_trials(folder, self.goal)
+        self.log = SweepLog(folder, self.config, preset=prepared.preset, say=say)
+        self.tokens: Tokens | None = None
+        self.lines: list[str] = []
+
+    def run(self) -> SweepResult:
+        """All of it."""
+        status = "FAILED"
+        try:
+            self._introduce()
+            self._tokenise()
+            complete = self._run_trials()
+            status = "FINISHED" if complete else "KILLED"
+        except KeyboardInterrupt:
+            status, complete = "KILLED", False
+        finally:
+            trials = read_trials(self.folder, self.goal)
+            for trial in trials:
+                self.log.end_trial(trial)
+            result = self._conclude(trials)
+            self.log.finish(status, [TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE])
+        if not complete:
+            self.say(f"stopped; go on by beit sweep --resume {self.folder}")
+            raise KeyboardInterrupt
+        if all(trial.status == "failed" for trial in trials):
+            raise JobFailedError(
+                f"every trial failed, the first with: {trials[0].error}", f"mend the cause, then beit sweep --resume {self.folder}"
+            )
+        return result
+
+    def _introduce(self) -> None:
+        config = self.config
+        self.say(f"sweep folder: {self.folder}")
+        self.say(f"space: {config.space}: {', '.join(self.prepared.space)}; {self.prepared.trials} trials, {config.search}")
+        self.say(f"objective: {self.goal.meaning}")
+        if at := rungs(config):
+            of = f"of {config.evaluation.points}"
+            self.say(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
+        self.lines.append(self.timetable.line)
+        self.say(f"trials at a time: {self.timetable.line}")
+        if self.log.link:
+            self.say(f"mlflow: {self.log.link}")
+        if self.earlier:
+            ended = [str(trial.number) for trial in self.earlier if trial.ended]
+            others = [str(trial.number) for trial in self.earlier if not trial.ended]
+            self.say(f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to go on with: {', '.join(others) or 'none'}")
+
+    def _base(self) -> PretrainConfig:
+        """What the trials have in common, with the data and the tokens that the sweep found for them."""
+        base, placement = self.config.pretraining(), self.timetable.placement
+        tokens = self.tokens.path if self.tokens is not None else self.config.data.tokens
+        return replace(
+            base,
+            data=replace(base.data, train=self.prepared.source.uri, tokens=tokens),
+            resources=replace(base.resources, workers=placement.workers),
+        )
+
+    def _tokenise(self) -> None:
+        config = self.config
+        if config.data.tokens is not None or not shareable(config.pretraining(), self.prepared.space):
+            if config.target.kind == "tokens" and config.data.tokens is None:
+                self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
+            return
+        self.tokens = kept(self.folder)
+        if self.tokens is None:
+            manifest = self.prepared.source.manifest
+            configs = [override(config.pretraining(), params) for params in self.prepared.plan or [{}]]
+            lengths = [(each.total_steps(manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs]
+            train = self.prepared.source.uri
+            self.tokens = prepare_tokens(config.pretraining(), train, manifest, lengths, epochs=config.token_epochs, say=self.say)
+            keep(self.folder, self.tokens)
+        self._fixed_tokens()
+
+    def _fixed_tokens(self) -> None:
+        """Have the tokens of the evaluation computed here, once: `prepare` leaves them in the cache."""
+        from pipelines.pretrain import prepare
+
+        params = self.prepared.plan[0] if self.prepared.plan else {}
+        name = Trial(number=0, params={}).name
+        config = trial_config(self._base(), params, objective=self.config.objective, sweep=self.folder, name=name)
+        prepare(config, preset=self.prepared.preset, say=lambda line: None)
+
+    def _entry(self, trial: Trial) -> dict[str, Any]:
+        """What Ray Tune hands to a trial."""
+        config = trial_config(self._base(), trial.params, objective=self.config.objective, sweep=self.folder, name=trial.name)
+        return entry_of(
+            config,
+            trial,
+            preset=self.prepared.preset,
+            objective=self.config.objective,
+            rows=self.prepared.source.manifest.total,
+            debug=self.debug,
+        )
+
+    def _run_trials(self) -> bool:
+        """False: the user broke it off."""
+        import ray.tune
+        from ray.tune.execution.placement_groups import PlacementGroupFactory
+
+        from tune.progress import Progress
+
+        ended = {trial.number for trial in self.earlier if trial.ended}
+        if len(ended) == self.prepared.trials:
+            return True
+        _quieten(self.debug)
+        stopper = scheduler(self.config, self.goal, self.folder)
+        for trial in self.earlier:
+            if trial.ended:
+                stopper.remember(trial)
+        search: Any
+        if self.prepared.plan is not None:
+            waiting = [Trial(number=number, params=params) for number, params in enumerate(self.prepared.plan) if number not in ended]
+            search = Planned([self._entry(trial) for trial in waiting], self.goal)
+        else:
+            search = Learned(
+                self.prepared.space,
+                self.goal,
+                seed=self.config.seed,
+                earlier=self.earlier,
+                trials=self.prepared.trials,
+                entry=self._entry,
+            )
+        progress = Progress(
+            self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.prepared.trials, say=self.say
+        )
+        # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
+        here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(run_trial, PlacementGroupFactory([{here: 0.001}])),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=search,
+                scheduler=stopper,
+                num_samples=self.prepared.trials - len(ended),
+                max_concurrent_trials=self.timetable.concurrent,
+                trial_dirname_creator=_name_of,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=storage.join(self.folder, "tune"),
+                callbacks=[progress],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.prepared.trials
+
+    def _conclude(self, trials: list[Trial]) -> SweepResult:
+        """Table, best configuration and report of what there is, and the last lines."""
+        config, best = self.config, winner(trials, self.goal)
+        write_trials(self.folder, trials, self.goal)
+        if self.tokens is not None and trials:
+            read = sum(trial.points[-1][1] * self._batch(trial) for trial in trials if trial.points)
+            self.lines.append(self.tokens.saved(read))
+            self.say(self.lines[-1])
+        if best is not None:
+            chosen = config.pretraining(best.params)
+            write_best(self.folder, replace(chosen, output=replace(chosen.output, name=None)), preset=self.prepared.preset)
+        seconds = time.monotonic() - self.started
+        storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps({"seconds": seconds, "lines": self.lines}, indent=1) + "\n")
+        report, command = write_report(self.folder, config, trials, self.goal, preset=self.prepared.preset)
+        counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
+        self.say(f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, {counts['failed']} failed")
+        if best is not None:
+            self.say(f"best: trial {best.number}, {self.goal.name} {best.last:.4f}: {described(best.params)}")
+            self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
+            self.say(f"report: {report}")
+            self.say(f"next, train the winner at full length: {command}")
+        return SweepResult(self.folder, trials, best, report)
+
+    def _batch(self, trial: Trial) -> int:
+        return int(trial.params.get("optim.global_batch_size", self.config.optim.global_batch_size))
+
+
+def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str) -> tuple[str, str | None]:
+    """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
+    from tune.report import write_sweep_report
+
+    how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
+    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    best, command = winner(trials, goal), None
+    if best is not None:
+        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset)
+    page = write_sweep_report(
+        folder,
+        config,
+        trials,
+        goal,
+        preset=preset,
+        seconds=how["seconds"],
+        lines=how["lines"],
+        mlflow=tracking.link(folder, place) if place else None,
+        command=command,
+    )
+    return page, command
+
+
+def rebuild_report(run: str) -> str:
+    """Write the report of a sweep again, from its folder; returns its path."""
+    folder = storage.absolute(run)
+    config, preset = runs.saved_config(folder, SweepConfig, job=JOB)
+    if not storage.exists(storage.join(folder, HOW_FILE)):
+        raise UserError(f"{folder} is a sweep that was killed before it wrote a report", f"beit sweep --resume {folder}")
+    goal = GOALS[config.objective]
+    return write_report(folder, config, read_trials(folder, goal), goal, preset=preset)[0]
+
+
+def _name_of(trial: Any) -> str:
+    """Ray Tune's folder of a trial; its own name for it would hold the whole configuration."""
+    return Trial(number=trial.config["number"], params={}).name
+
+
+def _quieten(debug: bool) -> None:
+    import logging
+    import os
+
+    for name, value in QUIET_TUNE.items():
+        os.environ.setdefault(name, value)
+    if not debug:
+        for name in ("ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["sweep", *sys.argv[1:]])

@@ -1,0 +1,111 @@
+"""Tokenise once: the views' tokens are computed before the first trial, or found, and every trial reads them; masks are drawn per trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from beit.config import to_dict
+from pipelines import storage
+from pipelines.config import PretrainConfig
+from pipelines.token_cache import view_fields
+
+if TYPE_CHECKING:
+    from pipelines.sources import Manifest
+
+TOKENS_FILE = "tokens.json"
+FOLDER = "tokens"
+
+MOST_EPOCHS = 20
+"""Epochs of views that are tokenised at most, unless the user wants more: 10 GB for ImageNet-1k at 14 x 14 tokens."""
+
+OTHER_VIEWS = ("seed", "view.", "tokenizer.", "model.image_size")
+"""Fields that change the views or their tokens, but for `view.mean` and `view.std`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What was computed for the trials."""
+
+    path: str
+    views: int
+    parts: int
+    computed: int
+    """Parts that this sweep has computed; the others were there from an earlier one."""
+    seconds: float
+    """For those."""
+
+    def saved(self, read: int) -> str:
+        """What it saved, for trials that have read the tokens of so many views."""
+        if not self.computed:
+            return f"tokens: {self.views:,} views were there from an earlier sweep; the trials read {read:,}, and nothing was tokenised"
+        computed = self.views * self.computed / self.parts
+        rate = computed / max(self.seconds, 1e-9)
+        one_by_one = read / rate
+        return (
+            f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} a second with starting up); the trials "
+            f"read {read:,}, for which each by itself would have taken {one_by_one:.0f} s in all"
+            + (f": {one_by_one - self.seconds:.0f} s saved" if one_by_one > self.seconds else "")
+        )
+
+
+def shareable(config: PretrainConfig, varied: Iterable[str]) -> bool:
+    """Whether one cache serves all trials."""
+    others = [name for name in varied if name.startswith(OTHER_VIEWS) and name not in ("view.mean", "view.std")]
+    return config.target.kind == "tokens" and not others
+
+
+def prepare_tokens(
+    config: PretrainConfig,
+    train: str,
+    manifest: Manifest,
+    steps: Iterable[tuple[int, int]],
+    *,
+    epochs: int | None,
+    say: Callable[[str], None],
+) -> Tokens:
+    """Compute the tokens of the trials' views, or find them.
+
+    Args:
+        config: What the trials have in common.
+        train: Its images.
+        manifest: These.
+        steps: (optimizer steps, images a step) of the trials.
+        epochs: How many epochs of views. None: as many as the longest trial takes, at most `MOST_EPOCHS`.
+        say: Takes the lines for the user.
+    """
+    from pipelines.encode_tokens import EncodeConfig, encode_tokens
+
+    if epochs is None:
+        epochs = min(MOST_EPOCHS, max(math.ceil(count * batch / manifest.total) for count, batch in steps))
+    encode = EncodeConfig(
+        data=replace(config.data, train=train, tokens=None),
+        image_size=config.model.image_size,
+        tokenizer=config.tokenizer,
+        view=config.view,
+        seed=config.seed,
+        epochs=epochs,
+        resources=replace(config.resources, workers=None, worker_cpus=None),
+    )
+    said = [manifest.digest, config.model.image_size, to_dict(config.tokenizer), view_fields(config.view), config.seed, epochs]
+    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    out = storage.join(storage.absolute(config.output.root), FOLDER, key)
+    start = time.monotonic()
+    result = encode_tokens(replace(encode, out=out), say=say)
+    return Tokens(path=result.out, views=result.views, parts=result.parts, computed=result.written, seconds=time.monotonic() - start)
+
+
+def keep(sweep: str, tokens: Tokens) -> None:
+    """Note in the sweep's folder what was computed: a later start finds it there and computes nothing."""
+    storage.write_text(storage.join(sweep, TOKENS_FILE), json.dumps(asdict(tokens), indent=1) + "\n")
+
+
+def kept(sweep: str) -> Tokens | None:
+    """What an earlier start has noted."""
+    file = storage.join(sweep, TOKENS_FILE)
+    return Tokens(**json.loads(storage.read_text(file))) if storage.exists(file) else None

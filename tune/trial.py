@@ -1,0 +1,128 @@
+"""A trial: `pretrain(override(preset, params))` in a folder of the sweep, the same code path as a single run.
+
+It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and files and SQLite are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from beit.config import override, to_dict
+from beit.errors import UserError
+from pipelines import runs, storage
+from pipelines.config import PretrainConfig
+from tune.goal import GOALS, evaluated
+from tune.state import Trial, is_asked_to_stop, points_of
+
+POINT, OBJECTIVE, STATUS = "point", "objective", "status"
+"""What a trial reports to Ray Tune; the last report says how it ended."""
+
+CHECKPOINTS = 4
+"""A trial saves at least so many."""
+
+
+def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, sweep: str, name: str) -> PretrainConfig:
+    """The whole configuration of a trial.
+
+    Args:
+        base: What the trials have in common.
+        params: What this one has for itself.
+        objective: Of the sweep.
+        sweep: The sweep's folder.
+        name: The trial's, below it.
+    """
+    config = evaluated(override(base, params), objective)
+    return replace(config, output=replace(config.output, root=sweep, name=name))
+
+
+def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str) -> PretrainConfig:
+    """Refuse parameters with which a trial could not begin, before any trial has.
+
+    Raises:
+        UserError: As the trial would, naming its parameters.
+    """
+    from beit.optim import check_schedule
+    from pipelines.pretrain import check_config
+    from tune.space import described
+
+    try:
+        config = evaluated(override(base, params), objective)
+        check_config(config)
+        if config.steps is None:
+            check_schedule(config.optim, config.total_steps(rows, config.optim.global_batch_size))
+    except UserError as error:
+        raise UserError(f"a trial with {described(params)}: {error.cause}", f"narrow the space; {error.remedy}") from error
+    return config
+
+
+def run_trial(entry: dict[str, Any]) -> None:
+    """Ray Tune's entry: pretrain, or go on with what an earlier start of the sweep has left.
+
+    Args:
+        entry: From `entry_of`.
+    """
+    import ray.tune
+
+    from beit.config import from_dict
+    from pipelines.pretrain import pretrain
+    from pipelines.recorder import read_metrics
+
+    config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
+    assert config.output.name is not None
+    folder = storage.join(config.output.root, config.output.name)
+    resume = folder if storage.exists(storage.join(folder, runs.CONFIG_FILE)) else None
+    before = read_metrics(folder) if resume and runs.latest_checkpoint(folder) else []
+    reported = 0
+
+    def report(rows: list[dict[str, Any]]) -> None:
+        nonlocal reported
+        for point, step, value in points_of(rows, goal)[reported:]:
+            ray.tune.report({POINT: point, OBJECTIVE: value, "step": step})
+            reported = point
+
+    def follow(rows: list[dict[str, Any]]) -> bool:
+        if any(goal.value(row) is not None for row in rows):
+            report(read_metrics(folder))
+        return not is_asked_to_stop(folder)
+
+    report(before)
+    result = pretrain(config, preset=entry["preset"], resume=resume, debug=entry["debug"], follow=follow)
+    rows = read_metrics(folder)
+    report(rows)
+    points = points_of(rows, goal)
+    ray.tune.report(
+        {
+            POINT: len(points),
+            OBJECTIVE: points[-1][2] if points else None,
+            "step": result.step,
+            STATUS: "finished" if result.step >= entry["total_steps"] else "stopped",
+        }
+    )
+
+
+def entry_of(config: PretrainConfig, trial: Trial, *, preset: str, objective: str, rows: int, debug: bool) -> dict[str, Any]:
+    """What `run_trial` is given.
+
+    Args:
+        config: The trial's, from `trial_config`.
+        trial: Its number and parameters.
+        preset: Of the sweep.
+        objective: Of the sweep.
+        rows: Images of an epoch.
+        debug: Let Ray's own messages through.
+    """
+    total_steps = config.total_steps(rows, config.optim.global_batch_size)
+    # A trial that is gone on with after an interruption shall not begin anew, however short it is.
+    checkpoint_steps = min(config.output.checkpoint_steps, max(1, total_steps // CHECKPOINTS))
+    config = replace(config, output=replace(config.output, checkpoint_steps=checkpoint_steps))
+    return {
+        "number": trial.number,
+        "params": trial.params,
+        "config": to_dict(config),
+        "total_steps": total_steps,
+        "preset": preset,
+        "objective": objective,
+        "debug": debug,
+    }
