@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beit.errors import UserError
+from beit.errors import JobFailedError, UserError
 from pipelines import storage
 from pipelines.placement import STAGES, Node
 
@@ -24,6 +24,10 @@ MOST_TO_COME = 1000
 
 # Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+# Ray gives its processes 30 s to start, too little for a machine that is busy.
+STARTS = 3
+STARTED_TOO_SLOWLY = "timed out during startup"
 
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
@@ -78,16 +82,28 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
     }
     os.environ.update({name: value for name, value in quiet.items() if name not in os.environ})
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=debug,
-        logging_level=logging.INFO if debug else logging.ERROR,
-        configure_logging=True,
-        _temp_dir=str(folder),
-    )
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=debug,
+                logging_level=logging.INFO if debug else logging.ERROR,
+                configure_logging=True,
+                _temp_dir=str(folder if attempt == 1 else folder / f"{attempt}"),
+            )
+            break
+        except Exception as error:  # Ray raises nothing narrower.
+            ray.shutdown()
+            if STARTED_TOO_SLOWLY not in str(error):
+                raise
+            if attempt == STARTS:
+                raise JobFailedError(
+                    f"Ray did not start on this machine within 30 s, {STARTS} times over",
+                    "wait until the machine has less to do, or join a Ray that runs already, by RAY_ADDRESS",
+                ) from error
     if not debug:
         import ray.data
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from beit.errors import UserError
-from pipelines.cluster import node_types, to_come
+from beit.errors import JobFailedError, UserError
+from pipelines.cluster import STARTS, node_types, start_private, to_come
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -47,3 +47,35 @@ def test_a_heads_file_says_them_and_its_environment_comes_first(monkeypatch, tmp
         monkeypatch.setenv("BEIT_NODE_TYPES", wrong)
         with pytest.raises(UserError, match="names no node types"):
             node_types()
+
+
+@pytest.mark.parametrize("late", [2, STARTS])
+def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(monkeypatch, tmp_path, late):
+    tried = []
+
+    def start(**options):
+        tried.append(options["_temp_dir"])
+        if len(tried) <= late:
+            raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
+
+    monkeypatch.setattr("ray.init", start)
+    if late < STARTS:
+        with start_private(num_cpus=1, folder=tmp_path, debug=True):
+            pass
+    else:
+        with pytest.raises(JobFailedError, match="3 times"), start_private(num_cpus=1, folder=tmp_path, debug=True):
+            pass
+    assert len(set(tried)) == len(tried) == min(late + 1, STARTS)
+
+
+def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
+    tried = []
+
+    def start(**options):
+        tried.append(options)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("ray.init", start)
+    with pytest.raises(RuntimeError, match="^no$"), start_private(num_cpus=1, folder=tmp_path, debug=True):
+        pass
+    assert len(tried) == 1
