@@ -76,6 +76,6 @@ def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
         raise RuntimeError("no")
 
     monkeypatch.setattr("ray.init", start)
-    with pytest.raises(RuntimeError, match="^no$"), start_private(num_cpus=1, folder=tmp_path, debug=True):
+    with pytest.raises(RuntimeError, match=r"^no$"), start_private(num_cpus=1, folder=tmp_path, debug=True):
         pass
     assert len(tried) == 1
