@@ -93,7 +93,9 @@ def compare(config: CompareConfig) -> list[str]:
         raise UserError(
             "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
         )
-    storage.write_bytes(storage.absolute(config.out), chart_picture([_chart(groups, metric) for metric in metrics]))
+    # A single value is no curve: it stands in the table.
+    curves = [metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)] or metrics
+    storage.write_bytes(storage.absolute(config.out), chart_picture([_chart(groups, metric) for metric in curves]))
     figures = str(Path(config.out).with_suffix(".csv"))
     storage.write_text(storage.absolute(figures), _csv(groups, metrics))
     return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
@@ -146,8 +148,10 @@ def _chart(groups: Sequence[Group], metric: str) -> Chart:
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
+    """The last step, and what each run had there; in training the mean over the last twentieth, for a single row is noisy."""
     steps, values = one.curve(metric)
-    return steps[-1], values[:, -1]
+    late = np.array(steps) > 0.95 * steps[-1] if metric.startswith("train/") else np.array(steps) == steps[-1]
+    return steps[-1], values[:, late].mean(1)
 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
