@@ -296,7 +296,10 @@ def written(root: str) -> Iterator[Finding]:
 
 def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Where metrics go."""
-    place = tracking.place_of(storage.join(storage.absolute(root), "run"), experiment="beit", params={})
+    try:
+        place = tracking.place_of(storage.join(storage.absolute(root), "run"), experiment="beit", params={})
+    except OSError:
+        return  # The bucket cannot be reached: that has a finding of its own.
     if place is None:
         yield Finding(Level.WARNING, tracking.NO_PLACE, "mlflow server, and export MLFLOW_TRACKING_URI=http://HOST:5000")
     elif place.is_own_file:

@@ -52,12 +52,13 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
     disk (`NO_PLACE` says so).
     """
     root, name = storage.parent(run), storage.name(run)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and storage.is_remote(root):
+        return None
     if (parent := _known_id(root)) is not None and (place := place_of(root, experiment=experiment, params={})) is not None:
         return replace(place, name=name, params=params, parent=parent)
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    if uri:
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
-    if storage.is_remote(root):
-        return None
     # Without a place of its own MLflow would put files into the folder that the command happens to be called from.
     return MlflowRun(
         uri=f"sqlite:///{root}/mlflow.db", experiment=experiment, name=name, artifacts=f"file://{root}/mlartifacts", params=params
