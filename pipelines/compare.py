@@ -17,7 +17,7 @@ from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.charts import Chart, Line, chart_picture
 from pipelines.evaluate import FOLDER
-from pipelines.recorder import read_metrics
+from pipelines.recorder import last_metrics, read_metrics
 
 SHARES = {"top1": "Validation top-1", "top5": "Validation top-5", "mean_iou": "Validation mean IoU"} | {
     "train/accuracy": "Accuracy in training",
@@ -56,6 +56,8 @@ class Run:
     """By dotted name, without those of `NOT_COMPARED`."""
     curves: dict[str, dict[int, float]]
     """By metric: step -> value."""
+    rows: list[dict[str, Any]]
+    """Of the training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +115,13 @@ def read_run(argument: str) -> Run:
     job, uri = runs.job_of(path), storage.absolute(path)
     saved = json.loads(storage.read_text(storage.join(uri, runs.CONFIG_FILE)))["config"]
     curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
-    for row in [*read_metrics(uri), *evaluations.read(uri, FOLDER)]:
+    rows = read_metrics(uri)
+    for row in [*rows, *evaluations.read(uri, FOLDER)]:
         for metric in TITLES:
             if row.get(metric) is not None and np.isfinite(row[metric]):
                 curves[metric][row["step"]] = row[metric]
     options = {option: value for option, value in runs.flatten(saved).items() if not option.startswith(NOT_COMPARED)}
-    return Run(uri=uri, name=name or None, job=job, options=options, curves=curves)
+    return Run(uri=uri, name=name or None, job=job, options=options, curves=curves, rows=rows)
 
 
 def group(found: Sequence[Run]) -> list[Group]:
@@ -148,10 +151,11 @@ def _chart(groups: Sequence[Group], metric: str) -> Chart:
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
-    """The last step, and what each run had there; in training the mean over the last twentieth, for a single row is noisy."""
+    """The last step, and what each run had there; of what is measured in training the means that a run's own result has."""
     steps, values = one.curve(metric)
-    late = np.array(steps) > 0.95 * steps[-1] if metric.startswith("train/") else np.array(steps) == steps[-1]
-    return steps[-1], values[:, late].mean(1)
+    if not metric.startswith("train/"):
+        return steps[-1], values[:, -1]
+    return steps[-1], np.array([last_metrics([row for row in run.rows if row["step"] <= steps[-1]])[metric] for run in one.runs])
 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:

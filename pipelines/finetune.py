@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines import evaluations, runs, storage, supervised
+from pipelines import runs, supervised
 from pipelines.finetune_presets import FinetuneConfig, finetune_preset
-from pipelines.models import MODEL_FILES, find_model
 from pipelines.supervised import Prepared
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def finetune(
         judge=functools.partial(_judge, prepared),
         figures=("top1", "top5", "loss"),
         line=evaluation_line,
-        write_report=write_run_report,
+        write_report=rebuild_report,
         resume=resume,
         debug=debug,
         say=say,
@@ -163,23 +162,10 @@ def summary(prepared: Prepared) -> list[str]:
 
 
 def rebuild_report(run: str) -> str:
-    """Write the report of a run again from its folder; returns its path."""
-    runs.saved_config(run, FinetuneConfig, job=JOB)
-    return write_run_report(storage.absolute(run))
-
-
-def write_run_report(run: str) -> str:
-    """The report with what the evaluations found; returns its path."""
-    from beit.checkpoints import read_config
-    from pipelines.evaluate import FOLDER
-    from pipelines.report import write_report
+    """Write the report of a run, also again, from its folder; returns its path."""
     from pipelines.report_classification import classification_section
 
-    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
-        names = read_config(folder).head.get("class_names")
-    config, _ = runs.saved_config(run, FinetuneConfig, job=JOB)
-    commands = supervised.next_commands(config, JOB, run)
-    return write_report(run, sections=[classification_section(evaluations.read(run, FOLDER), names)], commands=commands)
+    return supervised.write_run_report(run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from typing import Literal
 
 from beit.checks import not_negative, positive, share
 from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
-from beit.errors import UserError
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
-from pipelines.presets import BASE, LARGE
+from pipelines.presets import BASE, LARGE, find_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +231,7 @@ def finetune_preset(name: str) -> FinetuneConfig:
     Raises:
         UserError: For a name that is none.
     """
-    if name not in PRESETS:
-        raise UserError(f"{name} is neither a run folder, nor a checkpoint folder, nor a preset", f"presets: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return find_preset(PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset")
 
 
 def recipe_for(model: ModelConfig) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-
-import numpy as np
 
 from beit.config import TokenizerConfig, to_dict
 from beit.errors import JobFailedError, UserError
@@ -20,7 +16,7 @@ from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.placement import Placement, place
-from pipelines.recorder import Recorder, read_metrics
+from pipelines.recorder import Recorder, last_metrics, read_metrics
 from pipelines.report import REPORT_FILE
 from pipelines.samples import Batch, Samples
 from pipelines.scenes import write_scenes
@@ -29,11 +25,9 @@ from pipelines.sources import Source, open_source
 from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
+from pipelines.watch import Follow, Watch
 
 Config = TypeVar("Config", bound=JobConfig)
-
-Follow = Callable[[list[dict[str, Any]]], bool]
-"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
 
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
@@ -43,7 +37,6 @@ BLOCKS_PER_ROUND = 50_000
 MICRO_BATCH = 128
 
 ERROR_FILE = "error.log"
-QUARANTINE_FILE = "quarantine.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +242,7 @@ def run_training(
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
+        with Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
             raise KeyboardInterrupt
@@ -276,19 +269,6 @@ def run_training(
         raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
     runs.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
     return Result(folder.uri, runs.step_of(path), last_metrics(read_metrics(folder.uri)), path)
-
-
-def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row, with means over the last twentieth of the steps for what was measured in training: a single row is noisy."""
-    last = rows[-1]
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    window = [(row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]]
-    metrics = dict(last)
-    for name in last:
-        values = [(row[name], count) for row, count in window if name.startswith("train/") and row.get(name) is not None]
-        if values:
-            metrics[name] = float(np.average([value for value, _ in values], weights=[count for _, count in values]))
-    return metrics
 
 
 def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFailedError:
@@ -359,82 +339,3 @@ def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[
     if place_in_mlflow is not None and not tracking.attach(folder.uri, place_in_mlflow, [REPORT_FILE, runs.CONFIG_FILE]):
         say("warning: MLflow cannot be reached; the report is in the run folder only")
     return report
-
-
-class _Watch:
-    """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
-
-    def __init__(
-        self,
-        recorder: Any,
-        dispatcher: Any,
-        training: Training,
-        folder: runs.RunFolder,
-        say: Callable[[str], None],
-        follow: Follow | None,
-    ) -> None:
-        self._follow = follow
-        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
-        self._ended = threading.Event()
-        self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
-        self._known = 0
-        self._complained = False
-        self.stopping = False
-        """Whether the run is to be broken off."""
-        self.ending = False
-        """Whether who follows it has ended it early."""
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Have the workers write a last checkpoint and leave. Does next to nothing: it is called by a signal."""
-        self.stopping = True
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        import ray
-
-        ended, told = False, False
-        while not ended:
-            ended = self._ended.wait(0.5)
-            try:
-                if self.stopping and not told:
-                    self._recorder.stop.remote()
-                    self._say("SIGTERM: a last checkpoint, then the end")
-                    told = True
-                for line in ray.get(self._recorder.lines.remote()):
-                    self._say(line)
-                self._hand_over(ray.get(self._recorder.rows.remote()))
-                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
-            except ray.exceptions.RayActorError:
-                self._known = 0  # The dispatcher starts again; what it will list may be known already.
-            except Exception as error:
-                # The training goes on, and so must its lines.
-                if not self._complained:
-                    self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
-                self._complained = True
-
-    def _hand_over(self, rows: list[dict[str, Any]]) -> None:
-        if self._follow is not None and not self._follow(rows) and not self.ending:
-            self._recorder.stop.remote()
-            self.ending = True
-
-    def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
-        self._known += len(entries)
-        new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
-        if not new:
-            return
-        for (unit, row), status in new.items():
-            source = self._training.source.unit(unit)
-            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["image", "reason"])
-        writer.writerows(self._quarantine[key] for key in sorted(self._quarantine))
-        storage.write_text(self._folder.path(QUARANTINE_FILE), text.getvalue())

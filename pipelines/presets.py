@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from pipelines.config import DataConfig, OutputConfig, PretrainConfig
+
+Preset = TypeVar("Preset")
 
 # The paper's section 3.1. Heads are 64 wide.
 BASE = ModelConfig(dim=768, depth=12, heads=12)
@@ -145,13 +148,27 @@ def pretrain_preset(name: str) -> PretrainConfig:
     Raises:
         UserError: For a name that is none, with the nearest one.
     """
-    if name not in PRESETS:
+    return find_preset(PRESETS, name, f"there is no preset {name}")
+
+
+def find_preset(presets: Mapping[str, Callable[[], Preset]], name: str, cause: str) -> Preset:
+    """The configuration of a preset of any job.
+
+    Args:
+        presets: All of the job's.
+        name: The one that is wanted.
+        cause: What to say of a name that is none.
+
+    Raises:
+        UserError: For a name that is none, with the nearest one.
+    """
+    if name not in presets:
         import difflib
 
-        close = difflib.get_close_matches(name, PRESETS, n=1)
+        close = difflib.get_close_matches(name, presets, n=1)
         hint = f"perhaps you meant {close[0]}; " if close else ""
-        raise UserError(f"there is no preset {name}", f"{hint}presets: {', '.join(PRESETS)}, or the config.json of a run")
-    return PRESETS[name]()
+        raise UserError(cause, f"{hint}presets: {', '.join(presets)}, or the config.json of a run")
+    return presets[name]()
 
 
 def meant_for(name: str) -> tuple[int, str]:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from beit.pictures import Reconstructions
     from beit.targets import Target
     from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.job import Follow, Result, Training
+    from pipelines.job import Result, Training
     from pipelines.sources import Manifest
     from pipelines.token_cache import TokenCache
+    from pipelines.watch import Follow
 
 JOB = "pretrain"
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from pipelines import storage
 from pipelines.tracking import MlflowLog, MlflowRun, trouble
 
@@ -169,6 +171,19 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
             else:
                 rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, with means over the last twentieth of the steps for what was measured in training: a single row is noisy."""
+    last = rows[-1]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    window = [(row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]]
+    metrics = dict(last)
+    for name in last:
+        values = [(row[name], count) for row, count in window if name.startswith("train/") and row.get(name) is not None]
+        if values:
+            metrics[name] = float(np.average([value for value, _ in values], weights=[count for _, count in values]))
+    return metrics
 
 
 def progress_line(row: dict[str, Any], *, total_steps: int, seconds_left: float, shown: list[tuple[str, str]]) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.errors import UserError
-from pipelines import evaluations, runs, storage, supervised
-from pipelines.models import MODEL_FILES, find_model
+from pipelines import runs, supervised
 from pipelines.segment_presets import SegmentConfig, segment_preset
 from pipelines.supervised import Prepared
 
@@ -66,7 +65,7 @@ def segment(
         way=config.test.name,
         figures=("mean_iou", "mean_accuracy", "overall_accuracy"),
         line=evaluation_line,
-        write_report=write_run_report,
+        write_report=rebuild_report,
         resume=resume,
         debug=debug,
         say=say,
@@ -270,23 +269,10 @@ def summary(prepared: Prepared) -> list[str]:
 
 
 def rebuild_report(run: str) -> str:
-    """Write the report of a run again from its folder; returns its path."""
-    runs.saved_config(run, SegmentConfig, job=JOB)
-    return write_run_report(storage.absolute(run))
-
-
-def write_run_report(run: str) -> str:
-    """The report with what the evaluations found; returns its path."""
-    from beit.checkpoints import read_config
-    from pipelines.evaluate import FOLDER
-    from pipelines.report import write_report
+    """Write the report of a run, also again, from its folder; returns its path."""
     from pipelines.report_segmentation import segmentation_section
 
-    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
-        names = read_config(folder).head.get("class_names")
-    config, _ = runs.saved_config(run, SegmentConfig, job=JOB)
-    commands = supervised.next_commands(config, JOB, run)
-    return write_report(run, sections=[segmentation_section(run, evaluations.read(run, FOLDER), names)], commands=commands)
+    return supervised.write_run_report(run, SegmentConfig, JOB, segmentation_section)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from typing import Literal
 
 from beit.checks import positive
 from beit.config import ModelConfig, OptimConfig
-from beit.errors import UserError
 from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
-from pipelines.presets import BASE, LARGE
+from pipelines.presets import BASE, LARGE, find_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +145,7 @@ def segment_preset(name: str) -> SegmentConfig:
     Raises:
         UserError: For a name that is none.
     """
-    if name not in PRESETS:
-        raise UserError(f"{name} is neither a run folder, nor a checkpoint folder, nor a preset", f"presets: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return find_preset(PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset")
 
 
 def recipe_for(model: ModelConfig) -> str:

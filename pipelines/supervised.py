@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
+Evaluations = Sequence[dict[str, Any]]
+Names = Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,29 @@ def unusable_words(found: dict[str, Any]) -> str:
     """What a line about an evaluation ends with: the images that it is about."""
     bad = f", {len(found['unusable']):,} more could not be used" if found["unusable"] else ""
     return f"on {found['images']:,} images{bad}"
+
+
+def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: Callable[[str, Evaluations, Names], str]) -> str:
+    """The report of a run of this job with what the evaluations found; returns its path.
+
+    Args:
+        run: Run folder.
+        kind: The job's configuration.
+        job: The job that the run must belong to.
+        section: (run folder, evaluations, class names) -> HTML about them.
+
+    Raises:
+        UserError: If there is no run of this job, or it has no model yet.
+    """
+    from beit.checkpoints import read_config
+    from pipelines.evaluate import FOLDER
+    from pipelines.report import write_report
+
+    config, _ = runs.saved_config(run, kind, job=job)
+    uri = storage.absolute(run)
+    with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
+        names = read_config(folder).head.get("class_names")
+    return write_report(uri, sections=[section(uri, evaluations.read(uri, FOLDER), names)], commands=next_commands(config, job, uri))
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:

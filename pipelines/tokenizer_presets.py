@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from beit.config import OptimConfig, ViewConfig
-from beit.errors import UserError
 from beit.tokenizer.dvae import DvaeConfig
 from beit.tokenizer.objective import DvaeTrainConfig
 from pipelines.config import DataConfig
+from pipelines.presets import find_preset
 from pipelines.train_tokenizer import TrainTokenizerConfig
 
 
@@ -85,6 +85,4 @@ def tokenizer_preset(name: str) -> TrainTokenizerConfig:
     Raises:
         UserError: For a name that is none.
     """
-    if name not in PRESETS:
-        raise UserError(f"there is no tokenizer preset {name}", f"presets: {', '.join(PRESETS)}, or the config.json of a run")
-    return PRESETS[name]()
+    return find_preset(PRESETS, name, f"there is no tokenizer preset {name}")

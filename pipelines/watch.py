@@ -1,0 +1,98 @@
+"""What the driver does while a training runs: shows lines, hands on rows, lists broken images, passes on a wish to end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipelines import runs, storage
+
+if TYPE_CHECKING:
+    from pipelines.job import Training
+
+Follow = Callable[[list[dict[str, Any]]], bool]
+"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
+
+QUARANTINE_FILE = "quarantine.csv"
+
+
+class Watch:
+    """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
+
+    def __init__(
+        self,
+        recorder: Any,
+        dispatcher: Any,
+        training: Training,
+        folder: runs.RunFolder,
+        say: Callable[[str], None],
+        follow: Follow | None,
+    ) -> None:
+        self._follow = follow
+        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
+        self._ended = threading.Event()
+        self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
+        self._known = 0
+        self._complained = False
+        self.stopping = False
+        """Whether the run is to be broken off."""
+        self.ending = False
+        """Whether who follows it has ended it early."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Have the workers write a last checkpoint and leave. Does next to nothing: it is called by a signal."""
+        self.stopping = True
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        import ray
+
+        ended, told = False, False
+        while not ended:
+            ended = self._ended.wait(0.5)
+            try:
+                if self.stopping and not told:
+                    self._recorder.stop.remote()
+                    self._say("SIGTERM: a last checkpoint, then the end")
+                    told = True
+                for line in ray.get(self._recorder.lines.remote()):
+                    self._say(line)
+                self._hand_over(ray.get(self._recorder.rows.remote()))
+                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
+            except ray.exceptions.RayActorError:
+                self._known = 0  # The dispatcher starts again; what it will list may be known already.
+            except Exception as error:
+                # The training goes on, and so must its lines.
+                if not self._complained:
+                    self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
+                self._complained = True
+
+    def _hand_over(self, rows: list[dict[str, Any]]) -> None:
+        if self._follow is not None and not self._follow(rows) and not self.ending:
+            self._recorder.stop.remote()
+            self.ending = True
+
+    def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
+        self._known += len(entries)
+        new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
+        if not new:
+            return
+        for (unit, row), status in new.items():
+            source = self._training.source.unit(unit)
+            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "reason"])
+        writer.writerows(self._quarantine[key] for key in sorted(self._quarantine))
+        storage.write_text(self._folder.path(QUARANTINE_FILE), text.getvalue())
