@@ -184,6 +184,8 @@ def run_training(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from pipelines.streams import DividedWorkers, stream_name
+
     config = training.config
     checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
     rows = training.source.manifest.rows
@@ -194,8 +196,17 @@ def run_training(
     )
     worker_batch = max(1, training.global_batch_size // placement.most_workers)
     epochs = -(-total_rows // int(rows.sum()))
+    streams = placement.streams
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
+    each = -(-slots // streams)
+    plan = Plan(
+        seed=config.seed,
+        epochs=epochs,
+        total_rows=total_rows,
+        max_rows=streams * BLOCKS_PER_ROUND * block_rows(worker_batch),
+        slots=streams * each,
+        streams=streams,
+    )
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -207,6 +218,7 @@ def run_training(
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
+        streams=streams,
         clip_norm=training.clip_norm,
         device=placement.device,
         threads=placement.worker_threads,
@@ -219,19 +231,23 @@ def run_training(
         fixed=None if training.fixed is None else ray.put(training.fixed),
         evaluate_at=frozenset(training.evaluate_at),
     )
-    stream = build_stream(
-        dispatcher,
-        slots=slots,
-        config=training.samples,
-        tokenizer=training.tokenizer,
-        placement=placement,
-        batch_rows=worker_batch,
-        in_order=config.resources.in_order,
-    )
+    data: dict[str, Any] = {
+        stream_name(index): build_stream(
+            dispatcher,
+            slots=range(index * each, (index + 1) * each),
+            config=training.samples,
+            tokenizer=training.tokenizer,
+            placement=placement.of_stream,
+            batch_rows=worker_batch,
+            in_order=config.resources.in_order,
+        )
+        for index in range(streams)
+    }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
-        datasets={"train": stream},
+        datasets=data,
+        dataset_config=DividedWorkers(streams),
         scaling_config=_scaling(placement),
         run_config=ray.train.RunConfig(
             name=folder.attempt_name,

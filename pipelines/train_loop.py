@@ -42,6 +42,8 @@ class LoopConfig:
     micro_batch_size: int | None
     stop_at: int
     """Step to end at."""
+    streams: int
+    """That the workers are divided over."""
     clip_norm: float | None
     device: str
     threads: int
@@ -144,14 +146,14 @@ class Worker:
         if self.rank == 0:
             # An equal split must give the largest share to everybody.
             minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
-            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum))
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum, self.workers))
         return self.stepper.add_up([float(rows)])[0] > 0
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         """The worker's batches of a round, on the host and on the device; an empty one at the end, for the others may have more."""
-        import ray.train
+        from pipelines.streams import own_shard
 
-        batches = ray.train.get_dataset_shard("train").iter_batches(
+        batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
             batch_size=self.batch_size,
             batch_format="numpy",
             drop_last=True,
