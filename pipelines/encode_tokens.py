@@ -109,9 +109,7 @@ def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[s
         raise UserError(f"data.tokens={config.data.tokens} is what pretraining reads", f"write --out {config.data.tokens}")
     if config.tokenizer.path is not None:
         config = replace(config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path)))
-    source = open_source(train, split="train")
-    for warning in source.warnings:
-        say(f"warning: {warning}")
+    source = open_source(train, split="train", say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()

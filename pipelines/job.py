@@ -151,10 +151,7 @@ def with_absolute_data(config: Config) -> Config:
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
     """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
     if config.data.train is not None:
-        source = open_source(config.data.train, split="train")
-        for warning in source.warnings:
-            say(f"warning: {warning}")
-        return source
+        return open_source(config.data.train, split="train", say=say)
     images = config.data.scenes
     folder = storage.join(config.output.root, "scenes", f"{images}-images-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):

@@ -98,7 +98,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         return None
     layers = check_layers(knn.layers or (middle_layer(depth), depth), depth, option="knn.layers")
     if knn.train is not None:
-        source = open_source(knn.train, option="knn.train", split="train")
+        source = open_source(knn.train, option="knn.train", split="train", say=say)
     else:
         source = open_data(config, image_size=side, say=say)
     option = "data.train" if knn.train is None else "knn.train"
@@ -106,7 +106,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     assert isinstance(train, LabelledManifest)
     classes, names = class_count(train, None), train.class_names
     if knn.val is not None:
-        held_out = open_source(knn.val, option="knn.val", split="val")
+        held_out = open_source(knn.val, option="knn.val", split="val", say=say)
     elif config.data.train is None and knn.train is None:
         held_out = held_out_scenes(config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say)
     else:

@@ -90,7 +90,7 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
 def open_val(data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]) -> Source | None:
     """The images to be judged by; None where training images are given and no others."""
     if data.val is not None:
-        return open_source(data.val, option="data.val", split="val")
+        return open_source(data.val, option="data.val", split="val", say=say)
     if data.train is not None:
         return None
     return held_out_scenes(root, first=data.scenes, images=data.val_scenes, image_size=image_size, say=say)
