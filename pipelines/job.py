@@ -143,9 +143,9 @@ def run_job(
 
 
 def with_absolute_data(config: Config) -> Config:
-    """The same with absolute data paths: the saved configuration holds wherever the run is resumed from."""
-    train, tokens = (None if path is None else storage.absolute(path) for path in (config.data.train, config.data.tokens))
-    return replace(config, data=replace(config.data, train=train, tokens=tokens))
+    """The same with an absolute `data.train`: the saved configuration holds wherever the run is resumed from."""
+    train = config.data.train
+    return replace(config, data=replace(config.data, train=None if train is None else storage.absolute(train)))
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:

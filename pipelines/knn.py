@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beit.errors import UserError
@@ -136,9 +136,3 @@ def _capped(manifest: LabelledManifest, option: str, config: PretrainConfig, say
     part = take_fraction(manifest, most / manifest.total, config.seed)
     say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
     return part
-
-
-def with_absolute_paths(knn: KnnWhileConfig) -> KnnWhileConfig:
-    """The same with absolute paths: a saved configuration holds wherever the run is resumed from."""
-    train, val = (None if path is None else storage.absolute(path) for path in (knn.train, knn.val))
-    return replace(knn, train=train, val=val)

@@ -39,20 +39,17 @@ class LabelledData:
     class_names: tuple[str, ...] | None
 
 
-def checked_data(data: Data, *, image_size: int, what: str, job: str) -> Data:
+def checked_data(data: Data, *, image_size: int, job: str) -> Data:
     """The data's options with absolute paths (a saved configuration holds wherever it is resumed from), before anything is opened.
 
     Args:
         data: The options.
         image_size: Side of the images, in pixels.
-        what: What is learned, for messages.
         job: The command, for messages.
 
     Raises:
         UserError: Naming the option.
     """
-    if data.tokens is not None:
-        raise UserError(f"data.tokens={data.tokens}: {what} reads no tokens", "leave out --data.tokens")
     if data.train is None and image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",

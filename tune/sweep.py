@@ -133,11 +133,10 @@ def prepare(
         UserError: As `sweep`.
     """
     from pipelines.config import MOST_SCENE_PX
-    from pipelines.job import open_data, with_absolute_data
+    from pipelines.job import open_data
+    from pipelines.pretrain import with_absolute_paths
 
-    config = with_absolute_data(config)
-    if config.tokenizer.path is not None:
-        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
+    config = with_absolute_paths(config)
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     base = config.pretraining()
     if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
@@ -154,11 +153,11 @@ def prepare(
 
 
 def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
-    """The labelled images by which trials are judged, with absolute paths; of the built-in scenes, those held out."""
-    from pipelines.knn import open_knn, with_absolute_paths
+    """The labelled images by which trials are judged; of the built-in scenes, those held out."""
+    from pipelines.knn import open_knn
     from pipelines.labelled import held_out_scenes
 
-    knn = with_absolute_paths(config.knn)
+    knn = config.knn
     if knn.val is None:
         first, side = config.data.scenes, config.model.image_size
         knn = replace(knn, val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri)
