@@ -44,6 +44,9 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if not debug:
+        # Else Ray's core complains on the driver's terminal about the actors that Ray Data starts.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
