@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from beit.config import TokenizerConfig, to_dict
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from beit.objective import Objective
 from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
@@ -259,7 +259,7 @@ def run_training(
         with Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
-            raise KeyboardInterrupt
+            raise TerminatedError
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         # Whoever follows may have ended it, but it may have reached its end all the same.
@@ -267,11 +267,11 @@ def run_training(
         status = "FINISHED" if reached is None or runs.step_of(reached) == loop.stop_at else "KILLED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
         say(f"stopped; go on by --resume {folder.uri}")
-        raise KeyboardInterrupt from None
+        raise (TerminatedError if isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)

@@ -334,8 +334,8 @@ class Worker:
             self.generation, self.restarts = ray.get(self.config.dispatcher.resume.remote(ledger))
             ray.get(self.config.recorder.rewind.remote(self.step))
             if self.restarts or checkpoint is not None:
-                why = "the workers were lost and started again" if self.restarts else "resumed"
-                ray.get(self.config.recorder.say.remote(f"{why}: going on from step {self.step:,}"))
+                again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
+                ray.get(self.config.recorder.say.remote(f"{again if self.restarts else 'resumed'}: going on from step {self.step:,}"))
         self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step
