@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beit.config import ViewConfig, from_dict
+from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
 from pipelines.models import MODEL_FILES, find_model, keep_model, model_digest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from beit.resolution import AbsoluteMode
@@ -171,7 +174,7 @@ def unusable_words(found: dict[str, Any]) -> str:
 
 
 def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: Callable[[str, Evaluations, Names], str]) -> str:
-    """The report of a run of this job with what the evaluations found; returns its path.
+    """The report of a run of this job with what the evaluations found, and what its model attends to; returns its path.
 
     Args:
         run: Run folder.
@@ -182,15 +185,44 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     Raises:
         UserError: If there is no run of this job, or it has no model yet.
     """
-    from beit.checkpoints import read_config
+    from beit.checkpoints import load_model, read_config
     from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
+    from pipelines.report_attention import attention_picture
 
     config, _ = runs.saved_config(run, kind, job=job)
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
-        names = read_config(folder).head.get("class_names")
-    return write_report(uri, sections=[section(uri, evaluations.read(uri, FOLDER), names)], commands=next_commands(config, job, uri))
+        saved, model = read_config(folder), load_model(folder)
+    view = from_dict(ViewConfig, saved.extra["view"])
+    images = _some_images(config, view)
+    return write_report(
+        uri,
+        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names"))],
+        pictures=[] if images is None else [attention_picture(model, images, view)],
+        commands=next_commands(config, job, uri),
+    )
+
+
+def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8] | None:
+    """Centre squares of some images that the run is judged by, or else trained on; None where its data are no longer there."""
+    from pipelines.fixed_samples import centre
+    from pipelines.job import open_data
+    from pipelines.labelled import open_val
+    from pipelines.report_attention import IMAGES
+    from pipelines.samples import SampleConfig, draw_unseen
+
+    size = config.model.image_size
+    try:
+        val = open_val(config.data, config.output.root, image_size=size, say=_silent)
+        source = open_data(config, image_size=size, say=_silent) if val is None else val
+        return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
+    except (UserError, OSError):
+        return None
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
