@@ -38,17 +38,18 @@ class Prepared:
     transfer: Transfer | None
     """What was taken of the weights to begin with."""
 
-    def summary(self, model: str, *, data_note: str = "") -> list[str]:
+    def summary(self, model: str) -> list[str]:
         """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
         training, data = self.training, self.training.source.manifest
         config = training.config
         assert isinstance(config, SupervisedConfig)
+        part = "" if config.data.fraction == 1 else f" (data.fraction {config.data.fraction:g})"
         size, seen = config.model, training.total_steps * training.global_batch_size
         return [
             f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} positions, {model}, "
             + (f"from {config.start}" if config.start else "from scratch"),
             *(self.transfer.lines() if self.transfer else ()),
-            f"data: {data.total:,} images, {self.classes:,} classes{data_note}",
+            f"data: {data.total:,} images, {self.classes:,} classes{part}",
             f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
             f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
         ]
