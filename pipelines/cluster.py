@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,13 +120,19 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
-    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work."""
+    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work.
+
+    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and could not start it again.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kept = [ray.put(argument) for argument in args]
     actor: Any = ray.remote(kind)
-    return actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*args)
+    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
+    weakref.finalize(handle, kept.clear)
+    return handle
 
 
 def nodes() -> list[Node]:

@@ -26,6 +26,7 @@ from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 from pipelines.watch import Follow, Watch
+from pipelines.worker_range import WorkerRange
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -60,8 +61,8 @@ class Training:
     fixed: Batch | None = None
     """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
     evaluate_at: tuple[int, ...] = ()
-    check_workers: Callable[[int, int | None], None] = lambda workers, most_workers: None
-    """Refuses a number of workers, or of fewest and most, that the job cannot do with."""
+    check_workers: Callable[[WorkerRange], None] = lambda workers: None
+    """Refuses numbers of workers that the job cannot do with."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def run_job(
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
-        check_batch(training.global_batch_size, placement.workers, placement.most_workers)
-        training.check_workers(placement.workers, placement.most_workers)
+        check_batch(training.global_batch_size, placement.worker_range)
+        training.check_workers(placement.worker_range)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:
@@ -188,7 +189,7 @@ def run_training(
         if config.steps or config.whole_steps
         else int(config.epochs * int(rows.sum()) + 1e-9)
     )
-    worker_batch = max(1, training.global_batch_size // (placement.most_workers or placement.workers))
+    worker_batch = max(1, training.global_batch_size // placement.most_workers)
     epochs = -(-total_rows // int(rows.sum()))
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
     plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
@@ -292,22 +293,25 @@ def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_batch(global_batch_size: int, workers: int | None, most_workers: int | None) -> None:
+def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
     """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
     """
-    if most_workers is not None and most_workers > global_batch_size:
+    if workers is None:
+        return
+    if workers.elastic and workers.most > global_batch_size:
         raise UserError(
-            f"resources.most_workers={most_workers} share optim.global_batch_size={global_batch_size}: some would have no image",
-            f"set --resources.most-workers {global_batch_size}, or a larger batch",
+            f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            f"set --resources.workers {workers.fewest}..{global_batch_size}, or a larger batch",
         )
-    if most_workers is None and workers is not None and global_batch_size % workers:
-        down = global_batch_size // workers * workers
+    count = workers.fewest
+    if not workers.elastic and global_batch_size % count:
+        down = global_batch_size // count * count
         raise UserError(
-            f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
-            f"set the global batch to {down or workers} or {down + workers}, or another number of workers",
+            f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
+            f"set the global batch to {down or count} or {down + count}, or another number of workers",
         )
 
 
@@ -318,7 +322,7 @@ def _scaling(placement: Placement) -> Any:
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
     # Ray Train's annotation is that of its older version, which knew no range.
-    workers: Any = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
+    workers: Any = (placement.workers, placement.most_workers) if placement.worker_range.elastic else placement.workers
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 

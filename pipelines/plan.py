@@ -100,7 +100,7 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         yield from _here_lines(rates.costs, placement, cores=config.resources.cpus or cores, seen=seen)
         rate = here.rate
     else:
-        workers = config.resources.workers or machines.train_gpus
+        workers = asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus
         yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
         rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
     yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)

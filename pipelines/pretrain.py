@@ -169,7 +169,7 @@ def check_config(config: PretrainConfig) -> None:
             f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
             "leave out --data.tokens, or set --target.kind tokens",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:

@@ -152,7 +152,8 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
     start = clock()
     stepper.step(1, one, weight)
     # As many images as fit into a third of the time, but no more than the worker takes at once.
-    share = config.optim.global_batch_size // (config.resources.workers or 1)
+    workers = config.resources.worker_range
+    share = config.optim.global_batch_size // (1 if workers is None else workers.fewest)
     most = min(config.resources.micro_batch_size or MICRO_BATCH, share)
     images = max(1, min(most, int(seconds / 3 / max(1e-6, clock() - start))))
     many = part(images)

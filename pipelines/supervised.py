@@ -85,7 +85,7 @@ def checked(config: Config, *, job: str) -> Config:
     from pipelines.labelled import checked_data
 
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
-    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
     return replace(config, data=data, start=None if config.start is None else find_model(config.start))
 
 

@@ -38,8 +38,13 @@ def schedule(
         concurrent: What the user wants. None: all that fit.
 
     Raises:
-        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted.
+        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of workers.
     """
+    if config.worker_range is not None and config.worker_range.elastic:
+        raise UserError(
+            f"resources.workers={config.workers}: trials side by side keep their number of workers",
+            f"set --resources.workers {config.worker_range.fewest}",
+        )
     one = replace(config, workers=config.workers or 1)
     placement = place(one, nodes, tokenize=tokenize)
     reading = max(data_cpus or 0.0, placement.view_cpus)
