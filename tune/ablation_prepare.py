@@ -156,7 +156,8 @@ def _found(protocol: Protocol, config: AblationConfig, data: SupervisedDataConfi
 
     train, val = (None if path is None else storage.absolute(path) for path in (protocol.train, protocol.val))
     if val is None and scenes:
-        held_out = replace(data, train=None, val=None, scenes=config.data.scenes)
+        count = protocol.val_scenes or data.val_scenes
+        held_out = replace(data, train=None, val=None, scenes=config.data.scenes, val_scenes=count)
         source = open_val(held_out, config.output.root, image_size=config.model.image_size, say=say)
         val = None if source is None else source.uri
     return replace(protocol, train=train or config.data.train, val=val)

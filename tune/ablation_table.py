@@ -120,7 +120,7 @@ class Order:
     @property
     def tau(self) -> float:
         """Kendall's rank correlation (tau-a): pairs in the paper's order less those in the other, as a share of all pairs."""
-        return statistics.mean((pair.ours > 0) - (pair.ours < 0) for pair in self.pairs)
+        return statistics.mean(int(pair.ours > 0) - int(pair.ours < 0) for pair in self.pairs)
 
     @property
     def reversed(self) -> list[Pair]:
