@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from beit.errors import JobFailedError, UserError
+from pipelines.options import JobCommand, parse, parse_job
 
 HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
@@ -42,7 +45,17 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # A log file is to show each line when it is printed, as a terminal does.
+    try:
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:
+        # Who read the output has stopped (`| head`). What is still unwritten goes nowhere, or the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _main(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -204,7 +217,7 @@ def _train_tokenizer(arguments: list[str], debug: bool) -> None:
 def _convert_tokenizer(arguments: list[str], debug: bool) -> None:
     from pipelines.convert_tokenizer import ConvertConfig, convert_tokenizer
 
-    for line in convert_tokenizer(parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("source", "out"))):
+    for line in convert_tokenizer(parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("file", "out"))):
         print(line)
 
 
@@ -376,107 +389,6 @@ def _doctor(arguments: list[str], debug: bool) -> None:
         print("\n".join(finding.lines()), flush=True)
     if code := exit_code(findings):
         sys.exit(code)
-
-
-def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
-    """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
-
-    Raises:
-        UserError: If one of these is missing.
-    """
-    import tyro
-
-    named: list[str] = []
-    for field in positional:
-        if arguments and not arguments[0].startswith("-"):
-            named += [f"--{field}", arguments.pop(0)]
-        elif not {"-h", "--help", f"--{field}"} & set(arguments):
-            raise UserError(f"beit {command}: {field.upper()} is missing", f"write beit {command}")
-    defaults = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=[*named, *arguments], prog=f"beit {command}", **defaults)
-
-
-@dataclass(frozen=True)
-class JobCommand:
-    """A job's command line, understood."""
-
-    config: Any
-    preset: str
-    resume: str | None
-
-
-def parse_job(
-    arguments: list[str],
-    kind: type[Any],
-    *,
-    job: str,
-    default: str,
-    presets: dict[str, Any],
-    preset: Callable[[str], Any],
-    explain: Callable[[Any, str], list[str]] | None = None,
-    usage: str | None = None,
-) -> JobCommand | None:
-    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
-
-    A dry run prints JSON to the standard output and what `explain` says of a configuration and its preset to the standard error.
-
-    Raises:
-        UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
-    """
-    import dataclasses
-    import json
-
-    import tyro
-
-    from beit.config import to_dict
-    from pipelines import runs
-
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    resume = _take(arguments, "--resume")
-    if resume is not None:
-        if name is not None:
-            raise UserError(f"{name} and --resume {resume}: a resumed run has its own configuration", f"leave out {name}")
-        base, name = runs.saved_config(resume, kind, job=job)
-        if hasattr(base, "stop_at"):
-            base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
-    elif name is not None and name.endswith(".json"):
-        base, name = runs.saved_config(name, kind, job=job)
-        base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))
-    else:
-        name = name or default
-        base = preset(name)
-    dry_run = "--dry-run" in arguments
-    arguments = [argument for argument in arguments if argument != "--dry-run"]
-    width = 2 + max(14, *map(len, presets))
-    lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
-    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explain else "")
-    description = (
-        f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
-        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
-        f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
-    )
-    config = tyro.cli(kind, default=base, args=arguments, prog=f"beit {usage or f'{job} [PRESET]'}", description=description)
-    if resume is not None:
-        runs.check_same(base, config)
-    if dry_run:
-        print(json.dumps(to_dict(config), indent=2), flush=True)
-        for line in explain(config, name) if explain else ():
-            print(line, file=sys.stderr)
-        return None
-    return JobCommand(config, name, resume)
-
-
-def _take(arguments: list[str], option: str) -> str | None:
-    """Remove `option VALUE` or `option=VALUE` from the arguments and return the value."""
-    for index, argument in enumerate(arguments):
-        if argument == option:
-            if index + 1 == len(arguments):
-                raise UserError(f"{option} needs a value", f"write {option} VALUE")
-            arguments.pop(index)
-            return arguments.pop(index)
-        if argument.startswith(f"{option}="):
-            return arguments.pop(index).partition("=")[2]
-    return None
 
 
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,9 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if not debug:
+        # Else Ray's core complains on the driver's terminal about the actors that Ray Data starts.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
@@ -116,13 +120,19 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
-    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work."""
+    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work.
+
+    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and could not start it again.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kept = [ray.put(argument) for argument in args]
     actor: Any = ray.remote(kind)
-    return actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*args)
+    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
+    weakref.finalize(handle, kept.clear)
+    return handle
 
 
 def nodes() -> list[Node]:

@@ -21,9 +21,6 @@ class DataConfig:
     train: str | None = None
     """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered on the spot."""
 
-    tokens: str | None = None
-    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None: tokenise while training."""
-
     scenes: int = 4096
     """How many scenes to render when `train` is not given."""
 
@@ -249,6 +246,14 @@ class KnnWhileConfig(KnnConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainDataConfig(DataConfig):
+    """Where the images and their visual tokens come from."""
+
+    tokens: str | None = None
+    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None: tokenise while training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(JobConfig):
     """Pretraining: predict the visual tokens of hidden patches."""
 
@@ -260,6 +265,7 @@ class PretrainConfig(JobConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     knn: KnnWhileConfig = field(default_factory=KnnWhileConfig)
+    data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 class ConvertConfig:
     """Read a published tokenizer without running anything in its file, and write it as safetensors."""
 
-    source: str
+    file: str
     """encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's dalle_encoder.pth, or unilm's pytorch_model.bin."""
 
     out: str
@@ -32,7 +32,7 @@ def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
     from beit.tokenizer.convert import convert
 
     done = convert(
-        Path(config.source),
+        Path(config.file),
         Path(config.out),
         decoder=None if config.decoder is None else Path(config.decoder),
         sha256=config.sha256,

@@ -84,7 +84,7 @@ def config_of(name: str) -> EncodeConfig:
 
     run = runs.saved_config(name, PretrainConfig, job="pretrain")[0] if name.endswith(".json") else pretrain_preset(name)
     return EncodeConfig(
-        data=replace(run.data, tokens=None), image_size=run.model.image_size, tokenizer=run.tokenizer, view=run.view, seed=run.seed
+        data=DataConfig(train=run.data.train), image_size=run.model.image_size, tokenizer=run.tokenizer, view=run.view, seed=run.seed
     )
 
 
@@ -105,13 +105,9 @@ def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[s
 
     if (train := config.data.train) is None:
         raise UserError("data.train is not given", "set --data.train to the images that the pretraining will read")
-    if config.data.tokens is not None:
-        raise UserError(f"data.tokens={config.data.tokens} is what pretraining reads", f"write --out {config.data.tokens}")
     if config.tokenizer.path is not None:
         config = replace(config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path)))
-    source = open_source(train, split="train")
-    for warning in source.warnings:
-        say(f"warning: {warning}")
+    source = open_source(train, split="train", say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()

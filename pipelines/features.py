@@ -126,9 +126,7 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
     data, out = storage.absolute(config.data), storage.absolute(config.out)
     if not storage.is_remote(data) and (out + "/").startswith(data.rstrip("/") + "/"):
         raise UserError(f"out={config.out} lies in data={config.data}: the features would become part of it", "give a folder elsewhere")
-    source = open_source(config.data, option="data", split=config.split)
-    for warning in source.warnings:
-        say(f"warning: {warning}")
+    source = open_source(config.data, option="data", split=config.split, say=say)
     label = _label_column(source.manifest, config.label)
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
     say(f"model: {saved.kind}, ViT {saved.model.dim}/{saved.model.depth}/{saved.model.heads}, {saved.model.image_size} px")

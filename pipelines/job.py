@@ -143,18 +143,15 @@ def run_job(
 
 
 def with_absolute_data(config: Config) -> Config:
-    """The same with absolute data paths: the saved configuration holds wherever the run is resumed from."""
-    train, tokens = (None if path is None else storage.absolute(path) for path in (config.data.train, config.data.tokens))
-    return replace(config, data=replace(config.data, train=train, tokens=tokens))
+    """The same with an absolute `data.train`: the saved configuration holds wherever the run is resumed from."""
+    train = config.data.train
+    return replace(config, data=replace(config.data, train=None if train is None else storage.absolute(train)))
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
     """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
     if config.data.train is not None:
-        source = open_source(config.data.train, split="train")
-        for warning in source.warnings:
-            say(f"warning: {warning}")
-        return source
+        return open_source(config.data.train, split="train", say=say)
     images = config.data.scenes
     folder = storage.join(config.output.root, "scenes", f"{images}-images-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):

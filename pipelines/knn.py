@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beit.errors import UserError
@@ -98,7 +98,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         return None
     layers = check_layers(knn.layers or (middle_layer(depth), depth), depth, option="knn.layers")
     if knn.train is not None:
-        source = open_source(knn.train, option="knn.train", split="train")
+        source = open_source(knn.train, option="knn.train", split="train", say=say)
     else:
         source = open_data(config, image_size=side, say=say)
     option = "data.train" if knn.train is None else "knn.train"
@@ -106,7 +106,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     assert isinstance(train, LabelledManifest)
     classes, names = class_count(train, None), train.class_names
     if knn.val is not None:
-        held_out = open_source(knn.val, option="knn.val", split="val")
+        held_out = open_source(knn.val, option="knn.val", split="val", say=say)
     elif config.data.train is None and knn.train is None:
         held_out = held_out_scenes(config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say)
     else:
@@ -136,9 +136,3 @@ def _capped(manifest: LabelledManifest, option: str, config: PretrainConfig, say
     part = take_fraction(manifest, most / manifest.total, config.seed)
     say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
     return part
-
-
-def with_absolute_paths(knn: KnnWhileConfig) -> KnnWhileConfig:
-    """The same with absolute paths: a saved configuration holds wherever the run is resumed from."""
-    train, val = (None if path is None else storage.absolute(path) for path in (knn.train, knn.val))
-    return replace(knn, train=train, val=val)

@@ -39,20 +39,17 @@ class LabelledData:
     class_names: tuple[str, ...] | None
 
 
-def checked_data(data: Data, *, image_size: int, what: str, job: str) -> Data:
+def checked_data(data: Data, *, image_size: int, job: str) -> Data:
     """The data's options with absolute paths (a saved configuration holds wherever it is resumed from), before anything is opened.
 
     Args:
         data: The options.
         image_size: Side of the images, in pixels.
-        what: What is learned, for messages.
         job: The command, for messages.
 
     Raises:
         UserError: Naming the option.
     """
-    if data.tokens is not None:
-        raise UserError(f"data.tokens={data.tokens}: {what} reads no tokens", "leave out --data.tokens")
     if data.train is None and image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",
@@ -90,7 +87,7 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
 def open_val(data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]) -> Source | None:
     """The images to be judged by; None where training images are given and no others."""
     if data.val is not None:
-        return open_source(data.val, option="data.val", split="val")
+        return open_source(data.val, option="data.val", split="val", say=say)
     if data.train is not None:
         return None
     return held_out_scenes(root, first=data.scenes, images=data.val_scenes, image_size=image_size, say=say)

@@ -131,9 +131,7 @@ def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = No
     Raises:
         UserError: Where the source holds no images, or `out` holds something else.
     """
-    source = open_source(config.source, option="source", split=config.split)
-    for warning in source.warnings:
-        say(f"warning: {warning}")
+    source = open_source(config.source, option="source", split=config.split, say=say)
     plan = _plan(source, config)
     shards = len(plan.bounds) - 1
     out = storage.absolute(config.out)

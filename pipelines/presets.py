@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
-from pipelines.config import DataConfig, OutputConfig, PretrainConfig
+from pipelines.config import OutputConfig, PretrainConfig, PretrainDataConfig
 
 Preset = TypeVar("Preset")
 
@@ -21,7 +21,7 @@ def quickstart() -> PretrainConfig:
     """A few minutes on two cores: a very small ViT on the built-in scenes, 64 px."""
     return PretrainConfig(
         epochs=4,
-        data=DataConfig(scenes=4000),
+        data=PretrainDataConfig(scenes=4000),
         model=ModelConfig(image_size=64, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0),
         tokenizer=TokenizerConfig(name="scenes64", image_size=64),
         # Scenes are small already: a crop of 8 % would show a few flat pixels.

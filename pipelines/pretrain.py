@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from beit.config import TargetKind, override
 from beit.errors import UserError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipelines.watch import Follow
 
 JOB = "pretrain"
+
+Config = TypeVar("Config", bound=PretrainConfig)
 
 OF_CLASSES = [
     ("loss {:.3f} (unigram {:.3f})", "train/loss train/unigram"),
@@ -98,13 +100,10 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
         )
     from beit.optim import check_schedule
     from pipelines.fixed_samples import fixed_samples
-    from pipelines.job import Training, open_data, with_absolute_data
-    from pipelines.knn import with_absolute_paths
+    from pipelines.job import Training, open_data
     from pipelines.samples import SampleConfig
 
-    if config.tokenizer.path is not None:
-        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
-    config = replace(with_absolute_data(config), knn=with_absolute_paths(config.knn))
+    config = with_absolute_paths(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
     tokenizer = checked_tokenizer(config) if config.target.kind == "tokens" else None
     cache = None
@@ -138,6 +137,18 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
         fixed=fixed_samples(config, source.manifest, tokenizer, cache) if config.evaluation.images else None,
         evaluate_at=config.evaluation.steps(total_steps),
     )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same with absolute paths to what is read: the saved configuration holds wherever the run is resumed from."""
+    paths = {
+        "data.train": config.data.train,
+        "data.tokens": config.data.tokens,
+        "tokenizer.path": config.tokenizer.path,
+        "knn.train": config.knn.train,
+        "knn.val": config.knn.val,
+    }
+    return override(config, {name: storage.absolute(path) for name, path in paths.items() if path is not None})
 
 
 def check_config(config: PretrainConfig) -> None:

@@ -138,7 +138,7 @@ def probe(
     checkpoint = _checkpoint_of(config, resume)
     saved = model_config(checkpoint)
     layers = check_layers(config.layers or range(1, saved.model.depth + 1), saved.model.depth)
-    data = checked_data(config.data, image_size=saved.model.image_size, what="a probe", job="probe")
+    data = checked_data(config.data, image_size=saved.model.image_size, job="probe")
     config = replace(config, data=data)
     labelled = open_labelled(config, image_size=saved.model.image_size, classes=config.classes, seed=config.seed, say=say)
     if labelled.val is None:

@@ -22,7 +22,7 @@ def data_line(manifest: Manifest) -> str:
 
 
 def summary(config: PretrainConfig, *, preset: str, data: str, images: int, total_steps: int, cache: TokenCache | None = None) -> list[str]:
-    """What a run says at its start.
+    """What a run says at its start, with what is probably not meant.
 
     Args:
         config: The whole run.
@@ -32,6 +32,11 @@ def summary(config: PretrainConfig, *, preset: str, data: str, images: int, tota
         total_steps: Length of the schedule.
         cache: Where tokens are read from.
     """
+    facts = _facts(config, data=data, images=images, total_steps=total_steps, cache=cache)
+    return facts + warnings(config, preset=preset, total_steps=total_steps)
+
+
+def _facts(config: PretrainConfig, *, data: str, images: int, total_steps: int, cache: TokenCache | None = None) -> list[str]:
     model, optim = config.model, config.optim
     seen = total_steps * optim.global_batch_size
     gains = "" if model.layer_scale is None else f", LayerScale from {model.layer_scale:g}"
@@ -54,7 +59,7 @@ def summary(config: PretrainConfig, *, preset: str, data: str, images: int, tota
     ]
     if cache and seen > cache.epochs * images:
         lines.append(f"views: the sets of {cache.epochs} epochs repeat; masks still change in every epoch")
-    return lines + warnings(config, preset=preset, total_steps=total_steps)
+    return lines
 
 
 def target_line(config: PretrainConfig) -> str:
@@ -110,13 +115,11 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> l
 
     view, model, optim = config.view, config.model, config.optim
     total = config.total_steps(images, optim.global_batch_size)
-    lines = summary(config, preset=preset, data=data, images=images, total_steps=total)
-    warned = [line for line in lines if line.startswith("warning:")]
     warmup = optim.warmup_steps
     shown = sorted({step for step in (0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1) if 0 <= step < total})
     rates = ", ".join(f"{learning_rate(step, optim, total):.3g} at {step:,}" for step in shown)
-    lines = [line for line in lines if line not in warned]
-    lines += [
+    return [
+        *_facts(config, data=data, images=images, total_steps=total),
         _epoch_line(config, images),
         _batch_line(config),
         f"warmup: {warmup:,} steps x {optim.global_batch_size:,} images = {warmup * optim.global_batch_size / images:.3g} epochs",
@@ -126,8 +129,8 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> l
         + f", drop path {model.drop_path:g}",
         f"views: crops of {view.min_area:.0%} to {view.max_area:.0%} of the area, flip {view.flip:g}, jitter {view.jitter:g}, "
         f"mean {_numbers(view.mean)}, std {_numbers(view.std)}",
+        *warnings(config, preset=preset, total_steps=total),
     ]
-    return lines + warned
 
 
 def _epoch_line(config: PretrainConfig, images: int) -> str:

@@ -100,7 +100,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from pipelines.segment_samples import SegmentSampleConfig
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 
-    config = supervised.checked(config, what="segmentation", job=JOB)
+    config = supervised.checked(config, job=JOB)
     if config.resources.workers is not None:
         check_parts(config, config.resources.workers, config.resources.most_workers)
     source = open_data(config, image_size=config.model.image_size, say=say)

@@ -71,7 +71,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
     return replace(recipe, start=start, model=model, view=view)
 
 
-def checked(config: Config, *, what: str, job: str) -> Config:
+def checked(config: Config, *, job: str) -> Config:
     """The configuration with absolute paths, after what can be checked without opening data.
 
     Raises:
@@ -80,7 +80,7 @@ def checked(config: Config, *, what: str, job: str) -> Config:
     from pipelines.job import check_batch
     from pipelines.labelled import checked_data
 
-    data = checked_data(config.data, image_size=config.model.image_size, what=what, job=job)
+    data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
     return replace(config, data=data, start=None if config.start is None else find_model(config.start))
 

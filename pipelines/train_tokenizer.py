@@ -119,8 +119,6 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
     from pipelines.job import Training, check_batch, open_data, with_absolute_data
     from pipelines.samples import SampleConfig
 
-    if config.data.tokens is not None:
-        raise UserError(f"data.tokens={config.data.tokens}: training a tokenizer reads no tokens", "leave out --data.tokens")
     if config.data.train is None and config.image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are no data for a tokenizer of {config.image_size} px",

@@ -29,9 +29,10 @@ class SweepConfig(PretrainConfig):
     search: Literal["random", "optuna"] = "random"
     """Where the next trial is tried. random: drawn from the space, grids in order. optuna: by what was learned from the earlier ones."""
 
-    objective: Literal["loss", "accuracy"] = "loss"
+    objective: Literal["loss", "accuracy", "knn"] = "loss"
     """What makes a trial good. loss: on the fixed samples of `evaluation`, with masks that are the same for all trials. accuracy: there
-    with the trial's own kind of masks, as the share of what always saying the commonest token gets wrong."""
+    with the trial's own kind of masks, as the share of what always saying the commonest token gets wrong. knn: top-1 of k-NN among the
+    labelled images of `knn`, at `evaluation.points` pauses of the trial."""
 
     stop_early: bool = True
     """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are those of `evaluation`."""
@@ -58,7 +59,7 @@ class SweepConfig(PretrainConfig):
         not_negative(self, "--", "halving")
         if self.halving <= 1:
             raise UserError(f"--halving {self.halving:g} is not above 1", "set --halving 2")
-        if self.evaluation.images == 0:
+        if self.evaluation.images == 0 and self.objective != "knn":
             raise UserError(
                 "evaluation.images=0, but trials are compared by what they reach on fixed samples",
                 f"set --evaluation.images {EVALUATED_IMAGES}",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from beit.errors import UserError
+from pipelines import evaluations
 from pipelines.config import PretrainConfig
+from pipelines.knn import FOLDER as KNN_FOLDER
+from pipelines.recorder import read_metrics
 from tune.config import SweepConfig
 
 Row = Mapping[str, Any]
@@ -19,14 +23,20 @@ ANOTHER_TASK = ("tokenizer.", "target.", "model.image_size", "model.patch_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A figure of the rows that have one, and which way is better."""
+    """A figure of what a run measures as it goes on, and which way is better."""
 
     name: str
     mode: Literal["min", "max"]
     value: Callable[[Row], float | None]
-    """Of a row of metrics; None where the row does not say it."""
+    """Of a row; None where the row does not say it."""
     meaning: str
     """A sentence for the user."""
+    rows: Callable[[str], Sequence[Row]] = read_metrics
+    """Those of a run folder, by step."""
+    of_metrics: bool = True
+    """Whether these are the rows of metrics that the training hands on."""
+    any_task: bool = False
+    """Whether models that predict different things can be compared by it."""
 
     def better(self, first: float, second: float) -> bool:
         """Whether the first is better than the second."""
@@ -49,6 +59,10 @@ def _gain(row: Row) -> float | None:
     return float((accuracy - majority) / (1 - majority))
 
 
+def _knn(row: Row) -> float | None:
+    return float(max(row["top1"].values())) if "top1" in row else None
+
+
 GOALS = {
     "loss": Goal(
         name="loss at fixed masks",
@@ -64,6 +78,16 @@ GOALS = {
         meaning="with the trial's own kind of masks on the same images, the share of what always saying the commonest token gets wrong "
         "that the model gets right: (accuracy - majority) / (1 - majority). Losses at different mask ratios cannot be compared.",
     ),
+    "knn": Goal(
+        name="k-NN top-1",
+        mode="max",
+        value=_knn,
+        meaning="top-1 of k-NN among labelled images on frozen features, the better of the layers judged. After short pretraining it says "
+        "little: it can lie below that of random weights, whose models fine-tune worse all the same.",
+        rows=functools.partial(evaluations.read, kind=KNN_FOLDER),
+        of_metrics=False,
+        any_task=True,
+    ),
 }
 """By the name that `--objective` takes."""
 
@@ -72,22 +96,35 @@ def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
     """The objective of a sweep.
 
     Raises:
-        UserError: If the space changes the task, or the target has no accuracy.
+        UserError: If the space changes the task, or the target has no accuracy, or there are no labels to judge by.
     """
     goal = GOALS[config.objective]
     task = [name for name in varied if name.startswith(ANOTHER_TASK)]
-    if task:
+    if task and not goal.any_task:
         raise UserError(
             f"--space {config.space} changes {task[0]}, and neither losses nor accuracies of different targets can be compared",
-            "run a sweep for each, and compare what their models are good for by beit finetune",
+            "run a sweep for each, and compare what their models are good for by beit finetune; or set --objective knn",
         )
     if config.objective == "accuracy" and config.target.kind == "pixels":
         raise UserError("--objective accuracy, but target.kind=pixels has none", "set --objective loss")
+    if config.objective == "knn" and config.knn.val is None and (config.data.train or config.knn.train):
+        raise UserError(
+            "--objective knn, but knn.val is not given, so there is nothing to be judged by", "set --knn.val to labelled images"
+        )
     return goal
 
 
-def evaluated(config: PretrainConfig, objective: str) -> PretrainConfig:
-    """A trial's pretraining with the masks on which it is judged."""
-    if objective != "accuracy":
-        return config
-    return replace(config, evaluation=replace(config.evaluation, mask=config.mask))
+def evaluated(config: PretrainConfig, objective: str, images: int) -> PretrainConfig:
+    """A trial's pretraining with what it is judged by: the masks of its fixed samples, or pauses for k-NN.
+
+    Args:
+        config: The trial's own.
+        objective: Of the sweep, a name in `GOALS`.
+        images: Of an epoch.
+    """
+    if objective == "accuracy":
+        return replace(config, evaluation=replace(config.evaluation, mask=config.mask))
+    if objective == "knn":
+        steps = config.total_steps(images, config.optim.global_batch_size)
+        return replace(config, knn=replace(config.knn, every_steps=-(-steps // config.evaluation.points)))
+    return config

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pipelines import storage
-from pipelines.recorder import read_metrics
-from tune.goal import Goal
+from tune.goal import Goal, Row
 
 TRIAL_FILE = "trial.json"
 STOP_FILE = "stop"
@@ -33,7 +32,7 @@ class Trial:
     error: str = ""
     """What a failed trial died of, in a line."""
     points: tuple[tuple[int, int, float], ...] = field(default=(), compare=False)
-    """(point, step, objective), from the trial's metrics."""
+    """(point, step, objective), from the trial's folder."""
 
     @property
     def name(self) -> str:
@@ -66,11 +65,11 @@ def read_trials(sweep: str, goal: Goal) -> list[Trial]:
         file = storage.join(sweep, name, TRIAL_FILE)
         if storage.exists(file):
             trial = Trial(**json.loads(storage.read_text(file)))
-            found.append(replace(trial, points=tuple(points_of(read_metrics(storage.join(sweep, name)), goal))))
+            found.append(replace(trial, points=tuple(points_of(goal.rows(storage.join(sweep, name)), goal))))
     return sorted(found, key=lambda trial: trial.number)
 
 
-def points_of(rows: list[dict[str, Any]], goal: Goal) -> list[tuple[int, int, float]]:
+def points_of(rows: Sequence[Row], goal: Goal) -> list[tuple[int, int, float]]:
     """(point, step, objective) of the rows that have the objective, counted from 1."""
     values = [(row["step"], value) for row in rows if (value := goal.value(row)) is not None]
     return [(point, step, value) for point, (step, value) in enumerate(values, 1)]

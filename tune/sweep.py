@@ -17,7 +17,7 @@ from beit.errors import JobFailedError, UserError
 from pipelines import cluster, runs, storage, tracking
 from pipelines.report import REPORT_FILE
 from tune.config import SweepConfig
-from tune.goal import GOALS, Goal, check_goal
+from tune.goal import GOALS, Goal, check_goal, evaluated
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
 from tune.schedule import Schedule, schedule
 from tune.search import Learned, Planned, check_search
@@ -29,7 +29,7 @@ from tune.tracking import SweepLog, check_store
 from tune.trial import check_trial, entry_of, run_trial, trial_config
 
 if TYPE_CHECKING:
-    from pipelines.config import PretrainConfig
+    from pipelines.config import KnnWhileConfig, PretrainConfig
     from pipelines.sources import Source
 
 JOB = "sweep"
@@ -90,7 +90,8 @@ def sweep(
     goal = check_goal(config, space)
     check_search(config, space)
     plan = draw_plan(config, space)
-    tokenize = config.target.kind == "tokens" and not (config.data.tokens or shareable(config.pretraining(), space))
+    any_tokens = config.target.kind == "tokens" or "target.kind" in space
+    tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
     if here := cluster.this_machine(config.resources.cpus):
         plan_concurrency(config, here, tokenize=tokenize)
@@ -129,11 +130,10 @@ def prepare(
         UserError: As `sweep`.
     """
     from pipelines.config import MOST_SCENE_PX
-    from pipelines.job import open_data, with_absolute_data
+    from pipelines.job import open_data
+    from pipelines.pretrain import with_absolute_paths
 
-    config = with_absolute_data(config)
-    if config.tokenizer.path is not None:
-        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
+    config = with_absolute_paths(config)
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     base = config.pretraining()
     if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
@@ -142,9 +142,24 @@ def prepare(
             "set --data.train to a folder or bucket of images; beit sweep quickstart runs on the scenes",
         )
     source = open_data(config, image_size=config.model.image_size, say=say)
+    if config.objective == "knn":
+        config = replace(config, knn=_checked_knn(config, base, source.manifest.total, say=say))
     for params in plan or [{}]:
         check_trial(base, params, source.manifest.total, objective=config.objective)
     return Prepared(config=config, preset=preset, space=space, goal=goal, plan=plan, source=source)
+
+
+def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
+    """The labelled images by which trials are judged; of the built-in scenes, those held out."""
+    from pipelines.knn import open_knn
+    from pipelines.labelled import held_out_scenes
+
+    knn = config.knn
+    if knn.val is None:
+        first, side = config.data.scenes, config.model.image_size
+        knn = replace(knn, val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri)
+    open_knn(evaluated(replace(base, knn=knn), "knn", images), say=say)
+    return knn
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
@@ -248,16 +263,17 @@ class _Sweep:
         """Have the tokens of the evaluation computed here, once: `prepare` leaves them in the cache."""
         from pipelines.pretrain import prepare
 
-        params = self.prepared.plan[0] if self.prepared.plan else {}
-        name = Trial(number=0, params={}).name
-        config = trial_config(self._base(), params, objective=self.config.objective, sweep=self.folder, name=name)
-        prepare(config, preset=self.prepared.preset, say=lambda line: None)
+        trial = Trial(number=0, params=self.prepared.plan[0] if self.prepared.plan else {})
+        prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+
+    def _config_of(self, trial: Trial) -> PretrainConfig:
+        images = self.prepared.source.manifest.total
+        return trial_config(self._base(), trial.params, objective=self.config.objective, images=images, sweep=self.folder, name=trial.name)
 
     def _entry(self, trial: Trial) -> dict[str, Any]:
         """What Ray Tune hands to a trial."""
-        config = trial_config(self._base(), trial.params, objective=self.config.objective, sweep=self.folder, name=trial.name)
         return entry_of(
-            config,
+            self._config_of(trial),
             trial,
             preset=self.prepared.preset,
             objective=self.config.objective,

@@ -23,18 +23,20 @@ CHECKPOINTS = 4
 """A trial saves at least so many."""
 
 
-def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, sweep: str, name: str) -> PretrainConfig:
+def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int, sweep: str, name: str) -> PretrainConfig:
     """The whole configuration of a trial.
 
     Args:
         base: What the trials have in common.
         params: What this one has for itself.
         objective: Of the sweep.
+        images: Of an epoch.
         sweep: The sweep's folder.
         name: The trial's, below it.
     """
-    config = evaluated(override(base, params), objective)
-    return replace(config, output=replace(config.output, root=sweep, name=name))
+    config = evaluated(override(base, params), objective, images)
+    tokens = config.data.tokens if config.target.kind == "tokens" else None
+    return replace(config, data=replace(config.data, tokens=tokens), output=replace(config.output, root=sweep, name=name))
 
 
 def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str) -> PretrainConfig:
@@ -48,7 +50,7 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
     from tune.space import described
 
     try:
-        config = evaluated(override(base, params), objective)
+        config = evaluated(override(base, params), objective, rows)
         check_config(config)
         if config.steps is None:
             check_schedule(config.optim, config.total_steps(rows, config.optim.global_batch_size))
@@ -67,31 +69,31 @@ def run_trial(entry: dict[str, Any]) -> None:
 
     from beit.config import from_dict
     from pipelines.pretrain import pretrain
-    from pipelines.recorder import read_metrics
 
     config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
     assert config.output.name is not None
     folder = storage.join(config.output.root, config.output.name)
     resume = folder if storage.exists(storage.join(folder, runs.CONFIG_FILE)) else None
-    before = read_metrics(folder) if resume and runs.latest_checkpoint(folder) else []
     reported = 0
 
-    def report(rows: list[dict[str, Any]]) -> None:
+    def report() -> list[tuple[int, int, float]]:
         nonlocal reported
-        for point, step, value in points_of(rows, goal)[reported:]:
+        points = points_of(goal.rows(folder), goal)
+        for point, step, value in points[reported:]:
             ray.tune.report({POINT: point, OBJECTIVE: value, "step": step})
             reported = point
+        return points
 
     def follow(rows: list[dict[str, Any]]) -> bool:
-        if any(goal.value(row) is not None for row in rows):
-            report(read_metrics(folder))
+        # Not at every call: the folder may be a bucket.
+        if any(goal.value(row) is not None for row in rows) if goal.of_metrics else rows:
+            report()
         return not is_asked_to_stop(folder)
 
-    report(before)
+    if resume and runs.latest_checkpoint(folder):
+        report()
     result = pretrain(config, preset=entry["preset"], resume=resume, debug=entry["debug"], follow=follow)
-    rows = read_metrics(folder)
-    report(rows)
-    points = points_of(rows, goal)
+    points = report()
     ray.tune.report(
         {
             POINT: len(points),

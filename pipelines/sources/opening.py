@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 from beit.errors import UserError
 from pipelines import storage
@@ -29,13 +30,16 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 """What the names of shards begin with where a folder holds several splits, as on the Hugging Face hub."""
 
 
-def open_source(path: str, *, option: str = "data.train", split: str | None = None) -> Source:
+def open_source(
+    path: str, *, option: str = "data.train", split: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> Source:
     """Look through a data path.
 
     Args:
         path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://.
         option: Name of the option that the path was given with, for messages.
         split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`). None: all of them.
+        say: Takes a line for each warning about what was found.
 
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
@@ -69,7 +73,10 @@ def open_source(path: str, *, option: str = "data.train", split: str | None = No
     else:
         manifest, summary, warnings = open_folder(found)
     size = sum(entry.size for entry in entries)
-    return Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings))
+    source = Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings))
+    for warning in source.warnings:
+        say(f"warning: {warning}")
+    return source
 
 
 def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tuple[str, ...]]:

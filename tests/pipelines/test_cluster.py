@@ -1,11 +1,15 @@
 """What a cluster may grow to, from the node types that its head knows."""
 
 import json
+import os
+import signal
+import time
 
+import numpy as np
 import pytest
 
 from beit.errors import JobFailedError, UserError
-from pipelines.cluster import STARTS, node_types, start_private, to_come
+from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -79,3 +83,28 @@ def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match=r"^no$"), start_private(num_cpus=1, folder=tmp_path, debug=True):
         pass
     assert len(tried) == 1
+
+
+class Adder:
+    """An actor with much to remember, as the dispatcher of a large data set has."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def total(self):
+        return int(self.numbers.sum())
+
+    def process(self):
+        return os.getpid()
+
+
+def test_an_actor_beside_the_driver_begins_again_with_its_arguments_however_large(ray_cluster):
+    import ray
+
+    actor = start_beside_driver(Adder, np.ones(100_000, np.int64), max_restarts=-1, max_task_retries=-1)
+    first = ray.get(actor.process.remote())
+    time.sleep(1)  # For Ray to forget what it means to forget.
+    os.kill(first, signal.SIGKILL)
+    assert ray.get(actor.total.remote(), timeout=60) == 100_000
+    assert ray.get(actor.process.remote()) != first
+    ray.kill(actor)

@@ -3,7 +3,7 @@ from dataclasses import fields
 
 import pytest
 
-from beit.config import from_dict, to_dict
+from beit.config import from_dict, override, to_dict
 from beit.errors import UserError
 from pipelines.config import EvaluationConfig, PretrainConfig
 from pipelines.presets import PRESETS, pretrain_preset
@@ -18,7 +18,7 @@ def test_a_trial_is_the_preset_with_its_parameters_and_a_folder_below_the_sweeps
     for field in fields(PretrainConfig):
         if field.name != "evaluation":
             assert getattr(base, field.name) == getattr(pretrain_preset("base"), field.name)
-    trial = trial_config(base, {"mask.ratio": 0.5}, objective="loss", sweep="/runs/first", name="trial-003")
+    trial = trial_config(base, {"mask.ratio": 0.5}, objective="loss", images=1000, sweep="/runs/first", name="trial-003")
     assert trial.mask.ratio == 0.5
     assert (trial.output.root, trial.output.name) == ("/runs/first", "trial-003")
     entry = entry_of(trial, Trial(number=3, params={"mask.ratio": 0.5}), preset="base", objective="loss", rows=2048 * 100, debug=False)
@@ -31,6 +31,15 @@ def test_a_short_trial_has_checkpoints_all_the_same():
     entry = entry_of(config, Trial(number=0, params={}), preset="quickstart", objective="loss", rows=1000, debug=False)
     assert entry["total_steps"] == 62
     assert entry["config"]["output"]["checkpoint_steps"] == 15
+
+
+def test_a_trial_that_predicts_no_tokens_reads_none():
+    base = override(sweep_preset("quickstart").pretraining(), {"data.tokens": "/tokens"})
+    kinds = {
+        kind: trial_config(base, {"target.kind": kind}, objective="knn", images=1000, sweep="/runs/x", name="trial-000").data.tokens
+        for kind in ("tokens", "pixels")
+    }
+    assert kinds == {"tokens": "/tokens", "pixels": None}
 
 
 def test_every_preset_can_be_swept_and_a_saved_sweep_is_read_back():
