@@ -82,12 +82,14 @@ def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: 
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """The ablation's folder; a resumed one must find the data as it was."""
+    """The ablation's folder; a resumed one must find the data as it was, and may have more rows or seeds."""
     config = prepared.config
-    if resume is not None:
-        return runs.reopen(resume, inputs=prepared.inputs).uri
-    check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
-    return runs.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
+    if resume is None:
+        check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
+        return runs.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
+    folder = runs.reopen(resume, inputs=prepared.inputs).uri
+    runs.save_config(folder, config, job=JOB, preset=prepared.preset, inputs=prepared.inputs)
+    return folder
 
 
 class _Ablation:

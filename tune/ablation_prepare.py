@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beit.config import override
 from beit.errors import UserError
 from pipelines import storage
 from tune.ablation_config import AblationConfig, ProtocolConfig
@@ -62,13 +61,11 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
     Raises:
         UserError: As `ablate`.
     """
-    from pipelines.job import open_data, with_absolute_data
-    from pipelines.pretrain import check_grid
+    from pipelines.job import open_data
+    from pipelines.pretrain import check_grid, with_absolute_paths
     from pipelines.stream import px_per_token
 
-    config = with_absolute_data(config)
-    if config.tokenizer.path is not None:
-        config = override(config, {"tokenizer.path": storage.absolute(config.tokenizer.path)})
+    config = with_absolute_paths(config)
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     _check_data(config)
     recipes = {task: _recipe(config, task) for task in config.tasks}

@@ -6,6 +6,7 @@ from beit.config import from_dict, override, to_dict
 from beit.errors import UserError
 from pipelines.finetune_presets import finetune_preset
 from pipelines.pretrain import check_config
+from pipelines.runs import check_same
 from pipelines.segment_presets import segment_preset
 from tune.ablation_config import ABLATIONS, AblationConfig, ablation_preset
 
@@ -56,3 +57,11 @@ def test_what_would_make_the_rows_meaningless_is_refused_in_words(values, cause,
 def test_a_full_method_of_another_kind_can_be_ablated_by_the_rows_that_still_differ():
     config = override(ablation_preset("quickstart"), {"mask.kind": "random", "rows": ["beit", "pixels"]})
     assert config.pretraining("pixels", 0).mask.kind == "random"
+
+
+def test_an_ablation_goes_on_with_more_rows_and_seeds_but_with_no_other_method_or_protocol():
+    config = override(ablation_preset("quickstart"), {"rows": ["beit", "pixels"]})
+    check_same(config, override(config, {"rows": ["beit", "pixels", "longer"], "seeds": 4, "concurrent": 2}))
+    for values in ({"seed": 1}, {"optim.peak_lr": 1e-3}, {"classify.steps": 7}, {"longer": 2.0}):
+        with pytest.raises(UserError, match=next(iter(values)).replace(".", r"\.")):
+            check_same(config, override(config, values))
