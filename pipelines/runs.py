@@ -29,7 +29,7 @@ PROGRESS_FILE = "progress.json"
 
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
-# Options that say who does the work, where it is written, how it is tested, what more of the same there shall be: a resumed run may change them.
+# Who does the work, where it is written, how it is tested, what more of the same there shall be: a resumed run may change these options.
 FREE_ON_RESUME = ("resources.", "output.", "test.", "stop_at", "concurrent", "data_cpus", "rows", "seeds")
 FIXED_ON_RESUME = ("resources.precision",)
 
