@@ -18,6 +18,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit sweep [PRESET]              pretrain many times, with mask ratio and learning rate varied, by Ray Tune
+  beit ablate [PRESET]             the paper's table 4: its rows, pretrained and fine-tuned, beside its figures
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
   beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
@@ -136,6 +137,30 @@ def _sweep(arguments: list[str], debug: bool) -> None:
     from tune.sweep import sweep
 
     sweep(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _ablate(arguments: list[str], debug: bool) -> None:
+    from tune import ablation_config as presets
+
+    def explain(config: presets.AblationConfig, preset: str) -> list[str]:
+        from tune.ablation import explain
+
+        return explain(config, preset)
+
+    command = parse_job(
+        arguments,
+        presets.AblationConfig,
+        job="ablate",
+        default="quickstart",
+        presets=presets.ABLATIONS,
+        preset=presets.ablation_preset,
+        explain=explain,
+    )
+    if command is None:
+        return
+    from tune.ablation import ablate
+
+    ablate(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _finetune(arguments: list[str], debug: bool) -> None:
@@ -316,6 +341,8 @@ def _report(arguments: list[str], debug: bool) -> None:
         from pipelines.finetune import rebuild_report
     elif job == "sweep":
         from tune.sweep import rebuild_report
+    elif job == "ablate":
+        from tune.ablation import rebuild_report
     elif job == "segment":
         from pipelines.segment import rebuild_report
     elif job == "probe":
@@ -369,6 +396,7 @@ def _doctor(arguments: list[str], debug: bool) -> None:
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "sweep": _sweep,
+    "ablate": _ablate,
     "finetune": _finetune,
     "segment": _segment,
     "tokenizer train": _train_tokenizer,

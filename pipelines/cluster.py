@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -51,9 +53,6 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if not debug:
-        # Else Ray's core complains on the driver's terminal about the actors that Ray Data starts.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
@@ -63,7 +62,8 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
                 "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
             ) from error
         try:
-            yield
+            with _sigterm_as_ctrl_c():
+                yield
         finally:
             ray.shutdown()
         return
@@ -120,9 +120,26 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with _sigterm_as_ctrl_c():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would dump its stack and leave.
+
+    A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
@@ -135,8 +152,13 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     kept = [ray.put(argument) for argument in args]
-    actor: Any = ray.remote(kind)
-    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
+
+    def begin(self: Any, references: list[Any]) -> None:
+        kind.__init__(self, *ray.get(references))
+
+    # In a list, for Ray would complain on the terminal about references of which it cannot know that they are kept.
+    actor: Any = ray.remote(type(kind.__name__, (kind,), {"__init__": begin}))
+    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(kept)
     weakref.finalize(handle, kept.clear)
     return handle
 

@@ -282,9 +282,13 @@ class SupervisedDataConfig(DataConfig):
     val_scenes: int = 1000
     """How many scenes to render for validation when `train` is not given."""
 
+    fraction: float = 1.0
+    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share of every class."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data.", "val_scenes")
+        positive(self, "data.", "val_scenes", "fraction")
+        share(self, "data.", "fraction")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.errors import UserError
-from pipelines import runs, supervised
+from pipelines import runs, storage, supervised
 from pipelines.segment_presets import SegmentConfig, segment_preset
 from pipelines.supervised import Prepared
 
@@ -100,18 +100,27 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from pipelines.labelled import open_val
     from pipelines.segment_samples import SegmentSampleConfig
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
+    from pipelines.sources.pairs import with_annotations
+    from pipelines.sources.part import take_part
 
     config = supervised.checked(config, job=JOB)
+    annotations, val_annotations = (
+        None if path is None else storage.absolute(path) for path in (config.data.annotations, config.data.val_annotations)
+    )
+    config = replace(config, data=replace(config.data, annotations=annotations, val_annotations=val_annotations))
     if config.resources.worker_range is not None:
         check_parts(config, config.resources.worker_range)
     source = open_data(config, image_size=config.model.image_size, say=say)
+    source = with_annotations(source, annotations, option="data.annotations", say=say)
     check_annotations(source)
     ids, names = annotated_classes(source.manifest, config.annotation)
     config = replace(config, annotation=ids)
     assert ids.classes is not None
     _look(source, config)
+    source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
     val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
     if val is not None:
+        val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
         check_annotations(val, option="data.val")
         check_same_names(names, annotated_classes(val.manifest, ids)[1])
         _look(val, config, option="data.val")

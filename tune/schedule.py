@@ -24,7 +24,13 @@ class Schedule:
 
 
 def schedule(
-    config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool, data_cpus: float | None = None, concurrent: int | None = None
+    config: ResourceConfig,
+    nodes: Sequence[Node],
+    *,
+    tokenize: bool,
+    data_cpus: float | None = None,
+    concurrent: int | None = None,
+    what: str = "trial",
 ) -> Schedule:
     """Fit as many trials as there is room for.
 
@@ -36,6 +42,7 @@ def schedule(
         tokenize: Whether each trial has a tokenizer.
         data_cpus: Cores that each trial shall find free for reading. None: those of one reading task.
         concurrent: What the user wants. None: all that fit.
+        what: What a trial is called.
 
     Raises:
         UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of workers.
@@ -63,11 +70,11 @@ def schedule(
     total_cpus, total_gpus = sum(cpu for _, cpu, _ in pieces), sum(gpu for _, _, gpu in pieces)
     shares = [f"{cpus:g} CPU / {total_cpus:g} = {cpus / total_cpus:.2f}"] if total_cpus else []
     shares += [f"{gpus:g} GPU / {total_gpus:g} = {gpus / total_gpus:.2f}"] if total_gpus else []
-    arithmetic = f"a trial needs {' + '.join(needs)}; {', '.join(shares)}"
+    arithmetic = f"a {what} needs {' + '.join(needs)}; {', '.join(shares)}"
     wanted = concurrent or max(1, fitting)
     if fitting < wanted:
         raise UserError(
-            f"there is room for {fitting} trial{'s' * (fitting != 1)} at a time, and {wanted} {'was' if wanted == 1 else 'were'} wanted: "
+            f"there is room for {fitting} {what}{'s' * (fitting != 1)} at a time, and {wanted} {'was' if wanted == 1 else 'were'} wanted: "
             + arithmetic,
             f"set --concurrent {fitting}" if fitting else "set less for --data-cpus and --resources.worker-cpus, or start more machines",
         )
