@@ -15,8 +15,8 @@ Range = tuple[float, float]
 STREAM_SHARE = 0.9
 """What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
 
-COORDINATOR_BLOCKS = 50.0
-"""Blocks a second that pass the coordinator of one stream, on a slow core (docs/clusters.md)."""
+COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
+"""Blocks a second that pass one stream's coordinator, by its operators (2: with a tokenizer): the least measured (docs/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
@@ -123,7 +123,7 @@ def on_gpus(
     peak = utilisation * 1e12
     on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
     one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
-    a_stream = COORDINATOR_BLOCKS * block_rows
+    a_stream = COORDINATOR_BLOCKS[2 if costs.token_flop else 1] * block_rows
     streams = streams or min(workers, max(1, _ceil(workers * one / a_stream)))
     limits = {"training": workers * one, f"{streams} coordinator{'s' * (streams > 1)}": streams * a_stream}
     rate = min(limits.values())

@@ -267,7 +267,7 @@ def _cluster_lines(
             rows = block_rows(config.optim.global_batch_size // count)
             yield (
                 f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second are more than "
-                f"the {forecast.COORDINATOR_BLOCKS:g} that one stream passes"
+                f"the {forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]:g} that one stream passes"
             )
     missing = [stage for stage in STAGES if stage not in prices]
     if config.price is None:

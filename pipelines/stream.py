@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.sources import Unit
     from pipelines.token_cache import TokenCache
 
-# Every block costs a stream's one coordinator 10 to 20 ms: many workers with small batches share blocks of at least so many rows.
+# Every block costs its stream's coordinator 4 to 10 ms: many workers with small batches share blocks of at least so many rows.
 LEAST_BLOCK_ROWS = 64
 
 Arguments = ParamSpec("Arguments")

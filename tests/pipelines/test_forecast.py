@@ -53,9 +53,10 @@ def test_tokenizers_on_the_workers_gpus_take_their_time():
 def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_streams_lift_it():
     found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=1)
     assert found.bottleneck == "1 coordinator"
-    assert found.rate == 64 * forecast.COORDINATOR_BLOCKS
+    assert found.rate == 64 * forecast.COORDINATOR_BLOCKS[2]
     lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64)
     assert lifted.bottleneck == "training"
+    assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, train_rate=1e6).streams == 2, "a stream needs a worker"
     fewer = lifted.streams - 1
     assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
 
