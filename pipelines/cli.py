@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -74,15 +75,20 @@ def _main(arguments: list[str]) -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error.cause}\n       {error.remedy}", file=sys.stderr)
+        print(_from_here(f"error: {error.cause}\n       {error.remedy}"), file=sys.stderr)
         sys.exit(2)
     except JobFailedError as error:
         if debug:
             raise
-        print(f"failed: {error.cause}\n        {error.remedy}", file=sys.stderr)
+        print(_from_here(f"failed: {error.cause}\n        {error.remedy}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _from_here(text: str) -> str:
+    """Paths below the current folder as they are typed there: jobs make them absolute before they look at them."""
+    return re.sub(rf"(?<![\w./:-]){re.escape(os.getcwd().rstrip('/'))}/", "", text) if os.getcwd() != "/" else text
 
 
 def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list[str]]:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from beit.config import to_dict
-from pipelines import runs, storage, tracking
+from pipelines import storage, tracking
 from tune.config import SweepConfig
 from tune.goal import Goal
 from tune.state import Trial
@@ -31,8 +30,7 @@ class SweepLog:
 
     def __init__(self, sweep: str, config: SweepConfig, *, preset: str, say: Callable[[str], None]) -> None:
         self._sweep, self._say = sweep, say
-        params = runs.flatten({"job": "sweep", "preset": preset, **to_dict(config)})
-        self.place = tracking.place_of(sweep, experiment=config.output.experiment, params=params) if config.output.mlflow else None
+        self.place = tracking.place_of_job(sweep, config, job="sweep", preset=preset)
         if self.place is None and config.output.mlflow:
             say(tracking.NO_PLACE)
         self._log = tracking.MlflowLog(sweep, self.place) if self.place else None
