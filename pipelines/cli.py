@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.options import JobCommand, parse, parse_job
 
 HELP = """\
@@ -19,6 +19,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit sweep [PRESET]              pretrain many times, with mask ratio and learning rate varied, by Ray Tune
+  beit ablate [PRESET]             the paper's table 4: its rows, pretrained and fine-tuned, beside its figures
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
   beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
@@ -44,7 +45,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's."""
+    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's, 143 after SIGTERM."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # A log file is to show each line when it is printed, as a terminal does.
     try:
@@ -82,8 +83,10 @@ def _main(arguments: list[str]) -> None:
             raise
         print(_from_here(f"failed: {error.cause}\n        {error.remedy}"), file=sys.stderr)
         sys.exit(1)
+    except TerminatedError:
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _from_here(text: str) -> str:
@@ -140,6 +143,30 @@ def _sweep(arguments: list[str], debug: bool) -> None:
     from tune.sweep import sweep
 
     sweep(command.config, preset=command.preset, resume=command.resume, debug=debug)
+
+
+def _ablate(arguments: list[str], debug: bool) -> None:
+    from tune import ablation_config as presets
+
+    def explain(config: presets.AblationConfig, preset: str) -> list[str]:
+        from tune.ablation import explain
+
+        return explain(config, preset)
+
+    command = parse_job(
+        arguments,
+        presets.AblationConfig,
+        job="ablate",
+        default="quickstart",
+        presets=presets.ABLATIONS,
+        preset=presets.ablation_preset,
+        explain=explain,
+    )
+    if command is None:
+        return
+    from tune.ablation import ablate
+
+    ablate(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _finetune(arguments: list[str], debug: bool) -> None:
@@ -320,6 +347,8 @@ def _report(arguments: list[str], debug: bool) -> None:
         from pipelines.finetune import rebuild_report
     elif job == "sweep":
         from tune.sweep import rebuild_report
+    elif job == "ablate":
+        from tune.ablation import rebuild_report
     elif job == "segment":
         from pipelines.segment import rebuild_report
     elif job == "probe":
@@ -373,6 +402,7 @@ def _doctor(arguments: list[str], debug: bool) -> None:
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,
     "sweep": _sweep,
+    "ablate": _ablate,
     "finetune": _finetune,
     "segment": _segment,
     "tokenizer train": _train_tokenizer,

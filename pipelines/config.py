@@ -69,6 +69,10 @@ class ResourceConfig:
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
 
+    streams: int = 1
+    """Streams of samples that the workers are divided over, each with reading tasks and tokenizers of its own. All blocks of a stream pass
+    one process, which bounds how many GPUs it feeds: `beit plan` says how many streams are needed."""
+
     in_order: bool = False
     """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself to the last digit."""
 
@@ -87,6 +91,7 @@ class ResourceConfig:
             "view_cpus",
             "tokenizers",
             "tokenizer_cpus",
+            "streams",
             "cpus",
         )
         not_negative(self, "resources.", "max_failures")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from beit.config import TokenizerConfig
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from beit.objective import Objective
 from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
@@ -181,6 +181,8 @@ def run_training(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from pipelines.streams import DividedWorkers, stream_name
+
     config = training.config
     checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
     rows = training.source.manifest.rows
@@ -191,8 +193,17 @@ def run_training(
     )
     worker_batch = max(1, training.global_batch_size // placement.most_workers)
     epochs = -(-total_rows // int(rows.sum()))
+    streams = placement.streams
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
+    each = -(-slots // streams)
+    plan = Plan(
+        seed=config.seed,
+        epochs=epochs,
+        total_rows=total_rows,
+        max_rows=streams * BLOCKS_PER_ROUND * block_rows(worker_batch),
+        slots=streams * each,
+        streams=streams,
+    )
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -204,6 +215,7 @@ def run_training(
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
+        streams=streams,
         clip_norm=training.clip_norm,
         device=placement.device,
         threads=placement.worker_threads,
@@ -216,19 +228,23 @@ def run_training(
         fixed=None if training.fixed is None else ray.put(training.fixed),
         evaluate_at=frozenset(training.evaluate_at),
     )
-    stream = build_stream(
-        dispatcher,
-        slots=slots,
-        config=training.samples,
-        tokenizer=training.tokenizer,
-        placement=placement,
-        batch_rows=worker_batch,
-        in_order=config.resources.in_order,
-    )
+    data: dict[str, Any] = {
+        stream_name(index): build_stream(
+            dispatcher,
+            slots=range(index * each, (index + 1) * each),
+            config=training.samples,
+            tokenizer=training.tokenizer,
+            placement=placement.of_stream,
+            batch_rows=worker_batch,
+            in_order=config.resources.in_order,
+        )
+        for index in range(streams)
+    }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
-        datasets={"train": stream},
+        datasets=data,
+        dataset_config=DividedWorkers(streams),
         scaling_config=_scaling(placement),
         run_config=ray.train.RunConfig(
             name=folder.attempt_name,
@@ -243,7 +259,7 @@ def run_training(
         with Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
-            raise KeyboardInterrupt
+            raise TerminatedError
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         # Whoever follows may have ended it, but it may have reached its end all the same.
@@ -251,11 +267,11 @@ def run_training(
         status = "FINISHED" if reached is None or runs.step_of(reached) == loop.stop_at else "KILLED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
         say(f"stopped; go on by --resume {folder.uri}")
-        raise KeyboardInterrupt from None
+        raise (TerminatedError if isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)

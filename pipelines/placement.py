@@ -49,11 +49,13 @@ class Placement:
     worker_threads: int
     view_cpus: float
     tokenizers: tuple[int, int]
-    """Fewest and most tokenizer actors; (0, 0): the stream has none."""
+    """Fewest and most tokenizer actors, of all streams; (0, 0): they have none."""
     tokenizer_cpus: float
     tokenizer_gpus: float
     tokenizer_threads: int
     tokenizer_device: str
+    streams: int = 1
+    """Each with a tokenizer and a reading task at the least."""
     tags: frozenset[str] = frozenset()
     """Stages that have nodes of their own."""
 
@@ -61,6 +63,12 @@ class Placement:
     def worker_range(self) -> WorkerRange:
         """The fewest and the most workers."""
         return WorkerRange(self.workers, self.most_workers)
+
+    @property
+    def of_stream(self) -> Placement:
+        """What one of the streams has of it."""
+        fewest, most = self.tokenizers
+        return replace(self, tokenizers=(fewest // self.streams, most // self.streams), streams=1)
 
     def tag(self, stage: str) -> dict[str, float]:
         """The custom resource that a process of a stage asks for; none where the stage has no nodes of its own."""
@@ -122,6 +130,10 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
             f"no GPU is there yet, and the cluster may grow to {gpus} for training: how many are wanted?",
             f"set --resources.workers {gpus}, or fewer: they are paid for while the run lasts",
         )
+    if config.streams > workers.fewest:
+        raise UserError(
+            f"resources.streams={config.streams} cannot each have a worker of {workers.fewest}", f"set --resources.streams {workers.fewest}"
+        )
     own = sum(int(node.gpus) for node in tokenizing) if any("tokens" in node.stages for node in nodes) else None
     worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, own, on_gpu=on_gpu, tokenize=tokenize)
     hosts = [node for node in trainers if int(node.gpus) or not on_gpu]
@@ -156,12 +168,13 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     return Placement(
         workers=workers.fewest,
         most_workers=workers.most,
+        streams=config.streams,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         # Threads beyond the reserved cores would wait for each other while the stream's processes have their turn.
         worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
-        tokenizers=(1, actors) if tokenize else (0, 0),
+        tokenizers=(config.streams, max(config.streams, actors)) if tokenize else (0, 0),
         tokenizer_cpus=tokenizer_cpus,
         tokenizer_gpus=tokenizer_gpus,
         tokenizer_threads=max(1, round(tokenizer_cpus)),
@@ -219,6 +232,7 @@ def _share_gpus(
 def _lack(p: Placement, nodes: Sequence[Node]) -> str:
     """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at the same time."""
     left: list[Node] = []  # `gpus`: what the emptiest GPU of the machine has left
+    cards: list[list[float]] = []  # what each of its GPUs has left
     placed = 0
     trainers = nodes_of("train", nodes)
     for node in sorted(nodes, key=lambda node: -node.cpus):  # Ray packs the workers, onto the largest machines first.
@@ -226,24 +240,27 @@ def _lack(p: Placement, nodes: Sequence[Node]) -> str:
         here = here if node in trainers else 0
         placed += here
         taken = here if p.worker_gpus else 0
-        gpu = 1.0 if taken < int(node.gpus) else 1.0 - p.worker_gpus if taken else 0.0
-        left.append(replace(node, cpus=node.cpus - here * p.worker_cpus, gpus=gpu))
+        cards.append([1.0 - p.worker_gpus] * taken + [1.0] * (int(node.gpus) - taken))
+        left.append(replace(node, cpus=node.cpus - here * p.worker_cpus, gpus=max(cards[-1], default=0.0)))
     count = max(placed, p.workers)
     needs = f"{count} worker{'s' * (count > 1)} x {_amount(p.worker_cpus, p.worker_gpus)}"
     if placed < p.workers:
         return f"{needs}: there is room for {placed} on {_machines(nodes)}"
-    if p.tokenizers[0]:
-        fitting = [
-            node for node in nodes_of("tokens", left) if node.cpus >= p.tokenizer_cpus - EPSILON and node.gpus >= p.tokenizer_gpus - EPSILON
-        ]
-        tokenizer = f"1 tokenizer x {_amount(p.tokenizer_cpus, p.tokenizer_gpus)}"
-        if not fitting:
-            return f"{tokenizer} has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
-        tightest = min(fitting, key=lambda node: node.cpus)
-        left[left.index(tightest)] = replace(tightest, cpus=tightest.cpus - p.tokenizer_cpus)
-        needs += f" + {tokenizer}"
-    if max(node.cpus for node in nodes_of("views", left)) < p.view_cpus - EPSILON:
-        return f"1 reading task x {p.view_cpus:g} CPU has no room: {needs} leave {_machines(left)} of {_machines(nodes)}"
+    tokenizer = ("tokens", "tokenizer", p.tokenizers[0], p.tokenizer_cpus, p.tokenizer_gpus)
+    for stage, name, number, cpus, gpus in (tokenizer, ("views", "reading task", p.streams, p.view_cpus, 0.0)):
+        what = f"{number} {name}{'s' * (number > 1)} x {_amount(cpus, gpus)}"
+        before = list(left)
+        for _ in range(number):
+            fitting = [node for node in nodes_of(stage, left) if node.cpus >= cpus - EPSILON and node.gpus >= gpus - EPSILON]
+            if not fitting:
+                return f"{what} {'have' if number > 1 else 'has'} no room: {needs} leave {_machines(before)} of {_machines(nodes)}"
+            tightest = min(fitting, key=lambda node: node.cpus)
+            spot = next(spot for spot, node in enumerate(left) if node is tightest)
+            if gpus:
+                cards[spot][cards[spot].index(tightest.gpus)] -= gpus
+            left[spot] = replace(tightest, cpus=tightest.cpus - cpus, gpus=max(cards[spot], default=0.0))
+        if number:
+            needs += f" + {what}"
     return ""
 
 

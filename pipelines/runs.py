@@ -29,8 +29,8 @@ PROGRESS_FILE = "progress.json"
 
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
-# Options that say who does the work, where it is written and how the result is tested: a resumed run may change them.
-FREE_ON_RESUME = ("resources.", "output.", "test.", "stop_at")
+# Who does the work, where it is written, how it is tested, what more of the same there shall be: a resumed run may change these options.
+FREE_ON_RESUME = ("resources.", "output.", "test.", "stop_at", "concurrent", "data_cpus", "rows", "seeds")
 FIXED_ON_RESUME = ("resources.precision",)
 
 
@@ -82,10 +82,15 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
     check_free(config)
     name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     uri = storage.join(storage.absolute(config.output.root), name)
-    saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
-    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
+    save_config(uri, config, job=job, preset=preset, inputs=inputs)
     storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
     return RunFolder(uri, 1)
+
+
+def save_config(uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> None:
+    """Write the configuration of a run; arguments as for `create`."""
+    saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
+    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
 
 
 def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:

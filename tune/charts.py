@@ -1,4 +1,4 @@
-"""Charts of a sweep as SVG: the plane of two parameters, and parallel coordinates."""
+"""Charts of sweeps and ablations as SVG: the plane of two parameters, parallel coordinates, rows of dots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.charts import FAINT, GRID, INK
+from pipelines.charts import COLOURS, FAINT, GRID, INK
 
 SIDE = 160
 """Pixels of the plane along a side: every one takes the colour of the nearest trial."""
@@ -172,6 +172,40 @@ def parallel_coordinates(
     return _svg(figure, title)
 
 
+def dot_rows(
+    title: str, names: Sequence[str], values: Sequence[Sequence[float]], others: Sequence[float | None], *, labels: tuple[str, str]
+) -> str:
+    """A row of dots a name, one a value, with a stroke at their mean; beside it what somebody else has for the same names.
+
+    Args:
+        title: Above the chart.
+        names: Of the rows, from the top.
+        values: Of each row, such as those of several seeds; of some there may be none.
+        others: Somebody else's values, on an axis of their own. None: they have none.
+        labels: What the two axes are.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 0.9 + 0.34 * len(names)), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    places = np.arange(len(names))
+    for place, found in zip(places, values, strict=True):
+        axes.plot(found, [place] * len(found), "o", color=COLOURS[0], markersize=5, alpha=0.65, markeredgewidth=0)
+        if found:
+            axes.plot([np.mean(found)] * 2, [place - 0.28, place + 0.28], color=COLOURS[0], linewidth=2)
+    there = [(value, place) for value, place in zip(others, places, strict=True) if value is not None]
+    if there:
+        beside.plot(*zip(*there, strict=True), "D", color=COLOURS[1], markersize=5)
+    for one, label in zip((axes, beside), labels, strict=True):
+        _bare(one)
+        one.set_xlabel(label, color=INK)
+        one.grid(color=GRID, linewidth=0.7)
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return _svg(figure, title)
+
+
 class _Scale:
     """Values on [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of appearance."""
 
@@ -209,12 +243,16 @@ def _figure(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10, color=INK)
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Any) -> None:
     axes.tick_params(colors=INK, length=2, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GRID)
-    return figure, axes
 
 
 def _svg(figure: Any, title: str) -> str:

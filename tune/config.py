@@ -76,9 +76,13 @@ class SweepConfig(PretrainConfig):
         Raises:
             UserError: For a name that is no field, or a value that the field does not take.
         """
-        names = [field.name for field in dataclasses.fields(PretrainConfig)]
-        config = PretrainConfig(**{name: getattr(self, name) for name in names})
+        config = pretraining_of(self)
         return override(config, params) if params else config
+
+
+def pretraining_of(config: PretrainConfig) -> PretrainConfig:
+    """What a configuration of several pretrainings has of one, and nothing else."""
+    return PretrainConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)})
 
 
 def quickstart() -> SweepConfig:

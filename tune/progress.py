@@ -9,7 +9,7 @@ import ray.tune
 
 from tune.goal import Goal
 from tune.space import described
-from tune.state import Trial, read_trials, write_trial
+from tune.state import Trial, cause, read_trials, write_trial
 from tune.tracking import SweepLog
 from tune.trial import OBJECTIVE, POINT, STATUS
 
@@ -72,10 +72,3 @@ class Progress(ray.tune.Callback):
         noted = Trial(number=trial.config["number"], params=trial.config["params"], status=status, error=error)
         write_trial(self._sweep, noted)
         return noted
-
-
-def cause(error: BaseException | None) -> str:
-    """What a trial died of, in a line."""
-    text = str(getattr(error, "cause", None) or error or "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

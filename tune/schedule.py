@@ -24,7 +24,13 @@ class Schedule:
 
 
 def schedule(
-    config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool, data_cpus: float | None = None, concurrent: int | None = None
+    config: ResourceConfig,
+    nodes: Sequence[Node],
+    *,
+    tokenize: bool,
+    data_cpus: float | None = None,
+    concurrent: int | None = None,
+    what: str = "trial",
 ) -> Schedule:
     """Fit as many trials as there is room for.
 
@@ -36,6 +42,7 @@ def schedule(
         tokenize: Whether each trial has a tokenizer.
         data_cpus: Cores that each trial shall find free for reading. None: those of one reading task.
         concurrent: What the user wants. None: all that fit.
+        what: What a trial is called.
 
     Raises:
         UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of workers.
@@ -47,26 +54,27 @@ def schedule(
         )
     one = replace(config, workers=config.workers or 1)
     placement = place(one, nodes, tokenize=tokenize)
-    reading = max(data_cpus or 0.0, placement.view_cpus)
+    reading = max(data_cpus or 0.0, placement.streams * placement.view_cpus)
     pieces: list[Piece] = [("train", placement.worker_cpus, placement.worker_gpus)] * placement.workers
     if tokenize:
-        pieces.append(("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus))
+        pieces += [("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus)] * placement.streams
     # Reading tasks are small and go anywhere: what matters is their sum.
     pieces += [("views", placement.view_cpus, 0.0)] * max(1, round(reading / placement.view_cpus))
     fitting = count(pieces, nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needs = [f"{placement.workers} worker{'s' * (placement.workers > 1)} x {_amount(placement.worker_cpus, placement.worker_gpus)}"]
     if tokenize:
-        needs.append(f"1 tokenizer x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
+        tokenizers = f"{placement.streams} tokenizer{'s' * (placement.streams > 1)}"
+        needs.append(f"{tokenizers} x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
     needs.append(f"{reading:g} CPU to read")
     total_cpus, total_gpus = sum(cpu for _, cpu, _ in pieces), sum(gpu for _, _, gpu in pieces)
     shares = [f"{cpus:g} CPU / {total_cpus:g} = {cpus / total_cpus:.2f}"] if total_cpus else []
     shares += [f"{gpus:g} GPU / {total_gpus:g} = {gpus / total_gpus:.2f}"] if total_gpus else []
-    arithmetic = f"a trial needs {' + '.join(needs)}; {', '.join(shares)}"
+    arithmetic = f"a {what} needs {' + '.join(needs)}; {', '.join(shares)}"
     wanted = concurrent or max(1, fitting)
     if fitting < wanted:
         raise UserError(
-            f"there is room for {fitting} trial{'s' * (fitting != 1)} at a time, and {wanted} {'was' if wanted == 1 else 'were'} wanted: "
+            f"there is room for {fitting} {what}{'s' * (fitting != 1)} at a time, and {wanted} {'was' if wanted == 1 else 'were'} wanted: "
             + arithmetic,
             f"set --concurrent {fitting}" if fitting else "set less for --data-cpus and --resources.worker-cpus, or start more machines",
         )

@@ -100,3 +100,10 @@ def values_of(trials: list[Trial]) -> Mapping[str, list[Any]]:
     """The values of each parameter, a trial after the other."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     return {name: [trial.params.get(name) for trial in trials] for name in names}
+
+
+def cause(error: BaseException | None) -> str:
+    """What a trial or job died of, in a line."""
+    text = str(getattr(error, "cause", None) or error or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -36,9 +36,6 @@ JOB = "sweep"
 PLAN_FILE = "plan.json"
 HOW_FILE = "how.json"
 
-# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say.
-QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -190,7 +187,7 @@ class _Sweep:
         self.timetable, self.folder, self.debug, self.say = timetable, folder, debug, say
         self.started = time.monotonic()
         self.earlier = read_trials(folder, self.goal)
-        self.log = SweepLog(folder, self.config, preset=prepared.preset, say=say)
+        self.log = SweepLog(folder, self.config, job=JOB, preset=prepared.preset, say=say)
         self.tokens: Tokens | None = None
         self.lines: list[str] = []
 
@@ -287,14 +284,13 @@ class _Sweep:
     def _run_trials(self) -> bool:
         """False: the user broke it off."""
         import ray.tune
-        from ray.tune.execution.placement_groups import PlacementGroupFactory
 
         from tune.progress import Progress
+        from tune.tuner import run_tuner
 
         ended = {trial.number for trial in self.earlier if trial.ended}
         if len(ended) == self.prepared.trials:
             return True
-        _quieten(self.debug)
         stopper = scheduler(self.config, self.goal, self.folder)
         for trial in self.earlier:
             if trial.ended:
@@ -315,25 +311,19 @@ class _Sweep:
         progress = Progress(
             self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.prepared.trials, say=self.say
         )
-        # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
-        here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(run_trial, PlacementGroupFactory([{here: 0.001}])),
-            tune_config=ray.tune.TuneConfig(
+        run_tuner(
+            run_trial,
+            ray.tune.TuneConfig(
                 search_alg=search,
                 scheduler=stopper,
                 num_samples=self.prepared.trials - len(ended),
                 max_concurrent_trials=self.timetable.concurrent,
                 trial_dirname_creator=_name_of,
             ),
-            run_config=ray.tune.RunConfig(
-                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=storage.join(self.folder, "tune"),
-                callbacks=[progress],
-                verbose=0,
-            ),
+            folder=self.folder,
+            callback=progress,
+            debug=self.debug,
         )
-        tuner.fit()
         return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.prepared.trials
 
     def _conclude(self, trials: list[Trial]) -> SweepResult:
@@ -399,17 +389,6 @@ def rebuild_report(run: str) -> str:
 def _name_of(trial: Any) -> str:
     """Ray Tune's folder of a trial; its own name for it would hold the whole configuration."""
     return Trial(number=trial.config["number"], params={}).name
-
-
-def _quieten(debug: bool) -> None:
-    import logging
-    import os
-
-    for name, value in QUIET_TUNE.items():
-        os.environ.setdefault(name, value)
-    if not debug:
-        for name in ("ray.tune", "ray.air"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from beit.config import override, to_dict
 from beit.errors import UserError
 from pipelines import runs, storage
-from pipelines.config import PretrainConfig
+from pipelines.config import OutputConfig, PretrainConfig
 from tune.goal import GOALS, evaluated
 from tune.state import Trial, is_asked_to_stop, points_of
 
@@ -116,9 +116,7 @@ def entry_of(config: PretrainConfig, trial: Trial, *, preset: str, objective: st
         debug: Let Ray's own messages through.
     """
     total_steps = config.total_steps(rows, config.optim.global_batch_size)
-    # A trial that is gone on with after an interruption shall not begin anew, however short it is.
-    checkpoint_steps = min(config.output.checkpoint_steps, max(1, total_steps // CHECKPOINTS))
-    config = replace(config, output=replace(config.output, checkpoint_steps=checkpoint_steps))
+    config = replace(config, output=frequent_checkpoints(config.output, total_steps))
     return {
         "number": trial.number,
         "params": trial.params,
@@ -128,3 +126,8 @@ def entry_of(config: PretrainConfig, trial: Trial, *, preset: str, objective: st
         "objective": objective,
         "debug": debug,
     }
+
+
+def frequent_checkpoints(output: OutputConfig, total_steps: int) -> OutputConfig:
+    """The same with at least `CHECKPOINTS` checkpoints: what is gone on with after an interruption shall not begin anew, however short."""
+    return replace(output, checkpoint_steps=min(output.checkpoint_steps, max(1, total_steps // CHECKPOINTS)))

@@ -55,6 +55,8 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
         (["sweep", "--space", "nosuch"], "--space nosuch is no space", "mask-lr"),
         (["sweep", "--evaluation.images", "0"], "evaluation.images=0", "--evaluation.images 256"),
         (["sweep", "--trials", "5", "--space", "mask-lr-grid"], "4 x 4 = 16", "--trials 16"),
+        (["ablate", "--rows", "beit", "beit"], "--rows beit beit: each is to be given once", "leave out --rows"),
+        (["ablate", "base-300"], "data.train is not given", "beit ablate quickstart"),
         (["finetune", "nosuch"], "nosuch is neither a run folder", "quickstart"),
         (["finetune", "base"], "data.train is not given", "--data.val"),
         (["finetune", "--data.fraction", "2"], "data.fraction=2.0", "data.fraction=1"),

@@ -262,3 +262,13 @@ def test_gpus_that_the_group_may_grow_to_are_not_given_to_tokenizers():
     placement = place(ResourceConfig(workers="2..8"), [Node(cpus=64, gpus=8)], tokenize=True)
     assert (placement.worker_gpus, placement.tokenizer_gpus) == (0.75, 0.25)
     assert place(ResourceConfig(workers="2..4"), [Node(cpus=64, gpus=8)], tokenize=True).tokenizers == (1, 4)
+
+
+def test_every_stream_has_a_worker_a_tokenizer_and_a_reading_task():
+    placement = place(ResourceConfig(workers=4, streams=2, tokenizers=5), [Node(cpus=32, gpus=4)], tokenize=True)
+    assert placement.tokenizers == (2, 5)
+    assert placement.of_stream.tokenizers == (1, 2)
+    with pytest.raises(UserError, match=r"resources\.streams=3 cannot each have a worker of 2"):
+        place(ResourceConfig(workers=2, streams=3), [Node(cpus=32, gpus=4)], tokenize=True)
+    with pytest.raises(UserError, match=r"2 reading tasks x 1 CPU have no room: 2 workers x 0\.5 CPU \+ 2 tokenizers"):
+        place(ResourceConfig(workers=2, streams=2, view_cpus=1, worker_cpus=0.5), [Node(cpus=2, gpus=0)], tokenize=True)

@@ -12,7 +12,7 @@ def test_trials_are_children_of_their_sweep_and_none_is_left_running(tmp_path, m
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     sweep = tmp_path / "runs" / "mine"
     sweep.mkdir(parents=True)
-    log = SweepLog(str(sweep), sweep_preset("quickstart"), preset="quickstart", say=print)
+    log = SweepLog(str(sweep), sweep_preset("quickstart"), job="sweep", preset="quickstart", say=print)
     statuses = ["finished", "stopped", "failed", "running"]
     for number, status in enumerate(statuses):
         trial = Trial(number=number, params={}, status=status)

@@ -1,0 +1,92 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from tune.ablation_table import Line, Result, Table, compare_order, order_words, orders_of, to_csv, to_markdown
+from tune.table4 import ROWS
+
+SEEDS = (0, 1, 2)
+
+
+def make_table(means, spread=1.0, **rest):
+    """Rows with these means and this standard deviation over three seeds."""
+    lines = []
+    for row, mean in means.items():
+        values = {} if mean is None else dict(zip(SEEDS, mean + spread * np.array([-1.0, 1.0, 0.0]), strict=True))
+        lines.append(Line(row=row, results={"classify": Result(values=values)} if values else {}, missing=rest.get(row, ())))
+    return Table(lines=tuple(lines), tasks=("classify",), seeds=SEEDS)
+
+
+def published(row):
+    return ROWS[row].paper["classify"]
+
+
+def test_means_and_spreads_are_numpys():
+    values = np.random.default_rng(0).normal(20, 3, 5)
+    result = Result(values=dict(enumerate(values)))
+    assert result.mean == pytest.approx(values.mean())
+    assert result.spread == pytest.approx(values.std(ddof=1))
+    assert Result(values={0: 3.0}).spread is None
+
+
+def test_the_rank_correlation_is_scipys_and_counts_the_rows_that_the_paper_has():
+    rows = [row for row in ROWS if row != "mean-colour"]
+    for seed in range(5):
+        means = dict(zip(rows, np.random.default_rng(seed).normal(20, 3, len(rows)), strict=True))
+        order = compare_order("classify", make_table({**means, "mean-colour": 50.0}).results("classify"))
+        assert len(order.pairs) == 21
+        assert order.tau == pytest.approx(kendalltau([means[row] for row in rows], [published(row) for row in rows]).statistic)
+
+
+def test_the_papers_own_figures_are_in_the_papers_order_and_reversed_ones_in_none():
+    rows = [row for row in ROWS if ROWS[row].paper]
+    same = compare_order("classify", make_table({row: published(row) for row in rows}).results("classify"))
+    assert (same.tau, same.reversed) == (1.0, [])
+    turned = compare_order("classify", make_table({row: -published(row) for row in rows}).results("classify"))
+    assert (turned.tau, len(turned.reversed)) == (-1.0, 21)
+
+
+def test_a_pair_in_another_order_is_named_with_whether_it_is_more_than_chance():
+    # The standard error of a difference of two means of three seeds that spread by 1 is sqrt(2 / 3) = 0.82.
+    order = compare_order("classify", make_table({"beit": 20.0, "pixels": 21.0, "no-masks": 24.0}).results("classify"))
+    assert order.spread == pytest.approx(1)
+    found = {(pair.better, pair.worse): pair for pair in order.reversed}
+    assert set(found) == {("beit", "pixels"), ("beit", "no-masks")}, "no-masks is above pixels here too"
+    assert found["beit", "pixels"].error == pytest.approx(np.sqrt(2 / 3))
+    assert not found["beit", "pixels"].clear
+    assert found["beit", "no-masks"].clear
+    first, *others = order_words(order)
+    assert "1 of 3 pairs" in first
+    assert "tau -0.33" in first
+    assert "beit below no-masks: -4.00 points here, +1.19 in the paper; standard error 0.82: more than chance" in others[0]
+    assert "beit below pixels: -1.00 points here, +1.82 in the paper; standard error 0.82: no more than chance" in others[1]
+
+
+def test_with_one_seed_nothing_is_said_about_chance():
+    results = {"beit": Result(values={0: 1.0}), "pixels": Result(values={0: 2.0})}
+    order = compare_order("classify", results)
+    assert (order.spread, order.pairs[0].error, order.pairs[0].clear) == (None, None, False)
+    assert "nothing can be said about chance" in order_words(order)[0]
+
+
+def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours():
+    table = make_table({"beit": 20.0, "mean-colour": 19.0, "pixels": None}, pixels=("pixels-seed0-pretrain failed: it broke",))
+    lines = to_markdown(table).splitlines()
+    assert lines[2] == "| BEiT | `beit` | 20.00 ± 1.00 | 82.86 |"
+    assert lines[3].endswith("| 19.00 ± 1.00 | not in the table |")
+    assert lines[4].endswith("| missing | 81.04 |")
+    assert lines[-1] == "- Missing: pixels-seed0-pretrain failed: it broke."
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [rows[0][f"classify_{name}"] for name in ("mean", "std", "seed0", "seed1", "seed2", "paper")] == [
+        "20.0000",
+        "1.0000",
+        "19.0000",
+        "21.0000",
+        "20.0000",
+        "82.8600",
+    ]
+    assert (rows[1]["classify_paper"], rows[2]["classify_mean"], rows[2]["missing"]) == ("", "", "pixels-seed0-pretrain failed: it broke")
+    assert orders_of(make_table({"beit": 1.0, "mean-colour": 2.0})) == []

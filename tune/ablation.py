@@ -1,0 +1,264 @@
+"""The paper's ablations: `beit ablate [PRESET] [--rows …] [--seeds N] [--option value …]`, or `python -m tune.ablation …`.
+
+Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation by one protocol, with several seeds. Ray Tune
+runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit finetune` and `beit segment` make it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from beit.errors import JobFailedError, UserError
+from pipelines import cluster, runs, storage, tracking
+from pipelines.report import REPORT_FILE
+from tune.ablation_config import AblationConfig
+from tune.ablation_prepare import Prepared, prepare
+from tune.ablation_table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
+from tune.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
+from tune.chain_run import CHAIN, Setup, run_chain
+from tune.schedule import Schedule, schedule
+from tune.space import described
+from tune.table4 import FULL, ROWS, changes_of
+from tune.tokens import prepare_tokens
+from tune.tracking import ParentLog, check_store
+
+if TYPE_CHECKING:
+    pass
+
+JOB = "ablate"
+HOW_FILE = "how.json"
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """What an ablation leaves behind."""
+
+    folder: str
+    table: Table
+    report: str
+
+
+def ablate(
+    config: AblationConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+) -> AblationResult:
+    """Run the rows of an ablation and write its folder with their run folders, the table and the report.
+
+    Args:
+        config: The whole ablation.
+        preset: Name that the folder starts with when `output.name` is not given.
+        resume: Folder of an ablation to go on with: jobs that have ended stay, the others go on from their last checkpoints.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: For every mistake in the configuration or the data that can be seen before the first row.
+        JobFailedError: If nothing came to its end.
+    """
+    if resume is None:
+        runs.check_free(config)
+    # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not fit.
+    here = cluster.this_machine(config.resources.cpus)
+    if here:
+        plan_concurrency(config, here, tokenize=False)
+    prepared = prepare(config, preset=preset, say=say)
+    if here:
+        plan_concurrency(config, here, tokenize=prepared.tokenises)
+    with cluster.start(cpus=config.resources.cpus, debug=debug):
+        timetable = plan_concurrency(config, cluster.nodes(), tokenize=prepared.tokenises)
+        folder = _open_folder(prepared, resume)
+        return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
+
+
+def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
+    """How many rows run at a time on some machines."""
+    resources = config.resources
+    return schedule(resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent, what="row")
+
+
+def _open_folder(prepared: Prepared, resume: str | None) -> str:
+    """The ablation's folder; a resumed one must find the data as it was, and may have more rows or seeds."""
+    config = prepared.config
+    if resume is None:
+        check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
+        return runs.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
+    folder = runs.reopen(resume, inputs=prepared.inputs).uri
+    runs.save_config(folder, config, job=JOB, preset=prepared.preset, inputs=prepared.inputs)
+    return folder
+
+
+class _Ablation:
+    """The running of an ablation, on a connected Ray."""
+
+    def __init__(self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]) -> None:
+        self.prepared, self.timetable, self.folder, self.debug, self.say = prepared, timetable, folder, debug, say
+        # Side by side, rows have the workers that the schedule has given them.
+        resources = replace(prepared.config.resources, workers=timetable.placement.workers)
+        self.config = replace(prepared.config, resources=resources)
+        self.chains = chains_of(self.config.rows, self.config.all_seeds, self.config.tasks)
+        self.started = time.monotonic()
+        self.log = ParentLog(folder, self.config, job=JOB, preset=prepared.preset, say=say)
+        self.lines: list[str] = []
+
+    def run(self) -> AblationResult:
+        """All of it."""
+        status = "FAILED"
+        try:
+            self._introduce()
+            self._run_chains()
+            complete = all(is_settled(self.folder, chain) for chain in self.chains)
+            status = "FINISHED" if complete else "KILLED"
+        except KeyboardInterrupt:
+            status, complete = "KILLED", False
+        finally:
+            for chain in self.chains:
+                for job in chain.jobs:
+                    self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
+            result = self._conclude()
+            self.log.finish(status, [ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE])
+        if not complete:
+            self.say(f"stopped; go on by beit ablate --resume {self.folder}")
+            raise KeyboardInterrupt
+        if not any(line.results for line in result.table.lines):
+            first = next(what for line in result.table.lines for what in line.missing)
+            raise JobFailedError(f"nothing came to its end, the first: {first}", f"mend the cause, then beit ablate --resume {self.folder}")
+        return result
+
+    def _introduce(self) -> None:
+        config = self.config
+        self.say(f"ablation folder: {self.folder}")
+        counts = f"{len(config.rows)} rows x {config.seeds} seed{'s' * (config.seeds > 1)} x {1 + len(config.tasks)} jobs"
+        self.say(f"{counts} = {len(self.chains) * (1 + len(config.tasks))} runs; progress of each is in its train.log")
+        self.lines.append(self.timetable.line)
+        self.say(f"rows at a time: {self.timetable.line}")
+        if self.log.link:
+            self.say(f"mlflow: {self.log.link}")
+        done = [chain.name for chain in self.chains if not self._left(chain)]
+        begun = [chain for chain in self.chains if self._left(chain) and self._begun(chain)]
+        if done or begun:
+            others = [f"{chain.name} ({', '.join(self._left(chain))})" for chain in begun]
+            self.say(f"resumed: finished: {', '.join(done) or 'none'}; to go on with: {', '.join(others) or 'none'}")
+
+    def _left(self, chain: Chain) -> list[JobName]:
+        return left_to_do(self.folder, chain)
+
+    def _begun(self, chain: Chain) -> bool:
+        return any(read_state(self.folder, chain, job).status != "waiting" for job in chain.jobs)
+
+    def _run_chains(self) -> None:
+        import ray.tune
+
+        from tune.chain_progress import ChainProgress
+        from tune.tuner import run_tuner
+
+        waiting = [chain for chain in self.chains if self._left(chain)]
+        if not waiting:
+            return
+        for chain in waiting:
+            for job in self._left(chain):
+                if read_state(self.folder, chain, job).status == "failed":
+                    write_state(self.folder, chain, job, JobState())  # It is tried again.
+        setup = Setup(
+            config=self.config,
+            folder=self.folder,
+            preset=self.prepared.preset,
+            images=self.prepared.source.manifest.total,
+            steps=self.prepared.steps,
+            tokens=self._tokenise(waiting),
+            debug=self.debug,
+        )
+        run_tuner(
+            functools.partial(run_chain, setup=setup),
+            ray.tune.TuneConfig(max_concurrent_trials=self.timetable.concurrent, trial_dirname_creator=_name_of),
+            param_space={CHAIN: ray.tune.grid_search([asdict(chain) for chain in waiting])},
+            folder=self.folder,
+            callback=ChainProgress(self.folder, self.chains, self.log, say=self.say),
+            debug=self.debug,
+        )
+
+    def _tokenise(self, waiting: Sequence[Chain]) -> dict[int, str]:
+        """The token caches of the seeds for which rows have still to be pretrained on tokens."""
+        epochs, manifest = self.prepared.token_epochs, self.prepared.source.manifest
+        if not epochs:
+            if self.prepared.tokenises:
+                self.say(f"tokens: a row goes through more than {self.config.token_epochs} epochs of views, so each tokenises as it trains")
+            return {}
+        found = {}
+        for seed in self.config.all_seeds:
+            rows = [chain.row for chain in waiting if chain.seed == seed and "pretrain" in self._left(chain)]
+            configs = [config for row in rows if (config := self.config.pretraining(row, seed)).target.kind == "tokens"]
+            if not configs:
+                continue
+            base = self.config.pretraining(FULL, seed)
+            tokens = prepare_tokens(base, self.prepared.source.uri, manifest, [], epochs=epochs, say=self.say)
+            found[seed] = tokens.path
+            computed = round(tokens.views * tokens.computed / tokens.parts)
+            took = f"{computed:,} of them tokenised now, in {tokens.seconds:.0f} s"
+            self.lines.append(f"tokens, seed {seed}: {tokens.views:,} views, {took}, for {len(configs)} rows")
+            self.say(self.lines[-1])
+        return found
+
+    def _conclude(self) -> AblationResult:
+        """Table and report of what there is, and the last lines."""
+        table = read_table(self.folder, self.config.rows, self.config.all_seeds, self.config.tasks)
+        write_table(self.folder, table)
+        how = {"seconds": time.monotonic() - self.started, "lines": self.lines}
+        storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps(how, indent=1) + "\n")
+        report = write_report(self.folder, self.config, table, preset=self.prepared.preset)
+        for line in to_markdown(table).splitlines():
+            self.say(line)
+        self.say(f"table: {storage.join(self.folder, TABLE_FILE)}, {storage.join(self.folder, ROWS_FILE)}")
+        self.say(f"report: {report}")
+        return AblationResult(self.folder, table, report)
+
+
+def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
+    """The page of an ablation, from its folder; returns its path."""
+    from tune.ablation_report import write_ablation_report
+
+    how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
+    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    link = tracking.link(folder, place) if place else None
+    return write_ablation_report(folder, config, table, preset=preset, seconds=how["seconds"], lines=how["lines"], mlflow=link)
+
+
+def rebuild_report(run: str) -> str:
+    """Write the table and the report of an ablation again, from its folder; returns the report's path."""
+    folder = storage.absolute(run)
+    config, preset = runs.saved_config(folder, AblationConfig, job=JOB)
+    if not storage.exists(storage.join(folder, HOW_FILE)):
+        raise UserError(f"{folder} is an ablation that was killed before it wrote a report", f"beit ablate --resume {folder}")
+    table = read_table(folder, config.rows, config.all_seeds, config.tasks)
+    write_table(folder, table)
+    return write_report(folder, config, table, preset=preset)
+
+
+def explain(config: AblationConfig, preset: str) -> list[str]:
+    """The rows in lines, with what each changes; nothing is read for it."""
+    lines = [f"ablation: {preset}, {len(config.rows)} rows x seeds {', '.join(map(str, config.all_seeds))}"]
+    for row in config.rows:
+        pretraining = config.pretraining(row, config.seed)
+        length = f"{pretraining.steps:,} steps" if pretraining.steps is not None else f"{pretraining.epochs:g} epochs"
+        changed = described(changes_of(row, config, longer=config.longer))
+        lines.append(f"{row}: {ROWS[row].title}{f' ({changed})' if changed else ''}, {length} of {pretraining.optim.global_batch_size:,}")
+    for task in config.tasks:
+        protocol = getattr(config, task)
+        length = "as long as that says" if protocol.steps is None else f"{protocol.steps:,} steps"
+        lines.append(f"{task}: recipe {protocol.recipe}, {length}, the same for every row")
+    return lines
+
+
+def _name_of(trial: Any) -> str:
+    """Ray Tune's folder of a chain."""
+    return Chain(**trial.config[CHAIN]).name
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["ablate", *sys.argv[1:]])

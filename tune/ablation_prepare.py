@@ -1,0 +1,160 @@
+"""Before an ablation starts: its data are found, and every row and both protocols checked with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from beit.errors import UserError
+from pipelines import storage
+from tune.ablation_config import AblationConfig, ProtocolConfig
+from tune.chain import JobName
+from tune.chain_run import with_protocol
+from tune.table4 import RowName, Task
+
+if TYPE_CHECKING:
+    from pipelines.config import SupervisedDataConfig
+    from pipelines.sources import Source
+    from pipelines.supervised import Prepared as PreparedTask
+
+Protocol = TypeVar("Protocol", bound=ProtocolConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An ablation, ready to be run: everything is checked, nothing is started."""
+
+    config: AblationConfig
+    """With absolute paths, and the data of all jobs found."""
+    preset: str
+    source: Source
+    """Images of the pretraining."""
+    steps: dict[JobName, int]
+    """Of fine-tuning."""
+    inputs: dict[str, str]
+    """Digests of what is read, by the option that names it."""
+
+    @property
+    def token_epochs(self) -> int:
+        """Epochs of views whose tokens are computed once for all rows of a seed; 0: every row tokenises for itself."""
+        longest = max((self._epochs(row) for row in self.config.rows if self._predicts_tokens(row)), default=0.0)
+        return math.ceil(longest) if longest <= self.config.token_epochs else 0
+
+    @property
+    def tokenises(self) -> bool:
+        """Whether rows have a tokenizer of their own."""
+        return not self.token_epochs and any(map(self._predicts_tokens, self.config.rows))
+
+    def _predicts_tokens(self, row: RowName) -> bool:
+        return self.config.pretraining(row, 0).target.kind == "tokens"
+
+    def _epochs(self, row: RowName) -> float:
+        config, images = self.config.pretraining(row, 0), self.source.manifest.total
+        return config.total_steps(images, config.optim.global_batch_size) * config.optim.global_batch_size / images
+
+
+def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
+    """Open the data of all jobs, and check every row and both protocols with it; renders the built-in scenes if no data is given.
+
+    Raises:
+        UserError: As `ablate`.
+    """
+    from pipelines.job import open_data
+    from pipelines.pretrain import check_grid, with_absolute_paths
+    from pipelines.stream import px_per_token
+
+    config = with_absolute_paths(config)
+    config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
+    _check_data(config)
+    recipes = {task: _recipe(config, task) for task in config.tasks}
+    if any(config.pretraining(row, 0).target.kind == "tokens" for row in config.rows):
+        check_grid(config, px_per_token(config.tokenizer))
+    source = open_data(config, image_size=config.model.image_size, say=say)
+    for row in config.rows:
+        _check_row(config, row, source.manifest.total)
+    scenes, config = config.data.train is None, replace(config, data=replace(config.data, train=source.uri))
+    steps: dict[JobName, int] = {}
+    inputs = {"data.train": source.manifest.digest}
+    for task, recipe in recipes.items():
+        protocol = _found(getattr(config, task), config, recipe.data, scenes=scenes, say=say)
+        config = replace(config, classify=protocol) if task == "classify" else replace(config, segment=protocol)
+        found = _check_task(config, task, recipe)
+        assert found.val is not None
+        steps[task] = found.training.total_steps
+        inputs |= {f"{task}.train": found.training.source.manifest.digest, f"{task}.val": found.val.digest}
+    return Prepared(config=config, preset=preset, source=source, steps=steps, inputs=inputs)
+
+
+def _recipe(config: AblationConfig, task: Task) -> Any:
+    """The preset of a task with what its protocol says differently."""
+    from pipelines.finetune_presets import finetune_preset
+    from pipelines.segment_presets import segment_preset
+
+    protocol: ProtocolConfig = getattr(config, task)
+    return with_protocol((finetune_preset if task == "classify" else segment_preset)(protocol.recipe), protocol)
+
+
+def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask:
+    """Data, labels and length of a task, by a model from scratch of the recipe's own."""
+    from pipelines import finetune, segment
+
+    protocol: Any = getattr(config, task)
+    data = replace(recipe.data, train=protocol.train, val=protocol.val, **({"fraction": protocol.fraction} if task == "classify" else {}))
+    checked = replace(recipe, data=data, resources=config.resources, output=config.output, seed=config.seed)
+    module: Any = finetune if task == "classify" else segment
+    try:
+        found: PreparedTask = module.prepare(checked, preset=protocol.recipe, say=lambda line: None)
+    except UserError as error:
+        raise UserError(f"{task}: {error.cause}", error.remedy.replace("--data.", f"--{task}.")) from error
+    return found
+
+
+def _check_data(config: AblationConfig) -> None:
+    """Whether there is something to learn from and to be judged by, for every task."""
+    from pipelines.config import MOST_SCENE_PX
+
+    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
+        raise UserError(
+            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
+            "set --data.train to a folder or bucket of images; beit ablate quickstart runs on the scenes",
+        )
+    for task in config.tasks:
+        protocol = getattr(config, task)
+        if protocol.val is None and (protocol.train or config.data.train):
+            raise UserError(
+                f"{task}.val is not given, and rows are compared by what they reach there",
+                f"set --{task}.val to images to be judged by, or leave {task} out of --tasks",
+            )
+        if task == "segment" and protocol.train is None and config.data.train:
+            raise UserError(
+                "segment.train is not given, and images of pretraining have no annotations",
+                "set --segment.train to annotated images, or leave segment out of --tasks",
+            )
+
+
+def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
+    from beit.optim import check_schedule
+    from pipelines.pretrain import check_config
+
+    pretraining = config.pretraining(row, config.seed)
+    try:
+        check_config(pretraining)
+        if pretraining.steps is None:
+            check_schedule(pretraining.optim, pretraining.total_steps(images, pretraining.optim.global_batch_size))
+    except UserError as error:
+        raise UserError(f"the row {row}: {error.cause}", error.remedy) from error
+
+
+def _found(protocol: Protocol, config: AblationConfig, data: SupervisedDataConfig, *, scenes: bool, say: Callable[[str], None]) -> Protocol:
+    """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where it names none."""
+    from pipelines.labelled import open_val
+
+    train, val = (None if path is None else storage.absolute(path) for path in (protocol.train, protocol.val))
+    if val is None and scenes:
+        count = protocol.val_scenes or data.val_scenes
+        held_out = replace(data, train=None, val=None, scenes=config.data.scenes, val_scenes=count)
+        source = open_val(held_out, config.output.root, image_size=config.model.image_size, say=say)
+        val = None if source is None else source.uri
+    return replace(protocol, train=train or config.data.train, val=val)

@@ -1,0 +1,139 @@
+"""The report page of an ablation: one HTML file that needs nothing else, `report/index.html` in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+
+from beit.config import to_dict
+from pipelines import storage
+from pipelines.recorder import duration
+from pipelines.report import PAGE, REPORT_FILE, STYLE
+from tune.ablation_config import AblationConfig
+from tune.ablation_table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
+from tune.charts import dot_rows
+from tune.report import TABLE_STYLE
+from tune.space import described
+from tune.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
+
+SOURCE = "BEiT, arXiv 2106.08254, table 4: ViT-B, 300 epochs of ImageNet-1k unless a row says otherwise, one run each."
+
+
+def write_ablation_report(
+    folder: str, config: AblationConfig, table: Table, *, preset: str, seconds: float, lines: Sequence[str], mlflow: str | None
+) -> str:
+    """Write the page of an ablation from its table.
+
+    Args:
+        folder: The ablation's.
+        config: The ablation.
+        table: What its rows reached.
+        preset: Its preset.
+        seconds: What it took, in this start.
+        lines: Sentences on how it was done: concurrency, tokens.
+        mlflow: Where to look at it in MLflow.
+
+    Returns:
+        Path or URI of the page.
+    """
+    orders = orders_of(table)
+    parts = [
+        _figures(table, orders, seconds),
+        _table(table, config),
+        _order(orders),
+        _dots(table),
+        _missing(table, folder),
+        _go_on(folder, mlflow),
+        "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines),
+        f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>",
+    ]
+    page = PAGE.format(
+        title=escape(storage.name(folder)),
+        heading=escape(f"ablation {preset}"),
+        style=STYLE + TABLE_STYLE,
+        sections="\n".join(part for part in parts if part),
+    )
+    path = storage.join(folder, *REPORT_FILE.split("/"))
+    storage.write_text(path, page)
+    return path
+
+
+def _figures(table: Table, orders: Sequence[Order], seconds: float) -> str:
+    done = sum(len(result.values) for line in table.lines for result in line.results.values())
+    wanted = len(table.lines) * len(table.seeds) * len(table.tasks)
+    figures = [(f"Kendall's tau, {order.task}", f"{order.tau:+.2f}", f"over {len(order.pairs)} pairs of rows") for order in orders]
+    figures += [
+        ("results", f"{done} of {wanted}", f"{len(table.lines)} rows x {len(table.seeds)} seeds x {len(table.tasks)} tasks"),
+        ("time", duration(seconds), ""),
+    ]
+    cards = "".join(
+        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
+    )
+    return f'<dl class="figures">{cards}</dl>'
+
+
+def _table(table: Table, config: AblationConfig) -> str:
+    head = ["row", "what it changes"]
+    for task in table.tasks:
+        head += [f"{TASK_NAMES[task]}, %", f"{PAPER_DATA[task]} in the paper, %"]
+    rows = []
+    for line in table.lines:
+        cells = [ROWS[line.row].title, described(changes_of(line.row, config, longer=config.longer)) or "nothing"]
+        for task in table.tasks:
+            cells += [cell_words(line.results.get(task), len(table.seeds)), paper_words(line.row, task)]
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
+    note = f"Mean and standard deviation over {len(table.seeds)} seeds. " if len(table.seeds) > 1 else "One seed. "
+    return (
+        f"<h2>Rows</h2><div class='wide'><table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<p>{escape(note)}The paper's: {escape(SOURCE)} Figures of the two do not compare with each other, their order may.</p>"
+    )
+
+
+def _order(orders: Sequence[Order]) -> str:
+    """Whether the order agrees, a list a task."""
+    if not orders:
+        return ""
+    parts = []
+    for order in orders:
+        first, *others = order_words(order)
+        items = "".join(f"<li>{escape(words)}</li>" for words in others)
+        parts.append(f"<p>{escape(first[0].upper() + first[1:])}</p>" + (f"<ul>{items}</ul>" if items else ""))
+    return (
+        "<h2>Is the order the paper's?</h2>" + "".join(parts) + "<p>Tau is 1 for the same order, -1 for the reversed one, and about 0 "
+        "by chance. The standard error of a difference of means comes from the spread of the seeds, taken over all rows together.</p>"
+    )
+
+
+def _dots(table: Table) -> str:
+    charts = [_dots_of(table, task) for task in table.tasks if table.results(task)]
+    if not charts:
+        return ""
+    figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
+    return f"<h2>Rows as dots</h2><div class='one'>{figures}</div><p>A dot a seed, a stroke at their mean; diamonds: the paper.</p>"
+
+
+def _dots_of(table: Table, task: Task) -> str:
+    results = table.results(task)
+    rows = [line.row for line in table.lines]
+    published = [None if (figures := ROWS[row].paper) is None else figures[task] for row in rows]
+    values = [list(results[row].values.values()) if row in results else [] for row in rows]
+    return dot_rows(TASK_NAMES[task], rows, values, published, labels=("here, %", f"{PAPER_DATA[task]} in the paper, %"))
+
+
+def _missing(table: Table, folder: str) -> str:
+    missing = [what for line in table.lines for what in line.missing]
+    items = "".join(f"<li>{escape(what)}</li>" for what in missing)
+    return f"<h2>What is missing</h2><ul>{items}</ul><p>To go on: <code>beit ablate --resume {escape(folder)}</code></p>" if items else ""
+
+
+def _go_on(folder: str, mlflow: str | None) -> str:
+    blocks = [("Go on after an interruption", f"beit ablate --resume {folder}"), ("Write this report again", f"beit report {folder}")]
+    said = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(text)}</pre></dd>" for what, text in blocks)
+    if mlflow is not None:
+        link = escape(mlflow, quote=True)
+        shown = f'<a href="{link}">{link}</a>' if mlflow.startswith("http") else f"<pre>{link}</pre>"
+        said += f"<dt>In MLflow</dt><dd>{shown}</dd>"
+    files = " and ".join(f"<code>{escape(storage.join(folder, name))}</code>" for name in (ROWS_FILE, TABLE_FILE))
+    return f"<h2>Go on</h2><dl class='commands'>{said}</dl><p>The table, every seed's values in it, and a copy for a page: {files}.</p>"

@@ -1,0 +1,240 @@
+"""The table of an ablation beside the paper's, and whether the rows are in the same order in both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines import storage
+from tune.chain import JobState, chains_of, read_state, value_of
+from tune.table4 import PAPER_DATA, ROWS, TASK_NAMES, RowName, Task
+
+ROWS_FILE = "rows.csv"
+TABLE_FILE = "table.md"
+
+CLEAR = 2.0
+"""A difference of means counts as clear from so many of its standard errors on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a row reached in a task, in per cent."""
+
+    values: Mapping[int, float]
+    """By seed; seeds that did not come to their end are not there."""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.mean(self.values.values())
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; None of a single one."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row of the table."""
+
+    row: RowName
+    results: Mapping[Task, Result]
+    """Without the tasks in which no seed came to its end."""
+    missing: tuple[str, ...] = ()
+    """What did not come to its end, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All rows."""
+
+    lines: tuple[Line, ...]
+    tasks: tuple[Task, ...]
+    seeds: tuple[int, ...]
+
+    def results(self, task: Task) -> dict[RowName, Result]:
+        """Of the rows that have one."""
+        return {line.row: line.results[task] for line in self.lines if task in line.results}
+
+
+def read_table(folder: str, rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Task]) -> Table:
+    """The table of an ablation as far as it has come, from its folder."""
+    lines = []
+    for row in rows:
+        values: dict[Task, dict[int, float]] = {task: {} for task in tasks}
+        missing = []
+        for chain in chains_of([row], seeds, tasks):
+            for task in tasks:
+                if (value := value_of(folder, chain, task)) is not None:
+                    values[task][chain.seed] = value
+            states = [(job, read_state(folder, chain, job)) for job in chain.jobs]
+            missing += [f"{chain.job_name(job)} {_why(state)}" for job, state in states if state.status != "finished"]
+        results = {task: Result(values=found) for task, found in values.items() if found}
+        lines.append(Line(row=row, results=results, missing=tuple(missing)))
+    return Table(lines=tuple(lines), tasks=tuple(tasks), seeds=tuple(seeds))
+
+
+def _why(state: JobState) -> str:
+    return {"failed": f"failed: {state.error}", "running": "was interrupted"}.get(state.status, "was not begun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows, the first of which is the better one in the paper."""
+
+    better: RowName
+    worse: RowName
+    paper: float
+    """How much better, in points."""
+    ours: float
+    """How much better here: negative if it is the worse one."""
+    error: float | None
+    """Standard error of that; None where no row has more than one seed."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they are in the paper's order."""
+        return self.ours > 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether the seeds differ less than these two rows."""
+        return self.error is not None and abs(self.ours) > CLEAR * self.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """All pairs of the rows that have a figure here and in the paper."""
+
+    task: Task
+    pairs: tuple[Pair, ...]
+    spread: float | None
+    """Standard deviation of a row over its seeds, the same for all: from those of all rows."""
+
+    @property
+    def tau(self) -> float:
+        """Kendall's rank correlation (tau-a): pairs in the paper's order less those in the other, as a share of all pairs."""
+        return statistics.mean(int(pair.ours > 0) - int(pair.ours < 0) for pair in self.pairs)
+
+    @property
+    def reversed(self) -> list[Pair]:
+        """The pairs that are not in the paper's order."""
+        return [pair for pair in self.pairs if not pair.agrees]
+
+
+def pooled_spread(results: Sequence[Result]) -> float | None:
+    """The standard deviation that rows have in common: two seeds alone say little about theirs, eight rows of two seeds more."""
+    degrees = [len(result.values) - 1 for result in results]
+    if not sum(degrees):
+        return None
+    squares = [count * statistics.variance(result.values.values()) for count, result in zip(degrees, results, strict=True) if count]
+    return math.sqrt(sum(squares) / sum(degrees))
+
+
+def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
+    """Compare the order of rows with the paper's; rows that it does not have are left out of the pairs, not of the spread."""
+    spread = pooled_spread(list(results.values()))
+    published = {row: figures[task] for row in results if (figures := ROWS[row].paper) is not None}
+    pairs = []
+    for better, worse in itertools.combinations(sorted(published, key=lambda row: -published[row]), 2):
+        counts = sum(1 / len(results[row].values) for row in (better, worse))
+        pairs.append(
+            Pair(
+                better=better,
+                worse=worse,
+                paper=published[better] - published[worse],
+                ours=results[better].mean - results[worse].mean,
+                error=None if spread is None else spread * math.sqrt(counts),
+            )
+        )
+    return Order(task=task, pairs=tuple(pairs), spread=spread)
+
+
+def orders_of(table: Table) -> list[Order]:
+    """Of every task with at least two rows that the paper has too."""
+    return [order for task in table.tasks if (order := compare_order(task, table.results(task))).pairs]
+
+
+def order_words(order: Order) -> list[str]:
+    """Whether the order agrees, in sentences."""
+    agreeing, other = len(order.pairs) - len(order.reversed), order.reversed
+    share = f"{agreeing} of {len(order.pairs)} pairs of rows are in the paper's order"
+    said = f"{TASK_NAMES[order.task]}: {share} (Kendall's tau {order.tau:+.2f})"
+    if order.spread is None:
+        said += "; with one seed nothing can be said about chance"
+    else:
+        clear = [pair for pair in order.pairs if pair.clear]
+        said += (
+            f"; seeds differ by {order.spread:.2f} points (standard deviation), and {len(clear)} of the differences are more than "
+            f"{CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the paper's order"
+        )
+    return [f"{said}.", *(f"In another order: {pair_words(pair)}." for pair in other)]
+
+
+def pair_words(pair: Pair) -> str:
+    """A pair that is in another order than in the paper."""
+    where = "below" if pair.ours < 0 else "level with"
+    here = f"{pair.better} {where} {pair.worse}: {pair.ours:+.2f} points here, {pair.paper:+.2f} in the paper"
+    if pair.error is None:
+        return here
+    return f"{here}; standard error {pair.error:.2f}: {'more than chance' if pair.clear else 'no more than chance'}"
+
+
+def to_markdown(table: Table) -> str:
+    """The table, the order and what is missing, to be pasted into a page."""
+    head = ["row", ""]
+    for task in table.tasks:
+        head += [f"{TASK_NAMES[task]} % here", f"{PAPER_DATA[task]} % in the paper"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for line in table.lines:
+        cells = [ROWS[line.row].title, f"`{line.row}`"]
+        for task in table.tasks:
+            cells += [cell_words(line.results.get(task), len(table.seeds)), paper_words(line.row, task)]
+        lines.append(f"| {' | '.join(cells)} |")
+    said = [sentence for order in orders_of(table) for sentence in order_words(order)]
+    missing = [f"Missing: {what}." for line in table.lines for what in line.missing]
+    seeds = f"Mean ± standard deviation over seeds {', '.join(map(str, table.seeds))}." if len(table.seeds) > 1 else "One seed."
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in (seeds, *said, *missing))]) + "\n"
+
+
+def cell_words(result: Result | None, seeds: int) -> str:
+    """Mean and spread, and of how many seeds where some are missing."""
+    if result is None:
+        return "missing"
+    spread = "" if result.spread is None else f" ± {result.spread:.2f}"
+    return f"{result.mean:.2f}{spread}" + (f" ({len(result.values)} of {seeds} seeds)" if len(result.values) < seeds else "")
+
+
+def paper_words(row: RowName, task: Task) -> str:
+    """The paper's figure."""
+    figures = ROWS[row].paper
+    return "not in the table" if figures is None else f"{figures[task]:.2f}"
+
+
+def to_csv(table: Table) -> str:
+    """A line a row: of every task mean, standard deviation, each seed's value and the paper's figure, in per cent."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    columns = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
+    writer.writerow(["row", "title", *(f"{task}_{column}" for task in table.tasks for column in columns), "missing"])
+    for line in table.lines:
+        cells: list[str] = []
+        for task in table.tasks:
+            result, figures = line.results.get(task), ROWS[line.row].paper
+            numbers = [None, None] if result is None else [result.mean, result.spread]
+            numbers += [None if result is None else result.values.get(seed) for seed in table.seeds]
+            cells += ["" if number is None else f"{number:.4f}" for number in [*numbers, None if figures is None else figures[task]]]
+        writer.writerow([line.row, ROWS[line.row].title, *cells, "; ".join(line.missing)])
+    return text.getvalue()
+
+
+def write_table(folder: str, table: Table) -> None:
+    """Write `rows.csv` and `table.md` into the ablation's folder."""
+    storage.write_text(storage.join(folder, ROWS_FILE), to_csv(table))
+    storage.write_text(storage.join(folder, TABLE_FILE), to_markdown(table))

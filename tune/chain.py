@@ -1,0 +1,94 @@
+"""A chain: one row of an ablation with one seed, a pretraining and what is fine-tuned from it. Its state lies in its jobs' run folders.
+
+<ablation>/config.json                       the ablation's configuration
+<ablation>/<row>-seed<n>-pretrain/job.json   how the job ended; beside it what every run folder has
+<ablation>/<row>-seed<n>-classify/ …
+<ablation>/<row>-seed<n>-segment/ …
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from pipelines import evaluations, storage
+from pipelines.evaluate import FOLDER
+from tune.table4 import RowName, Task
+
+JOB_FILE = "job.json"
+
+JobName = Literal["pretrain", "classify", "segment"]
+PRETRAIN: JobName = "pretrain"
+
+FIGURES: dict[Task, str] = {"classify": "top1", "segment": "mean_iou"}
+"""The entry of an evaluation that a task is judged by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A row with a seed."""
+
+    row: RowName
+    seed: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def name(self) -> str:
+        """What the names of its folders begin with."""
+        return f"{self.row}-seed{self.seed}"
+
+    @property
+    def jobs(self) -> tuple[JobName, ...]:
+        """In their order: the others begin with what the pretraining has learned."""
+        return (PRETRAIN, *self.tasks)
+
+    def job_name(self, job: JobName) -> str:
+        """Of the job's folder."""
+        return f"{self.name}-{job}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """How far a job is. "running" also after what ran it was killed; "waiting" before its first start."""
+
+    status: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    error: str = ""
+    """What a failed job died of, in a line."""
+
+
+def chains_of(rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Task]) -> list[Chain]:
+    """All chains of an ablation: every row with the first seed, then with the next."""
+    return [Chain(row=row, seed=seed, tasks=tuple(tasks)) for seed in seeds for row in rows]
+
+
+def write_state(folder: str, chain: Chain, job: JobName, state: JobState) -> None:
+    """Note how far a job is in its own folder, below the ablation's."""
+    storage.write_text(storage.join(folder, chain.job_name(job), JOB_FILE), json.dumps(asdict(state), indent=1) + "\n")
+
+
+def read_state(folder: str, chain: Chain, job: JobName) -> JobState:
+    """How far a job is."""
+    file = storage.join(folder, chain.job_name(job), JOB_FILE)
+    return JobState(**json.loads(storage.read_text(file))) if storage.exists(file) else JobState()
+
+
+def left_to_do(folder: str, chain: Chain) -> list[JobName]:
+    """The jobs of a chain that have not come to their end, failed ones too."""
+    return [job for job in chain.jobs if read_state(folder, chain, job).status != "finished"]
+
+
+def value_of(folder: str, chain: Chain, task: Task) -> float | None:
+    """What a chain reached in a task, in per cent; None unless the task has come to its end."""
+    if read_state(folder, chain, task).status != "finished":
+        return None
+    found = evaluations.read(storage.join(folder, chain.job_name(task)), FOLDER)
+    last = [one for one in found if one["step"] == found[-1]["step"]]
+    return 100 * float(last[0][FIGURES[task]])  # The first is the usual way of judging.
+
+
+def is_settled(folder: str, chain: Chain) -> bool:
+    """Whether a chain has come as far as it can: nothing was broken off, and nothing waits but for a pretraining that failed."""
+    states = [read_state(folder, chain, job).status for job in chain.jobs]
+    return "running" not in states and ("waiting" not in states or states[0] == "failed")

@@ -1,0 +1,144 @@
+"""Running a chain: the same `pretrain`, `finetune` and `segment` as single runs, in folders of the ablation.
+
+It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and files and SQLite are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pipelines import runs, storage
+from pipelines.config import OutputConfig, PretrainConfig, SupervisedConfig
+from pipelines.finetune_presets import FinetuneConfig
+from pipelines.segment_presets import SegmentConfig
+from tune.ablation_config import AblationConfig, ProtocolConfig
+from tune.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
+from tune.state import cause
+from tune.trial import frequent_checkpoints
+
+Config = TypeVar("Config", bound=SupervisedConfig)
+
+CHAIN, LINE = "chain", "line"
+"""What Ray Tune hands to a chain, and what it reports: a line for the user."""
+
+SHOWN = ("step ", "validation ")
+"""Beginnings of the lines of a job that are shown; all of them are in its train.log or its report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all chains of an ablation have in common."""
+
+    config: AblationConfig
+    """With absolute paths, and the data of all jobs found."""
+    folder: str
+    preset: str
+    images: int
+    """Of an epoch of the pretraining."""
+    steps: Mapping[JobName, int]
+    """Of fine-tuning."""
+    tokens: Mapping[int, str]
+    """Token caches by seed; of a seed that has none the rows tokenise for themselves."""
+    debug: bool
+
+
+def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
+    """The pretraining of a chain."""
+    config = setup.config.pretraining(chain.row, chain.seed)
+    tokens = setup.tokens.get(chain.seed) if config.target.kind == "tokens" else None
+    steps = config.total_steps(setup.images, config.optim.global_batch_size)
+    return replace(config, data=replace(config.data, tokens=tokens), output=_output(setup, chain, PRETRAIN, steps))
+
+
+def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
+    """Fine-tuning of a chain for classification, which begins with what its pretraining has left."""
+    from pipelines.finetune import config_for
+
+    protocol = setup.config.classify
+    config = config_for(_start(setup, chain), protocol.recipe)
+    data = replace(config.data, train=protocol.train, val=protocol.val, fraction=protocol.fraction)
+    return replace(_fine_tuning(config, setup, chain, "classify", protocol), data=data)
+
+
+def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
+    """Fine-tuning of a chain for segmentation, which begins with what its pretraining has left."""
+    from pipelines.segment import config_for
+
+    protocol = setup.config.segment
+    config = config_for(_start(setup, chain), protocol.recipe)
+    data = replace(config.data, train=protocol.train, val=protocol.val)
+    return replace(_fine_tuning(config, setup, chain, "segment", protocol), data=data)
+
+
+def with_protocol(config: Config, protocol: ProtocolConfig) -> Config:
+    """A recipe with what a protocol says differently."""
+    if protocol.peak_lr is not None:
+        config = replace(config, optim=replace(config.optim, peak_lr=protocol.peak_lr))
+    return config if protocol.steps is None else replace(config, steps=protocol.steps)
+
+
+def _fine_tuning(config: Config, setup: Setup, chain: Chain, job: JobName, protocol: ProtocolConfig) -> Config:
+    config = with_protocol(config, protocol)
+    return replace(config, seed=chain.seed, resources=setup.config.resources, output=_output(setup, chain, job, setup.steps[job]))
+
+
+def _start(setup: Setup, chain: Chain) -> str:
+    return storage.join(setup.folder, chain.job_name(PRETRAIN))
+
+
+def _output(setup: Setup, chain: Chain, job: JobName, steps: int) -> OutputConfig:
+    return frequent_checkpoints(replace(setup.config.output, root=setup.folder, name=chain.job_name(job)), steps)
+
+
+def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
+    """Ray Tune's entry: do what is left to do of a chain. A task that fails does not stop the other.
+
+    Args:
+        given: {CHAIN: the chain's fields}.
+        setup: What all have in common.
+    """
+    import ray.tune
+
+    chain = Chain(**{**given[CHAIN], "tasks": tuple(given[CHAIN]["tasks"])})
+    failures: list[Exception] = []
+    for job in left_to_do(setup.folder, chain):
+        write_state(setup.folder, chain, job, JobState(status="running"))
+
+        def say(line: str, job: JobName = job) -> None:
+            if line.startswith(SHOWN):
+                ray.tune.report({LINE: f"{chain.row} seed {chain.seed} {job}: {line}"})
+
+        try:
+            run_job(setup, chain, job, say)
+        except Exception as error:
+            write_state(setup.folder, chain, job, JobState(status="failed", error=cause(error)))
+            failures.append(error)
+            if job == PRETRAIN:
+                break
+        else:
+            write_state(setup.folder, chain, job, JobState(status="finished"))
+    if failures:
+        raise failures[0]
+    ray.tune.report({LINE: ""})
+
+
+def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]) -> None:
+    """Run one job of a chain, or go on with what an earlier start of the ablation has left of it."""
+    from pipelines.finetune import finetune
+    from pipelines.pretrain import pretrain
+    from pipelines.segment import segment
+
+    folder = storage.join(setup.folder, chain.job_name(job))
+    options: dict[str, Any] = {
+        "resume": folder if storage.exists(storage.join(folder, runs.CONFIG_FILE)) else None,
+        "debug": setup.debug,
+        "say": say,
+    }
+    if job == "pretrain":
+        pretrain(pretrain_config(setup, chain), preset=setup.preset, **options)
+    elif job == "classify":
+        finetune(classify_config(setup, chain), preset=setup.config.classify.recipe, **options)
+    else:
+        segment(segment_config(setup, chain), preset=setup.config.segment.recipe, **options)

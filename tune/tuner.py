@@ -1,0 +1,56 @@
+"""Ray Tune as it is used here: each trial led from the driver's machine, on none of its cores, and without a word of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+
+from pipelines import storage
+
+# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say.
+QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+
+
+def run_tuner(
+    trainable: Callable[[dict[str, Any]], None],
+    config: ray.tune.TuneConfig,
+    *,
+    folder: str,
+    callback: ray.tune.Callback,
+    param_space: dict[str, Any] | None = None,
+    debug: bool,
+) -> None:
+    """Run trials until all have ended or the user breaks it off.
+
+    Args:
+        trainable: Runs one trial.
+        config: Which trials, and how many at a time.
+        folder: Ray Tune's own files go into `tune` below it; nothing is read from them again.
+        callback: Hears of the trials.
+        param_space: What the trials are given, where `config` has no search.
+        debug: Let Ray Tune's own messages through.
+    """
+    for name, value in QUIET_TUNE.items():
+        os.environ.setdefault(name, value)
+    if not debug:
+        for name in ("ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
+    here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
+    ray.tune.Tuner(
+        ray.tune.with_resources(trainable, PlacementGroupFactory([{here: 0.001}])),
+        param_space=param_space,
+        tune_config=config,
+        run_config=ray.tune.RunConfig(
+            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=storage.join(folder, "tune"),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    ).fit()
