@@ -117,9 +117,11 @@ def _produce(batch: dict[str, Any], *, blocks: int) -> Iterator[dict[str, Any]]:
 
 def _coordinators() -> set[int]:
     """The processes of all coordinators that live."""
+    import ray
     from ray.util.state import list_actors
 
-    found = list_actors(filters=[("class_name", "=", "SplitCoordinator"), ("state", "=", "ALIVE")])
+    address = ray.get_runtime_context().gcs_address  # There may be other clusters on this machine.
+    found = list_actors(address, filters=[("class_name", "=", "SplitCoordinator"), ("state", "=", "ALIVE")])
     return {actor.pid for actor in found if actor.pid is not None}
 
 

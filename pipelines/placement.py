@@ -140,6 +140,7 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     largest = max(node.cpus for node in hosts)
     if workers.elastic and not on_gpu:
         cpus = largest  # A group that shrinks may end on one machine.
+    cpus /= config.streams  # Each has a tokenizer and a reading task of its own.
     small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
     share = min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers.fewest)
     if workers.elastic and not on_gpu:

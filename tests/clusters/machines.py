@@ -46,7 +46,6 @@ class Machine:
         environment = {**os.environ, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node, "GLOO_SOCKET_IFNAME": "eth0"}
         log = open(cluster.folder / f"machine-{number}.log", "w")  # noqa: SIM115 (as long as the machine)
         subprocess.Popen([*self.inside(), *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
-        cluster.say(f"+ {self.name}, {self.address}, {cpus} CPUs")
 
     def inside(self):
         return ["nsenter", "--target", str(self.holder.pid), "--net"]
@@ -116,7 +115,9 @@ class Cluster:
         print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
 
     def add(self, *, cpus):
+        """Start a machine and wait for its node: two that start at once would take the same names in the folder that they share."""
         self.machines.append(Machine(self, len(self.machines) + 1, cpus=cpus))
+        self.wait_for(self.machines[-1])
         return self.machines[-1]
 
     def join(self):
@@ -124,28 +125,21 @@ class Cluster:
 
         ray.init(address=f"{HEAD}:6379", logging_level="ERROR", log_to_driver=False)
 
-    def wait_for_nodes(self, count, limit=600):
-        """Until so many nodes with cores are there."""
+    def wait_for(self, machine, limit=600):
         import ray
 
         deadline = time.monotonic() + limit
-        while sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()) != count:
+        while not any(node["Alive"] and node["NodeManagerAddress"] == machine.address for node in ray.nodes()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not {count} nodes: {ray.nodes()}")
+                raise TimeoutError(f"{machine.name} does not join; see {self.folder}/{machine.name.replace(' ', '-')}.log")
             time.sleep(1)
+        self.say(f"+ {machine.name}, {machine.address}, has joined")
 
     def where_workers_are(self):
-        """Addresses of the nodes that the training workers run on."""
-        import ray
-        from ray.util.state import list_actors
-
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        try:
-            found = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], timeout=60)
-        except Exception as error:  # Busy: asked again.
-            self.say(f"(workers are not known: {type(error).__name__})")
-            return []
-        return sorted(addresses.get(actor.node_id, "?") for actor in found)
+        """Addresses of the machines in which training workers run, one for each."""
+        return [
+            machine.address for machine in self.machines for pid in machine.processes() if name_of(pid).startswith("ray::RayTrainWorker")
+        ]
 
     def end(self):
         import ray
@@ -172,6 +166,14 @@ def in_namespace(name):
         except OSError:
             continue
     return found
+
+
+def name_of(pid):
+    """What a process calls itself; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 class Driver:
@@ -208,7 +210,6 @@ def two(cluster):
     from pipelines.ledger import Ledger
 
     cluster.add(cpus=2), cluster.add(cpus=2)
-    cluster.wait_for_nodes(2)
     # More than half of a machine each: one worker a machine.
     options = ["--data.scenes", 1000, "--epochs", 2, "--resources.workers", 2, "--resources.worker-cpus", 1.2]
     output = ["--output.root", cluster.folder / "runs", "--output.name", "run", "--output.no-mlflow", "--output.log-seconds", 3]
@@ -239,7 +240,6 @@ def elastic(cluster):
     shards, tokenizer = cluster.folder / "shards", cluster.folder / "tokenizer"
     counting_run.write_shards(shards), counting_run.write_tokenizer(tokenizer)
     first = cluster.add(cpus=2)
-    cluster.wait_for_nodes(1)
     holds = ["--hold", "5:1", "13:2"]  # With one worker it goes no further than step 5, with two no further than 13.
     program = TESTS / "pipelines" / "counting_run.py"
     driver = Driver(cluster, program, shards, tokenizer, cluster.folder, "--workers", "1..2", *holds)

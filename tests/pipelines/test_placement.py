@@ -272,3 +272,5 @@ def test_every_stream_has_a_worker_a_tokenizer_and_a_reading_task():
         place(ResourceConfig(workers=2, streams=3), [Node(cpus=32, gpus=4)], tokenize=True)
     with pytest.raises(UserError, match=r"2 reading tasks x 1 CPU have no room: 2 workers x 0\.5 CPU \+ 2 tokenizers"):
         place(ResourceConfig(workers=2, streams=2, view_cpus=1, worker_cpus=0.5), [Node(cpus=2, gpus=0)], tokenize=True)
+    few = place(ResourceConfig(workers=3, streams=2), [Node(cpus=6, gpus=0)], tokenize=True)
+    assert 3 * few.worker_cpus + 2 * (few.tokenizer_cpus + few.view_cpus) <= 6

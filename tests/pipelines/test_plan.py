@@ -18,13 +18,21 @@ CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 
 
 @pytest.fixture
-def measured(monkeypatch):
+def alone(monkeypatch):
+    """No cluster is connected, though another test may have started one."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def measured(monkeypatch, alone):
     """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement."""
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
     rates = Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None, machine="a machine", cores=2, load=0.0)
     monkeypatch.setattr("pipelines.plan.measure", lambda *args, **options: rates)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_plan_for_this_machine_is_measured_and_says_what_limits_it(capsys):
     main(["plan", "quickstart", "--seconds", "0.5"])
     text = capsys.readouterr().out
