@@ -69,6 +69,7 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     names = [f"{row}-seed0-{job}" for row in ("beit", "pixels") for job in ("pretrain", "classify", "segment")]
     ended = {"mine": "FINISHED", **dict.fromkeys(names, "FINISHED")}
     assert states(tmp_path) == ended
+    assert metrics_of_parent(tmp_path)["pixels/classify"] == pytest.approx(100 * judged["top1"])
 
     # What kill -9 leaves in the middle of the last row's classification.
     for name in ("pixels-seed0-classify", "pixels-seed0-segment"):
@@ -87,10 +88,22 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     assert states(tmp_path) == ended
 
 
-def states(tmp_path):
+def runs_in_mlflow(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("beit")
-    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def states(tmp_path):
+    """Of all runs, which must be children of the ablation."""
+    found = runs_in_mlflow(tmp_path)
+    parent = found["mine"].info.run_id
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for name, run in found.items() if name != "mine")
+    return {name: run.info.status for name, run in found.items()}
+
+
+def metrics_of_parent(tmp_path):
+    return runs_in_mlflow(tmp_path)["mine"].data.metrics
 
 
 def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothing(tmp_path, monkeypatch):
