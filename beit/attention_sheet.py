@@ -39,7 +39,7 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
             mean = maps.mean(0)
             kept = one.kept[number]
             pictures = [mark(image, patch, zoom), overlay(image, mean), *(heat(head, zoom) for head in maps), cover(image, ~kept)]
-            lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.2%}, class {max(0, 1 - mean.sum()):.2%}"]
+            lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.1%}, class {max(0, 1 - mean.sum()):.1%}"]
             lines += [f"most {head.max():.2%}" for head in maps]
             lines += [f"{kept.sum()} of {kept.size} patches"]
             for place, (picture, line) in enumerate(zip(pictures, lines, strict=True)):

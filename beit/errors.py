@@ -23,5 +23,9 @@ class UserError(TwoLineError):
     """Something was asked for that cannot be. Raised on the driver before any resource is asked for; the command exits with 2."""
 
 
+class TerminatedError(KeyboardInterrupt):
+    """A run was ended by SIGTERM and has left its last checkpoint; the command exits with 143, as a shell counts it."""
+
+
 class JobFailedError(TwoLineError):
     """A job that was well asked for and failed all the same; the command exits with 1."""

@@ -1,4 +1,4 @@
-"""Measurements side by side in one process: `python -m pipelines.benchmark views --data PATH`, `… tokens PRESET`.
+"""Measurements side by side in one process: `python -m pipelines.benchmark views --data PATH`, `… tokens PRESET`, `… coordinator`.
 
 Only the ratios of one run mean anything; absolute times belong to the machine that the header names.
 """
@@ -228,7 +228,10 @@ def read_images(path: str, count: int) -> list[bytes]:
 
 
 def main(arguments: list[str]) -> None:
-    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the training step."""
+    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the training step.
+
+    `coordinator`: what one stream passes on.
+    """
     from beit.config import ViewConfig, override
     from pipelines.presets import pretrain_preset
 
@@ -245,7 +248,23 @@ def main(arguments: list[str]) -> None:
     tokens.add_argument("--tokenizer", help="name of a built-in tokenizer or folder of one; default: the preset's")
     tokens.add_argument("--images", type=int, default=8, help="so many at a time")
     tokens.add_argument("--rounds", type=int, default=5, help="measure so often")
+    coordinator = commands.add_parser("coordinator", help="blocks a second of the process that divides a stream among the workers")
+    coordinator.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8], help="divide it among so many")
+    coordinator.add_argument("--operators", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="without and with tokenizers")
+    coordinator.add_argument("--blocks", type=int, default=2000, help="of an execution")
+    coordinator.add_argument("--rounds", type=int, default=2, help="measure so often")
     given = parser.parse_args(arguments)
+    if given.command == "coordinator":
+        from pipelines import cluster
+        from pipelines.benchmark_coordinator import BLOCK_ROWS, ROW_BYTES, measure_coordinator
+
+        print(f"one stream's coordinator, blocks of {BLOCK_ROWS} rows x {ROW_BYTES:,} bytes\n{header('ray')}", flush=True)
+        with cluster.start(cpus=4):
+            for operators in given.operators:
+                for workers in given.workers:
+                    for passed in measure_coordinator(consumers=workers, operators=operators, blocks=given.blocks, rounds=given.rounds):
+                        print(passed.line(), flush=True)
+        return
     if given.command == "tokens":
         config = pretrain_preset(given.preset)
         if given.tokenizer is not None:

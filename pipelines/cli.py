@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.options import JobCommand, parse, parse_job
 
 HELP = """\
@@ -44,7 +44,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's."""
+    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's, 143 after SIGTERM."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # A log file is to show each line when it is printed, as a terminal does.
     try:
@@ -82,8 +82,10 @@ def _main(arguments: list[str]) -> None:
             raise
         print(f"failed: {error.cause}\n        {error.remedy}", file=sys.stderr)
         sys.exit(1)
+    except TerminatedError:
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list[str]]:

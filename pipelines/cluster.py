@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 from beit.errors import JobFailedError, UserError
 from pipelines import storage
@@ -30,6 +32,12 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 STARTS = 3
 STARTED_TOO_SLOWLY = "timed out during startup"
 
+# A task of a few seconds that has not ended by then waits for a core.
+PATIENCE_SECONDS = 300
+
+Arguments = ParamSpec("Arguments")
+Found = TypeVar("Found")
+
 # One line a run instead of hundreds; --debug brings them back.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
@@ -45,9 +53,6 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if not debug:
-        # Else Ray's core complains on the driver's terminal about the actors that Ray Data starts.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
@@ -57,7 +62,8 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
                 "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
             ) from error
         try:
-            yield
+            with _sigterm_as_ctrl_c():
+                yield
         finally:
             ray.shutdown()
         return
@@ -114,9 +120,26 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with _sigterm_as_ctrl_c():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would dump its stack and leave.
+
+    A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
@@ -129,19 +152,64 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     kept = [ray.put(argument) for argument in args]
-    actor: Any = ray.remote(kind)
-    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
+
+    def begin(self: Any, references: list[Any]) -> None:
+        kind.__init__(self, *ray.get(references))
+
+    # In a list, for Ray would complain on the terminal about references of which it cannot know that they are kept.
+    actor: Any = ray.remote(type(kind.__name__, (kind,), {"__init__": begin}))
+    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(kept)
     weakref.finalize(handle, kept.clear)
     return handle
 
 
+def run_where_workers_train(function: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs) -> Found:
+    """Call a function on one of the machines that workers train on, of those that are there: none is started for it.
+
+    It has a core, and a GPU where there are any.
+
+    Raises:
+        UserError: If no machine with cores is there, or none has a core free for a while.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in _alive() if node["Resources"].get("CPU")]
+    trainers = [node for node in alive if node["Resources"].get("train")] or alive
+    if not trainers:
+        raise UserError(
+            "no machine of the cluster that could be measured is there", "start one, or unset RAY_ADDRESS to measure this machine"
+        )
+    node = max(trainers, key=lambda node: (node["Resources"].get("GPU", 0.0), node["Resources"]["CPU"]))
+    amounts = {"num_cpus": min(1.0, node["Resources"]["CPU"]), "num_gpus": min(1.0, node["Resources"].get("GPU", 0.0))}
+    task: Any = ray.remote(function)
+    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    result = task.options(**amounts, scheduling_strategy=strategy, max_retries=0).remote(*args, **options)
+    if not ray.wait([result], timeout=PATIENCE_SECONDS)[0]:
+        ray.cancel(result, force=True)
+        raise UserError(f"the cluster had no core free for {PATIENCE_SECONDS} s", "wait until other work has ended")
+    try:
+        return cast(Found, ray.get(result))
+    except ray.exceptions.RayTaskError as error:
+        # What the function raised says more than where.
+        raise error.cause from None
+
+
+def resources() -> list[dict[str, float]]:
+    """What Ray says of each machine of the connected cluster, by name of the resource."""
+    return [node["Resources"] for node in _alive()]
+
+
 def nodes() -> list[Node]:
     """The machines of the connected cluster, and those that its autoscaler may add."""
+    there = [_node(amounts, there=True) for amounts in resources()]
+    return there + to_come(node_types(), there)
+
+
+def _alive() -> list[dict[str, Any]]:
     import ray
 
-    alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    there = [_node(node["Resources"], there=True) for node in alive]
-    return there + to_come(node_types(), there)
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def node_types() -> Mapping[str, Any]:

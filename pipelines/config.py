@@ -9,6 +9,7 @@ from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, PixelConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from beit.probe_config import KnnConfig
+from pipelines.worker_range import WorkerRange
 
 # Larger models want more than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
@@ -36,12 +37,10 @@ class DataConfig:
 class ResourceConfig:
     """Who does the work. Changing these changes the speed, not the samples nor the gradient."""
 
-    workers: int | None = None
-    """Training workers: one GPU each, or a share of the cores. None: one for each GPU of the cluster, one where they train on CPUs."""
-
-    most_workers: int | None = None
-    """Grow to so many workers as machines come, and go on with fewer, down to `workers`, as they are lost; the global batch stays what it
-    is. None: always `workers`."""
+    workers: int | str | None = None
+    """Training workers: one GPU each, or a share of the cores. A number, or a range such as 2..8: as many of these as there is room for,
+    more when machines come and fewer when they are lost, with the same global batch. None: one for each GPU of the cluster, one where they
+    train on CPUs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers train. auto: GPUs if the cluster has any."""
@@ -70,6 +69,10 @@ class ResourceConfig:
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
 
+    streams: int = 1
+    """Streams of samples that the workers are divided over, each with reading tasks and tokenizers of its own. All blocks of a stream pass
+    one process, which bounds how many GPUs it feeds: `beit plan` says how many streams are needed."""
+
     in_order: bool = False
     """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself to the last digit."""
 
@@ -83,22 +86,23 @@ class ResourceConfig:
         positive(
             self,
             "resources.",
-            "workers",
-            "most_workers",
             "micro_batch_size",
             "worker_cpus",
             "view_cpus",
             "tokenizers",
             "tokenizer_cpus",
+            "streams",
             "cpus",
         )
         not_negative(self, "resources.", "max_failures")
         share(self, "resources.", "tokenizer_gpus")
-        if self.most_workers is not None and self.most_workers <= (self.workers or 1):
-            raise UserError(
-                f"resources.most_workers={self.most_workers} is not above resources.workers={self.workers or 1}",
-                "leave it out, or set it to more workers than there are at least",
-            )
+        if self.workers is not None:
+            WorkerRange.parse(self.workers)
+
+    @property
+    def worker_range(self) -> WorkerRange | None:
+        """`workers` as two numbers; None where it is not given."""
+        return None if self.workers is None else WorkerRange.parse(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,9 +282,13 @@ class SupervisedDataConfig(DataConfig):
     val_scenes: int = 1000
     """How many scenes to render for validation when `train` is not given."""
 
+    fraction: float = 1.0
+    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share of every class."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "data.", "val_scenes")
+        positive(self, "data.", "val_scenes", "fraction")
+        share(self, "data.", "fraction")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.ledger import Ints, Ledger
-from pipelines.schedule import Part, Round, plan_round
+from pipelines.schedule import Part, Round, plan_round, shares_of_streams
 
 if TYPE_CHECKING:
     from pipelines.sources import Manifest, Unit
@@ -27,6 +27,8 @@ class Plan:
     max_rows: int
     """Most rows of a round: bounds what Ray keeps until an execution ends."""
     slots: int
+    """Reading tasks of a round, those of all streams; a multiple of the streams."""
+    streams: int = 1
 
 
 class Dispatcher:
@@ -63,12 +65,17 @@ class Dispatcher:
         self._starts += 1
         return self._generation, self._starts - 1
 
-    def start_round(self, generation: int, minimum: int) -> int:
-        """Plan the next round and return its rows; 0 when fewer than `minimum` rows are left."""
+    def start_round(self, generation: int, minimum: int, workers: int = 1) -> int:
+        """Plan the next round for so many workers and return its rows; 0 when fewer than `minimum` rows are left."""
         ledger = self._current(generation)
         left = self._plan.total_rows - ledger.settled
         self._round = plan_round(
-            ledger, seed=self._plan.seed, epochs=self._plan.epochs, max_rows=min(self._plan.max_rows, left), slots=self._plan.slots
+            ledger,
+            seed=self._plan.seed,
+            epochs=self._plan.epochs,
+            max_rows=min(self._plan.max_rows, left),
+            slots=self._plan.slots,
+            shares=shares_of_streams(self._plan.streams, workers),
         )
         return self._round.rows if min(left, self._round.rows) >= minimum else 0
 

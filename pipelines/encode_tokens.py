@@ -157,7 +157,7 @@ def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
     share = (1.0 if on_gpu else 0.0) if config.tokenizer_gpus is None else config.tokenizer_gpus
     cpus = config.tokenizer_cpus or (1.0 if not share and max((node.cpus for node in nodes), default=0) >= 2 else None)
     # A worker on a CPU, of next to nothing: place() knows no cluster without workers.
-    config = replace(config, workers=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus)
+    config = replace(config, workers=1, streams=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus)
     placement = place(replace(config, device="cuda" if config.device == "cuda" and not on_gpu else "cpu"), nodes, tokenize=True)
     if config.tokenizers is not None or placement.tokenizer_gpus:
         return placement

@@ -72,7 +72,7 @@ def pool(placement: Placement) -> dict[str, Any]:
     import ray.data
 
     return {
-        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=placement.workers),
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=placement.most_workers),
         "batch_size": None,
         "num_cpus": placement.worker_cpus,
         "num_gpus": placement.worker_gpus,

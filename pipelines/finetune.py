@@ -157,8 +157,7 @@ def summary(prepared: Prepared) -> list[str]:
     """The run in a few lines, derived numbers with their arithmetic."""
     config = prepared.training.config
     assert isinstance(config, FinetuneConfig)
-    part = "" if config.data.fraction == 1 else f" (data.fraction {config.data.fraction:g})"
-    return prepared.summary(f"{config.pooling} pooling", data_note=part)
+    return prepared.summary(f"{config.pooling} pooling")
 
 
 def rebuild_report(run: str) -> str:

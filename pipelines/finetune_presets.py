@@ -19,14 +19,6 @@ class ClassifyDataConfig(SupervisedDataConfig):
     label: str | None = None
     """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
 
-    fraction: float = 1.0
-    """Share of the training images to use, the same of every class and the same ones for the same seed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "data.", "fraction")
-        share(self, "data.", "fraction")
-
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(SupervisedConfig):

@@ -39,7 +39,7 @@ def fixed_samples(config: PretrainConfig, manifest: Manifest, tokenizer: ImageTo
     """
     samples = SampleConfig(
         seed=SEED,
-        view=_centre(config.view),
+        view=centre(config.view),
         patch_px=config.model.image_size,
         token_px=None if tokenizer is None else config.tokenizer.image_size,
         mask=config.evaluation.mask,
@@ -52,7 +52,7 @@ def fixed_samples(config: PretrainConfig, manifest: Manifest, tokenizer: ImageTo
     return batch
 
 
-def _centre(view: ViewConfig) -> ViewConfig:
+def centre(view: ViewConfig) -> ViewConfig:
     """The centre square of an image, unchanged."""
     return replace(view, min_area=1.0, max_area=1.0, aspect=1.0, short_side=None, flip=0.0, jitter=0.0)
 

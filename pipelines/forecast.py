@@ -15,8 +15,8 @@ Range = tuple[float, float]
 STREAM_SHARE = 0.9
 """What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
 
-COORDINATOR_BLOCKS = (50.0, 100.0)
-"""Blocks a second and operator that pass one coordinator of a split stream, on a slow core (docs/clusters.md)."""
+COORDINATOR_BLOCKS = 50.0
+"""Blocks a second that pass the coordinator of one stream, on a slow core (docs/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
@@ -81,6 +81,8 @@ class Forecast:
     """Images a second that each resource would allow; the lowest is `rate`."""
     nodes: dict[str, int]
     """Nodes of each stage that this takes."""
+    streams: int = 1
+    """Streams that the workers are divided over."""
 
     @property
     def bottleneck(self) -> str:
@@ -104,10 +106,10 @@ def on_gpus(
     workers: int,
     utilisation: float,
     block_rows: int,
-    streams: int = 1,
+    streams: int | None = None,
     train_rate: float | None = None,
 ) -> Forecast:
-    """Every stage on its kind of node. Views and tokens grow until training is the limit, or a stream's coordinator.
+    """Every stage on its kind of node. Views and tokens grow until training is the limit, or the streams' coordinators.
 
     Args:
         costs: Of an image; views in core-seconds, everything else in operations.
@@ -115,14 +117,15 @@ def on_gpus(
         workers: Training workers, a GPU each.
         utilisation: Share of a GPU's peak.
         block_rows: Images of a block.
-        streams: Coordinators that the workers are divided over.
+        streams: That the workers are divided over. None: as many as it takes, at most one a worker.
         train_rate: Images a second of one GPU where that was measured. None: from its peak.
     """
     peak = utilisation * 1e12
     on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
     one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
-    # The lower end of what was measured: a plan should not promise what only the better machine holds.
-    limits = {"training": workers * one, "one coordinator": streams * COORDINATOR_BLOCKS[0] * block_rows}
+    a_stream = COORDINATOR_BLOCKS * block_rows
+    streams = streams or min(workers, max(1, _ceil(workers * one / a_stream)))
+    limits = {"training": workers * one, f"{streams} coordinator{'s' * (streams > 1)}": streams * a_stream}
     rate = min(limits.values())
     train_nodes = -(-workers // machines.train_gpus)
     nodes = {"train": train_nodes}
@@ -130,12 +133,7 @@ def on_gpus(
         nodes["tokens"] = _ceil(rate * costs.token_flop / (DENSE_TFLOPS[machines.token_gpu] * peak) / machines.token_gpus)
     beside = STREAM_SHARE * max(0.0, train_nodes * machines.train_cores - workers)
     nodes["views"] = _ceil((rate * costs.view - beside) / (STREAM_SHARE * machines.view_cores))
-    return Forecast(rate=rate, limits=limits, nodes=nodes)
-
-
-def streams_needed(*, rate: float, block_rows: int) -> int:
-    """Streams that the workers are to be divided over, so that no coordinator passes more blocks than it can."""
-    return max(1, _ceil(rate / block_rows / COORDINATOR_BLOCKS[0]))
+    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams)
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from beit.config import TokenizerConfig, to_dict
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from beit.objective import Objective
 from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
@@ -26,6 +26,7 @@ from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 from pipelines.watch import Follow, Watch
+from pipelines.worker_range import WorkerRange
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -60,8 +61,8 @@ class Training:
     fixed: Batch | None = None
     """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
     evaluate_at: tuple[int, ...] = ()
-    check_workers: Callable[[int, int | None], None] = lambda workers, most_workers: None
-    """Refuses a number of workers, or of fewest and most, that the job cannot do with."""
+    check_workers: Callable[[WorkerRange], None] = lambda workers: None
+    """Refuses numbers of workers that the job cannot do with."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def run_job(
     with cluster.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster.nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
-        check_batch(training.global_batch_size, placement.workers, placement.most_workers)
-        training.check_workers(placement.workers, placement.most_workers)
+        check_batch(training.global_batch_size, placement.worker_range)
+        training.check_workers(placement.worker_range)
         if resume:
             folder = runs.reopen(resume, inputs=training.inputs)
         else:
@@ -180,6 +181,8 @@ def run_training(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from pipelines.streams import DividedWorkers, stream_name
+
     config = training.config
     checkpoint = runs.latest_checkpoint(folder.uri) if resume else None
     rows = training.source.manifest.rows
@@ -188,10 +191,19 @@ def run_training(
         if config.steps or config.whole_steps
         else int(config.epochs * int(rows.sum()) + 1e-9)
     )
-    worker_batch = max(1, training.global_batch_size // (placement.most_workers or placement.workers))
+    worker_batch = max(1, training.global_batch_size // placement.most_workers)
     epochs = -(-total_rows // int(rows.sum()))
+    streams = placement.streams
     slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    plan = Plan(seed=config.seed, epochs=epochs, total_rows=total_rows, max_rows=BLOCKS_PER_ROUND * block_rows(worker_batch), slots=slots)
+    each = -(-slots // streams)
+    plan = Plan(
+        seed=config.seed,
+        epochs=epochs,
+        total_rows=total_rows,
+        max_rows=streams * BLOCKS_PER_ROUND * block_rows(worker_batch),
+        slots=streams * each,
+        streams=streams,
+    )
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
@@ -203,6 +215,7 @@ def run_training(
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
+        streams=streams,
         clip_norm=training.clip_norm,
         device=placement.device,
         threads=placement.worker_threads,
@@ -215,19 +228,23 @@ def run_training(
         fixed=None if training.fixed is None else ray.put(training.fixed),
         evaluate_at=frozenset(training.evaluate_at),
     )
-    stream = build_stream(
-        dispatcher,
-        slots=slots,
-        config=training.samples,
-        tokenizer=training.tokenizer,
-        placement=placement,
-        batch_rows=worker_batch,
-        in_order=config.resources.in_order,
-    )
+    data: dict[str, Any] = {
+        stream_name(index): build_stream(
+            dispatcher,
+            slots=range(index * each, (index + 1) * each),
+            config=training.samples,
+            tokenizer=training.tokenizer,
+            placement=placement.of_stream,
+            batch_rows=worker_batch,
+            in_order=config.resources.in_order,
+        )
+        for index in range(streams)
+    }
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
-        datasets={"train": stream},
+        datasets=data,
+        dataset_config=DividedWorkers(streams),
         scaling_config=_scaling(placement),
         run_config=ray.train.RunConfig(
             name=folder.attempt_name,
@@ -242,7 +259,7 @@ def run_training(
         with Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
-            raise KeyboardInterrupt
+            raise TerminatedError
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         # Whoever follows may have ended it, but it may have reached its end all the same.
@@ -250,11 +267,11 @@ def run_training(
         status = "FINISHED" if reached is None or runs.step_of(reached) == loop.stop_at else "KILLED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
         say(f"stopped; go on by --resume {folder.uri}")
-        raise KeyboardInterrupt from None
+        raise (TerminatedError if isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
@@ -292,22 +309,25 @@ def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_batch(global_batch_size: int, workers: int | None, most_workers: int | None) -> None:
+def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
     """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
     """
-    if most_workers is not None and most_workers > global_batch_size:
+    if workers is None:
+        return
+    if workers.elastic and workers.most > global_batch_size:
         raise UserError(
-            f"resources.most_workers={most_workers} share optim.global_batch_size={global_batch_size}: some would have no image",
-            f"set --resources.most-workers {global_batch_size}, or a larger batch",
+            f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            f"set --resources.workers {workers.fewest}..{global_batch_size}, or a larger batch",
         )
-    if most_workers is None and workers is not None and global_batch_size % workers:
-        down = global_batch_size // workers * workers
+    count = workers.fewest
+    if not workers.elastic and global_batch_size % count:
+        down = global_batch_size // count * count
         raise UserError(
-            f"optim.global_batch_size={global_batch_size} / resources.workers={workers} = {global_batch_size / workers:.2f} images each",
-            f"set the global batch to {down or workers} or {down + workers}, or another number of workers",
+            f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
+            f"set the global batch to {down or count} or {down + count}, or another number of workers",
         )
 
 
@@ -318,7 +338,7 @@ def _scaling(placement: Placement) -> Any:
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
     # Ray Train's annotation is that of its older version, which knew no range.
-    workers: Any = (placement.workers, placement.most_workers) if placement.most_workers else placement.workers
+    workers: Any = (placement.workers, placement.most_workers) if placement.worker_range.elastic else placement.workers
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
 
 

@@ -1,12 +1,15 @@
-"""Which GPUs and cores the node types of a file for `ray up` have."""
+"""Which GPUs and cores a cluster's machines have: the node types of a file for `ray up`, or what Ray says of those that are there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
-from pipelines.forecast import Machines
+from pipelines.forecast import DENSE_TFLOPS, Machines
+
+KIND = "accelerator_type:"
 
 GPU_OF_INSTANCE = {
     # Beginnings of the machine types' names -> kind of their GPUs, as the clouds list them.
@@ -71,6 +74,39 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
         token_gpus=int(resources[tokens]["GPU"]) if tokens else 1,
         view_cores=float(resources[views or train]["CPU"]),
     )
+
+
+def machines_of_nodes(nodes: Sequence[Mapping[str, float]], *, gpu: str | None = None, token_gpu: str | None = None) -> Machines | None:
+    """The machines that a Ray cluster has, by the resources of each; None if there is no GPU to train on.
+
+    Raises:
+        UserError: If its GPUs are of an unknown kind.
+    """
+    trainers = [node for node in nodes if node.get("train")] or list(nodes)
+    train = max(trainers, key=lambda node: node.get("GPU", 0.0), default={})
+    if not train.get("GPU"):
+        return None
+    tokens = max((node for node in nodes if node.get("tokens")), key=lambda node: node.get("GPU", 0.0), default=None)
+    views = max((node.get("CPU", 0.0) for node in nodes if not node.get("GPU")), default=0.0)
+    return Machines(
+        train_gpu=gpu or _gpu_of_node(train),
+        train_gpus=int(train["GPU"]),
+        train_cores=train.get("CPU", 0.0),
+        token_gpu=(token_gpu or _gpu_of_node(tokens)) if tokens and tokens.get("GPU") else None,
+        token_gpus=int(tokens["GPU"]) if tokens and tokens.get("GPU") else 1,
+        view_cores=views or train.get("CPU", 0.0),
+    )
+
+
+def _gpu_of_node(resources: Mapping[str, float]) -> str:
+    """Ray names the kind of a machine's GPUs in a resource of its own, such as accelerator_type:A100."""
+    named = [name.removeprefix(KIND) for name in resources if name.startswith(KIND)]
+    known = [kind for name in named for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(kind)]
+    if not known:
+        raise UserError(
+            f"the cluster's GPUs are {', '.join(named) or 'of no named kind'}: their rate is not known", "say their kind by --gpu"
+        )
+    return known[0]
 
 
 def _gpu_of(path: str, name: str, kind: dict[str, Any]) -> str:

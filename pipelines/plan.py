@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from beit.checks import positive
@@ -14,7 +13,7 @@ from beit.errors import UserError
 from pipelines import forecast, recipe
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
 from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machines, Range
-from pipelines.machines import machines_of
+from pipelines.machines import machines_of, machines_of_nodes
 from pipelines.rates import Rates, measure
 from pipelines.recorder import duration
 
@@ -69,13 +68,60 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     Raises:
         UserError: For every mistake in the configuration or the data, and for machines of an unknown kind.
     """
-    from pipelines.placement import Node, place
+    from pipelines import cluster
+    from pipelines.job import with_absolute_data
+    from pipelines.placement import place
     from pipelines.pretrain import check_config
-    from pipelines.samples import SampleConfig
 
     check_config(config)
     prices = parse_prices(config.price)
-    machines = _machines(config)
+    config = with_absolute_data(config)
+    tokenized = config.target.kind == "tokens" and config.data.tokens is None
+    nodes = cluster.this_machine(config.resources.cpus)
+    where, one = "here", "this machine"
+    if nodes:
+        machines = _machines(config)
+        found = look(config, config.seconds)
+    else:
+        where, one = "on a machine of the cluster", "the cluster"
+        with cluster.start():
+            nodes = cluster.nodes()
+            machines = _machines(config) or machines_of_nodes(cluster.resources(), gpu=config.gpu, token_gpu=config.token_gpu)
+            found = cluster.run_where_workers_train(look, config, config.seconds)
+    rates = found.rates
+    steps = config.total_steps(found.images, config.optim.global_batch_size)
+    seen = steps * config.optim.global_batch_size
+    yield found.data
+    yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / found.images:.4g} epochs"
+    yield from _measured_lines(rates, where)
+    if machines is None:
+        cores = sum(node.cpus for node in nodes)
+        # What runs on cores is planned for cores, though a GPU is at hand.
+        placement = place(config.resources, [replace(node, gpus=0) for node in nodes], tokenize=tokenized)
+        yield from _here_lines(rates.costs, placement, cores=cores, seen=seen, one=one)
+        rate = _on_this_kind(rates.costs, placement, cores=cores, machines=1).rate
+    else:
+        workers = asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus
+        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
+        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
+    yield from _volume_lines(config, rates, images=found.images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a few seconds of looking at the data and timing the stages say."""
+
+    images: int
+    """Of an epoch."""
+    data: str
+    """A line on them."""
+    rates: Rates
+
+
+def look(config: PretrainConfig, seconds: float) -> Look:
+    """Open the data and time the stages, on the machine that this is called on."""
+    from pipelines.samples import SampleConfig
+
     with tempfile.TemporaryDirectory() as folder:
         source, images, data = _open(config, folder)
         samples = SampleConfig(
@@ -87,23 +133,8 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
             grid=config.model.grid,
         )
         tokenized = config.target.kind == "tokens" and config.data.tokens is None
-        rates = measure(config, source, samples, tokenized=tokenized, seconds=config.seconds)
-    steps = config.total_steps(images, config.optim.global_batch_size)
-    seen = steps * config.optim.global_batch_size
-    yield data
-    yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} epochs"
-    yield from _measured_lines(rates)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if machines is None:
-        placement = place(config.resources, [Node(cpus=config.resources.cpus or cores, gpus=0)], tokenize=tokenized)
-        here = _on_this_kind(rates.costs, placement, cores=config.resources.cpus or cores, machines=1)
-        yield from _here_lines(rates.costs, placement, cores=config.resources.cpus or cores, seen=seen)
-        rate = here.rate
-    else:
-        workers = config.resources.workers or machines.train_gpus
-        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
-        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
-    yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+        rates = measure(config, source, samples, tokenized=tokenized, seconds=seconds)
+    return Look(images=images, data=data, rates=rates)
 
 
 def _open(config: PretrainConfig, folder: str) -> tuple[Source, int, str]:
@@ -148,14 +179,14 @@ def parse_prices(text: str | None) -> dict[str, Range]:
     return prices
 
 
-def _measured_lines(rates: Rates) -> Iterator[str]:
-    from pipelines.benchmark import header
-
+def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
     costs = rates.costs
-    yield f"measured here: {header('torch', 'ray')}"
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores:
-        yield f"warning: load {load:.0f} on {cores} cores: other work holds them, and the times below are those of a machine of its own"
+    yield f"measured {where}: {rates.machine}"
+    if rates.load > rates.cores:
+        yield (
+            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times below are those of a machine "
+            "of its own"
+        )
     stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
     shown = {name: seconds for name, seconds in stages.items() if seconds}
     yield "images/s on one core: " + ", ".join(f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items())
@@ -179,10 +210,10 @@ def _on_this_kind(costs: Costs, placement: Placement, *, cores: float, machines:
     )
 
 
-def _here_lines(costs: Costs, placement: Placement, *, cores: float, seen: int) -> Iterator[str]:
+def _here_lines(costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
     for machines in MULTIPLES:
         found = _on_this_kind(costs, placement, cores=cores, machines=machines)
-        times = "this machine" if machines == 1 else f"{machines} of them"
+        times = one if machines == 1 else f"{machines} of them"
         limit = f"; limited by {found.bottleneck}" if machines == 1 else ""
         yield f"{times} ({machines * placement.workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}{limit}"
     total = costs.view + costs.token + costs.step
@@ -209,6 +240,8 @@ def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: i
 def _cluster_lines(
     config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range]
 ) -> Iterator[str]:
+    from pipelines.stream import block_rows
+
     kinds = sorted({machines.train_gpu, machines.token_gpu or machines.train_gpu} - {rates.gpu})
     if kinds:
         known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in kinds)
@@ -216,8 +249,6 @@ def _cluster_lines(
             f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
             "views from this machine's cores"
         )
-    from pipelines.stream import block_rows
-
     for multiple in MULTIPLES:
         count = multiple * workers
         if count > config.optim.global_batch_size:
@@ -232,11 +263,11 @@ def _cluster_lines(
         if costs[0] is not None and costs[1] is not None:
             line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
         yield line
-        streams = forecast.streams_needed(rate=fast.limits["training"], block_rows=block_rows(config.optim.global_batch_size // count))
-        if streams > 1:
+        if fast.streams > 1:
+            rows = block_rows(config.optim.global_batch_size // count)
             yield (
-                f"  its blocks would need {streams} streams; one coordinator passes {forecast.COORDINATOR_BLOCKS[0]:g} to "
-                f"{forecast.COORDINATOR_BLOCKS[1]:g} blocks a second, and this version has one"
+                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second are more than "
+                f"the {forecast.COORDINATOR_BLOCKS:g} that one stream passes"
             )
     missing = [stage for stage in STAGES if stage not in prices]
     if config.price is None:

@@ -16,7 +16,7 @@ from pipelines.config import MOST_SCENE_PX, PretrainConfig
 from pipelines.models import MODEL_FILES, keep_model
 
 if TYPE_CHECKING:
-    from beit.mim import MimObjective
+    from beit.mim import Beit, MimObjective
     from beit.pictures import Reconstructions
     from beit.targets import Target
     from beit.tokenizer.protocol import ImageTokenizer
@@ -169,7 +169,7 @@ def check_config(config: PretrainConfig) -> None:
             f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
             "leave out --data.tokens, or set --target.kind tokens",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
@@ -313,25 +313,31 @@ def rebuild_report(run: str) -> str:
 
 
 def write_run_report(training: Training, run: str, checkpoint: str) -> str:
-    """The report with what the checkpoint's model fills in, on images of the run's own data; returns its path."""
+    """The report with what the checkpoint's model fills in and attends to, on images of the run's own data; returns its path."""
+    from beit.checkpoints import load_model
+    from beit.mim import Beit
     from pipelines.knn import FOLDER
     from pipelines.report import reconstruction_picture, write_report
+    from pipelines.report_attention import attention_picture
     from pipelines.report_probe import knn_section
 
+    with storage.local_copy(checkpoint, MODEL_FILES) as folder:
+        model = load_model(folder, Beit)
+    config = training.config
+    assert isinstance(config, PretrainConfig)
+    shown = _reconstructions(training, model)
     return write_report(
         run,
         sections=[knn_section(evaluations.read(run, FOLDER))],
-        pictures=[reconstruction_picture(_reconstructions(training, checkpoint))],
+        pictures=[reconstruction_picture(shown), attention_picture(model, shown.images, config.view)],
         commands=_next_commands(training, run),
     )
 
 
-def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
+def _reconstructions(training: Training, model: Beit) -> Reconstructions:
     """What the model makes of eight images, views and masks as the stream draws them."""
     import torch
 
-    from beit.checkpoints import load_model
-    from beit.mim import Beit
     from beit.pictures import reconstruct
     from pipelines.samples import SampleConfig, draw_unseen
 
@@ -345,8 +351,6 @@ def _reconstructions(training: Training, checkpoint: str) -> Reconstructions:
         tokenizer = checked_tokenizer(config)
         target = _make_target(config, tokenizer.vocab_size, tokenizer)
         batch["tokens"] = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
-    with storage.local_copy(checkpoint, MODEL_FILES) as folder:
-        model = load_model(folder, Beit)
     columns = ("patch_view", "mask", *target.columns)
     return reconstruct(model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Rates:
     """Kind of the GPU at hand, if its rate was measured."""
     gpu_rate: float | None
     """Images a second that it trains on."""
+    machine: str
+    """Where it was measured: processors and versions."""
+    cores: int
+    load: float
+    """The machine's, at the end."""
 
 
 def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
@@ -40,6 +46,7 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
     """
     import torch
 
+    from pipelines.benchmark import header
     from pipelines.stream import Tokenize
 
     threads = torch.get_num_threads()
@@ -70,7 +77,15 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
             patch_px=config.model.image_size, token_px=samples.token_px, patches=config.model.patches, tokenized=tokenized
         ),
     )
-    return Rates(costs=costs, parameters=parameters, gpu=gpu, gpu_rate=gpu_rate)
+    return Rates(
+        costs=costs,
+        parameters=parameters,
+        gpu=gpu,
+        gpu_rate=gpu_rate,
+        machine=header("torch", "ray"),
+        cores=os.cpu_count() or 1,
+        load=os.getloadavg()[0],
+    )
 
 
 def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
@@ -152,7 +167,8 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
     start = clock()
     stepper.step(1, one, weight)
     # As many images as fit into a third of the time, but no more than the worker takes at once.
-    share = config.optim.global_batch_size // (config.resources.workers or 1)
+    workers = config.resources.worker_range
+    share = config.optim.global_batch_size // (1 if workers is None else workers.fewest)
     most = min(config.resources.micro_batch_size or MICRO_BATCH, share)
     images = max(1, min(most, int(seconds / 3 / max(1e-6, clock() - start))))
     many = part(images)

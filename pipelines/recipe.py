@@ -148,11 +148,13 @@ def _batch_line(config: PretrainConfig) -> str:
     """How a step's images are divided, as far as it is known before the cluster is seen."""
     from pipelines.job import MICRO_BATCH
 
-    batch, workers = config.optim.global_batch_size, config.resources.workers
+    batch, workers = config.optim.global_batch_size, config.resources.worker_range
     micro = config.resources.micro_batch_size or MICRO_BATCH
     if workers is None:
         return f"a step: {batch:,} images over all workers (a worker for each GPU, else one), at most {micro:,} at once on each"
-    share = batch // workers
+    if workers.elastic:
+        return f"a step: {batch:,} images over {workers.fewest} to {workers.most} workers, at most {micro:,} at once"
+    share = batch // workers.fewest
     parts = -(-share // micro)
     if share % micro and parts > 1:
         return f"a step: {batch:,} images = {workers} workers x {share:,}, at most {micro:,} at once, in {parts} parts"

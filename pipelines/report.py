@@ -148,7 +148,7 @@ def _key_figures(rows: list[Row], noun: str) -> str:
             note = f"mean squared error; always the mean colour: {variance:.3f}"
         figures.append(("loss", f"{loss:.3f}", note))
     if accuracy is not None:
-        note = f"always the commonest {noun}: {majority:.1%}" if majority is not None else "of the hidden patches"
+        note = f"always the commonest {noun}: {majority:.1%}" if majority is not None else "in training"
         figures.append(("accuracy", f"{accuracy:.1%}", note))
     if explained is not None:
         figures.append(("explained", f"{explained:.1%}", "of the pixels' variance about their mean colour"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,17 @@ UNITS_PER_SLOT = 8
 def slots_of_round(units: int, *, cores: int) -> int:
     """Into how many slots to divide rounds of a run that reads `units` units, all epochs together: some work for every core."""
     return max(1, min(MOST_SLOTS, max(units // UNITS_PER_SLOT, min(units, cores))))
+
+
+def stream_of(rank: int, *, streams: int, workers: int) -> int:
+    """Which stream a worker's samples come from: neighbours share one, and streams have as many workers as each other, but for one."""
+    return rank * streams // workers
+
+
+def shares_of_streams(streams: int, workers: int) -> list[int]:
+    """How many workers each stream serves."""
+    streams_of_ranks = [stream_of(rank, streams=streams, workers=workers) for rank in range(workers)]
+    return [streams_of_ranks.count(stream) for stream in range(streams)]
 
 
 def epoch_order(seed: int, epoch: int, units: int) -> Ints:
@@ -42,19 +54,33 @@ class Round:
     It is fixed when it is planned: a slot that is asked again, because a reading task was retried, gives the
     same answer, whatever has been settled meanwhile.
 
+    Several streams divide it to the row, for one that has less than a batch for each of its workers would stop all of them. A unit at such
+    a border is opened by both, and each row is read by one.
+
     Args:
-        epoch: Epoch of every part, int [P].
-        unit: Unit of every part, int [P].
-        left: Rows that the part has left, int [P].
-        partial: These rows, for the parts that are not whole units, by (epoch, unit).
-        slots: Number of slots; a slot is what one reading task works through.
+        epoch: Epoch of every unit, int [U].
+        unit: The units, int [U].
+        left: Rows that the unit has left, int [U].
+        partial: These rows, for units that are not whole, by (epoch, unit).
+        slots: Number of slots; a slot is what one reading task works through. A multiple of the streams, which have as many each.
+        shares: How many workers each stream serves.
     """
 
-    def __init__(self, epoch: Ints, unit: Ints, left: Ints, partial: dict[tuple[int, int], Ints], slots: int) -> None:
-        self.epoch, self.unit, self.left, self.partial = epoch, unit, left, partial
+    def __init__(
+        self, epoch: Ints, unit: Ints, left: Ints, partial: dict[tuple[int, int], Ints], slots: int, shares: Sequence[int] = (1,)
+    ) -> None:
+        total, ends = int(left.sum()), np.cumsum(left)
+        borders = np.cumsum([0, *shares]) * total // sum(shares)
+        # Parts begin where units do, and where streams do.
+        begins = np.unique(np.concatenate([ends - left, borders[:-1]])) if total else ends
+        source = np.searchsorted(ends, begins, side="right")
+        self.epoch, self.unit, self.partial = epoch[source], unit[source], partial
+        self.left: Ints = np.diff(np.append(begins, total))
+        self._first: Ints = begins - (ends - left)[source]
         # A part belongs to the slot in which its first row falls.
-        before = np.cumsum(left) - left
-        self._slot: NDArray[np.int64] = before * slots // max(1, int(left.sum()))
+        stream = np.searchsorted(borders, begins, side="right") - 1
+        start, rows, each = borders[:-1][stream], np.diff(borders)[stream], slots // len(shares)
+        self._slot: NDArray[np.int64] = stream * each + (begins - start) * each // rows
 
     @property
     def rows(self) -> int:
@@ -66,12 +92,13 @@ class Round:
         parts = []
         for i in np.flatnonzero(self._slot == index):
             key = (int(self.epoch[i]), int(self.unit[i]))
-            parts.append(Part(*key, self.partial[key] if key in self.partial else np.arange(self.left[i])))
+            rows = np.arange(self._first[i], self._first[i] + self.left[i])
+            parts.append(Part(*key, self.partial[key][rows] if key in self.partial else rows))
         return parts
 
 
-def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: int) -> Round:
-    """Plan what is left, oldest epoch first, until `max_rows` rows are reached.
+def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: int, shares: Sequence[int] = (1,)) -> Round:
+    """Plan what is left, oldest epoch first, until `max_rows` rows are reached; the other arguments are those of `Round`.
 
     The work and memory are those of the epochs that the round touches, never of all epochs.
     """
@@ -90,4 +117,4 @@ def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: 
         epoch += 1
     nothing = np.zeros(0, np.int64)
     columns = [np.concatenate([nothing, *(part[column] for part in planned)]) for column in range(3)]
-    return Round(columns[0], columns[1], columns[2], partial, slots)
+    return Round(columns[0], columns[1], columns[2], partial, slots, shares)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.errors import UserError
-from pipelines import runs, supervised
+from pipelines import runs, storage, supervised
 from pipelines.segment_presets import SegmentConfig, segment_preset
 from pipelines.supervised import Prepared
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.job import Result
     from pipelines.placement import Placement
     from pipelines.sources import Source
+    from pipelines.worker_range import WorkerRange
 
 JOB = "segment"
 
@@ -99,18 +100,27 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from pipelines.labelled import open_val
     from pipelines.segment_samples import SegmentSampleConfig
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
+    from pipelines.sources.pairs import with_annotations
+    from pipelines.sources.part import take_part
 
     config = supervised.checked(config, job=JOB)
-    if config.resources.workers is not None:
-        check_parts(config, config.resources.workers, config.resources.most_workers)
+    annotations, val_annotations = (
+        None if path is None else storage.absolute(path) for path in (config.data.annotations, config.data.val_annotations)
+    )
+    config = replace(config, data=replace(config.data, annotations=annotations, val_annotations=val_annotations))
+    if config.resources.worker_range is not None:
+        check_parts(config, config.resources.worker_range)
     source = open_data(config, image_size=config.model.image_size, say=say)
+    source = with_annotations(source, annotations, option="data.annotations", say=say)
     check_annotations(source)
     ids, names = annotated_classes(source.manifest, config.annotation)
     config = replace(config, annotation=ids)
     assert ids.classes is not None
     _look(source, config)
+    source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
     val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
     if val is not None:
+        val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
         check_annotations(val, option="data.val")
         check_same_names(names, annotated_classes(val.manifest, ids)[1])
         _look(val, config, option="data.val")
@@ -136,7 +146,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     return Prepared(training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer)
 
 
-def check_parts(config: SegmentConfig, workers: int, most_workers: int | None) -> None:
+def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
     """Refuse parts of a batch that BatchNorm cannot do with.
 
     UPerNet pools maps to one value each, which have no statistics where a single image goes through it. Of several workers the statistics
@@ -148,15 +158,15 @@ def check_parts(config: SegmentConfig, workers: int, most_workers: int | None) -
     from pipelines.job import MICRO_BATCH
 
     images, at_once = config.optim.global_batch_size, config.resources.micro_batch_size or MICRO_BATCH
-    for count in range(max(2, workers), (most_workers or workers) + 1):
+    for count in range(max(2, workers.fewest), workers.most + 1):
         fewest, most = images // count, -(-images // count)
         if -(-fewest // at_once) != -(-most // at_once):
             raise UserError(
                 f"of optim.global_batch_size={images} {count} workers have {fewest} or {most} images, in parts of "
                 f"resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over all workers' parts",
-                f"set --resources.micro-batch-size {most}, or leave out --resources.most-workers",
+                f"set --resources.micro-batch-size {most}" + (f", or --resources.workers {workers.fewest}" if workers.elastic else ""),
             )
-    if config.head != "upernet" or workers > 1 or (min(images, at_once) > 1 and images % at_once != 1):
+    if config.head != "upernet" or workers.fewest > 1 or (min(images, at_once) > 1 and images % at_once != 1):
         return
     fitting = next((size for size in range(max(2, at_once), images + 1) if images % size != 1), None)
     raise UserError(

@@ -8,9 +8,28 @@ from typing import Literal
 
 from beit.checks import positive
 from beit.config import ModelConfig, OptimConfig
+from beit.errors import UserError
 from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE, find_preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentDataConfig(SupervisedDataConfig):
+    """Where images and annotations come from."""
+
+    annotations: str | None = None
+    """Folder or glob of PNGs with the paths and names of the image files in `train`. None: Parquet's column annotation."""
+
+    val_annotations: str | None = None
+    """The same for the images in `val`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, images in (("annotations", "train"), ("val_annotations", "val")):
+            given = getattr(self, option)
+            if given is not None and getattr(self, images) is None:
+                raise UserError(f"data.{option}={given} is given without data.{images}", f"set --data.{images} to the folder of its images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +45,7 @@ class SegmentConfig(SupervisedConfig):
     positions: Literal["bicubic", "bilinear"] = "bicubic"
     """How absolute positions are resampled for another image size."""
 
+    data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
     annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
     view: SegmentViewConfig = field(default_factory=SegmentViewConfig)
     test: SlidingConfig = field(default_factory=SlidingConfig)
@@ -41,7 +61,7 @@ def quickstart() -> SegmentConfig:
     return _small_images(
         ModelConfig(image_size=64, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0),
         epochs=4,
-        data=SupervisedDataConfig(scenes=4000, val_scenes=500),
+        data=SegmentDataConfig(scenes=4000, val_scenes=500),
         # A scene is as large as the crop, and about two thirds of it are background: scaled up rather than down, no crop drawn again.
         view=SegmentViewConfig(short_side=64, long_side=256, scale=(0.75, 1.5), most_of_one_class=1.0),
         optim=OptimConfig(global_batch_size=64, peak_lr=2e-3, min_lr=0.0, warmup_steps=25, clip_norm=None),

@@ -138,7 +138,7 @@ def block_rows(batch_rows: int) -> int:
 def build_stream(
     dispatcher: Any,
     *,
-    slots: int,
+    slots: range,
     config: Samples,
     tokenizer: TokenizerConfig | None,
     placement: Placement,
@@ -149,7 +149,7 @@ def build_stream(
 
     Args:
         dispatcher: Handle of the `Dispatcher`; it says what a slot reads.
-        slots: Number of slots, the same as in the dispatcher's plan.
+        slots: Those that it reads, of the dispatcher's plan.
         config: How samples are drawn.
         tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
         placement: Resources of the stages.
@@ -165,7 +165,7 @@ def build_stream(
     context.target_max_block_size = max(1 << 20, min(128 << 20, block_rows(batch_rows) * config.row_bytes))
     rows = max(1, context.target_max_block_size // config.row_bytes)
     # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds the cores.
-    stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in range(slots)])
+    stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in slots])
     stream = stream.map_batches(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
         batch_size=1,

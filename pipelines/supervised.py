@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beit.config import ViewConfig, from_dict
+from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
 from pipelines.models import MODEL_FILES, find_model, keep_model, model_digest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from beit.resolution import AbsoluteMode
@@ -35,17 +38,18 @@ class Prepared:
     transfer: Transfer | None
     """What was taken of the weights to begin with."""
 
-    def summary(self, model: str, *, data_note: str = "") -> list[str]:
+    def summary(self, model: str) -> list[str]:
         """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
         training, data = self.training, self.training.source.manifest
         config = training.config
         assert isinstance(config, SupervisedConfig)
+        part = "" if config.data.fraction == 1 else f" (data.fraction {config.data.fraction:g})"
         size, seen = config.model, training.total_steps * training.global_batch_size
         return [
             f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} positions, {model}, "
             + (f"from {config.start}" if config.start else "from scratch"),
             *(self.transfer.lines() if self.transfer else ()),
-            f"data: {data.total:,} images, {self.classes:,} classes{data_note}",
+            f"data: {data.total:,} images, {self.classes:,} classes{part}",
             f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
             f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
         ]
@@ -81,7 +85,7 @@ def checked(config: Config, *, job: str) -> Config:
     from pipelines.labelled import checked_data
 
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
-    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
     return replace(config, data=data, start=None if config.start is None else find_model(config.start))
 
 
@@ -171,7 +175,7 @@ def unusable_words(found: dict[str, Any]) -> str:
 
 
 def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: Callable[[str, Evaluations, Names], str]) -> str:
-    """The report of a run of this job with what the evaluations found; returns its path.
+    """The report of a run of this job with what the evaluations found, and what its model attends to; returns its path.
 
     Args:
         run: Run folder.
@@ -182,15 +186,44 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     Raises:
         UserError: If there is no run of this job, or it has no model yet.
     """
-    from beit.checkpoints import read_config
+    from beit.checkpoints import load_model, read_config
     from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
+    from pipelines.report_attention import attention_picture
 
     config, _ = runs.saved_config(run, kind, job=job)
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
-        names = read_config(folder).head.get("class_names")
-    return write_report(uri, sections=[section(uri, evaluations.read(uri, FOLDER), names)], commands=next_commands(config, job, uri))
+        saved, model = read_config(folder), load_model(folder)
+    view = from_dict(ViewConfig, saved.extra["view"])
+    images = _some_images(config, view)
+    return write_report(
+        uri,
+        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names"))],
+        pictures=[] if images is None else [attention_picture(model, images, view)],
+        commands=next_commands(config, job, uri),
+    )
+
+
+def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8] | None:
+    """Centre squares of some images that the run is judged by, or else trained on; None where its data are no longer there."""
+    from pipelines.fixed_samples import centre
+    from pipelines.job import open_data
+    from pipelines.labelled import open_val
+    from pipelines.report_attention import IMAGES
+    from pipelines.samples import SampleConfig, draw_unseen
+
+    size = config.model.image_size
+    try:
+        val = open_val(config.data, config.output.root, image_size=size, say=_silent)
+        source = open_data(config, image_size=size, say=_silent) if val is None else val
+        return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
+    except (UserError, OSError):
+        return None
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:

@@ -42,6 +42,8 @@ class LoopConfig:
     micro_batch_size: int | None
     stop_at: int
     """Step to end at."""
+    streams: int
+    """That the workers are divided over."""
     clip_norm: float | None
     device: str
     threads: int
@@ -144,14 +146,14 @@ class Worker:
         if self.rank == 0:
             # An equal split must give the largest share to everybody.
             minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
-            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum))
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum, self.workers))
         return self.stepper.add_up([float(rows)])[0] > 0
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
         """The worker's batches of a round, on the host and on the device; an empty one at the end, for the others may have more."""
-        import ray.train
+        from pipelines.streams import own_shard
 
-        batches = ray.train.get_dataset_shard("train").iter_batches(
+        batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
             batch_size=self.batch_size,
             batch_format="numpy",
             drop_last=True,
@@ -332,8 +334,8 @@ class Worker:
             self.generation, self.restarts = ray.get(self.config.dispatcher.resume.remote(ledger))
             ray.get(self.config.recorder.rewind.remote(self.step))
             if self.restarts or checkpoint is not None:
-                why = "the workers were lost and started again" if self.restarts else "resumed"
-                ray.get(self.config.recorder.say.remote(f"{why}: going on from step {self.step:,}"))
+                again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
+                ray.get(self.config.recorder.say.remote(f"{again if self.restarts else 'resumed'}: going on from step {self.step:,}"))
         self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step

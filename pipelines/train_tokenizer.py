@@ -124,7 +124,7 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
             f"data.train is not given, and the built-in scenes are no data for a tokenizer of {config.image_size} px",
             "set --data.train to a folder or bucket of images; beit tokenizer train scenes64 runs on the scenes",
         )
-    check_batch(config.optim.global_batch_size, config.resources.workers, config.resources.most_workers)
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)

@@ -45,21 +45,27 @@ def schedule(
         what: What a trial is called.
 
     Raises:
-        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted.
+        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of workers.
     """
+    if config.worker_range is not None and config.worker_range.elastic:
+        raise UserError(
+            f"resources.workers={config.workers}: trials side by side keep their number of workers",
+            f"set --resources.workers {config.worker_range.fewest}",
+        )
     one = replace(config, workers=config.workers or 1)
     placement = place(one, nodes, tokenize=tokenize)
-    reading = max(data_cpus or 0.0, placement.view_cpus)
+    reading = max(data_cpus or 0.0, placement.streams * placement.view_cpus)
     pieces: list[Piece] = [("train", placement.worker_cpus, placement.worker_gpus)] * placement.workers
     if tokenize:
-        pieces.append(("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus))
+        pieces += [("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus)] * placement.streams
     # Reading tasks are small and go anywhere: what matters is their sum.
     pieces += [("views", placement.view_cpus, 0.0)] * max(1, round(reading / placement.view_cpus))
     fitting = count(pieces, nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needs = [f"{placement.workers} worker{'s' * (placement.workers > 1)} x {_amount(placement.worker_cpus, placement.worker_gpus)}"]
     if tokenize:
-        needs.append(f"1 tokenizer x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
+        tokenizers = f"{placement.streams} tokenizer{'s' * (placement.streams > 1)}"
+        needs.append(f"{tokenizers} x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
     needs.append(f"{reading:g} CPU to read")
     total_cpus, total_gpus = sum(cpu for _, cpu, _ in pieces), sum(gpu for _, _, gpu in pieces)
     shares = [f"{cpus:g} CPU / {total_cpus:g} = {cpus / total_cpus:.2f}"] if total_cpus else []

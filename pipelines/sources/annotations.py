@@ -19,10 +19,11 @@ def check_annotations(source: Source, *, option: str = "data.train") -> None:
     """
     if ANNOTATION_COLUMN in source.manifest.columns:
         return
+    beside = "data.annotations" if option == "data.train" else "data.val-annotations"
     there = ", ".join(name for name in source.manifest.columns if not name.startswith("image")) or "images only"
     raise UserError(
         f"{option}={source.uri} has no annotations, it is {source.manifest.kind} with {there}",
-        "give Parquet shards with a column annotation beside image: a PNG of class ids, as struct<bytes, path> or binary",
+        f"give Parquet shards with a column annotation beside image, or image files and the folder of their annotations by --{beside}",
     )
 
 

@@ -52,7 +52,7 @@ class FolderUnit(Unit):
         if "image" in columns:
             uris = [storage.join(self.root, os.fsdecode(names[row])) for row in rows]
             with ThreadPoolExecutor(max(1, min(16, len(uris)))) as threads:
-                found["image"] = bytes_column(list(threads.map(_read_start, uris)))
+                found["image"] = bytes_column(list(threads.map(read_start, uris)))
         if "label" in columns:
             found["label"] = self.labels[rows].astype(np.int64)
         return {column: found[column] for column in columns}
@@ -62,7 +62,8 @@ class FolderUnit(Unit):
         return storage.join(self.root, os.fsdecode(self.names.split(b"\0")[row]))
 
 
-def _read_start(uri: str) -> bytes:
+def read_start(uri: str) -> bytes:
+    """The bytes of a file, no more than `MAX_ENCODED_BYTES`."""
     if not storage.is_remote(uri):
         with open(storage.resolve(uri)[1], "rb") as local:
             return local.read(MAX_ENCODED_BYTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,54 +11,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
-from pipelines import seeds
-from pipelines.sources.base import Columns, Manifest, Rows, Source, Unit
+from pipelines.sources.base import Columns, Manifest, Rows, Source
+from pipelines.sources.part import PartManifest, PartUnit, all_rows, draw, rows_taken
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 """Names that label columns go by, the hub's first."""
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledUnit(Unit):
+class LabelledUnit(PartUnit):
     """Some rows of a unit, each with its label."""
 
-    whole: Unit
-    rows: Rows
-    """int64 [n]: rows of `whole` that this unit has."""
     labels: NDArray[np.int32]
     """int32 [n]"""
 
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the asked rows; labels are at hand."""
-        found = self.whole.read(self.rows[rows], [column for column in columns if column != "label"]) if set(columns) != {"label"} else {}
+        found = super().read(rows, [column for column in columns if column != "label"]) if set(columns) != {"label"} else {}
         if "label" in columns:
             found["label"] = self.labels[rows].astype(np.int64)
         return found
 
-    def describe(self, row: int) -> str:
-        """Where the row lies."""
-        return self.whole.describe(int(self.rows[row]))
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledManifest(Manifest):
+class LabelledManifest(PartManifest):
     """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an image."""
 
     kind: ClassVar[str] = "labelled"
 
-    whole: Manifest
-    units: NDArray[np.int64]
-    """int64 [U]: the unit of `whole` that each unit is a part of."""
-    kept: NDArray[np.int64]
-    """int64 [images]: row within its unit of `whole`, unit after unit."""
     labels: NDArray[np.int32]
     """int32 [images]"""
 
     def unit(self, index: int) -> LabelledUnit:
         """A unit by its number."""
-        start = int(self.rows[:index].sum(dtype=np.int64))
-        part = slice(start, start + int(self.rows[index]))
-        return LabelledUnit(self.whole.unit(int(self.units[index])), self.kept[part].copy(), self.labels[part].copy())
+        images = self.images_of(index)
+        return LabelledUnit(self.whole.unit(int(self.units[index])), self.kept[images].copy(), self.labels[images].copy())
 
 
 def label_source(
@@ -112,10 +98,8 @@ def label_source(
         digest=manifest.digest,
         columns=tuple(dict.fromkeys((*manifest.columns, "label"))),
         class_names=tuple(names) if names is not None else None,
-        whole=manifest,
-        units=np.arange(len(manifest.rows)),
-        kept=np.concatenate([np.arange(rows) for rows in manifest.rows]),
         labels=labels.astype(np.int32),
+        **all_rows(manifest),
     )
     return replace(source, manifest=labelled)
 
@@ -128,31 +112,11 @@ def class_count(manifest: LabelledManifest, classes: int | None) -> int:
 
 
 def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> LabelledManifest:
-    """A part of the images, the same share of every class (at least one image of each): the same for the same seed.
-
-    A smaller fraction is part of a larger one.
-    """
+    """A part of the images, the same share of every class (at least one image of each)."""
     if fraction >= 1:
         return manifest
-    order = seeds.generator(seed, seeds.FRACTION, 0, 0, 0).permutation(len(manifest.labels))
-    by_class = order[np.argsort(manifest.labels[order], kind="stable")]
-    counts = np.bincount(manifest.labels)
-    starts = np.cumsum(counts) - counts
-    wanted = np.minimum(counts, np.maximum(1, np.round(fraction * counts).astype(np.int64)))
-    place = np.arange(len(by_class)) - np.repeat(starts, counts)
-    taken = np.zeros(len(by_class), bool)
-    taken[by_class[place < np.repeat(wanted, counts)]] = True
-    unit = np.repeat(np.arange(len(manifest.rows)), manifest.rows)
-    rows = np.bincount(unit[taken], minlength=len(manifest.rows))
-    state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
-    return replace(
-        manifest,
-        rows=rows[rows > 0].astype(np.int32),
-        digest=state.hexdigest(),
-        units=manifest.units[rows > 0],
-        kept=manifest.kept[taken],
-        labels=manifest.labels[taken],
-    )
+    taken = draw(manifest.labels, fraction, seed)
+    return replace(manifest, labels=manifest.labels[taken], **rows_taken(manifest, taken, fraction, seed))
 
 
 def _label_column(manifest: Manifest, option: str, uri: str, column: str | None) -> str:

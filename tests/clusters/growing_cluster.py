@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from agent_ports import announce, free_port, options, own_ports
+
 from pipelines import runs
 from pipelines.ledger import Ledger
 from pipelines.recorder import read_metrics
@@ -46,9 +48,6 @@ class Cluster:
         # The head imports process_nodes from here.
         self.environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ.update(self.environment)
-        # Ray reads its environment when it is imported, which process_nodes does.
-        from process_nodes import announce, free_port, options, own_ports
-
         self.announce = lambda: announce(self.session, HEAD, self.ports)
         self.port, self.ports = free_port(), own_ports()
         self.session = folder / "ray" / "session_latest"

@@ -2,10 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
-from pathlib import Path
 
+from agent_ports import announce, options, own_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 from ray.autoscaler.tags import (
     NODE_KIND_WORKER,
@@ -15,35 +14,6 @@ from ray.autoscaler.tags import (
     TAG_RAY_NODE_STATUS,
     TAG_RAY_USER_NODE_TYPE,
 )
-
-PORTS = {
-    # Option of `ray start` -> file in which a node's agents say the same, and for which Ray waits 15 s: too short on busy cores.
-    "dashboard-agent-listen-port": "dashboard_agent_listen_port",
-    "dashboard-agent-grpc-port": "metrics_agent_port",
-    "metrics-export-port": "metrics_export_port",
-    "runtime-env-agent-port": "runtime_env_agent_port",
-}
-
-
-def own_ports():
-    """Ports of a node's own, by option: nodes on one machine would meet on the usual ones."""
-    return {option: free_port() for option in PORTS}
-
-
-def options(ports):
-    return [f"--{option}={port}" for option, port in ports.items()]
-
-
-def announce(session, node, ports):
-    """Write the ports down before the node's agents do."""
-    for option, port in ports.items():
-        Path(session, f"{PORTS[option]}_{node}").write_text(str(port))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Nodes(FakeMultiNodeProvider):

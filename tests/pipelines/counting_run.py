@@ -1,32 +1,85 @@
 """A training whose weights are the counts of the samples it was trained on: an independent witness of the ledger.
 
-    python counting_run.py SHARDS TOKENIZER OUT --workers N [--crash STEP …] [--die STEP] [--resume]
+    python counting_run.py SHARDS TOKENIZER OUT --workers N [--streams K] [--crash STEP …] [--die STEP] [--hold STEP:WORKERS …] [--resume]
 
-Run as a program, because some tests kill it. `--crash` kills worker 1 (0 if alone) once at each of these steps, `--die` kills the driver.
+Run as a program, because some tests kill it. `--crash` kills the last worker once at each of these steps, `--die` kills the driver, and
+`--hold` lets a group of so many workers wait at a step until it is ended.
 """
 
 import argparse
 import dataclasses
 import functools
+import io
 import os
+import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
 from beit.config import MaskConfig, TokenizerConfig, ViewConfig
 from beit.objective import Objective
-from pipelines import job
+from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
+from beit.tokenizer.frozen import save_tokenizer
+from beit.tokenizer.registry import load_tokenizer
+from pipelines import job, runs
 from pipelines.config import DataConfig, JobConfig, OutputConfig, ResourceConfig
+from pipelines.ledger import Ledger
 from pipelines.samples import SampleConfig, make_samples
 from pipelines.sources import open_source
 
 SEED, EPOCHS, BATCH = 5, 3, 24
 SAMPLES = SampleConfig(seed=SEED, view=ViewConfig(), patch_px=32, token_px=32, mask=MaskConfig(), grid=4)
 COLUMNS = ("patch_view", "mask", "tokens")
+BAD = {(1, 3), (4, 0)}  # (unit, row) of images that cannot be decoded
+
+
+def write_shards(folder):
+    """Two shards of three units of 31 rows, two of them broken."""
+    rng = np.random.default_rng(0)
+    Path(folder).mkdir(exist_ok=True)
+    for shard in range(2):
+        rows = []
+        for index in range(93):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "PNG")
+            bad = (shard * 3 + index // 31, index % 31) in BAD
+            rows.append({"bytes": buffer.getvalue()[:50] if bad else buffer.getvalue(), "path": f"{shard}-{index}.png"})
+        pq.write_table(pa.table({"image": rows}), Path(folder, f"train-{shard}.parquet"), row_group_size=31)
+
+
+def write_tokenizer(folder):
+    """A very small tokenizer with random weights."""
+    dvae = Dvae(DvaeConfig(vocab_size=64, encoder_width=8, decoder_width=8, blocks=1, bottleneck=8))
+    initialise(dvae, torch.Generator().manual_seed(0))
+    Path(folder).mkdir(exist_ok=True)
+    save_tokenizer(folder, dvae, image_size=32, training={}, figures={})
+
+
+def assert_exactly_once(shards, tokenizer, out, *, missing):
+    """The last checkpoint's weights know every sample once, but for the `missing` last ones, and each is what its key says."""
+    checkpoint = Path(runs.latest_checkpoint(str(out / "run")))
+    source = open_source(str(shards))
+    with np.load(checkpoint / "counts.npz") as saved:
+        counts, digests = saved["counts"], saved["digests"]
+    assert counts.max() == 1
+    assert np.count_nonzero(counts == 0) == missing
+    keys = [(e, u, r) for e in range(EPOCHS) for u, rows in enumerate(source.manifest.rows) for r in range(rows)]
+    expected = expected_digests(source, load_tokenizer(str(tokenizer)))
+    different = [key for key, count, found in zip(keys, counts, digests, strict=True) if count and found != expected[key]]
+    assert not different, f"{len(different)} samples are not what their key says, the first: {different[0]}"
+    ledger = Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
+    assert ledger.settled == counts.sum()
+    assert set(ledger.quarantine) == BAD
+    listed = (out / "run" / "quarantine.csv").read_text()
+    assert listed.count("\n") == 1 + len(BAD)
+    assert "train-1.parquet, row group 1, row 0" in listed
 
 
 def digest(*arrays):
@@ -51,10 +104,10 @@ def expected_digests(source, tokenizer):
 class Counting(Objective):
     columns = ("patch_view", "mask", "tokens", "epoch", "unit", "row")
 
-    def __init__(self, rows, crashes, die, out, driver):
+    def __init__(self, rows, crashes, die, holds, out, driver):
         super().__init__()
         self.starts, self.total = np.cumsum(rows) - rows, int(rows.sum())
-        self.crashes, self.die, self.out, self.driver = crashes, die, out, driver
+        self.crashes, self.die, self.holds, self.out, self.driver = crashes, die, holds, out, driver
         self.weights = nn.Parameter(torch.zeros(1))
         self.counts = torch.zeros(EPOCHS * self.total, dtype=torch.int64)
         self.digests = torch.zeros(EPOCHS * self.total, dtype=torch.int64)
@@ -87,6 +140,10 @@ class Counting(Objective):
             os.kill(os.getpid(), 9)
         if step == self.die and rank == 0:
             os.kill(self.driver, 9)
+        if f"{step}:{workers}" in self.holds:
+            Path(self.out, f"held-{step}-{workers}").touch()
+            while True:
+                time.sleep(1)
 
     def metrics(self, sums, weight):
         return {}
@@ -102,15 +159,17 @@ class Counting(Objective):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("shards"), parser.add_argument("tokenizer"), parser.add_argument("out")
-    parser.add_argument("--workers", type=int, required=True), parser.add_argument("--crash", type=int, nargs="*", default=[])
-    parser.add_argument("--die", type=int), parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", required=True), parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--crash", type=int, nargs="*", default=[]), parser.add_argument("--die", type=int)
+    parser.add_argument("--hold", nargs="*", default=[]), parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     source = open_source(args.shards)
     config = JobConfig(
         epochs=EPOCHS,
         seed=SEED,
         data=DataConfig(train=args.shards, max_bad=0.2),
-        resources=ResourceConfig(workers=args.workers, cpus=2),
+        # As many cores as each stream wants; that they are shared makes it slower, not other.
+        resources=ResourceConfig(workers=args.workers, streams=args.streams, cpus=2 if args.streams == 1 else 3 * args.streams),
         output=OutputConfig(root=args.out, name="run", checkpoint_steps=4, mlflow=False, log_seconds=1.0),
     )
     job.BLOCKS_PER_ROUND = 8  # several rounds in a run as small as this
@@ -121,7 +180,9 @@ def main():
         source=source,
         samples=SAMPLES,
         tokenizer=TokenizerConfig(path=args.tokenizer),
-        make_objective=functools.partial(Counting, source.manifest.rows.astype(np.int64), args.crash, args.die, args.out, os.getpid()),
+        make_objective=functools.partial(
+            Counting, source.manifest.rows.astype(np.int64), args.crash, args.die, args.hold, args.out, os.getpid()
+        ),
         global_batch_size=BATCH,
         total_steps=config.total_steps(source.manifest.total, BATCH),
         clip_norm=None,

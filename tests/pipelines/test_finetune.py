@@ -106,4 +106,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert np.sum(last["confusion"]) == 36
     report = Path(rebuild_report(result.run)).read_text()
     assert "Confusion matrix" in report
+    assert "What patches attend to" in report
+    Path(val).rename(tmp_path / "gone")
+    assert "What patches attend to" not in Path(rebuild_report(result.run)).read_text(), "its images are no longer there"
     assert runs.job_of(result.run) == "finetune"

@@ -51,12 +51,13 @@ def test_tokenizers_on_the_workers_gpus_take_their_time():
 
 
 def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_streams_lift_it():
-    found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4)
-    assert found.bottleneck == "one coordinator"
-    streams = forecast.streams_needed(rate=found.limits["training"], block_rows=4)
-    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams)
+    found = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=1)
+    assert found.bottleneck == "1 coordinator"
+    assert found.rate == 64 * forecast.COORDINATOR_BLOCKS
+    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64)
     assert lifted.bottleneck == "training"
-    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=4, streams=streams - 1).bottleneck == "one coordinator"
+    fewer = lifted.streams - 1
+    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
 
 
 def test_a_measured_rate_stands_in_place_of_the_peak():

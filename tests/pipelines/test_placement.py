@@ -235,8 +235,40 @@ def test_gpus_that_would_have_to_be_paid_for_are_never_taken_without_being_asked
 
 
 def test_a_group_that_grows_is_placed_by_the_workers_it_always_has():
-    placement = place(ResourceConfig(workers=2, most_workers=8), [Node(cpus=16, gpus=2)], tokenize=False)
+    placement = place(ResourceConfig(workers="2..8"), [Node(cpus=16, gpus=2)], tokenize=False)
     assert (placement.workers, placement.most_workers) == (2, 8)
     assert placement.lines()[0].startswith("workers: 2 to 8 x 1 GPU")
-    with pytest.raises(UserError, match=r"most_workers=2 is not above resources\.workers=2"):
-        ResourceConfig(workers=2, most_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "why"), [("2..2", "does not grow"), ("8..2", "does not grow"), ("0", "not positive"), (0, "not positive")]
+)
+def test_a_number_of_workers_that_is_none_is_refused(workers, why):
+    with pytest.raises(UserError, match=why):
+        ResourceConfig(workers=workers)
+
+
+@pytest.mark.parametrize("machines", [1, 2, 4])
+def test_a_group_that_grows_on_cores_leaves_room_for_its_stream_on_every_machine(machines):
+    nodes = [Node(cpus=2, gpus=0)] * machines
+    placement = place(ResourceConfig(workers="1..4"), nodes, tokenize=True)
+    assert 2 // placement.worker_cpus == 1
+    assert 2 - placement.worker_cpus >= placement.tokenizer_cpus + placement.view_cpus
+    with pytest.raises(UserError, match="has no room"):
+        place(ResourceConfig(workers=f"1..{2 * machines}", worker_cpus=1), nodes, tokenize=True)
+
+
+def test_gpus_that_the_group_may_grow_to_are_not_given_to_tokenizers():
+    placement = place(ResourceConfig(workers="2..8"), [Node(cpus=64, gpus=8)], tokenize=True)
+    assert (placement.worker_gpus, placement.tokenizer_gpus) == (0.75, 0.25)
+    assert place(ResourceConfig(workers="2..4"), [Node(cpus=64, gpus=8)], tokenize=True).tokenizers == (1, 4)
+
+
+def test_every_stream_has_a_worker_a_tokenizer_and_a_reading_task():
+    placement = place(ResourceConfig(workers=4, streams=2, tokenizers=5), [Node(cpus=32, gpus=4)], tokenize=True)
+    assert placement.tokenizers == (2, 5)
+    assert placement.of_stream.tokenizers == (1, 2)
+    with pytest.raises(UserError, match=r"resources\.streams=3 cannot each have a worker of 2"):
+        place(ResourceConfig(workers=2, streams=3), [Node(cpus=32, gpus=4)], tokenize=True)
+    with pytest.raises(UserError, match=r"2 reading tasks x 1 CPU have no room: 2 workers x 0\.5 CPU \+ 2 tokenizers"):
+        place(ResourceConfig(workers=2, streams=2, view_cpus=1, worker_cpus=0.5), [Node(cpus=2, gpus=0)], tokenize=True)

@@ -1,13 +1,15 @@
 """The command: what it measures is a cost, what it prints the arithmetic's. How good forecasts are: docs/measurements.md."""
 
+import math
 from pathlib import Path
 
 import pytest
 
+from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
-from pipelines.forecast import Costs
-from pipelines.machines import machines_of
+from pipelines.forecast import COORDINATOR_BLOCKS, Costs
+from pipelines.machines import machines_of, machines_of_nodes
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
 from pipelines.presets import quickstart
 from pipelines.rates import Rates
@@ -19,9 +21,8 @@ CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 def measured(monkeypatch):
     """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement."""
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
-    monkeypatch.setattr(
-        "pipelines.plan.measure", lambda *args, **options: Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None)
-    )
+    rates = Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None, machine="a machine", cores=2, load=0.0)
+    monkeypatch.setattr("pipelines.plan.measure", lambda *args, **options: rates)
 
 
 def test_a_plan_for_this_machine_is_measured_and_says_what_limits_it(capsys):
@@ -33,6 +34,34 @@ def test_a_plan_for_this_machine_is_measured_and_says_what_limits_it(capsys):
     # Less arithmetic is faster, on any machine: a view of 64 px than a tokenizer, and that than a training step.
     assert per_core["views"] > per_core["tokens"] > per_core["training"] / 2
     assert "checkpoints: 10.7 MB each (0.8922 M parameters and two moments)" in text
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_plan_for_a_connected_cluster_is_measured_there_and_not_on_the_driver(monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise AssertionError("the driver's own cores were measured")
+
+    monkeypatch.setattr("pipelines.plan.measure", refuse)  # Ray's processes have modules of their own.
+    main(["plan", "quickstart", "--seconds", "0.5"])
+    text = capsys.readouterr().out
+    assert line_of(text, "measured on a machine of the cluster: ").split(" | ")[1].startswith("python ")
+    assert "the cluster (1 workers, 2 cores): " in text
+    with pytest.raises(UserError, match="what an image costs"):  # raised on the cluster, told as it is
+        list(plan(config_of(override(quickstart(), {"data.train": None, "model.image_size": 224})), preset="quickstart"))
+
+
+def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
+    head, views = {"CPU": 0.0}, {"CPU": 32.0, "views": 1.0}
+    train = {"CPU": 96.0, "GPU": 8.0, "train": 1.0, "accelerator_type:A100-80G": 1.0}
+    tokens = {"CPU": 16.0, "GPU": 1.0, "tokens": 1.0, "accelerator_type:L40S": 1.0}
+    found = machines_of_nodes([head, views, train, tokens])
+    assert (found.train_gpu, found.train_gpus, found.train_cores) == ("A100", 8, 96)
+    assert (found.token_gpu, found.token_gpus, found.view_cores) == ("L40S", 1, 32)
+    assert machines_of_nodes([head, views]) is None
+    assert machines_of_nodes([train]).token_gpu is None
+    with pytest.raises(UserError, match="the cluster's GPUs are X1"):
+        machines_of_nodes([{"CPU": 8.0, "GPU": 1.0, "accelerator_type:X1": 1.0}])
+    assert machines_of_nodes([{"CPU": 8.0, "GPU": 1.0}], gpu="H100").train_gpu == "H100"
 
 
 def line_of(text, start):
@@ -54,19 +83,19 @@ def test_a_cluster_is_extrapolated_and_says_so_with_nodes_and_money(measured):
     lines = list(plan(config, preset="quickstart"))
     assert any(line.startswith("extrapolated, not measured: TFLOP/s of the data sheets (A100 312, L4 121) x 40% to 60%") for line in lines)
     rates = [line for line in lines if line.startswith("8 x A100")]
-    # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP would be 9,246; but of blocks of 64 images 50 a second pass.
-    assert "3,200 to 3,200 images/s" in rates[0]
-    assert "limited by one coordinator" in rates[0]
+    assert "9,246 to 13,869 images/s" in rates[0]  # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP, and at 0.6
+    assert "limited by training" in rates[0]
     assert "dollars" in rates[0]
 
 
-def test_with_the_papers_batch_training_is_the_limit(measured):
+def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(measured):
     base = {**vars(config_of(quickstart())), "gpu": "H100", "token_gpu": "L4"}
     base["optim"] = type(base["optim"])(global_batch_size=2048)
     lines = list(plan(PlanConfig(**{**base, "steps": 500_000}), preset="base"))
-    eight = next(line for line in lines if line.startswith("8 x H100"))
-    assert "limited by one coordinator" in eight  # 8 x 5,495 images/s at 60 % are 172 blocks of 256 a second
-    assert any("would need" in line and "streams" in line for line in lines)
+    after = {int(line.split()[0]): lines[number + 1] for number, line in enumerate(lines) if " x H100: " in line}
+    # 8 x 5,495 images/s at 60 % are 171.7 blocks of 256 a second.
+    assert f"with --resources.streams {math.ceil(171.7 / COORDINATOR_BLOCKS)}: its 172 blocks of 256 images a second" in after[8]
+    assert "with --resources.streams 64" in after[64], "a stream needs a worker"
 
 
 @pytest.mark.parametrize("text", ["train", "train=1..x", "train=3..1", "gpu=3", "train=-1"])

@@ -59,6 +59,7 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     assert logits.shape == (1, 512)
     report = Path(rebuild_report(result.run)).read_text()
     assert "What the model fills in" in report
+    assert "What patches attend to" in report
     assert f"beit pretrain --resume {result.run}" in report
     assert_hugging_face_predicts_the_same(result.run, tmp_path / "hf")
 

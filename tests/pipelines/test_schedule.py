@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.ledger import Ledger
-from pipelines.schedule import epoch_order, plan_round
+from pipelines.schedule import epoch_order, plan_round, shares_of_streams
 
 
 def rows_of(plan, slots):
@@ -55,6 +55,30 @@ def test_slots_are_of_about_equal_size():
     plan = plan_round(Ledger(np.full(300, 100)), seed=0, epochs=5, max_rows=150_000, slots=64)
     sizes = [sum(len(part.rows) for part in plan.slot(slot)) for slot in range(64)]
     assert max(sizes) - min(sizes) <= 100
+
+
+@pytest.mark.parametrize(("streams", "workers"), [(2, 2), (2, 5), (3, 8)])
+def test_streams_share_a_round_to_the_row_by_their_workers_and_together_it_is_the_round_of_one(streams, workers):
+    rng = np.random.default_rng(workers)
+    ledger = Ledger(rng.integers(1, 40, 30))
+    settled = np.unique(np.stack([np.zeros(60, int), rng.integers(0, 30, 60), np.zeros(60, int)], 1), axis=0)
+    ledger.settle(*settled.T, np.zeros(len(settled), int))  # units that have rows left in part
+    shares, each = shares_of_streams(streams, workers), 4
+    assert sum(shares) == workers
+    assert max(shares) - min(shares) <= 1
+    plan = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=streams * each, shares=shares)
+    one = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=each)
+    assert rows_of(plan, streams * each) == rows_of(one, each)
+    of_streams = [sum(len(part.rows) for slot in range(s * each, (s + 1) * each) for part in plan.slot(slot)) for s in range(streams)]
+    for rows, share in zip(of_streams, shares, strict=True):
+        assert rows // share >= plan.rows // workers, "each worker finds at least what an equal split of the whole would give it"
+
+
+def test_the_last_rows_reach_every_stream_though_they_are_of_one_unit():
+    ledger = Ledger(np.array([25]))
+    plan = plan_round(ledger, seed=0, epochs=1, max_rows=100, slots=4, shares=[1, 1, 1, 1])
+    assert [len(plan.slot(slot)[0].rows) for slot in range(4)] == [6, 6, 6, 7]
+    assert plan_round(ledger, seed=0, epochs=0, max_rows=100, slots=4, shares=[1, 1]).rows == 0
 
 
 def test_a_round_of_imagenet_late_in_800_epochs_touches_few_epochs():

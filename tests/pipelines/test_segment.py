@@ -22,7 +22,7 @@ from beit.segmenter import Segmenter
 from pipelines import evaluations, runs
 from pipelines.evaluate_segmentation import PixelJudge, add_up, whole_views
 from pipelines.ledger import Ledger
-from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment
+from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment, summary
 from pipelines.segment_presets import PRESETS, SegmentConfig, recipe_for
 from pipelines.sources import open_source
 
@@ -151,6 +151,34 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     pq.write_table(plain.append_column("annotation", [["a.png"] * 16]), tmp_path / "plain" / "part.parquet")
     with pytest.raises(UserError, match="the column annotation holds str, not the bytes of files"):
         prepare(job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}), preset="test", say=print)
+
+
+def test_image_files_take_their_annotations_from_a_folder_beside_them(pretrained, tmp_path):
+    for name, numbers in (("train", range(16)), ("val", range(16, 20))):
+        for kind in ("images", "annotations"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        for number in numbers:
+            files = street(number)[2]
+            (tmp_path / "images" / name / f"{number}.png").write_bytes(files["image"])
+            (tmp_path / "annotations" / name / f"{number}.png").write_bytes(files["annotation"])
+    paths = {"data.train": "images/train", "data.annotations": "annotations/train", "data.val": "images/val"}
+    values = {option: str(tmp_path / path) for option, path in paths.items()} | {"annotation.classes": 3, "data.fraction": 0.5}
+    config = job_config(pretrained, tmp_path, **values)
+    with pytest.raises(UserError, match=r"(?s)data.val=.* has no annotations.*--data.val-annotations"):
+        prepare(config, preset="test", say=print)
+    prepared = prepare(override(config, {"data.val_annotations": str(tmp_path / "annotations" / "val")}), preset="test", say=print)
+    assert (prepared.training.source.manifest.total, prepared.val.total) == (8, 4)
+    assert "data: 8 images, 3 classes (data.fraction 0.5)" in summary(prepared)
+    made = prepared.training.samples.make(
+        {
+            **prepared.val.unit(0).read(np.arange(4), ("image", "annotation")),
+            **{"epoch": np.zeros(4, int), "unit": np.zeros(4, int), "row": np.arange(4)},
+        }
+    )
+    assert (made["status"] == 0).all()
+    assert set(np.unique(made["labels"]).tolist()) == {0, 1, 2, IGNORED}
+    with pytest.raises(UserError, match=r"given without data\.val"):
+        override(config, {"data.val": None, "data.val_annotations": "somewhere"})
 
 
 @pytest.mark.parametrize("test", [SlidingConfig(), SlidingConfig(ratios=(0.75, 1.5), flip=True, stride=20)])

@@ -105,7 +105,7 @@ def stream_batches(source, *, epochs, rows, batch):
     dispatcher = cluster.start_beside_driver(Dispatcher, source.manifest, plan)
     generation, _ = ray.get(dispatcher.resume.remote(None))
     ray.get(dispatcher.start_round.remote(generation, 1))
-    stream = build_stream(dispatcher, slots=slots, config=samples, tokenizer=None, placement=placement, batch_rows=batch)
+    stream = build_stream(dispatcher, slots=range(slots), config=samples, tokenizer=None, placement=placement, batch_rows=batch)
     return list(shuffle(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True), np.random.default_rng(0)))
 
 

@@ -58,3 +58,11 @@ def test_fewer_than_fit_can_be_wanted():
     found = schedule(ResourceConfig(), [Node(cpus=16, gpus=8)], tokenize=False, concurrent=3)
     assert found.concurrent == 3
     assert found.line.endswith("room for 8, 3 wanted; 3 at a time")
+
+
+def test_a_trial_of_several_streams_counts_their_tokenizers_and_a_range_of_workers_is_refused():
+    found = schedule(ResourceConfig(workers=2, streams=2), [Node(cpus=16, gpus=2)], tokenize=True)
+    assert "2 workers" in found.line
+    assert "2 tokenizers" in found.line
+    with pytest.raises(UserError, match=r"resources\.workers=1\.\.2: trials side by side keep"):
+        schedule(ResourceConfig(workers="1..2"), [Node(cpus=16, gpus=2)], tokenize=True)

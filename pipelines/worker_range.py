@@ -1,0 +1,41 @@
+"""How many training workers a run may have: always so many, or as many as the cluster has room for between two numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from beit.errors import UserError
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """The fewest and the most workers; the same number twice where the group keeps its size."""
+
+    fewest: int
+    most: int
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group grows and shrinks with the cluster."""
+        return self.most > self.fewest
+
+    def __str__(self) -> str:
+        return f"{self.fewest}..{self.most}" if self.elastic else str(self.fewest)
+
+    @classmethod
+    def parse(cls, value: int | str) -> WorkerRange:
+        """2, "2" or "2..8" as `resources.workers` has it.
+
+        Raises:
+            UserError: If it is none of these, or holds no worker, or does not grow.
+        """
+        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value).strip())
+        if found is None:
+            raise UserError(f"resources.workers={value} is no number of workers", "set a number such as 2, or a range such as 2..8")
+        fewest, most = int(found[1]), int(found[2] or found[1])
+        if fewest < 1:
+            raise UserError(f"resources.workers={value} is not positive", "set 1 or more, or leave it out")
+        if found[2] and most <= fewest:
+            raise UserError(f"resources.workers={value} does not grow", f"set {fewest}, or a larger second number")
+        return cls(fewest, most)

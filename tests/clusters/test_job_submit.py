@@ -1,0 +1,102 @@
+"""Jobs submitted to a head of their own, with a token, by the script and the commands of clusters/README.md."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipelines import runs
+from tune.goal import GOALS
+from tune.state import read_trials
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "clusters" / "local.sh"
+
+
+def four_free_ports():
+    """The first of four ports in a row, as the script takes them."""
+    for first in range(20_000, 32_000, 4):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three, socket.socket() as four:
+            try:
+                for port, probe in enumerate((one, two, three, four), first):
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no four ports in a row are free")
+
+
+@pytest.fixture(scope="module")
+def head():
+    """The environment in which `ray job submit` finds a head with four cores; it is slow to start where others hold the machine's."""
+    folder = tempfile.mkdtemp(prefix="beit-head-")  # Unix sockets have short names.
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    environment |= {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "BEIT_RAY": folder,
+        "BEIT_RAY_PORT": str(four_free_ports()),
+    }
+    for _ in range(3):
+        started = subprocess.run(["bash", SCRIPT, "start", "--num-cpus", "4"], env=environment, capture_output=True, text=True, check=False)
+        if started.returncode == 0:
+            break
+    assert started.returncode == 0, started.stderr
+    try:
+        exports = subprocess.run(["bash", SCRIPT, "env"], env=environment, capture_output=True, text=True, check=True).stdout
+        words = [word.partition("=") for word in exports.removeprefix("export ").split()]
+        yield environment | {name: value for name, _, value in words}
+    finally:
+        subprocess.run(["bash", SCRIPT, "stop"], env=environment, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(environment, *command):
+    """`ray job submit`; returns its exit code and what it prints."""
+    done = subprocess.run(
+        ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
+    data = ["--data.scenes", 96, "--steps", 12, "--optim.global-batch-size", 16, "--optim.warmup-steps", 2]
+    judged = ["--trials", 2, "--evaluation.images", 32, "--evaluation.points", 3, "--no-stop-early"]
+    code, text = submit(head, "tune.sweep", "quickstart", *data, *judged, "--output.root", tmp_path, "--output.name", "mine")
+    assert code == 0, text
+    assert "succeeded" in text
+    trials = read_trials(str(tmp_path / "mine"), GOALS["loss"])
+    assert [trial.status for trial in trials] == ["finished", "finished"]
+    for trial in trials:
+        assert runs.step_of(runs.latest_checkpoint(str(tmp_path / "mine" / trial.name))) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_job_that_cannot_run_reports_failure_with_its_drivers_code_and_its_two_lines(head):
+    code, text = submit(head, "pipelines.pretrain", "quickstart", "--data.train", "/nowhere")
+    assert code == 1, text
+    assert "error: data.train=/nowhere does not exist" in text
+    assert "failed with exit code 2" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_with_another_token_is_refused(head, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    code, text = submit(head | {"RAY_AUTH_TOKEN_PATH": str(token)}, "pipelines.pretrain", "quickstart")
+    assert code != 0
+    assert "403" in text or "uthenticat" in text, text
