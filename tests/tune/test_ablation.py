@@ -5,8 +5,10 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from beit.config import override
 from beit.errors import UserError
@@ -152,3 +154,24 @@ def test_what_no_row_could_begin_with_is_refused_before_anything_is_computed(tmp
         prepare(small(tmp_path, **values), preset="quickstart", say=lambda line: None)
     assert cause in raised.value.cause
     assert remedy in raised.value.remedy
+
+
+def test_images_with_annotations_in_a_folder_beside_them_can_be_segmented(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("train", "train-ids", "val", "val-ids"):
+        (tmp_path / folder).mkdir()
+        for number in range(8):
+            pixels = rng.integers(0, 11, (64, 64), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    values = {
+        "tasks": ["segment"],
+        "optim.global_batch_size": 4,
+        "segment.recipe": "camvid",
+        "data.train": str(tmp_path / "train"),
+        "segment.annotations": str(tmp_path / "train-ids"),
+        "segment.val": str(tmp_path / "val"),
+        "segment.val_annotations": str(tmp_path / "val-ids"),
+    }
+    found = prepare(small(tmp_path, **values), preset="quickstart", say=lambda line: None).config
+    assert found.segment.train == found.data.train
+    assert found.segment.annotations == str(tmp_path / "train-ids")
