@@ -71,24 +71,28 @@ def measure_coordinator(*, consumers: int, operators: int, blocks: int, rounds: 
     splits = stream.streaming_split(consumers, equal=True)
     actor: Any = ray.remote(num_cpus=0)(_Consumer)
     workers = [actor.remote(split) for split in splits]
-    (pid,) = _coordinators() - before
-    results = []
-    for number in range(rounds + 1):
-        started, spent = time.perf_counter(), _core_seconds(pid)
+
+    def execute() -> None:
         rows = sum(ray.get([worker.consume.remote() for worker in workers]))
         # An equal split may leave a few rows.
         if not 0 <= tasks * BLOCKS_PER_TASK * BLOCK_ROWS - rows < consumers:
             raise RuntimeError(f"{rows:,} rows came of {tasks * BLOCKS_PER_TASK * BLOCK_ROWS:,}")
-        if number:
-            results.append(
-                CoordinatorResult(
-                    consumers=consumers,
-                    operators=operators,
-                    blocks=tasks * BLOCKS_PER_TASK,
-                    seconds=time.perf_counter() - started,
-                    core_seconds=_core_seconds(pid) - spent,
-                )
+
+    execute()
+    (pid,) = _coordinators() - before
+    results = []
+    for _ in range(rounds):
+        started, spent = time.perf_counter(), _core_seconds(pid)
+        execute()
+        results.append(
+            CoordinatorResult(
+                consumers=consumers,
+                operators=operators,
+                blocks=tasks * BLOCKS_PER_TASK,
+                seconds=time.perf_counter() - started,
+                core_seconds=_core_seconds(pid) - spent,
             )
+        )
     return results
 
 

@@ -246,7 +246,9 @@ def elastic(cluster):
     driver.wait_until((cluster.folder / "held-5-1").exists)
     cluster.say(f"step 5 with a worker on {cluster.where_workers_are()}: now a machine comes")
     second = cluster.add(cpus=2)
-    driver.wait_until((cluster.folder / "held-13-2").exists)
+    # Checkpoints are uploaded while steps go on, and count when all of the group have said so.
+    known = cluster.folder / "run" / "attempt-1" / "checkpoint_manager_snapshot.json"
+    driver.wait_until(lambda: (cluster.folder / "held-13-2").exists() and "step-00000012" in known.read_text())
     workers = cluster.where_workers_are()
     cluster.say(f"step 13 with workers on {workers}: now a machine is lost")
     assert workers == [first.address, second.address]

@@ -3,7 +3,7 @@
     python counting_run.py SHARDS TOKENIZER OUT --workers N [--streams K] [--crash STEP …] [--die STEP] [--hold STEP:WORKERS …] [--resume]
 
 Run as a program, because some tests kill it. `--crash` kills the last worker once at each of these steps, `--die` kills the driver, and
-`--hold` lets a group of so many workers wait at a step until it is ended.
+`--hold` lets a group of so many workers wait at a step, the first time that it comes there, until it is ended.
 """
 
 import argparse
@@ -140,8 +140,9 @@ class Counting(Objective):
             os.kill(os.getpid(), 9)
         if step == self.die and rank == 0:
             os.kill(self.driver, 9)
-        if f"{step}:{workers}" in self.holds:
-            Path(self.out, f"held-{step}-{workers}").touch()
+        held = Path(self.out, f"held-{step}-{workers}")
+        if f"{step}:{workers}" in self.holds and not held.exists():
+            held.touch()
             while True:
                 time.sleep(1)
 
