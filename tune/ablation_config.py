@@ -137,7 +137,7 @@ class AblationConfig(PretrainConfig):
 
 
 def quickstart() -> AblationConfig:
-    """A small ViT on the built-in scenes, three minutes a row on two cores: it runs; too short for the paper's order."""
+    """A very small ViT on the built-in scenes, two cores: short, to see that it runs."""
     config = _of(pretrain_preset("quickstart"))
     return replace(
         config,
