@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines.options import JobCommand, parse, parse_job
+from pipelines.options import parse, parse_job, parse_supervised
 
 HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
@@ -75,17 +76,22 @@ def _main(arguments: list[str]) -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error.cause}\n       {error.remedy}", file=sys.stderr)
+        print(_from_here(f"error: {error.cause}\n       {error.remedy}"), file=sys.stderr)
         sys.exit(2)
     except JobFailedError as error:
         if debug:
             raise
-        print(f"failed: {error.cause}\n        {error.remedy}", file=sys.stderr)
+        print(_from_here(f"failed: {error.cause}\n        {error.remedy}"), file=sys.stderr)
         sys.exit(1)
     except TerminatedError:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _from_here(text: str) -> str:
+    """Paths below the current folder as they are typed there: jobs make them absolute before they look at them."""
+    return re.sub(rf"(?<![\w./:-]){re.escape(os.getcwd().rstrip('/'))}/", "", text) if os.getcwd() != "/" else text
 
 
 def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list[str]]:
@@ -167,7 +173,7 @@ def _finetune(arguments: list[str], debug: bool) -> None:
     from pipelines import finetune as job
     from pipelines import finetune_presets as presets
 
-    command = _parse_supervised(arguments, presets.FinetuneConfig, job, presets)
+    command = parse_supervised(arguments, presets.FinetuneConfig, job, presets)
     if command is not None:
         job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
@@ -176,33 +182,9 @@ def _segment(arguments: list[str], debug: bool) -> None:
     from pipelines import segment as job
     from pipelines import segment_presets as presets
 
-    command = _parse_supervised(arguments, presets.SegmentConfig, job, presets)
+    command = parse_supervised(arguments, presets.SegmentConfig, job, presets)
     if command is not None:
         job.segment(command.config, preset=command.preset, resume=command.resume, debug=debug)
-
-
-def _parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
-    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
-    import functools
-
-    start, default = None, "quickstart"
-    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
-        from pipelines import storage
-
-        if not storage.exists(storage.absolute(first)):
-            job.config_for(None, first)  # Says what there is.
-        start = arguments.pop(0)
-        default = presets.recipe_for(job.config_for(start, default).model)
-    return parse_job(
-        arguments,
-        kind,
-        job=job.JOB,
-        default=default,
-        presets=presets.PRESETS,
-        preset=functools.partial(job.config_for, start),
-        usage=f"{job.JOB} [RUN] [PRESET]",
-    )
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
@@ -334,23 +316,11 @@ def _report(arguments: list[str], debug: bool) -> None:
         return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("beit report takes one run folder", "write beit report runs/NAME")
-    job = runs.job_of(arguments[0])
-    if job == "pretrain":
-        from pipelines.pretrain import rebuild_report
-    elif job == "finetune":
-        from pipelines.finetune import rebuild_report
-    elif job == "sweep":
-        from tune.sweep import rebuild_report
-    elif job == "ablate":
-        from tune.ablation import rebuild_report
-    elif job == "segment":
-        from pipelines.segment import rebuild_report
-    elif job == "probe":
-        from pipelines.probe import rebuild_report
-    elif job == "tokenizer train":
-        from pipelines.train_tokenizer import rebuild_report
-    else:
+    module = REPORTS.get(runs.job_of(arguments[0]))
+    if module is None:
         from pipelines.report import write_report as rebuild_report
+    else:
+        rebuild_report = importlib.import_module(module).rebuild_report
     print(rebuild_report(arguments[0]))
 
 
@@ -392,6 +362,17 @@ def _doctor(arguments: list[str], debug: bool) -> None:
     if code := exit_code(findings):
         sys.exit(code)
 
+
+REPORTS = {
+    "pretrain": "pipelines.pretrain",
+    "finetune": "pipelines.finetune",
+    "segment": "pipelines.segment",
+    "probe": "pipelines.probe",
+    "tokenizer train": "pipelines.train_tokenizer",
+    "sweep": "tune.sweep",
+    "ablate": "tune.ablation",
+}
+"""The module with the `rebuild_report` of each job whose report shows more than metrics."""
 
 COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "pretrain": _pretrain,

@@ -107,13 +107,19 @@ class ResourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """Where the run folder lies."""
+    """Where the run folder lies, and whether MLflow has the run."""
 
     root: str = "runs"
     """Folder or bucket URI of the run folders."""
 
     name: str | None = None
     """Name of the run folder. None: preset, date and time."""
+
+    mlflow: bool = True
+    """Log to MLflow: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the folder of the runs."""
+
+    experiment: str = "beit"
+    """MLflow experiment."""
 
     def __post_init__(self) -> None:
         file_name(self, "output.", "name")
@@ -131,12 +137,6 @@ class OutputConfig(FolderConfig):
 
     log_seconds: float = 10.0
     """Seconds between progress lines."""
-
-    mlflow: bool = True
-    """Log to MLflow: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the folder of the runs."""
-
-    experiment: str = "beit"
-    """MLflow experiment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from beit.config import TokenizerConfig, to_dict
+from beit.config import TokenizerConfig
 from beit.errors import JobFailedError, TerminatedError, UserError
 from beit.objective import Objective
 from pipelines import cluster, evaluations, runs, storage, tracking
@@ -344,9 +344,7 @@ def _scaling(placement: Placement) -> Any:
 
 def mlflow_place(training: Training, run: str) -> MlflowRun | None:
     """Where the run goes in MLflow; None if it does not."""
-    output = training.config.output
-    params = runs.flatten({"job": training.job, "preset": training.preset, **to_dict(training.config)})
-    return tracking.place_of(run, experiment=output.experiment, params=params) if output.mlflow else None
+    return tracking.place_of_job(run, training.config, job=training.job, preset=training.preset)
 
 
 def write_report_of(training: Training, folder: runs.RunFolder, write: Callable[[], str], *, say: Callable[[str], None]) -> str:

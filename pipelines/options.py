@@ -94,6 +94,30 @@ def parse_job(
     return JobCommand(config, name, resume)
 
 
+def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
+    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
+    import functools
+
+    start, default = None, "quickstart"
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
+        from pipelines import storage
+
+        if not storage.exists(storage.absolute(first)):
+            job.config_for(None, first)  # Says what there is.
+        start = arguments.pop(0)
+        default = presets.recipe_for(job.config_for(start, default).model)
+    return parse_job(
+        arguments,
+        kind,
+        job=job.JOB,
+        default=default,
+        presets=presets.PRESETS,
+        preset=functools.partial(job.config_for, start),
+        usage=f"{job.JOB} [RUN] [PRESET]",
+    )
+
+
 def _configuration(arguments: list[str], kind: type[Any], *, command: str, default: Any, description: str | None = None) -> Any:
     """Options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
     import tyro

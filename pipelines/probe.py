@@ -10,6 +10,7 @@ import csv
 import io
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from beit.checks import not_negative, positive, share
 from beit.errors import UserError
 from beit.probe_config import POOLINGS, KnnConfig, LinearConfig, Pooling
-from pipelines import cluster, runs, storage
+from pipelines import cluster, runs, storage, tracking
 from pipelines.config import FolderConfig, ResourceConfig
 from pipelines.finetune_presets import ClassifyDataConfig
+from pipelines.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from beit.checkpoints import SavedConfig
@@ -156,6 +158,11 @@ def probe(
         say(f"run folder: {run.uri}")
         for line in (*cluster.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}), *placement.lines()):
             say(line)
+        place_in_mlflow = tracking.place_of_job(run.uri, config, job=JOB, preset=preset)
+        if place_in_mlflow is None and config.output.mlflow:
+            say(tracking.NO_PLACE)
+        elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
+            tracking.check(run.uri, place_in_mlflow)
         rows = read_table(run.uri)
         all_weights: tuple[Weights, ...] = ("trained", "random") if config.baseline else ("trained",)
         for weights in all_weights:
@@ -174,6 +181,8 @@ def probe(
     for line in table_lines(rows):
         say(line)
     report = write_run_report(run.uri)
+    if place_in_mlflow is not None and not tracking.record(run.uri, place_in_mlflow, _metrics(rows), [REPORT_FILE, TABLE_FILE]):
+        say("warning: MLflow cannot be reached; table and report are in the run folder only")
     say(f"table: {run.path(TABLE_FILE)}")
     say(f"report: {report}")
     return ProbeResult(run=run.uri, rows=rows, report=report)
@@ -337,6 +346,14 @@ def _write_table(run: str, rows: Sequence[ProbeRow]) -> None:
         asdict(row) for row in sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
     )
     storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
+
+
+def _metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
+    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the layer."""
+    now = time.time()
+    for row in rows:
+        figures = {name: getattr(row, name) for name in ("knn_top1", "knn_top5", "linear_top1", "linear_top5")}
+        yield {"step": row.layer, "time": now, **{f"{row.weights}_{row.pooling}/{name}": value for name, value in figures.items()}}
 
 
 def row_line(row: ProbeRow) -> str:

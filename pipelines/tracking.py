@@ -8,14 +8,17 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from beit.config import to_dict
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.config import HasData
+from pipelines.runs import flatten
 
 ID_FILE = "mlflow.json"
 
@@ -63,6 +66,14 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
     return MlflowRun(
         uri=f"sqlite:///{root}/mlflow.db", experiment=experiment, name=name, artifacts=f"file://{root}/mlartifacts", params=params
     )
+
+
+def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowRun | None:
+    """The place of a job's run folder, with its configuration as parameters; None also if the job is not to be logged."""
+    if not config.output.mlflow:
+        return None
+    params = flatten({"job": job, "preset": preset, **to_dict(config)})
+    return place_of(run, experiment=config.output.experiment, params=params)
 
 
 def check(run: str, place: MlflowRun) -> None:
@@ -175,6 +186,23 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
         except Exception:  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
             return False
     return True
+
+
+def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names: list[str]) -> bool:
+    """Enter a run that is over at once: rows of metrics, as `MlflowLog.log` does, and files of its folder.
+
+    Returns:
+        Whether MLflow has all of it.
+    """
+    try:
+        log = MlflowLog(run, place)
+        for row in rows:
+            log.log(row)
+        attached = attach(run, place, names)
+        log.finish("FINISHED")
+    except Exception:  # As in `attach`.
+        return False
+    return attached
 
 
 def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:

@@ -207,6 +207,8 @@ class _Ablation:
         """Table and report of what there is, and the last lines."""
         table = read_table(self.folder, self.config.rows, self.config.all_seeds, self.config.tasks)
         write_table(self.folder, table)
+        means = {f"{line.row}/{task}": result.mean for line in table.lines for task, result in line.results.items()}
+        self.log.enter(sum(len(result.values) for line in table.lines for result in line.results.values()), means)
         how = {"seconds": time.monotonic() - self.started, "lines": self.lines}
         storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps(how, indent=1) + "\n")
         report = write_report(self.folder, self.config, table, preset=self.prepared.preset)

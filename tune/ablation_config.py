@@ -38,25 +38,35 @@ class ProtocolConfig:
     val_scenes: int | None = None
     """How many of those. None: as many as the recipe says."""
 
+    fraction: float = 1.0
+    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share of every class."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyProtocol(ProtocolConfig):
     """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what is different from it."""
 
-    fraction: float = 1.0
-    """Share of the training images to use, the same of every class and the same ones for the same seed."""
-
     def __post_init__(self) -> None:
-        positive(self, "classify.", "steps", "peak_lr", "val_scenes", "fraction")
-        share(self, "classify.", "fraction")
+        _check_protocol(self, "classify.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentProtocol(ProtocolConfig):
     """Fine-tuning for segmentation, the same for every row: a recipe of `beit segment`, and what is different from it."""
 
+    annotations: str | None = None
+    """Folder of PNGs with the paths and names of the image files to learn from. None: Parquet's column annotation."""
+
+    val_annotations: str | None = None
+    """The same for the images to be judged by."""
+
     def __post_init__(self) -> None:
-        positive(self, "segment.", "steps", "peak_lr", "val_scenes")
+        _check_protocol(self, "segment.")
+
+
+def _check_protocol(protocol: ProtocolConfig, prefix: str) -> None:
+    positive(protocol, prefix, "steps", "peak_lr", "val_scenes", "fraction")
+    share(protocol, prefix, "fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +137,7 @@ class AblationConfig(PretrainConfig):
 
 
 def quickstart() -> AblationConfig:
-    """A small ViT on the built-in scenes, three minutes a row on two cores: it runs; too short for the paper's order."""
+    """A very small ViT on the built-in scenes, two cores: short, to see that it runs."""
     config = _of(pretrain_preset("quickstart"))
     return replace(
         config,

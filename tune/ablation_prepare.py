@@ -88,23 +88,21 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
-    """The preset of a task with what its protocol says differently."""
+    """The preset of a task."""
     from pipelines.finetune_presets import finetune_preset
     from pipelines.segment_presets import segment_preset
 
-    protocol: ProtocolConfig = getattr(config, task)
-    return with_protocol((finetune_preset if task == "classify" else segment_preset)(protocol.recipe), protocol)
+    return finetune_preset(config.classify.recipe) if task == "classify" else segment_preset(config.segment.recipe)
 
 
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask:
     """Data, labels and length of a task, by a model from scratch of the recipe's own."""
     from pipelines import finetune, segment
 
-    protocol: Any = getattr(config, task)
-    data = replace(recipe.data, train=protocol.train, val=protocol.val, **({"fraction": protocol.fraction} if task == "classify" else {}))
-    checked = replace(recipe, data=data, resources=config.resources, output=config.output, seed=config.seed)
+    protocol: ProtocolConfig = getattr(config, task)
     module: Any = finetune if task == "classify" else segment
     try:
+        checked = replace(with_protocol(recipe, protocol), resources=config.resources, output=config.output, seed=config.seed)
         found: PreparedTask = module.prepare(checked, preset=protocol.recipe, say=lambda line: None)
     except UserError as error:
         raise UserError(f"{task}: {error.cause}", error.remedy.replace("--data.", f"--{task}.")) from error
@@ -127,7 +125,7 @@ def _check_data(config: AblationConfig) -> None:
                 f"{task}.val is not given, and rows are compared by what they reach there",
                 f"set --{task}.val to images to be judged by, or leave {task} out of --tasks",
             )
-        if task == "segment" and protocol.train is None and config.data.train:
+        if task == "segment" and config.data.train and protocol.train is None and protocol.annotations is None:
             raise UserError(
                 "segment.train is not given, and images of pretraining have no annotations",
                 "set --segment.train to annotated images, or leave segment out of --tasks",
@@ -151,10 +149,13 @@ def _found(protocol: Protocol, config: AblationConfig, data: SupervisedDataConfi
     """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where it names none."""
     from pipelines.labelled import open_val
 
-    train, val = (None if path is None else storage.absolute(path) for path in (protocol.train, protocol.val))
+    given = {name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")}
+    paths: dict[str, Any] = {name: storage.absolute(path) for name, path in given.items() if path is not None}
+    protocol = replace(protocol, **paths)
+    val = protocol.val
     if val is None and scenes:
         count = protocol.val_scenes or data.val_scenes
         held_out = replace(data, train=None, val=None, scenes=config.data.scenes, val_scenes=count)
         source = open_val(held_out, config.output.root, image_size=config.model.image_size, say=say)
         val = None if source is None else source.uri
-    return replace(protocol, train=train or config.data.train, val=val)
+    return replace(protocol, train=protocol.train or config.data.train, val=val)

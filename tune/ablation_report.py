@@ -102,7 +102,7 @@ def _order(orders: Sequence[Order]) -> str:
         parts.append(f"<p>{escape(first[0].upper() + first[1:])}</p>" + (f"<ul>{items}</ul>" if items else ""))
     return (
         "<h2>Is the order the paper's?</h2>" + "".join(parts) + "<p>Tau is 1 for the same order, -1 for the reversed one, and about 0 "
-        "by chance. The standard error of a difference of means comes from the spread of the seeds, taken over all rows together.</p>"
+        "by chance. The standard error of a difference comes from the spread of all results without what a row and what a seed does.</p>"
     )
 
 

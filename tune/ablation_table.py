@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipelines import storage
 from tune.chain import JobState, chains_of, read_state, value_of
 from tune.table4 import PAPER_DATA, ROWS, TASK_NAMES, RowName, Task
@@ -93,9 +95,9 @@ class Pair:
     paper: float
     """How much better, in points."""
     ours: float
-    """How much better here: negative if it is the worse one."""
+    """How much better here, over the seeds that both have: negative if it is the worse one."""
     error: float | None
-    """Standard error of that; None where no row has more than one seed."""
+    """Standard error of that; None where the spread is not known."""
 
     @property
     def agrees(self) -> bool:
@@ -115,7 +117,7 @@ class Order:
     task: Task
     pairs: tuple[Pair, ...]
     spread: float | None
-    """Standard deviation of a row over its seeds, the same for all: from those of all rows."""
+    """Standard deviation of a result, from `residual_spread`."""
 
     @property
     def tau(self) -> float:
@@ -128,31 +130,38 @@ class Order:
         return [pair for pair in self.pairs if not pair.agrees]
 
 
-def pooled_spread(results: Sequence[Result]) -> float | None:
-    """The standard deviation that rows have in common: two seeds alone say little about theirs, eight rows of two seeds more."""
-    degrees = [len(result.values) - 1 for result in results]
-    if not sum(degrees):
+def residual_spread(results: Sequence[Result]) -> float | None:
+    """The standard deviation of a result once what its row and what its seed do are taken out (analysis of variance, rows x seeds).
+
+    A seed draws views, first weights and the labels that are used for all rows alike, so its part does not blur the order of the rows. Two
+    seeds of one row alone would say little, all rows together say more. None: there are not two rows with two seeds in common.
+    """
+    seeds = sorted(set.intersection(*(set(result.values) for result in results))) if results else []
+    if len(results) < 2 or len(seeds) < 2:
         return None
-    squares = [count * statistics.variance(result.values.values()) for count, result in zip(degrees, results, strict=True) if count]
-    return math.sqrt(sum(squares) / sum(degrees))
+    degrees = (len(results) - 1) * (len(seeds) - 1)
+    table = np.array([[result.values[seed] for seed in seeds] for result in results])
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    return float(np.sqrt((residuals**2).sum() / degrees))
 
 
 def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
     """Compare the order of rows with the paper's; rows that it does not have are left out of the pairs, not of the spread."""
-    spread = pooled_spread(list(results.values()))
+    spread = residual_spread(list(results.values()))
     published = {row: figures[task] for row in results if (figures := ROWS[row].paper) is not None}
     pairs = []
     for better, worse in itertools.combinations(sorted(published, key=lambda row: -published[row]), 2):
-        counts = sum(1 / len(results[row].values) for row in (better, worse))
-        pairs.append(
-            Pair(
-                better=better,
-                worse=worse,
-                paper=published[better] - published[worse],
-                ours=results[better].mean - results[worse].mean,
-                error=None if spread is None else spread * math.sqrt(counts),
+        first, second = results[better].values, results[worse].values
+        if seeds := set(first) & set(second):
+            pairs.append(
+                Pair(
+                    better=better,
+                    worse=worse,
+                    paper=published[better] - published[worse],
+                    ours=statistics.mean(first[seed] - second[seed] for seed in seeds),
+                    error=None if spread is None else spread * math.sqrt(2 / len(seeds)),
+                )
             )
-        )
     return Order(task=task, pairs=tuple(pairs), spread=spread)
 
 
@@ -167,12 +176,12 @@ def order_words(order: Order) -> list[str]:
     share = f"{agreeing} of {len(order.pairs)} pairs of rows are in the paper's order"
     said = f"{TASK_NAMES[order.task]}: {share} (Kendall's tau {order.tau:+.2f})"
     if order.spread is None:
-        said += "; with one seed nothing can be said about chance"
+        said += "; with one seed, or one row, nothing can be said about chance"
     else:
         clear = [pair for pair in order.pairs if pair.clear]
         said += (
-            f"; seeds differ by {order.spread:.2f} points (standard deviation), and {len(clear)} of the differences are more than "
-            f"{CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the paper's order"
+            f"; beyond what a seed does to all rows alike, results spread by {order.spread:.2f} points; {len(clear)} of the differences "
+            f"are more than {CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the paper's order"
         )
     return [f"{said}.", *(f"In another order: {pair_words(pair)}." for pair in other)]
 
@@ -197,10 +206,10 @@ def to_markdown(table: Table) -> str:
         for task in table.tasks:
             cells += [cell_words(line.results.get(task), len(table.seeds)), paper_words(line.row, task)]
         lines.append(f"| {' | '.join(cells)} |")
-    said = [sentence for order in orders_of(table) for sentence in order_words(order)]
-    missing = [f"Missing: {what}." for line in table.lines for what in line.missing]
-    seeds = f"Mean ± standard deviation over seeds {', '.join(map(str, table.seeds))}." if len(table.seeds) > 1 else "One seed."
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in (seeds, *said, *missing))]) + "\n"
+    said = [f"{'  ' * (place > 0)}- {words}" for order in orders_of(table) for place, words in enumerate(order_words(order))]
+    missing = [f"- Missing: {what}." for line in table.lines for what in line.missing]
+    seeds = f"- Mean ± standard deviation over seeds {', '.join(map(str, table.seeds))}." if len(table.seeds) > 1 else "- One seed."
+    return "\n".join([*lines, "", seeds, *said, *missing]) + "\n"
 
 
 def cell_words(result: Result | None, seeds: int) -> str:

@@ -57,9 +57,7 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     from pipelines.finetune import config_for
 
     protocol = setup.config.classify
-    config = config_for(_start(setup, chain), protocol.recipe)
-    data = replace(config.data, train=protocol.train, val=protocol.val, fraction=protocol.fraction)
-    return replace(_fine_tuning(config, setup, chain, "classify", protocol), data=data)
+    return _of_chain(with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "classify")
 
 
 def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
@@ -67,20 +65,18 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     from pipelines.segment import config_for
 
     protocol = setup.config.segment
-    config = config_for(_start(setup, chain), protocol.recipe)
-    data = replace(config.data, train=protocol.train, val=protocol.val)
-    return replace(_fine_tuning(config, setup, chain, "segment", protocol), data=data)
+    return _of_chain(with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "segment")
 
 
 def with_protocol(config: Config, protocol: ProtocolConfig) -> Config:
-    """A recipe with what a protocol says differently."""
-    if protocol.peak_lr is not None:
-        config = replace(config, optim=replace(config.optim, peak_lr=protocol.peak_lr))
-    return config if protocol.steps is None else replace(config, steps=protocol.steps)
+    """A recipe with what a protocol says differently, and with its data."""
+    names = [name for name in ("train", "val", "fraction", "annotations", "val_annotations") if hasattr(protocol, name)]
+    data = replace(config.data, **{name: getattr(protocol, name) for name in names})
+    rate = config.optim.peak_lr if protocol.peak_lr is None else protocol.peak_lr
+    return replace(config, steps=protocol.steps or config.steps, optim=replace(config.optim, peak_lr=rate), data=data)
 
 
-def _fine_tuning(config: Config, setup: Setup, chain: Chain, job: JobName, protocol: ProtocolConfig) -> Config:
-    config = with_protocol(config, protocol)
+def _of_chain(config: Config, setup: Setup, chain: Chain, job: JobName) -> Config:
     return replace(config, seed=chain.seed, resources=setup.config.resources, output=_output(setup, chain, job, setup.steps[job]))
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from beit.config import to_dict
-from pipelines import runs, storage, tracking
+from pipelines import storage, tracking
 from pipelines.config import JobConfig
 from tune.goal import Goal
 from tune.state import Trial
@@ -33,8 +32,7 @@ class ParentLog:
 
     def __init__(self, folder: str, config: JobConfig, *, job: str, preset: str, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        params = runs.flatten({"job": job, "preset": preset, **to_dict(config)})
-        self.place = tracking.place_of(folder, experiment=config.output.experiment, params=params) if config.output.mlflow else None
+        self.place = tracking.place_of_job(folder, config, job=job, preset=preset)
         if self.place is None and config.output.mlflow:
             say(tracking.NO_PLACE)
         self._log = tracking.MlflowLog(folder, self.place) if self.place else None

@@ -106,6 +106,13 @@ def test_a_folder_without_images_and_a_shard_without_an_image_column_say_what_is
     assert "caption" in cause
 
 
+def test_a_path_is_shown_as_it_was_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for typed in ("nowhere", "/nowhere"):
+        cause, _ = error_lines(["finetune", "quickstart", "--data.train", typed], capsys)
+        assert f"data.train={typed} " in cause
+
+
 def test_tokens_that_do_not_lie_on_the_patches_are_refused_with_the_size_that_would(scenes, capsys):
     cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--tokenizer.image-size", "112"], capsys)
     assert "14 x 14 visual tokens" in cause

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from beit.checkpoints import load_model, save_model
 from beit.classification_views import make_centre_view
@@ -83,8 +84,20 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     assert "Fine-tuning is the measure" in report
     assert f"{result.rows[0].knn_top1:.2%}" in report
 
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [logged] = client.search_runs([client.get_experiment_by_name("beit").experiment_id])
+    assert (logged.info.status, logged.data.params["linear.epochs"]) == ("FINISHED", "5")
+    for weights, pooling in (("trained", "mean"), ("random", "cls")):
+        curve = client.get_metric_history(logged.info.run_id, f"{weights}_{pooling}/linear_top1")
+        table = [(row.layer, row.linear_top1) for row in result.rows if (row.weights, row.pooling) == (weights, pooling)]
+        assert [(point.step, point.value) for point in curve] == table
+    assert [file.path for file in client.list_artifacts(logged.info.run_id)] == ["probe.csv", "report"]
+
     # The same without Ray, on all training images.
-    whole = probe(override(config, {"output.name": "whole", "most_images": 60, "layers": [2], "baseline": False}), say=lines.append)
+    whole = probe(
+        override(config, {"output.name": "whole", "output.mlflow": False, "most_images": 60, "layers": [2], "baseline": False}),
+        say=lines.append,
+    )
     model = load_model(given / "model")
     for row in whole.rows:
         train, val = (directly(model, given / name, row.layer, row.pooling) for name in ("train", "val"))

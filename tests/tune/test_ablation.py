@@ -5,8 +5,10 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from beit.config import override
 from beit.errors import UserError
@@ -69,6 +71,7 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     names = [f"{row}-seed0-{job}" for row in ("beit", "pixels") for job in ("pretrain", "classify", "segment")]
     ended = {"mine": "FINISHED", **dict.fromkeys(names, "FINISHED")}
     assert states(tmp_path) == ended
+    assert metrics_of_parent(tmp_path)["pixels/classify"] == pytest.approx(100 * judged["top1"])
 
     # What kill -9 leaves in the middle of the last row's classification.
     for name in ("pixels-seed0-classify", "pixels-seed0-segment"):
@@ -87,10 +90,22 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     assert states(tmp_path) == ended
 
 
-def states(tmp_path):
+def runs_in_mlflow(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("beit")
-    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def states(tmp_path):
+    """Of all runs, which must be children of the ablation."""
+    found = runs_in_mlflow(tmp_path)
+    parent = found["mine"].info.run_id
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for name, run in found.items() if name != "mine")
+    return {name: run.info.status for name, run in found.items()}
+
+
+def metrics_of_parent(tmp_path):
+    return runs_in_mlflow(tmp_path)["mine"].data.metrics
 
 
 def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothing(tmp_path, monkeypatch):
@@ -139,3 +154,24 @@ def test_what_no_row_could_begin_with_is_refused_before_anything_is_computed(tmp
         prepare(small(tmp_path, **values), preset="quickstart", say=lambda line: None)
     assert cause in raised.value.cause
     assert remedy in raised.value.remedy
+
+
+def test_images_with_annotations_in_a_folder_beside_them_can_be_segmented(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("train", "train-ids", "val", "val-ids"):
+        (tmp_path / folder).mkdir()
+        for number in range(8):
+            pixels = rng.integers(0, 11, (64, 64), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    values = {
+        "tasks": ["segment"],
+        "optim.global_batch_size": 4,
+        "segment.recipe": "camvid",
+        "data.train": str(tmp_path / "train"),
+        "segment.annotations": str(tmp_path / "train-ids"),
+        "segment.val": str(tmp_path / "val"),
+        "segment.val_annotations": str(tmp_path / "val-ids"),
+    }
+    found = prepare(small(tmp_path, **values), preset="quickstart", say=lambda line: None).config
+    assert found.segment.train == found.data.train
+    assert found.segment.annotations == str(tmp_path / "train-ids")

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from tune.ablation_table import Line, Result, Table, compare_order, order_words, orders_of, to_csv, to_markdown
+from tune.ablation_table import Line, Result, Table, compare_order, order_words, orders_of, residual_spread, to_csv, to_markdown
 from tune.table4 import ROWS
 
 SEEDS = (0, 1, 2)
 
 
-def make_table(means, spread=1.0, **rest):
-    """Rows with these means and this standard deviation over three seeds."""
+def make_table(means, **rest):
+    """Rows with these means and a standard deviation of 1 over three seeds, every row's best seed another one."""
     lines = []
-    for row, mean in means.items():
-        values = {} if mean is None else dict(zip(SEEDS, mean + spread * np.array([-1.0, 1.0, 0.0]), strict=True))
+    for place, (row, mean) in enumerate(means.items()):
+        values = {} if mean is None else dict(zip(SEEDS, (mean + np.roll([-1.0, 1.0, 0.0], place)).tolist(), strict=True))
         lines.append(Line(row=row, results={"classify": Result(values=values)} if values else {}, missing=rest.get(row, ())))
     return Table(lines=tuple(lines), tasks=("classify",), seeds=SEEDS)
 
@@ -49,20 +49,36 @@ def test_the_papers_own_figures_are_in_the_papers_order_and_reversed_ones_in_non
     assert (turned.tau, len(turned.reversed)) == (-1.0, 21)
 
 
+def test_the_spread_is_what_a_linear_model_of_rows_and_seeds_leaves_over():
+    values = np.random.default_rng(0).normal(20, 3, (5, 3)) + np.array([0.0, 10.0, 30.0])
+    design = np.array([[*np.eye(5)[row], *np.eye(3)[seed]] for row in range(5) for seed in SEEDS])
+    left = values.ravel() - design @ np.linalg.lstsq(design, values.ravel())[0]
+    spread = residual_spread([Result(values=dict(zip(SEEDS, row, strict=True))) for row in values.tolist()])
+    assert spread == pytest.approx(np.sqrt((left**2).sum() / (values.size - np.linalg.matrix_rank(design))))
+    assert spread < 5, "what a seed does to all rows alike is no noise"
+
+
 def test_a_pair_in_another_order_is_named_with_whether_it_is_more_than_chance():
-    # The standard error of a difference of two means of three seeds that spread by 1 is sqrt(2 / 3) = 0.82.
-    order = compare_order("classify", make_table({"beit": 20.0, "pixels": 21.0, "no-masks": 24.0}).results("classify"))
-    assert order.spread == pytest.approx(1)
+    results = make_table({"beit": 20.0, "pixels": 21.0, "no-masks": 24.0}).results("classify")
+    order = compare_order("classify", results)
+    error = residual_spread(list(results.values())) * np.sqrt(2 / 3)
+    assert error == pytest.approx(1, abs=0.01)
     found = {(pair.better, pair.worse): pair for pair in order.reversed}
     assert set(found) == {("beit", "pixels"), ("beit", "no-masks")}, "no-masks is above pixels here too"
-    assert found["beit", "pixels"].error == pytest.approx(np.sqrt(2 / 3))
+    assert found["beit", "pixels"].error == pytest.approx(error)
     assert not found["beit", "pixels"].clear
     assert found["beit", "no-masks"].clear
     first, *others = order_words(order)
     assert "1 of 3 pairs" in first
     assert "tau -0.33" in first
-    assert "beit below no-masks: -4.00 points here, +1.19 in the paper; standard error 0.82: more than chance" in others[0]
-    assert "beit below pixels: -1.00 points here, +1.82 in the paper; standard error 0.82: no more than chance" in others[1]
+    assert "beit below no-masks: -4.00 points here, +1.19 in the paper; standard error 1.00: more than chance" in others[0]
+    assert "beit below pixels: -1.00 points here, +1.82 in the paper; standard error 1.00: no more than chance" in others[1]
+
+
+def test_rows_that_lack_a_seed_are_compared_by_those_that_both_have():
+    results = {"beit": Result(values={0: 10.0, 1: 50.0}), "pixels": Result(values={0: 9.0, 2: 1.0}), "longer": Result(values={1: 60.0})}
+    differences = {(pair.better, pair.worse): pair.ours for pair in compare_order("classify", results).pairs}
+    assert differences == {("longer", "beit"): 10.0, ("beit", "pixels"): 1.0}
 
 
 def test_with_one_seed_nothing_is_said_about_chance():
