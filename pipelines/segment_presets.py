@@ -64,7 +64,8 @@ def quickstart() -> SegmentConfig:
         data=SegmentDataConfig(scenes=4000, val_scenes=500),
         # A scene is as large as the crop, and about two thirds of it are background: scaled up rather than down, no crop drawn again.
         view=SegmentViewConfig(short_side=64, long_side=256, scale=(0.75, 1.5), most_of_one_class=1.0),
-        optim=OptimConfig(global_batch_size=64, peak_lr=2e-3, min_lr=0.0, warmup_steps=25, clip_norm=None),
+        # In 249 steps of 64 nothing but the background was found, in 1,000 steps of 16, the same images, more is.
+        optim=OptimConfig(global_batch_size=16, peak_lr=1e-3, min_lr=0.0, warmup_steps=100, clip_norm=None),
         output=OutputConfig(log_seconds=5.0),
     )
 

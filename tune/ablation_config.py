@@ -147,7 +147,7 @@ def quickstart() -> AblationConfig:
         # A thousand labels: the fewer there are, the more does it matter what was learned without any.
         # Of 1,000 images to be judged by, the standard error of a top-1 of 25 % would be 1.4 points, more than between most rows.
         classify=ClassifyProtocol(recipe="quickstart", steps=100, fraction=0.25, val_scenes=4000),
-        segment=SegmentProtocol(recipe="quickstart", steps=60),
+        segment=SegmentProtocol(recipe="quickstart", steps=500),
     )
 
 

@@ -25,6 +25,7 @@ from pipelines.ledger import Ledger
 from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment, summary
 from pipelines.segment_presets import PRESETS, SegmentConfig, recipe_for
 from pipelines.sources import open_source
+from pipelines.worker_range import WorkerRange
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 NAMES = ("sky", "road", "tree", "void")
@@ -117,20 +118,20 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_
 def test_upernet_is_refused_a_single_image_at_a_time(batch, micro, workers, remedy):
     config = override(PRESETS["ade20k-upernet"](), {"optim.global_batch_size": batch, "resources.micro_batch_size": micro})
     if remedy == 0:
-        check_parts(config, workers, None)
+        check_parts(config, WorkerRange(workers, workers))
         return
     what = "optim.global-batch-size 2" if remedy is None else f"resources.micro-batch-size {remedy}"
     with pytest.raises(UserError, match=f"set --{what}, or --head setr-pup"):
-        check_parts(config, workers, None)
-    check_parts(override(config, {"head": "setr-pup"}), workers, None)
+        check_parts(config, WorkerRange(workers, workers))
+    check_parts(override(config, {"head": "setr-pup"}), WorkerRange(workers, workers))
 
 
 def test_workers_that_come_and_go_must_go_through_their_shares_in_equally_many_parts():
     config = override(PRESETS["ade20k"](), {"optim.global_batch_size": 16, "resources.micro_batch_size": 5})
     with pytest.raises(UserError, match=r"(?s)3 workers have 5 or 6 images, in parts of .*set --resources.micro-batch-size 6"):
-        check_parts(config, 2, 4)
-    check_parts(override(config, {"resources.micro_batch_size": 6}), 2, 4)
-    check_parts(config, 4, None)
+        check_parts(config, WorkerRange(2, 4))
+    check_parts(override(config, {"resources.micro_batch_size": 6}), WorkerRange(2, 4))
+    check_parts(config, WorkerRange(4, 4))
 
 
 def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_starts(pretrained, tmp_path):
