@@ -151,14 +151,10 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(kind)
     kept = [ray.put(argument) for argument in args]
-
-    def begin(self: Any, references: list[Any]) -> None:
-        kind.__init__(self, *ray.get(references))
-
-    # In a list, for Ray would complain on the terminal about references of which it cannot know that they are kept.
-    actor: Any = ray.remote(type(kind.__name__, (kind,), {"__init__": begin}))
-    handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(kept)
+    with _without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
+        handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
     weakref.finalize(handle, kept.clear)
     return handle
 
@@ -198,6 +194,19 @@ def run_where_workers_train(function: Callable[Arguments, Found], *args: Argumen
 def resources() -> list[dict[str, float]]:
     """What Ray says of each machine of the connected cluster, by name of the resource."""
     return [node["Resources"] for node in _alive()]
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what this process writes to its standard error, compiled code too, nowhere."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def nodes() -> list[Node]:
