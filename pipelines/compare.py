@@ -68,17 +68,23 @@ class Group:
     runs: list[Run]
 
     def curve(self, metric: str) -> tuple[list[int], NDArray[np.float64]]:
-        """The steps at which every run has a value, and these values [runs, steps]."""
+        """Steps that lie in what every run has measured, and values [runs, steps]; between a run's own points those of the line.
+
+        Training reports by the clock, so runs seldom have points at the same steps.
+        """
         curves = [run.curves.get(metric, {}) for run in self.runs]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-        return steps, np.array([[curve[step] for step in steps] for curve in curves])
+        if not all(curves):
+            return [], np.empty((len(curves), 0))
+        first, last = max(min(curve) for curve in curves), min(max(curve) for curve in curves)
+        steps = sorted({step for curve in curves for step in curve if first <= step <= last})
+        return steps, np.array([np.interp(steps, sorted(curve), [curve[step] for step in sorted(curve)]) for curve in curves])
 
 
 def compare(config: CompareConfig) -> list[str]:
     """Write the picture and the table; returns the lines to print.
 
     Raises:
-        UserError: For what is no run, for runs of different jobs, and for runs that did not measure the same at the same steps.
+        UserError: For what is no run, for runs of different jobs, and for runs that have measured nothing in common.
     """
     if not config.out.endswith(".png"):
         raise UserError(f"--out {config.out} does not end with .png", "write --out comparison.png")

@@ -47,6 +47,15 @@ def test_the_figures_are_the_last_values_at_steps_that_all_runs_of_a_group_have(
     assert found[first, "train/loss"] == (20, 2.0)
 
 
+def test_a_curve_goes_through_every_run_although_they_reported_at_different_steps(tmp_path):
+    paths = [make_run(tmp_path / "even", losses=(4.0, 2.0, 1.0)), make_run(tmp_path / "odd", seed=1)]
+    rows = [{"step": step, "train/loss": loss} for step, loss in ((5, 9.0), (15, 3.0), (30, 3.0))]
+    (tmp_path / "odd" / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    steps, values = group([read_run(path) for path in paths])[0].curve("train/loss")
+    assert steps == [10, 15, 20, 30]
+    assert values.tolist() == [[4.0, 3.0, 2.0, 1.0], [6.0, 3.0, 3.0, 3.0]]
+
+
 def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):
     runs = tuple(make_run(tmp_path / f"{seed}", seed=seed, top1=(0.1, 0.2)) for seed in range(2))
     compare(CompareConfig(runs=runs, out=str(tmp_path / "out.png")))
