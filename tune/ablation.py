@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.errors import JobFailedError, UserError
 from pipelines import cluster, runs, storage, tracking
@@ -27,9 +27,6 @@ from tune.space import described
 from tune.table4 import FULL, ROWS, changes_of
 from tune.tokens import prepare_tokens
 from tune.tracking import ParentLog, check_store
-
-if TYPE_CHECKING:
-    pass
 
 JOB = "ablate"
 HOW_FILE = "how.json"
