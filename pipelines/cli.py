@@ -146,10 +146,10 @@ def _sweep(arguments: list[str], debug: bool) -> None:
 
 
 def _ablate(arguments: list[str], debug: bool) -> None:
-    from tune import ablation_config as presets
+    from tune.ablation import config as presets
 
     def explain(config: presets.AblationConfig, preset: str) -> list[str]:
-        from tune.ablation import explain
+        from tune.ablation.ablate import explain
 
         return explain(config, preset)
 
@@ -164,7 +164,7 @@ def _ablate(arguments: list[str], debug: bool) -> None:
     )
     if command is None:
         return
-    from tune.ablation import ablate
+    from tune.ablation.ablate import ablate
 
     ablate(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
@@ -370,7 +370,7 @@ REPORTS = {
     "probe": "pipelines.probe",
     "tokenizer train": "pipelines.train_tokenizer",
     "sweep": "tune.sweep",
-    "ablate": "tune.ablation",
+    "ablate": "tune.ablation.ablate",
 }
 """The module with the `rebuild_report` of each job whose report shows more than metrics."""
 

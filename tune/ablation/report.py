@@ -10,12 +10,12 @@ from beit.config import to_dict
 from pipelines import storage
 from pipelines.recorder import duration
 from pipelines.report import PAGE, REPORT_FILE, STYLE
-from tune.ablation_config import AblationConfig
-from tune.ablation_table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
+from tune.ablation.config import AblationConfig
+from tune.ablation.table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
+from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 from tune.charts import dot_rows
 from tune.report import TABLE_STYLE
 from tune.space import described
-from tune.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 
 SOURCE = "BEiT, arXiv 2106.08254, table 4: ViT-B, 300 epochs of ImageNet-1k unless a row says otherwise, one run each."
 

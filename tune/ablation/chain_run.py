@@ -13,8 +13,8 @@ from pipelines import runs, storage
 from pipelines.config import OutputConfig, PretrainConfig, SupervisedConfig
 from pipelines.finetune_presets import FinetuneConfig
 from pipelines.segment_presets import SegmentConfig
-from tune.ablation_config import AblationConfig, ProtocolConfig
-from tune.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
+from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
+from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.state import cause
 from tune.trial import frequent_checkpoints
 

@@ -4,8 +4,8 @@ import pytest
 from beit.config import to_dict
 from beit.masking import draw_mask
 from pipelines.runs import flatten
-from tune.ablation_config import ablation_preset
-from tune.table4 import ROWS, changes_of
+from tune.ablation.config import ablation_preset
+from tune.ablation.table4 import ROWS, changes_of
 
 EXPECTED = {
     "beit": set(),

@@ -1,4 +1,4 @@
-"""The paper's ablations: `beit ablate [PRESET] [--rows …] [--seeds N] [--option value …]`, or `python -m tune.ablation …`.
+"""Run the rows of an ablation: `beit ablate`.
 
 Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation by one protocol, with several seeds. Ray Tune
 runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit finetune` and `beit segment` make it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,14 +16,14 @@ from typing import Any
 from beit.errors import JobFailedError, UserError
 from pipelines import cluster, runs, storage, tracking
 from pipelines.report import REPORT_FILE
-from tune.ablation_config import AblationConfig
-from tune.ablation_prepare import Prepared, prepare
-from tune.ablation_table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
-from tune.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
-from tune.chain_run import CHAIN, Setup, run_chain
+from tune.ablation.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
+from tune.ablation.chain_run import CHAIN, Setup, run_chain
+from tune.ablation.config import AblationConfig
+from tune.ablation.prepare import Prepared, prepare
+from tune.ablation.table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
+from tune.ablation.table4 import FULL, ROWS, changes_of
 from tune.schedule import Schedule, schedule
 from tune.space import described
-from tune.table4 import FULL, ROWS, changes_of
 from tune.tokens import prepare_tokens
 from tune.tracking import ParentLog, check_store
 
@@ -150,7 +149,7 @@ class _Ablation:
     def _run_chains(self) -> None:
         import ray.tune
 
-        from tune.chain_progress import ChainProgress
+        from tune.ablation.chain_progress import ChainProgress
         from tune.tuner import run_tuner
 
         waiting = [chain for chain in self.chains if self._left(chain)]
@@ -218,7 +217,7 @@ class _Ablation:
 
 def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
     """The page of an ablation, from its folder; returns its path."""
-    from tune.ablation_report import write_ablation_report
+    from tune.ablation.report import write_ablation_report
 
     how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
     place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
@@ -255,9 +254,3 @@ def explain(config: AblationConfig, preset: str) -> list[str]:
 def _name_of(trial: Any) -> str:
     """Ray Tune's folder of a chain."""
     return Chain(**trial.config[CHAIN]).name
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["ablate", *sys.argv[1:]])

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from pipelines.report import REPORT_FILE
-from tune.ablation_config import ablation_preset
-from tune.ablation_report import write_ablation_report
-from tune.ablation_table import Line, Result, Table
+from tune.ablation.config import ablation_preset
+from tune.ablation.report import write_ablation_report
+from tune.ablation.table import Line, Result, Table
 
 
 def write(folder, lines):

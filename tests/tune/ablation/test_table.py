@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from tune.ablation_table import Line, Result, Table, compare_order, order_words, orders_of, residual_spread, to_csv, to_markdown
-from tune.table4 import ROWS
+from tune.ablation.table import Line, Result, Table, compare_order, order_words, orders_of, residual_spread, to_csv, to_markdown
+from tune.ablation.table4 import ROWS
 
 SEEDS = (0, 1, 2)
 

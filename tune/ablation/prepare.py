@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from beit.errors import UserError
 from pipelines import storage
-from tune.ablation_config import AblationConfig, ProtocolConfig
-from tune.chain import JobName
-from tune.chain_run import with_protocol
-from tune.table4 import RowName, Task
+from tune.ablation.chain import JobName
+from tune.ablation.chain_run import with_protocol
+from tune.ablation.config import AblationConfig, ProtocolConfig
+from tune.ablation.table4 import RowName, Task
 
 if TYPE_CHECKING:
     from pipelines.config import SupervisedDataConfig

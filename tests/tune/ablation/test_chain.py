@@ -5,11 +5,11 @@ import ray.tune
 
 from pipelines import evaluations
 from pipelines.evaluate import FOLDER
-from tune import chain_run
-from tune.ablation_config import ablation_preset
-from tune.ablation_table import read_table
-from tune.chain import Chain, JobState, chains_of, is_settled, left_to_do, read_state, value_of, write_state
-from tune.chain_run import CHAIN, Setup, pretrain_config, run_chain
+from tune.ablation import chain_run
+from tune.ablation.chain import Chain, JobState, chains_of, is_settled, left_to_do, read_state, value_of, write_state
+from tune.ablation.chain_run import CHAIN, Setup, pretrain_config, run_chain
+from tune.ablation.config import ablation_preset
+from tune.ablation.table import read_table
 
 CHAIN_0 = Chain(row="pixels", seed=0, tasks=("classify", "segment"))
 

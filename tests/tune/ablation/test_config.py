@@ -8,7 +8,7 @@ from pipelines.finetune_presets import finetune_preset
 from pipelines.pretrain import check_config
 from pipelines.runs import check_same
 from pipelines.segment_presets import segment_preset
-from tune.ablation_config import ABLATIONS, AblationConfig, ablation_preset
+from tune.ablation.config import ABLATIONS, AblationConfig, ablation_preset
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -12,8 +12,8 @@ from beit.errors import UserError
 from pipelines import finetune_presets, segment_presets
 from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS, pretrain_preset
+from tune.ablation.table4 import LONGER, PAPER_LONGER, ROWS, RowName, Task, changes_of
 from tune.config import pretraining_of
-from tune.table4 import LONGER, PAPER_LONGER, ROWS, RowName, Task, changes_of
 
 
 @dataclass(frozen=True, kw_only=True)

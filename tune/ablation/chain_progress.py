@@ -7,8 +7,8 @@ from typing import Any
 
 import ray.tune
 
-from tune.chain import FIGURES, PRETRAIN, Chain, JobState, left_to_do, read_state, value_of, write_state
-from tune.chain_run import CHAIN, LINE
+from tune.ablation.chain import FIGURES, PRETRAIN, Chain, JobState, left_to_do, read_state, value_of, write_state
+from tune.ablation.chain_run import CHAIN, LINE
 from tune.state import cause
 from tune.tracking import ParentLog
 

@@ -16,10 +16,10 @@ from pipelines import runs
 from pipelines.config import PretrainConfig
 from pipelines.finetune_presets import FinetuneConfig
 from pipelines.recorder import read_metrics
-from tune.ablation import ablate
-from tune.ablation_config import AblationConfig, ablation_preset
-from tune.ablation_prepare import prepare
-from tune.chain import JOB_FILE
+from tune.ablation.ablate import ablate
+from tune.ablation.chain import JOB_FILE
+from tune.ablation.config import AblationConfig, ablation_preset
+from tune.ablation.prepare import prepare
 
 SMALL = {
     "rows": ["beit", "pixels"],

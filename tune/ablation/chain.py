@@ -15,7 +15,7 @@ from typing import Literal
 
 from pipelines import evaluations, storage
 from pipelines.evaluate import FOLDER
-from tune.table4 import RowName, Task
+from tune.ablation.table4 import RowName, Task
 
 JOB_FILE = "job.json"
 

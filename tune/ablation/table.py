@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines import storage
-from tune.chain import JobState, chains_of, read_state, value_of
-from tune.table4 import PAPER_DATA, ROWS, TASK_NAMES, RowName, Task
+from tune.ablation.chain import JobState, chains_of, read_state, value_of
+from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, RowName, Task
 
 ROWS_FILE = "rows.csv"
 TABLE_FILE = "table.md"
