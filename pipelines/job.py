@@ -194,8 +194,8 @@ def run_training(
     worker_batch = max(1, training.global_batch_size // placement.most_workers)
     epochs = -(-total_rows // int(rows.sum()))
     streams = placement.streams
-    slots = slots_of_round(epochs * len(rows), cores=int(sum(node.cpus for node in cluster.nodes())))
-    each = -(-slots // streams)
+    cores = int(sum(node.cpus for node in cluster.nodes()))
+    each = slots_of_round(-(-epochs * len(rows) // streams), cores=-(-cores // streams))
     plan = Plan(
         seed=config.seed,
         epochs=epochs,

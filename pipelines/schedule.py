@@ -12,14 +12,19 @@ from pipelines import seeds
 from pipelines.ledger import Ints, Ledger
 
 MOST_SLOTS = 256
-"""Reading tasks of a round: enough for hundreds of cores, few enough to cost nothing."""
+"""Reading tasks of a stream's round: enough for hundreds of cores, few enough to cost nothing."""
 
 UNITS_PER_SLOT = 8
 """A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes several units to mix."""
 
 
 def slots_of_round(units: int, *, cores: int) -> int:
-    """Into how many slots to divide rounds of a run that reads `units` units, all epochs together: some work for every core."""
+    """Into how many slots to divide a stream's rounds: some work for every core.
+
+    Args:
+        units: That the stream reads, all epochs together.
+        cores: That it reads with.
+    """
     return max(1, min(MOST_SLOTS, max(units // UNITS_PER_SLOT, min(units, cores))))
 
 
@@ -54,8 +59,9 @@ class Round:
     It is fixed when it is planned: a slot that is asked again, because a reading task was retried, gives the
     same answer, whatever has been settled meanwhile.
 
-    Several streams divide it to the row, for one that has less than a batch for each of its workers would stop all of them. A unit at such
-    a border is opened by both, and each row is read by one.
+    Several streams divide it epoch by epoch: were it divided as a whole, some workers would be epochs ahead of others, and images would
+    come again long before all had been seen. They divide it to the row, for one that has less than a batch for each of its workers would
+    stop all of them. A unit at such a border is opened by both, and each row is read by one.
 
     Args:
         epoch: Epoch of every unit, int [U].
@@ -69,18 +75,24 @@ class Round:
     def __init__(
         self, epoch: Ints, unit: Ints, left: Ints, partial: dict[tuple[int, int], Ints], slots: int, shares: Sequence[int] = (1,)
     ) -> None:
-        total, ends = int(left.sum()), np.cumsum(left)
-        borders = np.cumsum([0, *shares]) * total // sum(shares)
+        total, ends, streams, workers = int(left.sum()), np.cumsum(left), len(shares), sum(shares)
+        # An epoch's rows that make no whole number for each worker are divided with the next epoch's.
+        epochs = np.unique(np.append(0, ends[:-1][np.diff(epoch) != 0] // workers * workers))
+        cuts = np.cumsum([0, *shares]) * np.diff(np.append(epochs, total))[:, None] // workers
+        borders = (epochs[:, None] + cuts[:, :-1]).ravel()
         # Parts begin where units do, and where streams do.
-        begins = np.unique(np.concatenate([ends - left, borders[:-1]])) if total else ends
+        begins = np.unique(np.concatenate([ends - left, borders])) if total else ends
         source = np.searchsorted(ends, begins, side="right")
         self.epoch, self.unit, self.partial = epoch[source], unit[source], partial
         self.left: Ints = np.diff(np.append(begins, total))
         self._first: Ints = begins - (ends - left)[source]
-        # A part belongs to the slot in which its first row falls.
-        stream = np.searchsorted(borders, begins, side="right") - 1
-        start, rows, each = borders[:-1][stream], np.diff(borders)[stream], slots // len(shares)
-        self._slot: NDArray[np.int64] = stream * each + (begins - start) * each // rows
+        # A part belongs to the slot in which its first row falls, of all the rows of its stream.
+        rows = np.diff(cuts, axis=1)
+        before = (np.cumsum(rows, axis=0) - rows).ravel()
+        border = np.searchsorted(borders, begins, side="right") - 1
+        stream, each = border % streams, slots // streams
+        place = before[border] + begins - borders[border]
+        self._slot: NDArray[np.int64] = stream * each + place * each // rows.sum(axis=0)[stream]
 
     @property
     def rows(self) -> int:

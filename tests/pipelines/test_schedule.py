@@ -68,10 +68,22 @@ def test_streams_share_a_round_to_the_row_by_their_workers_and_together_it_is_th
     assert max(shares) - min(shares) <= 1
     plan = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=streams * each, shares=shares)
     one = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=each)
-    assert rows_of(plan, streams * each) == rows_of(one, each)
+    assert sorted(rows_of(plan, streams * each)) == sorted(rows_of(one, each))
     of_streams = [sum(len(part.rows) for slot in range(s * each, (s + 1) * each) for part in plan.slot(slot)) for s in range(streams)]
     for rows, share in zip(of_streams, shares, strict=True):
         assert rows // share >= plan.rows // workers, "each worker finds at least what an equal split of the whole would give it"
+
+
+def test_streams_go_through_the_same_epoch_at_the_same_time():
+    shares, each, workers = shares_of_streams(3, 8), 16, 8
+    plan = plan_round(Ledger(np.full(50, 37)), seed=0, epochs=6, max_rows=10_000_000, slots=3 * each, shares=shares)
+    for stream, share in enumerate(shares):
+        parts = [part for slot in range(stream * each, (stream + 1) * each) for part in plan.slot(slot)]
+        epochs = [part.epoch for part in parts]
+        assert epochs == sorted(epochs), "slots of a stream are in the order of the schedule"
+        for epoch in range(6):
+            rows = sum(len(part.rows) for part in parts if part.epoch == epoch)
+            assert abs(rows - 50 * 37 * share / workers) < workers
 
 
 def test_the_last_rows_reach_every_stream_though_they_are_of_one_unit():
