@@ -93,9 +93,9 @@ def with_annotations(source: Source, path: str | None, *, option: str, say: Call
         raise UserError(f"{option}={path} holds no PNG", "give the folder of the annotations: a PNG of class ids for each image")
     image_names = [os.fsdecode(name) for name in images.names.to_pylist()]
     of_image = _matched(image_names, annotations, f"{option}={path}", source.uri)
-    if left := len(annotations) - len(of_image):
+    used = set(of_image)  # Two images may share one: a.jpg and a.jpeg.
+    if left := len(annotations) - len(used):
         say(f"warning: {left:,} of {len(annotations):,} annotations in {path} belong to no image")
-    used = set(of_image)
     entries = [entry for entry in found.entries if entry.name in used]
     digest = hashlib.blake2b(f"{images.digest}\0{listing_digest('annotations', entries, images.rows)}".encode(), digest_size=16)
     manifest = PairedManifest(

@@ -58,6 +58,14 @@ def test_every_image_gets_the_annotation_of_its_path(tmp_path):
         paired(tmp_path)
 
 
+def test_an_annotation_that_two_images_share_counts_once(tmp_path):
+    write(tmp_path / "images", ["a.jpg", "a.jpeg", "b.jpg"])
+    write(tmp_path / "annotations", ["a.png", "b.png", "c.png"])
+    lines = []
+    assert pairs_in(paired(tmp_path, say=lines.append).manifest) == {"a.jpg": "a.png", "a.jpeg": "a.png", "b.jpg": "b.png"}
+    assert lines == [f"warning: 1 of 3 annotations in {tmp_path}/annotations belong to no image"]
+
+
 def test_names_that_differ_in_their_ends_alone_are_paired_as_in_cityscapes(tmp_path):
     cities = [f"{city}/{city}_{number:06}_000019" for city in ("aachen", "bonn") for number in range(5)]
     write(tmp_path / "leftImg8bit", [f"{name}_leftImg8bit.png" for name in cities])
