@@ -206,11 +206,14 @@ class _Sweep:
             for trial in trials:
                 self.log.end_trial(trial)
             result = self._conclude(trials)
-            self.log.finish(status, [TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE])
+            nothing = all(trial.status == "failed" for trial in trials)
+            self.log.finish(
+                "FAILED" if nothing and status == "FINISHED" else status, [TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE]
+            )
         if not complete:
             self.say(f"stopped; go on by beit sweep --resume {self.folder}")
             raise KeyboardInterrupt
-        if all(trial.status == "failed" for trial in trials):
+        if nothing:
             raise JobFailedError(
                 f"every trial failed, the first with: {trials[0].error}", f"mend the cause, then beit sweep --resume {self.folder}"
             )

@@ -116,11 +116,14 @@ class _Ablation:
                 for job in chain.jobs:
                     self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
             result = self._conclude()
-            self.log.finish(status, [ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE])
+            nothing = not any(line.results for line in result.table.lines)
+            self.log.finish(
+                "FAILED" if nothing and status == "FINISHED" else status, [ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE]
+            )
         if not complete:
             self.say(f"stopped; go on by beit ablate --resume {self.folder}")
             raise KeyboardInterrupt
-        if not any(line.results for line in result.table.lines):
+        if nothing:
             first = next(what for line in result.table.lines for what in line.missing)
             raise JobFailedError(f"nothing came to its end, the first: {first}", f"mend the cause, then beit ablate --resume {self.folder}")
         return result
