@@ -132,7 +132,7 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
 
 
 def _sweep(arguments: list[str], debug: bool) -> None:
-    # The one place that reaches up to `tune`: there is one console script.
+    # Here and in `_ablate` this file reaches up to `tune`: there is one console script.
     from tune import config as presets
 
     command = parse_job(
