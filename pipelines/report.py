@@ -171,16 +171,21 @@ def _key_figures(rows: list[Row], noun: str) -> str:
         )
     if len(rows) > 1:
         figures.append(("time", duration(rows[-1]["time"] - rows[0]["time"]), "from the first report to the last"))
-    cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
-    )
     meaning = ""
     if unigram is not None:
         meaning = (
             f"<p>The unigram baseline is the loss of a model that knows only how often each {noun} occurs. The distance below it is "
             "what was learned." + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token") + "</p>"
         )
-    return f'<dl class="figures">{cards}</dl>{meaning}'
+    return figure_cards(figures) + meaning
+
+
+def figure_cards(figures: Sequence[tuple[str, str, str]]) -> str:
+    """Figures side by side, each as (title, value, note)."""
+    cards = "".join(
+        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
+    )
+    return f'<dl class="figures">{cards}</dl>'
 
 
 def _curves(rows: list[Row], noun: str) -> str:

@@ -215,15 +215,11 @@ def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8
 
     size = config.model.image_size
     try:
-        val = open_val(config.data, config.output.root, image_size=size, say=_silent)
-        source = open_data(config, image_size=size, say=_silent) if val is None else val
+        val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
+        source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
         return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
     except (UserError, OSError):
         return None
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:

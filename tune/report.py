@@ -9,8 +9,9 @@ from typing import Any
 
 from beit.config import to_dict
 from pipelines import storage
+from pipelines.config import PretrainConfig
 from pipelines.recorder import duration
-from pipelines.report import PAGE, REPORT_FILE, STYLE
+from pipelines.report import PAGE, REPORT_FILE, STYLE, figure_cards
 from tune.charts import heat_map, learning_curves, parallel_coordinates
 from tune.config import SweepConfig
 from tune.goal import Goal
@@ -61,16 +62,21 @@ def write_sweep_report(
         _curves(trials, goal),
         _parallel(trials, goal),
         _table(trials, goal, best),
-        "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines),
-        f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>",
     ]
+    return write_page(sweep, parts, heading=f"sweep {preset}, {config.space}", lines=lines, config=config)
+
+
+def write_page(folder: str, parts: Sequence[str], *, heading: str, lines: Sequence[str], config: PretrainConfig) -> str:
+    """Write a page of several runs: its parts, how it was done, and the configuration; returns its path or URI."""
+    how = "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+    details = f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>"
     page = PAGE.format(
-        title=escape(storage.name(sweep)),
-        heading=escape(f"sweep {preset}, {config.space}"),
+        title=escape(storage.name(folder)),
+        heading=escape(heading),
         style=STYLE + TABLE_STYLE,
-        sections="\n".join(part for part in parts if part),
+        sections="\n".join(part for part in (*parts, how, details) if part),
     )
-    path = storage.join(sweep, *REPORT_FILE.split("/"))
+    path = storage.join(folder, *REPORT_FILE.split("/"))
     storage.write_text(path, page)
     return path
 
@@ -84,10 +90,7 @@ def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: f
         spread = f"from {min(ends):.4g} to {max(ends):.4g} over {len(ends)} finished trials" if len(ends) > 1 else ""
         figures.insert(0, (goal.name, f"{best.last:.4g}", f"trial {best.number}; {spread}"))
         figures[1:1] = [(name, f"{value:.4g}" if isinstance(value, float) else str(value), "best") for name, value in best.params.items()]
-    cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
-    )
-    return f'<dl class="figures">{cards}</dl>'
+    return figure_cards(figures)
 
 
 def _go_on(sweep: str, mlflow: str | None, command: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,8 +50,12 @@ class PartManifest(Manifest):
 
     def images_of(self, index: int) -> slice:
         """Where the images of a unit stand in the order of all."""
-        start = int(self.rows[:index].sum(dtype=np.int64))
-        return slice(start, start + int(self.rows[index]))
+        end = int(self._ends[index])
+        return slice(end - int(self.rows[index]), end)
+
+    @functools.cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.rows, dtype=np.int64)
 
 
 def all_rows(manifest: Manifest) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 
-from beit.config import to_dict
 from pipelines import storage
 from pipelines.recorder import duration
-from pipelines.report import PAGE, REPORT_FILE, STYLE
+from pipelines.report import figure_cards
 from tune.ablation.config import AblationConfig
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 from tune.charts import dot_rows
-from tune.report import TABLE_STYLE
+from tune.report import write_page
 from tune.space import described
 
 SOURCE = "BEiT, arXiv 2106.08254, table 4: ViT-B, 300 epochs of ImageNet-1k unless a row says otherwise, one run each."
@@ -45,18 +43,8 @@ def write_ablation_report(
         _dots(table),
         _missing(table, folder),
         _go_on(folder, mlflow),
-        "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines),
-        f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>",
     ]
-    page = PAGE.format(
-        title=escape(storage.name(folder)),
-        heading=escape(f"ablation {preset}"),
-        style=STYLE + TABLE_STYLE,
-        sections="\n".join(part for part in parts if part),
-    )
-    path = storage.join(folder, *REPORT_FILE.split("/"))
-    storage.write_text(path, page)
-    return path
+    return write_page(folder, parts, heading=f"ablation {preset}", lines=lines, config=config)
 
 
 def _figures(table: Table, orders: Sequence[Order], seconds: float) -> str:
@@ -67,10 +55,7 @@ def _figures(table: Table, orders: Sequence[Order], seconds: float) -> str:
         ("results", f"{done} of {wanted}", f"{len(table.lines)} rows x {len(table.seeds)} seeds x {len(table.tasks)} tasks"),
         ("time", duration(seconds), ""),
     ]
-    cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
-    )
-    return f'<dl class="figures">{cards}</dl>'
+    return figure_cards(figures)
 
 
 def _table(table: Table, config: AblationConfig) -> str:
