@@ -69,9 +69,9 @@ class ResourceConfig:
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""
 
-    streams: int = 1
+    streams: int | None = None
     """Streams of samples that the workers are divided over, each with reading tasks and tokenizers of its own. All blocks of a stream pass
-    one process, which bounds how many GPUs it feeds: `beit plan` says how many streams are needed."""
+    one process, which bounds how many GPUs it feeds: `beit plan` says how many streams are needed. None: one."""
 
     in_order: bool = False
     """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself to the last digit."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipelines.schedule import MOST_SLOTS
+
 Range = tuple[float, float]
 """Least and most."""
 
@@ -90,13 +92,24 @@ class Forecast:
         return min(self.limits, key=lambda name: self.limits[name])
 
 
-def on_cores(costs: Costs, *, cores: float, workers: int, worker_threads: int, tokenizers: int, tokenizer_threads: int) -> Forecast:
-    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads."""
+def on_cores(
+    costs: Costs,
+    *,
+    cores: float,
+    workers: int,
+    worker_threads: int,
+    tokenizers: int,
+    tokenizer_threads: int,
+    block_rows: int,
+    streams: int = 1,
+) -> Forecast:
+    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads, or than streams pass."""
     limits = {"all cores": STREAM_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
     if costs.token:
         limits["tokens"] = min(cores, tokenizers * tokenizer_threads) / costs.token
-    return Forecast(rate=min(limits.values()), limits=limits, nodes={})
+    limits |= _stream_limits(costs, streams, block_rows)
+    return Forecast(rate=min(limits.values()), limits=limits, nodes={}, streams=streams)
 
 
 def on_gpus(
@@ -109,7 +122,7 @@ def on_gpus(
     streams: int | None = None,
     train_rate: float | None = None,
 ) -> Forecast:
-    """Every stage on its kind of node. Views and tokens grow until training is the limit, or the streams' coordinators.
+    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams pass.
 
     Args:
         costs: Of an image; views in core-seconds, everything else in operations.
@@ -123,9 +136,8 @@ def on_gpus(
     peak = utilisation * 1e12
     on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
     one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
-    a_stream = COORDINATOR_BLOCKS[2 if costs.token_flop else 1] * block_rows
-    streams = streams or min(workers, max(1, _ceil(workers * one / a_stream)))
-    limits = {"training": workers * one, f"{streams} coordinator{'s' * (streams > 1)}": streams * a_stream}
+    streams = streams or min(workers, max(1, *(_ceil(workers * one / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
+    limits = {"training": workers * one, **_stream_limits(costs, streams, block_rows)}
     rate = min(limits.values())
     train_nodes = -(-workers // machines.train_gpus)
     nodes = {"train": train_nodes}
@@ -134,6 +146,13 @@ def on_gpus(
     beside = STREAM_SHARE * max(0.0, train_nodes * machines.train_cores - workers)
     nodes["views"] = _ceil((rate * costs.view - beside) / (STREAM_SHARE * machines.view_cores))
     return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams)
+
+
+def _stream_limits(costs: Costs, streams: int, block_rows: int) -> dict[str, float]:
+    """Images a second that so many streams pass: by blocks, and by their reading tasks, each on a core."""
+    coordinators, tasks = f"{streams} coordinator{'s' * (streams > 1)}", streams * MOST_SLOTS
+    blocks = COORDINATOR_BLOCKS[2 if costs.token_flop else 1]
+    return {coordinators: streams * blocks * block_rows, f"{tasks} reading tasks": tasks / costs.view}
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:

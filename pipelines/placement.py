@@ -130,9 +130,10 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
             f"no GPU is there yet, and the cluster may grow to {gpus} for training: how many are wanted?",
             f"set --resources.workers {gpus}, or fewer: they are paid for while the run lasts",
         )
-    if config.streams > workers.fewest:
+    streams = config.streams or 1
+    if streams > workers.fewest:
         raise UserError(
-            f"resources.streams={config.streams} cannot each have a worker of {workers.fewest}", f"set --resources.streams {workers.fewest}"
+            f"resources.streams={streams} cannot each have a worker of {workers.fewest}", f"set --resources.streams {workers.fewest}"
         )
     own = sum(int(node.gpus) for node in tokenizing) if any("tokens" in node.stages for node in nodes) else None
     worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, own, on_gpu=on_gpu, tokenize=tokenize)
@@ -140,7 +141,7 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     largest = max(node.cpus for node in hosts)
     if workers.elastic and not on_gpu:
         cpus = largest  # A group that shrinks may end on one machine.
-    cpus /= config.streams  # Each has a tokenizer and a reading task of its own.
+    cpus /= streams  # Each has a tokenizer and a reading task of its own.
     small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
     share = min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers.fewest)
     if workers.elastic and not on_gpu:
@@ -169,13 +170,13 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     return Placement(
         workers=workers.fewest,
         most_workers=workers.most,
-        streams=config.streams,
+        streams=streams,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
         # Threads beyond the reserved cores would wait for each other while the stream's processes have their turn.
         worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
-        tokenizers=(config.streams, max(config.streams, actors)) if tokenize else (0, 0),
+        tokenizers=(streams, max(streams, actors)) if tokenize else (0, 0),
         tokenizer_cpus=tokenizer_cpus,
         tokenizer_gpus=tokenizer_gpus,
         tokenizer_threads=max(1, round(tokenizer_cpus)),

@@ -16,6 +16,7 @@ from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machi
 from pipelines.machines import machines_of, machines_of_nodes
 from pipelines.rates import Rates, measure
 from pipelines.recorder import duration
+from pipelines.schedule import MOST_SLOTS
 
 if TYPE_CHECKING:
     from pipelines.placement import Placement
@@ -98,8 +99,8 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         cores = sum(node.cpus for node in nodes)
         # What runs on cores is planned for cores, though a GPU is at hand.
         placement = place(config.resources, [replace(node, gpus=0) for node in nodes], tokenize=tokenized)
-        yield from _here_lines(rates.costs, placement, cores=cores, seen=seen, one=one)
-        rate = _on_this_kind(rates.costs, placement, cores=cores, machines=1).rate
+        yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=one)
+        rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
     else:
         workers = asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus
         yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
@@ -198,24 +199,29 @@ def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
         yield f"one {rates.gpu}: trains on {rates.gpu_rate:,.0f} images/s"
 
 
-def _on_this_kind(costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
+def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
     """So many machines like this one, each with this one's workers and tokenizers."""
+    from pipelines.stream import block_rows
+
+    workers = machines * placement.workers
     return forecast.on_cores(
         costs,
         cores=machines * cores,
-        workers=machines * placement.workers,
+        workers=workers,
+        block_rows=block_rows(max(1, config.optim.global_batch_size // workers)),
+        streams=placement.streams,
         worker_threads=placement.worker_threads,
         tokenizers=machines * placement.tokenizers[1],
         tokenizer_threads=placement.tokenizer_threads,
     )
 
 
-def _here_lines(costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
+def _here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
     for machines in MULTIPLES:
-        found = _on_this_kind(costs, placement, cores=cores, machines=machines)
+        found = _on_this_kind(config, costs, placement, cores=cores, machines=machines)
         times = one if machines == 1 else f"{machines} of them"
-        limit = f"; limited by {found.bottleneck}" if machines == 1 else ""
-        yield f"{times} ({machines * placement.workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}{limit}"
+        workers = machines * placement.workers
+        yield f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; limited by {found.bottleneck}"
     total = costs.view + costs.token + costs.step
     yield (
         f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
@@ -233,6 +239,7 @@ def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: i
         workers=workers,
         utilisation=utilisation,
         block_rows=block_rows(config.optim.global_batch_size // workers),
+        streams=config.resources.streams,
         train_rate=measured,
     )
 
@@ -263,11 +270,12 @@ def _cluster_lines(
         if costs[0] is not None and costs[1] is not None:
             line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
         yield line
-        if fast.streams > 1:
+        if fast.streams > 1 and config.resources.streams is None:
             rows = block_rows(config.optim.global_batch_size // count)
+            passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
             yield (
-                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second are more than "
-                f"the {forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]:g} that one stream passes"
+                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
+                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}"
             )
     missing = [stage for stage in STAGES if stage not in prices]
     if config.price is None:

@@ -11,23 +11,28 @@ COSTS = Costs(view=0.002, token=0.004, step=0.003, token_flop=50e9, step_flop=10
 MACHINES = Machines(train_gpu="A100", train_gpus=8, train_cores=96, token_gpu="L4", token_gpus=1, view_cores=16)
 
 
+def on_machines(costs, **options):
+    """On cores, with blocks that no coordinator minds."""
+    return on_cores(costs, **{"block_rows": 10_000, **options})
+
+
 def test_stages_that_share_cores_add_up():
-    found = on_cores(COSTS, cores=18, workers=18, worker_threads=1, tokenizers=18, tokenizer_threads=1)
+    found = on_machines(COSTS, cores=18, workers=18, worker_threads=1, tokenizers=18, tokenizer_threads=1)
     assert found.bottleneck == "all cores"
     assert found.rate == pytest.approx(forecast.STREAM_SHARE * 18 / 0.009)
 
 
 @pytest.mark.parametrize(("workers", "tokenizers", "limit", "rate"), [(1, 9, "training", 1 / 0.003), (9, 1, "tokens", 1 / 0.004)])
 def test_a_stage_goes_no_faster_than_its_own_processes(workers, tokenizers, limit, rate):
-    found = on_cores(COSTS, cores=64, workers=workers, worker_threads=1, tokenizers=tokenizers, tokenizer_threads=1)
+    found = on_machines(COSTS, cores=64, workers=workers, worker_threads=1, tokenizers=tokenizers, tokenizer_threads=1)
     assert found.bottleneck == limit
     assert found.rate == pytest.approx(rate)
 
 
 def test_twice_the_machines_are_twice_as_fast_and_nothing_is_free():
-    one, two = (on_cores(COSTS, cores=4 * n, workers=2 * n, worker_threads=1, tokenizers=2 * n, tokenizer_threads=1) for n in (1, 2))
+    one, two = (on_machines(COSTS, cores=4 * n, workers=2 * n, worker_threads=1, tokenizers=2 * n, tokenizer_threads=1) for n in (1, 2))
     assert two.rate == pytest.approx(2 * one.rate)
-    cached = on_cores(replace(COSTS, token=0.0), cores=4, workers=2, worker_threads=1, tokenizers=0, tokenizer_threads=0)
+    cached = on_machines(replace(COSTS, token=0.0), cores=4, workers=2, worker_threads=1, tokenizers=0, tokenizer_threads=0)
     assert cached.rate > one.rate
     assert "tokens" not in cached.limits
 
@@ -59,6 +64,22 @@ def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_stre
     assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, train_rate=1e6).streams == 2, "a stream needs a worker"
     fewer = lifted.streams - 1
     assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
+
+
+def test_machines_without_gpus_meet_the_coordinator_too():
+    many = {"cores": 8000, "workers": 4000, "worker_threads": 1, "tokenizers": 4000, "tokenizer_threads": 1, "block_rows": 32}
+    assert on_cores(COSTS, **many).limits["1 coordinator"] == on_cores(COSTS, **many).rate == 32 * forecast.COORDINATOR_BLOCKS[2]
+    assert on_cores(COSTS, **many, streams=4).rate == 4 * 32 * forecast.COORDINATOR_BLOCKS[2]
+
+
+def test_views_that_take_more_cores_than_a_stream_has_reading_tasks_are_the_limit_and_streams_lift_it():
+    heavy = replace(COSTS, view=0.05, step_flop=40e9)
+    found = on_gpus(heavy, MACHINES, workers=8, utilisation=0.5, block_rows=10_000, streams=1)
+    assert found.bottleneck == "256 reading tasks"
+    assert found.rate == pytest.approx(256 / 0.05)
+    lifted = on_gpus(heavy, MACHINES, workers=8, utilisation=0.5, block_rows=10_000)
+    assert lifted.bottleneck == "training"
+    assert lifted.streams == 7  # 8 x 3,900 images/s x 50 ms = 1,560 cores, 256 a stream
 
 
 def test_a_measured_rate_stands_in_place_of_the_peak():

@@ -102,8 +102,16 @@ def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(mea
     lines = list(plan(PlanConfig(**{**base, "steps": 500_000}), preset="base"))
     after = {int(line.split()[0]): lines[number + 1] for number, line in enumerate(lines) if " x H100: " in line}
     # 8 x 5,495 images/s at 60 % are 171.7 blocks of 256 a second.
-    assert f"with --resources.streams {math.ceil(171.7 / COORDINATOR_BLOCKS[2])}: its 172 blocks of 256 images a second" in after[8]
+    assert (
+        f"with --resources.streams {math.ceil(171.7 / COORDINATOR_BLOCKS[2])}: its 172 blocks of 256 images a second from 110 cores"
+        in after[8]
+    )
     assert f"with --resources.streams {math.ceil(5495.4 / COORDINATOR_BLOCKS[2])}: its 5,495 blocks of 64 images" in after[64]
+    base["resources"] = type(base["resources"])(streams=1)
+    lines = list(plan(PlanConfig(**{**base, "steps": 500_000}), preset="base"))
+    asked = next(line for line in lines if line.startswith("8 x H100: "))
+    assert "limited by 1 coordinator;" in asked
+    assert not any("with --resources.streams" in line for line in lines), "what was asked for is planned"
 
 
 @pytest.mark.parametrize("text", ["train", "train=1..x", "train=3..1", "gpu=3", "train=-1"])
