@@ -24,7 +24,7 @@ class UserError(TwoLineError):
 
 
 class TerminatedError(KeyboardInterrupt):
-    """A run was ended by SIGTERM and has left its last checkpoint; the command exits with 143, as a shell counts it."""
+    """A job was ended by SIGTERM and has cleaned up, a training with a last checkpoint. The command exits with 143, as shells count."""
 
 
 class JobFailedError(TwoLineError):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines import storage
 from pipelines.placement import STAGES, Node
 
@@ -131,13 +131,27 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would dump its stack and leave.
 
     A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
+
+    Raises:
+        TerminatedError: When that has ended it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    terminated = False
+
+    def end(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt as stop:
+        if terminated:
+            raise TerminatedError from stop
+        raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from beit.errors import JobFailedError, UserError
+from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come
 from pipelines.placement import Node
 
@@ -70,6 +70,26 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
         with pytest.raises(JobFailedError, match="3 times"), start_private(num_cpus=1, folder=tmp_path, debug=True):
             pass
     assert len(set(tried)) == len(tried) == min(late + 1, STARTS)
+
+
+@pytest.mark.parametrize(("sent", "raised"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp_path, sent, raised):
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.shutdown", lambda: cleaned.append("Ray"))
+    cleaned, before = [], signal.getsignal(signal.SIGTERM)
+
+    def job():
+        with start_private(num_cpus=1, folder=tmp_path):
+            try:
+                signal.raise_signal(sent)
+            finally:
+                cleaned.append("job")
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        job()
+    assert stop.type is raised
+    assert cleaned == ["job", "Ray"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
