@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from beit.checks import file_name, not_negative, positive, share
 from beit.config import MaskConfig, ModelConfig, OptimConfig, PixelConfig, TargetConfig, TokenizerConfig, ViewConfig
@@ -182,6 +182,9 @@ class EvaluationConfig:
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What all jobs that train have in common."""
+
+    free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at")
+    """Options, or their beginnings, that a resumed run may change: they are about who does the work and what is written."""
 
     epochs: float = 1.0
     """Passes over the data, unless `steps` is given."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from beit.config import from_dict, to_dict
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.config import HasData
+from pipelines.config import HasData, JobConfig
 
 Config = TypeVar("Config", bound=HasData)
 
@@ -28,10 +28,6 @@ ENVIRONMENT_FILE = "environment.json"
 PROGRESS_FILE = "progress.json"
 
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
-
-# Who does the work, where it is written, how it is tested, what more of the same there shall be: a resumed run may change these options.
-FREE_ON_RESUME = ("resources.", "output.", "test.", "stop_at", "concurrent", "data_cpus", "rows", "seeds")
-FIXED_ON_RESUME = ("resources.precision",)
 
 
 @dataclass(frozen=True)
@@ -146,14 +142,15 @@ def job_of(path: str) -> str:
     return str(json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["job"])
 
 
-def check_same(saved: HasData, asked: HasData) -> None:
+def check_same(saved: JobConfig, asked: JobConfig) -> None:
     """Refuse to go on with options that would change the result.
 
     Raises:
         UserError: Naming every changed option with both values.
     """
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
-    changed = [name for name in before if before[name] != after[name] and (name in FIXED_ON_RESUME or not name.startswith(FREE_ON_RESUME))]
+    free = {name for name in before if name.startswith(asked.free_on_resume)} - {"resources.precision"}
+    changed = [name for name in before if before[name] != after[name] and name not in free]
     if changed:
         differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
         raise UserError(f"--resume: the run cannot go on with other settings: {differences}", "leave these out, or start a new run")

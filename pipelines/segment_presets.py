@@ -36,6 +36,8 @@ class SegmentDataConfig(SupervisedDataConfig):
 class SegmentConfig(SupervisedConfig):
     """Segmentation: a class for every pixel, by a pretrained model with a new head, or by one from scratch."""
 
+    free_on_resume = (*SupervisedConfig.free_on_resume, "test.")
+
     head: Literal["upernet", "setr-pup"] = "upernet"
     """What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
 

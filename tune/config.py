@@ -20,6 +20,8 @@ EVALUATED_IMAGES = 256
 class SweepConfig(PretrainConfig):
     """Many pretrainings that differ in a few fields. All that is not of the sweep itself is what its trials have in common."""
 
+    free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus")
+
     space: str = "mask-lr"
     """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune distributions."""
 

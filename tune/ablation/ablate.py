@@ -58,6 +58,8 @@ def ablate(
     """
     if resume is None:
         runs.check_free(config)
+    else:
+        _check_keeps_rows(config, resume)
     # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not fit.
     here = cluster.this_machine(config.resources.cpus)
     if here:
@@ -69,6 +71,16 @@ def ablate(
         timetable = plan_concurrency(config, cluster.nodes(), tokenize=prepared.tokenises)
         folder = _open_folder(prepared, resume)
         return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
+
+
+def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
+    """A resumed ablation may have more rows and seeds. With fewer, its table would lose what was computed."""
+    before, _ = runs.saved_config(folder, AblationConfig, job=JOB)
+    if lost := [name for name in before.rows if name not in config.rows]:
+        rows = " ".join(dict.fromkeys((*before.rows, *config.rows)))
+        raise UserError(f"--rows {' '.join(config.rows)} leaves out {', '.join(lost)}, which {folder} has", f"set --rows {rows}")
+    if config.seeds < before.seeds:
+        raise UserError(f"--seeds {config.seeds} is less than the {before.seeds} that {folder} has", f"set --seeds {before.seeds}, or more")
 
 
 def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:

@@ -73,6 +73,9 @@ def _check_protocol(protocol: ProtocolConfig, prefix: str) -> None:
 class AblationConfig(PretrainConfig):
     """The paper's table 4. All that is not of the ablation itself is the full method's pretraining, which every row changes a little."""
 
+    # There may be more rows and seeds.
+    free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus", "rows", "seeds")
+
     rows: tuple[RowName, ...] = tuple(ROWS)
     """Which rows, in this order."""
 

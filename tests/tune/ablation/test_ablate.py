@@ -119,6 +119,22 @@ def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("values", "cause", "remedy"),
+    [
+        ({"rows": ["longer", "beit"]}, "leaves out pixels", "set --rows beit pixels longer"),
+        ({"seeds": 1}, "--seeds 1 is less", "--seeds 2"),
+    ],
+)
+def test_one_that_goes_on_keeps_its_rows_and_seeds(tmp_path, values, cause, remedy):
+    config = small(tmp_path, seeds=2)
+    folder = runs.create(config, job="ablate", preset="quickstart").uri
+    with pytest.raises(UserError) as raised:
+        ablate(override(config, values), resume=folder)
+    assert cause in raised.value.cause
+    assert remedy in raised.value.remedy
+
+
 def test_every_row_learns_from_the_same_scenes_and_is_judged_by_the_same_others(tmp_path):
     config = small(tmp_path)
     prepared = prepare(config, preset="quickstart", say=lambda line: None)
