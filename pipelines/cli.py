@@ -110,11 +110,6 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
     from pipelines import presets
     from pipelines.config import PretrainConfig
 
-    def explain(config: PretrainConfig, preset: str) -> list[str]:
-        from pipelines.pretrain import explain
-
-        return explain(config, preset)
-
     command = parse_job(
         arguments,
         PretrainConfig,
@@ -122,7 +117,7 @@ def _pretrain(arguments: list[str], debug: bool) -> None:
         default="quickstart",
         presets=presets.PRESETS,
         preset=presets.pretrain_preset,
-        explain=explain,
+        explained_by="pipelines.pretrain",
     )
     if command is None:
         return
@@ -136,7 +131,13 @@ def _sweep(arguments: list[str], debug: bool) -> None:
     from tune import config as presets
 
     command = parse_job(
-        arguments, presets.SweepConfig, job="sweep", default="quickstart", presets=presets.SWEEPS, preset=presets.sweep_preset
+        arguments,
+        presets.SweepConfig,
+        job="sweep",
+        default="quickstart",
+        presets=presets.SWEEPS,
+        preset=presets.sweep_preset,
+        explained_by="tune.sweep",
     )
     if command is None:
         return
@@ -148,11 +149,6 @@ def _sweep(arguments: list[str], debug: bool) -> None:
 def _ablate(arguments: list[str], debug: bool) -> None:
     from tune.ablation import config as presets
 
-    def explain(config: presets.AblationConfig, preset: str) -> list[str]:
-        from tune.ablation.ablate import explain
-
-        return explain(config, preset)
-
     command = parse_job(
         arguments,
         presets.AblationConfig,
@@ -160,7 +156,7 @@ def _ablate(arguments: list[str], debug: bool) -> None:
         default="quickstart",
         presets=presets.ABLATIONS,
         preset=presets.ablation_preset,
-        explain=explain,
+        explained_by="tune.ablation.ablate",
     )
     if command is None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,12 +44,13 @@ def parse_job(
     default: str,
     presets: dict[str, Any],
     preset: Callable[[str], Any],
-    explain: Callable[[Any, str], list[str]] | None = None,
+    explained_by: str | None = None,
     usage: str | None = None,
 ) -> JobCommand | None:
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
-    A dry run prints JSON to the standard output and what `explain` says of a configuration and its preset to the standard error.
+    A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a configuration and its preset goes to
+    the standard error.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
@@ -77,7 +79,7 @@ def parse_job(
     arguments = [argument for argument in arguments if argument != "--dry-run"]
     width = 2 + max(14, *map(len, presets))
     lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
-    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explain else "")
+    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explained_by else "")
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
@@ -88,7 +90,7 @@ def parse_job(
         runs.check_same(base, config)
     if dry_run:
         print(json.dumps(to_dict(config), indent=2), flush=True)
-        for line in explain(config, name) if explain else ():
+        for line in importlib.import_module(explained_by).explain(config, name) if explained_by else ():
             print(line, file=sys.stderr)
         return None
     return JobCommand(config, name, resume)

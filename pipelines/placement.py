@@ -156,17 +156,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
             f"Ray sees no GPU, and resources.workers={workers} would train on {worker_cpus:g} CPU each ({_machines(nodes)})",
             "start Ray where the GPUs are; to insist on CPUs set --resources.device cpu",
         )
-    # Never the same for both stages: Ray would fuse them, and views would run in as few processes as there are tokenizers.
-    fused = tokenize and not tokenizer_gpus and tokenizer_cpus == view_cpus
-    if fused and config.tokenizer_cpus and config.view_cpus:
-        raise UserError(
-            f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both stages in one process",
-            f"set --resources.tokenizer-cpus {0.9 * tokenizer_cpus:g}",
-        )
-    if fused and config.tokenizer_cpus:
-        view_cpus *= 0.9
-    elif fused:
-        tokenizer_cpus *= 0.9
+    if tokenize and not tokenizer_gpus:
+        view_cpus, tokenizer_cpus = _told_apart(config, view_cpus, tokenizer_cpus)
     return Placement(
         workers=workers.fewest,
         most_workers=workers.most,
@@ -183,6 +174,18 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
         tokenizer_device="cuda" if tokenizer_gpus else "cpu",
         tags=frozenset(stage for stage in STAGES if any(stage in node.stages for node in nodes)),
     )
+
+
+def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float) -> tuple[float, float]:
+    """Never the same for both stages: Ray would fuse them, and views would run in as few processes as there are tokenizers."""
+    if view_cpus != tokenizer_cpus:
+        return view_cpus, tokenizer_cpus
+    if config.tokenizer_cpus and config.view_cpus:
+        raise UserError(
+            f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both stages in one process",
+            f"set --resources.tokenizer-cpus {0.9 * tokenizer_cpus:g}",
+        )
+    return (0.9 * view_cpus, tokenizer_cpus) if config.tokenizer_cpus else (view_cpus, 0.9 * tokenizer_cpus)
 
 
 def _share_gpus(

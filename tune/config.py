@@ -109,8 +109,7 @@ def sweep_preset(name: str) -> SweepConfig:
 
 
 def _of(config: PretrainConfig) -> SweepConfig:
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return SweepConfig(**{**fields, "evaluation": EvaluationConfig(images=EVALUATED_IMAGES)})
+    return SweepConfig(**{**vars(config), "evaluation": EvaluationConfig(images=EVALUATED_IMAGES)})
 
 
 SWEEPS: dict[str, Callable[[], PretrainConfig]] = {**PRESETS, "quickstart": quickstart}

@@ -21,7 +21,7 @@ from tune.goal import GOALS, Goal, check_goal, evaluated
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
 from tune.schedule import Schedule, schedule
 from tune.search import Learned, Planned, check_search
-from tune.space import Params, Space, described, draw, load_space
+from tune.space import DEFAULT_TRIALS, Params, Space, described, draw, load_space
 from tune.state import Trial, read_trials, winner
 from tune.stopping import rungs, scheduler
 from tune.tokens import Tokens, keep, kept, prepare_tokens, shareable
@@ -63,9 +63,7 @@ class Prepared:
     @property
     def trials(self) -> int:
         """How many there shall be."""
-        from tune.space import DEFAULT_TRIALS
-
-        return len(self.plan) if self.plan is not None else self.config.trials or DEFAULT_TRIALS
+        return _count(self.config, self.plan)
 
 
 def sweep(
@@ -100,6 +98,37 @@ def sweep(
         prepared = prepare(config, space, goal, plan, preset=preset, say=say)
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
+
+
+def explain(config: SweepConfig, preset: str) -> list[str]:
+    """The trials in lines, then the recipe that they have in common; read are the space and what `beit pretrain --dry-run` reads.
+
+    Raises:
+        UserError: For what can be seen to be wrong without the images.
+    """
+    from pipelines.pretrain import explain
+
+    space = load_space(config.space)
+    goal = check_goal(config, space)
+    check_search(config, space)
+    plan = draw_plan(config, space)
+    trials = [f"trial {number}: {described(params)}" for number, params in enumerate(plan or ())]
+    common = explain(config.pretraining(), preset)
+    return [*_in_words(config, space, goal, plan), *trials, "what the trials have in common, where these say nothing else:", *common]
+
+
+def _in_words(config: SweepConfig, space: Space, goal: Goal, plan: list[Params] | None) -> list[str]:
+    """What is varied, what a trial is judged by, and when it is stopped."""
+    lines = [f"space: {config.space}: {', '.join(space)}; {_count(config, plan)} trials, {config.search}", f"objective: {goal.meaning}"]
+    if at := rungs(config):
+        of = f"of {config.evaluation.points}"
+        lines.append(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
+    return lines
+
+
+def _count(config: SweepConfig, plan: list[Params] | None) -> int:
+    """Trials of a sweep."""
+    return len(plan) if plan is not None else config.trials or DEFAULT_TRIALS
 
 
 def plan_concurrency(config: SweepConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
@@ -222,11 +251,8 @@ class _Sweep:
     def _introduce(self) -> None:
         config = self.config
         self.say(f"sweep folder: {self.folder}")
-        self.say(f"space: {config.space}: {', '.join(self.prepared.space)}; {self.prepared.trials} trials, {config.search}")
-        self.say(f"objective: {self.goal.meaning}")
-        if at := rungs(config):
-            of = f"of {config.evaluation.points}"
-            self.say(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
+        for line in _in_words(config, self.prepared.space, self.goal, self.prepared.plan):
+            self.say(line)
         self.lines.append(self.timetable.line)
         self.say(f"trials at a time: {self.timetable.line}")
         if self.log.link:

@@ -9,10 +9,12 @@ from mlflow import MlflowClient
 from beit.config import override
 from beit.errors import UserError
 from pipelines import runs
+from pipelines.cli import main
 from pipelines.config import PretrainConfig
 from pipelines.recorder import read_metrics
 from tune.config import SweepConfig, sweep_preset
 from tune.goal import GOALS
+from tune.space import draw, load_space
 from tune.state import STOP_FILE, TRIAL_FILE, read_trials
 from tune.sweep import sweep
 
@@ -88,3 +90,15 @@ def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothin
         sweep(config, preset="quickstart")
     assert raised.value.cause.startswith("1 worker x 4 CPU: there is room for 0 on 1 machine x 2 CPU")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_sweep_names_the_trials_that_it_would_run(capsys):
+    main(["sweep", "--trials", "3", "--dry-run"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["trials"] == 3
+    drawn = draw(load_space("mask-lr"), 3, json.loads(said.out)["seed"])
+    assert [line for line in said.err.splitlines() if line.startswith("trial ")] == [
+        f"trial {number}: mask.ratio={params['mask.ratio']:g} optim.peak_lr={params['optim.peak_lr']:g}"
+        for number, params in enumerate(drawn)
+    ]
+    assert "steps: 62 x 32 images" in said.err

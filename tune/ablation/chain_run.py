@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=SupervisedConfig)
 CHAIN, LINE = "chain", "line"
 """What Ray Tune hands to a chain, and what it reports: a line for the user."""
 
-SHOWN = ("step ", "validation ")
+SHOWN = ("step ", "validation ", "warning: ")
 """Beginnings of the lines of a job that are shown; all of them are in its train.log or its report."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -164,9 +163,8 @@ def ablation_preset(name: str) -> AblationConfig:
 
 
 def _of(config: PretrainConfig) -> AblationConfig:
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return AblationConfig(
-        **fields,
+        **vars(config),
         classify=ClassifyProtocol(recipe=finetune_presets.recipe_for(config.model)),
         segment=SegmentProtocol(recipe=segment_presets.recipe_for(config.model)),
     )
