@@ -21,13 +21,14 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     Returns:
         "prediction" int64 [B]; "rank" int64 [B]: classes before the label's, by logit and, where these are equal, by number, so that a
-        classifier that says nothing gains nothing; "loss" float64 [B]: cross-entropy in nats.
+        classifier that says nothing gains nothing, nor one whose logits are not numbers; "loss" float64 [B]: cross-entropy in nats.
     """
     logits = logits.double()
     own = logits.gather(1, labels[:, None])
-    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    rank = (logits > own).sum(1) + ((logits == own) & before).sum(1)
-    return {"prediction": logits.argmax(1), "rank": rank, "loss": F.cross_entropy(logits, labels, reduction="none")}
+    after = torch.arange(logits.shape[1], device=logits.device) > labels[:, None]
+    # Classes behind are counted, not those before: nothing is greater than NaN, which would make it the first.
+    behind = (logits < own).sum(1) + ((logits == own) & after).sum(1)
+    return {"prediction": logits.argmax(1), "rank": logits.shape[1] - 1 - behind, "loss": F.cross_entropy(logits, labels, reduction="none")}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -37,6 +37,15 @@ def test_equal_logits_are_ranked_by_number_so_that_saying_nothing_is_chance():
     assert found.confusion[:, 0].tolist() == [1] * 10
 
 
+def test_logits_that_are_not_numbers_are_never_right():
+    labels = torch.arange(10)
+    found = judged(torch.full((10, 10), torch.nan), labels, 10, batch=4)
+    assert (found.top1, found.top5) == (0, 0)
+    one = torch.eye(10)
+    one[3, 7] = torch.nan
+    assert judged(one, labels, 10, batch=10).top1 == 0.9, "a number is not known to be greater than what is none"
+
+
 def test_fewer_than_five_classes_are_always_within_the_first_five():
     found = judged(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0]), 2, batch=2)
     assert (found.top1, found.top5) == (0.5, 1.0)
