@@ -40,7 +40,7 @@ class LabelledManifest(PartManifest):
     kind: ClassVar[str] = "labelled"
 
     labels: NDArray[np.int32]
-    """int32 [images]"""
+    """int32 [images]. Of these numbers the first have the names in `class_names`, if there are any."""
 
     def unit(self, index: int) -> LabelledUnit:
         """A unit by its number."""
@@ -54,19 +54,22 @@ def label_source(
     option: str = "data.train",
     column: str | None = None,
     classes: int | None = None,
-    class_names: Sequence[str] | None = None,
+    follows: LabelledManifest | None = None,
 ) -> Source:
     """The same source with labels that are known to be good.
+
+    Where labels are names, the classes are numbered in alphabetical order, or as in the set that is followed.
 
     Args:
         source: Images with a label column, in class folders, or in WebDataset tars with .cls members.
         option: How the path was given, for messages.
         column: The label column. None: the first of `LABEL_COLUMNS` that is there.
         classes: How many classes there are. None: as many as have names, or the largest label + 1.
-        class_names: Names by which to number the classes where labels are names, as a validation set has to follow the training set.
+        follows: The training set of a validation set: its numbers stand for the same classes.
 
     Raises:
-        UserError: Where there are no labels, or one that is none; its file is named.
+        UserError: Where there are no labels, or one that is none, whose file is named; where the classes are not those of `follows`, or
+            cannot be known to be.
     """
     manifest = source.manifest
     column = _label_column(manifest, option, source.uri, column)
@@ -80,8 +83,14 @@ def label_source(
     else:
         whole = np.isfinite(values) & (values == np.floor(values))
         labels = np.where(whole, values, -1).astype(np.int64)
-    if class_names is not None and names is not None and tuple(names) != tuple(class_names):
-        labels, names = _renumbered(labels, names, class_names, option, source.uri)
+    if follows is not None and names is not None:
+        if follows.class_names is not None:
+            labels, names = _renumbered(labels, names, follows.class_names, option, source.uri)
+        elif values.dtype == object or manifest.kind != "parquet":  # Parquet with names of classes has their numbers too.
+            raise UserError(
+                f"{option}={source.uri} has classes by name, such as {names[0]}, and the training data has them by number only",
+                "give both as class folders, or both with numbers: nothing says which name is which number",
+            )
     count = classes or (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
     bad = np.flatnonzero((labels < 0) | (labels >= count))
     if len(bad):
@@ -91,8 +100,6 @@ def label_source(
             f"of {manifest.unit(unit).describe(row)}",
             "mend or leave out these images" + ("" if classes is None else ", or raise --classes"),
         )
-    if names is not None and len(names) != count:
-        names = None  # A head of another size than the list of names: they would stand for nothing.
     labelled = LabelledManifest(
         rows=manifest.rows,
         digest=manifest.digest,
