@@ -44,13 +44,13 @@ class Classification:
     loss: float
     """Mean cross-entropy in nats."""
     confusion: NDArray[np.int64]
-    """int64 [K, K]: images by label (row) and prediction (column)."""
+    """int64 [n, 3]: label, prediction, and how many images have both, of the pairs that occur: of 21,841 classes there are 477 million."""
 
 
 def summarise(labels: NDArray[np.int64], judged: dict[str, NDArray[Any]], classes: int) -> Classification:
     """Add up what `judge` says about all images of a set, given as arrays [images]."""
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, judged["prediction"]), 1)
+    pairs, images = np.unique(labels * classes + judged["prediction"], return_counts=True)
+    confusion = np.stack([pairs // classes, pairs % classes, images], axis=1).astype(np.int64)
     count = len(labels)
     if not count:
         return Classification(images=0, top1=float("nan"), top5=float("nan"), loss=float("nan"), confusion=confusion)

@@ -34,7 +34,8 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         classes: K.
 
     Returns:
-        "top1", "top5", "loss" and "confusion" over the "images" that could be decoded, and of the others in "unusable" where and why.
+        "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded, the number of "classes",
+        and of the other images in "unusable" where and why.
     """
     with local_copy(checkpoint, MODEL_FILES) as folder:
         from beit.checkpoints import read_config
@@ -51,6 +52,7 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         "top5": result.top5,
         "loss": result.loss,
         "unusable": unusable(manifest, columns, [Status(status).reason for status in columns["status"].tolist()]),
+        "classes": classes,
         "confusion": result.confusion.tolist(),
     }
 
