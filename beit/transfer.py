@@ -21,6 +21,8 @@ from beit.vit import Backbone
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 TABLE_OF_BLOCK = "blocks.{}.attn.relative_position_bias_table"
+# Layers with an output for each class, in front of their parameters' names.
+OF_CLASSES = ("head.", "decode_head.conv_seg.", "auxiliary_head.conv_seg.")
 # What two models must have in common for the weights of one to mean something in the other.
 SAME = ("patch_size", "dim", "depth", "heads", "mlp_ratio")
 
@@ -81,12 +83,19 @@ def per_block_tables(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Ten
 
 
 def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode = "bicubic") -> Transfer:
-    """Start a model from a checkpoint folder of any kind; see `start_from`."""
+    """Start a model from a checkpoint folder of any kind; see `start_from`.
+
+    Layers that tell classes apart are dropped if both models name their classes and not by the same list: as many are not the same ones.
+    """
     saved = read_config(folder)
     tensors = read_tensors(folder)
     if saved.kind == "segmenter":
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
-    return start_from(model, tensors, saved.model, absolute=absolute)
+    theirs, ours = saved.head.get("class_names"), getattr(model, "class_names", None)
+    other = [name for name in tensors if name.startswith(OF_CLASSES)] if theirs and ours and tuple(theirs) != tuple(ours) else []
+    report = start_from(model, {name: tensor for name, tensor in tensors.items() if name not in other}, saved.model, absolute=absolute)
+    report.dropped.update(dict.fromkeys(other, "of other classes"))
+    return report
 
 
 @torch.no_grad()

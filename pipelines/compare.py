@@ -122,7 +122,7 @@ def read_run(argument: str) -> Run:
     saved = json.loads(storage.read_text(storage.join(uri, runs.CONFIG_FILE)))["config"]
     curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
     rows = read_metrics(uri)
-    for row in [*rows, *evaluations.read(uri, FOLDER)]:
+    for row in [*rows, *evaluations.alike(evaluations.read(uri, FOLDER))]:
         for metric in TITLES:
             if row.get(metric) is not None and np.isfinite(row[metric]):
                 curves[metric][row["step"]] = row[metric]

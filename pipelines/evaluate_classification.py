@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beit.config import ViewConfig
 from beit.decode import Status
@@ -18,7 +20,9 @@ from pipelines.sources import Manifest, Unit
 from pipelines.storage import local_copy
 from pipelines.stream import read_patiently
 
-ROWS_PER_BATCH = 64
+IMAGES_AT_ONCE = 64
+"""Images of which views are made together, and that go through the model together: blocks in between have 128 MiB, many small images."""
+
 JUDGED = ("unit", "row", "status", "label")
 
 
@@ -34,7 +38,8 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         classes: K.
 
     Returns:
-        "top1", "top5", "loss" and "confusion" over the "images" that could be decoded, and of the others in "unusable" where and why.
+        "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded, the number of "classes",
+        and of the other images in "unusable" where and why.
     """
     with local_copy(checkpoint, MODEL_FILES) as folder:
         from beit.checkpoints import read_config
@@ -51,6 +56,7 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         "top5": result.top5,
         "loss": result.loss,
         "unusable": unusable(manifest, columns, [Status(status).reason for status in columns["status"].tolist()]),
+        "classes": classes,
         "confusion": result.confusion.tolist(),
     }
 
@@ -74,8 +80,8 @@ def centre_views(unit: Unit, index: int, count: int, *, view: ViewConfig, image_
     """The images of a unit as they are judged, some at a time."""
     rows = np.arange(count)
     found = read_patiently(unit.read, rows, ("image", "label"))
-    for start in range(0, count, ROWS_PER_BATCH):
-        part = slice(start, start + ROWS_PER_BATCH)
+    for start in range(0, count, IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
         views = centre_batch(found["image"][part], view=view, image_size=image_size, share=share)
         yield {**views, "label": found["label"][part], "row": rows[part], "unit": np.full(len(rows[part]), index)}
 
@@ -102,7 +108,11 @@ class ClassJudge:
         from beit.metrics import judge
         from beit.pixels import normalise
 
-        with torch.inference_mode():
-            pixels = normalise(torch.from_numpy(np.array(batch["view"])).to(self._device), self._view)
-            found = judge(self._model(pixels), torch.from_numpy(np.array(batch["label"])).to(self._device))
-        return {**{name: batch[name] for name in JUDGED}, **{name: value.cpu().numpy() for name, value in found.items()}}
+        found: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        for start in range(0, len(batch["row"]), IMAGES_AT_ONCE):
+            views, labels = (torch.from_numpy(np.array(batch[name][start : start + IMAGES_AT_ONCE])) for name in ("view", "label"))
+            with torch.inference_mode():
+                pixels = normalise(views.to(self._device), self._view)
+                for name, value in judge(self._model(pixels), labels.to(self._device)).items():
+                    found[name].append(value.cpu().numpy())
+        return {**{name: batch[name] for name in JUDGED}, **{name: np.concatenate(parts) for name, parts in found.items()}}

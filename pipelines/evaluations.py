@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ def read(run: str, kind: str) -> list[dict[str, Any]]:
     names = [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"] if storage.exists(folder) else []
     found = [json.loads(storage.read_text(storage.join(folder, name))) for name in sorted(names, key=lambda name: (len(name), name))]
     return sorted(found, key=lambda one: int(one["step"]))
+
+
+def alike(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of what `read` gave, the evaluations of one way of judging, so that they can be compared.
+
+    Of the ways in which the last step was judged, that of most steps, or else the first.
+    """
+    ways = [json.dumps(one.get("test"), sort_keys=True) for one in found]
+    last = [way for one, way in zip(found, ways, strict=True) if one["step"] == found[-1]["step"]]
+    return [one for one, way in zip(found, ways, strict=True) if way == max(last, key=ways.count)]
 
 
 def saved_at(run: str, kind: str, step: int, *, way: str = "") -> dict[str, Any] | None:

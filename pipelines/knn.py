@@ -104,7 +104,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     option = "data.train" if knn.train is None else "knn.train"
     train = label_source(source, option=option, column=knn.label).manifest
     assert isinstance(train, LabelledManifest)
-    classes, names = class_count(train, None), train.class_names
+    classes = class_count(train, None)
     if knn.val is not None:
         held_out = open_source(knn.val, option="knn.val", split="val", say=say)
     elif config.data.train is None and knn.train is None:
@@ -114,7 +114,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
             f"knn.every_steps={knn.every_steps}, and knn.val is not given, so there is nothing to be judged by",
             "set --knn.val to labelled images, or leave out --knn.every-steps",
         )
-    val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, class_names=names).manifest
+    val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, follows=train).manifest
     assert isinstance(val, LabelledManifest)
     say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
     return KnnSets(

@@ -37,6 +37,7 @@ class LabelledData:
     val: LabelledManifest | None
     classes: int
     class_names: tuple[str, ...] | None
+    """A name for each of the `classes`. None: there are none, or not as many."""
 
 
 def checked_data(data: Data, *, image_size: int, job: str) -> Data:
@@ -75,10 +76,12 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
     source = label_source(open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes)
     assert isinstance(source.manifest, LabelledManifest)
     count, names = class_count(source.manifest, classes), source.manifest.class_names
+    if names is not None and len(names) != count:
+        names = None
     train = take_fraction(source.manifest, config.data.fraction, seed)
     val: LabelledManifest | None = None
     if (found := open_val(config.data, config.output.root, image_size=image_size, say=say)) is not None:
-        labelled = label_source(found, option="data.val", column=config.data.label, classes=count, class_names=names).manifest
+        labelled = label_source(found, option="data.val", column=config.data.label, classes=count, follows=source.manifest).manifest
         assert isinstance(labelled, LabelledManifest)
         val = labelled
     return LabelledData(source=replace(source, manifest=train), train=train, val=val, classes=count, class_names=names)

@@ -9,10 +9,12 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.charts import Line, line_chart
 
 MOST_NAMED = 40
+MOST_DRAWN = 2000
 MOST_PAIRS = 10
 
 
@@ -24,8 +26,8 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
     steps = [one["step"] for one in evaluations]
     accuracy = [Line(name=label, x=steps, y=[one[key] for one in evaluations]) for key, label in (("top1", "top-1"), ("top5", "top-5"))]
     loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
-    confusion = np.array(last["confusion"])
-    names = list(class_names) if class_names else [str(number) for number in range(len(confusion))]
+    confusion = np.array(last["confusion"], np.int64).reshape(-1, 3)
+    names = list(class_names) if class_names else [str(number) for number in range(last["classes"])]
     unread = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in last["unusable"][:20])
     return (
         f"<h2>Validation</h2><p>Top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%}, loss {last['loss']:.3f} nats after step "
@@ -33,15 +35,18 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
         f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
         f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"
         + (f"<p>{len(last['unusable']):,} images could not be decoded and count nowhere:</p><ul>{unread}</ul>" if unread else "")
-        + f"<h2>Confusion</h2><p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>{_matrix(confusion, names)}"
-        f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
+        + "<h2>Confusion</h2>"
+        + (_matrix(confusion, names) if len(names) <= MOST_DRAWN else f"<p>{len(names):,} classes are more than a picture can show.</p>")
+        + f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
     )
 
 
-def _matrix(confusion: np.ndarray[Any, Any], names: list[str]) -> str:
+def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
     from matplotlib.figure import Figure
 
-    share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    counts = np.zeros((len(names), len(names)), np.int64)
+    counts[confusion[:, 0], confusion[:, 1]] = confusion[:, 2]
+    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     figure = Figure(figsize=(6, 5.4), layout="constrained", dpi=110)
     axes = figure.add_subplot()
     picture = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
@@ -54,13 +59,13 @@ def _matrix(confusion: np.ndarray[Any, Any], names: list[str]) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return (
+        "<p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>"
         f'<div class="wide"><img alt="Confusion matrix" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>'
     )
 
 
-def _pairs(confusion: np.ndarray[Any, Any], names: list[str]) -> list[str]:
+def _pairs(confusion: NDArray[np.int64], names: list[str]) -> list[str]:
     """The commonest mistakes in words."""
-    wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [np.unravel_index(place, wrong.shape) for place in order]
-    return [f"{names[row]} for {names[column]} ({wrong[row, column]:,})" for row, column in places if wrong[row, column]]
+    wrong = confusion[confusion[:, 0] != confusion[:, 1]]
+    commonest = wrong[np.argsort(-wrong[:, 2], kind="stable")[:MOST_PAIRS]]
+    return [f"{names[row]} for {names[column]} ({images:,})" for row, column, images in commonest.tolist()]

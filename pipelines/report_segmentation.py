@@ -12,6 +12,7 @@ import numpy as np
 from pipelines import storage
 from pipelines.charts import Line, line_chart
 from pipelines.evaluate import FOLDER
+from pipelines.evaluations import alike
 
 CURVES = (("mean_iou", "mean IoU"), ("mean_accuracy", "mean accuracy"), ("overall_accuracy", "overall accuracy"))
 
@@ -28,10 +29,10 @@ def segmentation_section(run: str, evaluations: Sequence[dict[str, Any]], class_
         return ""
     last = evaluations[-1]["step"]
     final = [one for one in evaluations if one["step"] == last]
-    shown = final[0]
-    alike = [one for one in evaluations if one["test"] == shown["test"]]
-    steps = [one["step"] for one in alike]
-    lines = [Line(name=label, x=steps, y=[one[key] for one in alike]) for key, label in CURVES]
+    curves = alike(evaluations)
+    shown = curves[-1]
+    steps = [one["step"] for one in curves]
+    lines = [Line(name=label, x=steps, y=[one[key] for one in curves]) for key, label in CURVES]
     names = list(class_names) if class_names else [str(number) for number in range(len(shown["iou"]))]
     return (
         f"<h2>Validation</h2><p>Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that count of {shown['images']:,} "

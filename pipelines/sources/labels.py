@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
+from pipelines import seeds
 from pipelines.sources.base import Columns, Manifest, Rows, Source
-from pipelines.sources.part import PartManifest, PartUnit, all_rows, draw, rows_taken
+from pipelines.sources.part import PartUnit
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 """Names that label columns go by, the hub's first."""
@@ -34,18 +37,28 @@ class LabelledUnit(PartUnit):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledManifest(PartManifest):
+class LabelledManifest(Manifest):
     """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an image."""
 
     kind: ClassVar[str] = "labelled"
 
+    whole: Manifest
+    units: NDArray[np.int64]
+    """int64 [U]: the unit of `whole` that each unit is a part of."""
+    kept: NDArray[np.int64]
+    """int64 [images]: row within its unit of `whole`, unit after unit."""
     labels: NDArray[np.int32]
-    """int32 [images]"""
+    """int32 [images]. Of these numbers the first have the names in `class_names`, if there are any."""
 
     def unit(self, index: int) -> LabelledUnit:
         """A unit by its number."""
-        images = self.images_of(index)
+        end = int(self._ends[index])
+        images = slice(end - int(self.rows[index]), end)
         return LabelledUnit(self.whole.unit(int(self.units[index])), self.kept[images].copy(), self.labels[images].copy())
+
+    @functools.cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.rows, dtype=np.int64)
 
 
 def label_source(
@@ -54,19 +67,22 @@ def label_source(
     option: str = "data.train",
     column: str | None = None,
     classes: int | None = None,
-    class_names: Sequence[str] | None = None,
+    follows: LabelledManifest | None = None,
 ) -> Source:
     """The same source with labels that are known to be good.
+
+    Where labels are names, the classes are numbered in alphabetical order, or as in the set that is followed.
 
     Args:
         source: Images with a label column, in class folders, or in WebDataset tars with .cls members.
         option: How the path was given, for messages.
         column: The label column. None: the first of `LABEL_COLUMNS` that is there.
         classes: How many classes there are. None: as many as have names, or the largest label + 1.
-        class_names: Names by which to number the classes where labels are names, as a validation set has to follow the training set.
+        follows: The training set of a validation set: its numbers stand for the same classes.
 
     Raises:
-        UserError: Where there are no labels, or one that is none; its file is named.
+        UserError: Where there are no labels, or one that is none, whose file is named; where the classes are not those of `follows`, or
+            cannot be known to be.
     """
     manifest = source.manifest
     column = _label_column(manifest, option, source.uri, column)
@@ -80,8 +96,14 @@ def label_source(
     else:
         whole = np.isfinite(values) & (values == np.floor(values))
         labels = np.where(whole, values, -1).astype(np.int64)
-    if class_names is not None and names is not None and tuple(names) != tuple(class_names):
-        labels, names = _renumbered(labels, names, class_names, option, source.uri)
+    if follows is not None and names is not None:
+        if follows.class_names is not None:
+            labels, names = _renumbered(labels, names, follows.class_names, option, source.uri)
+        elif values.dtype == object or manifest.kind != "parquet":  # Parquet with names of classes has their numbers too.
+            raise UserError(
+                f"{option}={source.uri} has classes by name, such as {names[0]}, and the training data has them by number only",
+                "give both as class folders, or both with numbers: nothing says which name is which number",
+            )
     count = classes or (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
     bad = np.flatnonzero((labels < 0) | (labels >= count))
     if len(bad):
@@ -91,15 +113,15 @@ def label_source(
             f"of {manifest.unit(unit).describe(row)}",
             "mend or leave out these images" + ("" if classes is None else ", or raise --classes"),
         )
-    if names is not None and len(names) != count:
-        names = None  # A head of another size than the list of names: they would stand for nothing.
     labelled = LabelledManifest(
         rows=manifest.rows,
         digest=manifest.digest,
         columns=tuple(dict.fromkeys((*manifest.columns, "label"))),
         class_names=tuple(names) if names is not None else None,
+        whole=manifest,
+        units=np.arange(len(manifest.rows)),
+        kept=np.concatenate([np.arange(rows) for rows in manifest.rows]),
         labels=labels.astype(np.int32),
-        **all_rows(manifest),
     )
     return replace(source, manifest=labelled)
 
@@ -115,8 +137,30 @@ def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> Lab
     """A part of the images, the same share of every class (at least one image of each)."""
     if fraction >= 1:
         return manifest
-    taken = draw(manifest.labels, fraction, seed)
-    return replace(manifest, labels=manifest.labels[taken], **rows_taken(manifest, taken, fraction, seed))
+    taken = _draw(manifest.labels, fraction, seed)
+    rows = np.bincount(np.repeat(np.arange(len(manifest.rows)), manifest.rows)[taken], minlength=len(manifest.rows))
+    state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
+    return replace(
+        manifest,
+        rows=rows[rows > 0].astype(np.int32),
+        digest=state.hexdigest(),
+        units=manifest.units[rows > 0],
+        kept=manifest.kept[taken],
+        labels=manifest.labels[taken],
+    )
+
+
+def _draw(labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which images are taken, [images]: of every class those that come first in one random order of all."""
+    order = seeds.generator(seed, seeds.FRACTION, 0, 0, 0).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    wanted = np.minimum(counts, np.maximum(1, np.round(fraction * counts).astype(np.int64)))
+    place = np.arange(len(by_class)) - np.repeat(starts, counts)
+    taken = np.zeros(len(by_class), bool)
+    taken[by_class[place < np.repeat(wanted, counts)]] = True
+    return taken
 
 
 def _label_column(manifest: Manifest, option: str, uri: str, column: str | None) -> str:

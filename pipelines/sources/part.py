@@ -1,18 +1,27 @@
-"""A part of the images of another source, drawn once: the same for the same seed, and a smaller one is part of a larger one."""
+"""A part of the images of another source, drawn once: the same for the same seed, and a smaller one is part of a larger one.
+
+Every image has a random number, and those with the smallest are taken. Nothing is kept for an image: whoever reads a unit draws its
+numbers again.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import seeds
 from pipelines.sources.base import Columns, Manifest, Rows, Unit
+
+AT_ONCE = 1 << 22
+"""Numbers that are held at a time."""
+
+BUCKETS = 1 << 16
+"""Numbers are counted by so many equal intervals of [0, 1) before those of one interval are put in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,85 +43,73 @@ class PartUnit(Unit):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartManifest(Manifest):
-    """Some rows of another manifest: 8 bytes an image."""
+    """Some rows of another manifest: 20 bytes a unit."""
 
     kind: ClassVar[str] = "part"
 
     whole: Manifest
     units: NDArray[np.int64]
     """int64 [U]: the unit of `whole` that each unit is a part of."""
-    kept: NDArray[np.int64]
-    """int64 [images]: row within its unit of `whole`, unit after unit."""
+    starts: NDArray[np.int64]
+    """int64 [U]: images of `whole` in front of that unit."""
+    seed: int
+    largest: float
+    """Images with this number, or a smaller one, are taken."""
 
     def unit(self, index: int) -> Unit:
         """A unit by its number."""
-        return PartUnit(self.whole.unit(int(self.units[index])), self.kept[self.images_of(index)].copy())
-
-    def images_of(self, index: int) -> slice:
-        """Where the images of a unit stand in the order of all."""
-        end = int(self._ends[index])
-        return slice(end - int(self.rows[index]), end)
-
-    @functools.cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.cumsum(self.rows, dtype=np.int64)
+        number = int(self.units[index])
+        drawn = draw_numbers(self.seed, int(self.starts[index]), int(self.whole.rows[number]))
+        return PartUnit(self.whole.unit(number), np.flatnonzero(drawn <= self.largest))
 
 
-def all_rows(manifest: Manifest) -> dict[str, Any]:
-    """What `PartManifest` adds to a manifest, for a part that is all of it."""
-    return {
-        "whole": manifest,
-        "units": np.arange(len(manifest.rows)),
-        "kept": np.concatenate([np.arange(rows) for rows in manifest.rows]),
-    }
-
-
-def draw(groups: NDArray[Any], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose a share of the images, the same share of every group (at least one image of each).
-
-    Args:
-        groups: int [images], from 0.
-        fraction: In (0, 1].
-        seed: The same images for the same seed.
-
-    Returns:
-        Bool [images].
-    """
-    order = seeds.generator(seed, seeds.FRACTION, 0, 0, 0).permutation(len(groups))
-    by_group = order[np.argsort(groups[order], kind="stable")]
-    counts = np.bincount(groups)
-    starts = np.cumsum(counts) - counts
-    wanted = np.minimum(counts, np.maximum(1, np.round(fraction * counts).astype(np.int64)))
-    place = np.arange(len(by_group)) - np.repeat(starts, counts)
-    taken = np.zeros(len(by_group), bool)
-    taken[by_group[place < np.repeat(wanted, counts)]] = True
-    return taken
-
-
-def rows_taken(part: PartManifest, taken: NDArray[np.bool_], fraction: float, seed: int) -> dict[str, Any]:
-    """The fields of a smaller part, of the images that `draw` took by this fraction and seed."""
-    unit = np.repeat(np.arange(len(part.rows)), part.rows)
-    rows = np.bincount(unit[taken], minlength=len(part.rows))
-    state = hashlib.blake2b(f"{part.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
-    return {
-        "rows": rows[rows > 0].astype(np.int32),
-        "digest": state.hexdigest(),
-        "units": part.units[rows > 0],
-        "kept": part.kept[taken],
-    }
+def draw_numbers(seed: int, start: int, images: int) -> NDArray[np.float64]:
+    """The numbers of some images, uniform in [0, 1); `start` images are in front of them."""
+    generator = seeds.generator(seed, seeds.FRACTION, 0, 0, 0)
+    assert isinstance(generator.bit_generator, np.random.PCG64)
+    generator.bit_generator.advance(start)  # A number takes one step of the generator.
+    return generator.random(images)
 
 
 def take_part(manifest: Manifest, fraction: float, seed: int) -> Manifest:
-    """A share of the images, drawn at random, whatever is on them."""
+    """A share of the images, drawn at random, whatever is on them; at least one.
+
+    Goes three times through the numbers of all images, and holds some millions of them.
+    """
     if fraction >= 1:
         return manifest
-    part = PartManifest(
-        rows=manifest.rows,
-        digest=manifest.digest,
+    largest = _largest(manifest.total, max(1, round(fraction * manifest.total)), seed)
+    ends, rows = np.cumsum(manifest.rows, dtype=np.int64), np.zeros(len(manifest.rows), np.int64)
+    for start, drawn in _all_numbers(manifest.total, seed):
+        rows += np.bincount(np.searchsorted(ends, start + np.flatnonzero(drawn <= largest), side="right"), minlength=len(rows))
+    state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
+    units = np.flatnonzero(rows)
+    return PartManifest(
+        rows=rows[units].astype(np.int32),
+        digest=state.hexdigest(),
         columns=manifest.columns,
         class_names=manifest.class_names,
         annotation_names=manifest.annotation_names,
-        **all_rows(manifest),
+        whole=manifest,
+        units=units,
+        starts=(ends - manifest.rows)[units],
+        seed=seed,
+        largest=largest,
     )
-    taken = draw(np.zeros(manifest.total, np.int64), fraction, seed)
-    return replace(part, **rows_taken(part, taken, fraction, seed))
+
+
+def _all_numbers(images: int, seed: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The numbers of all images, some at a time, each time with how many are in front."""
+    for start in range(0, images, AT_ONCE):
+        yield start, draw_numbers(seed, start, min(AT_ONCE, images - start))
+
+
+def _largest(images: int, taken: int, seed: int) -> float:
+    """The number up to which so many of all images have theirs."""
+    counts = np.zeros(BUCKETS, np.int64)
+    for _, drawn in _all_numbers(images, seed):
+        counts += np.bincount((drawn * BUCKETS).astype(np.int64), minlength=BUCKETS)
+    ends = np.cumsum(counts)
+    bucket = int(np.searchsorted(ends, taken))
+    inside = [drawn[(drawn * BUCKETS).astype(np.int64) == bucket] for _, drawn in _all_numbers(images, seed)]
+    return float(np.sort(np.concatenate(inside))[taken - 1 - int(ends[bucket] - counts[bucket])])

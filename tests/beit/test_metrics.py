@@ -23,7 +23,8 @@ def test_accuracies_and_confusion_are_those_of_torchmetrics_whatever_the_batches
     for top, value in ((1, found.top1), (5, found.top5)):
         metric = MulticlassAccuracy(num_classes=classes, top_k=top, average="micro")
         assert value == pytest.approx(metric(logits, labels).item())
-    np.testing.assert_array_equal(found.confusion, MulticlassConfusionMatrix(num_classes=classes)(logits, labels).numpy())
+    matrix = MulticlassConfusionMatrix(num_classes=classes)(logits, labels).numpy()
+    assert found.confusion.tolist() == [[row, column, matrix[row, column]] for row, column in zip(*matrix.nonzero(), strict=True)]
     exponents = np.exp(logits.numpy().astype(np.float64))
     own = exponents[np.arange(images), labels.numpy()]
     assert found.loss == pytest.approx(-np.log(own / exponents.sum(1)).mean())
@@ -34,7 +35,16 @@ def test_equal_logits_are_ranked_by_number_so_that_saying_nothing_is_chance():
     labels = torch.arange(10)
     found = judged(torch.zeros(10, 10), labels, 10, batch=3)
     assert (found.top1, found.top5) == (0.1, 0.5)
-    assert found.confusion[:, 0].tolist() == [1] * 10
+    assert found.confusion.tolist() == [[label, 0, 1] for label in range(10)]
+
+
+def test_logits_that_are_not_numbers_are_never_right():
+    labels = torch.arange(10)
+    found = judged(torch.full((10, 10), torch.nan), labels, 10, batch=4)
+    assert (found.top1, found.top5) == (0, 0)
+    one = torch.eye(10)
+    one[3, 7] = torch.nan
+    assert judged(one, labels, 10, batch=10).top1 == 0.9, "a number is not known to be greater than what is none"
 
 
 def test_fewer_than_five_classes_are_always_within_the_first_five():
@@ -42,8 +52,15 @@ def test_fewer_than_five_classes_are_always_within_the_first_five():
     assert (found.top1, found.top5) == (0.5, 1.0)
 
 
+def test_many_classes_take_no_more_room_than_the_images():
+    labels = torch.arange(21_840, 21_836, -1)
+    found = judged(torch.nn.functional.one_hot(labels, 21_841).float(), labels, 21_841, batch=4)
+    assert found.confusion.tolist() == [[label, label, 1] for label in range(21_837, 21_841)]
+
+
 def test_a_set_without_images_has_no_accuracy():
     empty = {name: np.zeros(0, np.int64) for name in ("prediction", "rank", "loss")}
     found = summarise(np.zeros(0, np.int64), empty, 3)
     assert found.images == 0
+    assert found.confusion.shape == (0, 3)
     assert np.isnan(found.top1)

@@ -11,9 +11,11 @@ from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.mim import Beit
 from beit.resolution import resample_absolute, resample_table
+from beit.segmenter import Segmenter
 from beit.transfer import finetuning_config, start_from, start_from_folder
 
 PAPER = ModelConfig(image_size=64, dim=24, depth=2, heads=3)
+HEADS = ("decode_head", "auxiliary_head")
 RELEASED = dataclasses.replace(PAPER, position="relative", layer_scale=0.1)
 
 
@@ -78,6 +80,20 @@ def test_a_head_for_other_classes_is_dropped_and_says_so(tmp_path):
     report = start_from_folder(fresh(PAPER, classes=5), tmp_path)
     assert report.dropped["head.weight"] == "shape [9, 24], [5, 24] in the new model"
     assert report.fresh == ["head.weight", "head.bias"]
+
+
+def test_a_head_for_as_many_other_classes_is_dropped_and_one_for_the_same_is_taken(tmp_path):
+    save_model(stirred(fresh(PAPER, classes=2, class_names=["cat", "dog"])), tmp_path)
+    other = start_from_folder(fresh(PAPER, classes=2, class_names=["car", "van"]), tmp_path)
+    assert (other.dropped, other.fresh) == (dict.fromkeys(["head.bias", "head.weight"], "of other classes"), ["head.weight", "head.bias"])
+    for names in (["cat", "dog"], None):
+        assert start_from_folder(fresh(PAPER, classes=2, class_names=names), tmp_path).dropped == {}
+    segmenter = Segmenter(PAPER, 2, channels=8, class_names=["cat", "dog"], generator=torch.Generator().manual_seed(7))
+    save_model(segmenter, tmp_path / "segmenter")
+    streets = Segmenter(PAPER, 2, channels=8, class_names=["sky", "road"], generator=torch.Generator().manual_seed(8))
+    report = start_from_folder(streets, tmp_path / "segmenter")
+    assert set(report.fresh) == set(report.dropped) == {f"{head}.conv_seg.{name}" for head in HEADS for name in ("weight", "bias")}
+    assert torch.equal(streets.decode_head.bottleneck.conv.weight, segmenter.decode_head.bottleneck.conv.weight)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from beit.errors import UserError
+from pipelines import evaluations
 from pipelines.compare import CompareConfig, compare, group, read_run
 
 
@@ -54,6 +55,16 @@ def test_a_curve_goes_through_every_run_although_they_reported_at_different_step
     steps, values = group([read_run(path) for path in paths])[0].curve("train/loss")
     assert steps == [10, 15, 20, 30]
     assert values.tolist() == [[4.0, 3.0, 2.0, 1.0], [6.0, 3.0, 3.0, 3.0]]
+
+
+def test_a_test_at_several_scales_is_not_compared_with_one_at_a_single_scale(tmp_path):
+    path = make_run(tmp_path / "run", job="segment")
+    single, several = {"stride": None, "ratios": [1.0], "flip": False}, {"stride": None, "ratios": [0.5, 1.0], "flip": True}
+    for step, way, test, value in ((10, "", single, 0.3), (20, "", single, 0.4), (20, "-0.5x-1x-flip", several, 0.45)):
+        evaluations.save(path, "validation", step, {"mean_iou": value, "test": test}, way=way)
+    assert read_run(path).curves["mean_iou"] == {10: 0.3, 20: 0.4}
+    assert [one["mean_iou"] for one in evaluations.alike(evaluations.read(path, "validation")[:2])] == [0.3, 0.4]
+    assert evaluations.alike([]) == []
 
 
 def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):

@@ -103,7 +103,8 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert (count, last["images"], len(last["unusable"])) == (37, 36, 1)
     assert "row group 1, row 3" in last["unusable"][0][0]
     assert last["top1"] == pytest.approx(np.mean(right))
-    assert np.sum(last["confusion"]) == 36
+    assert sum(images for _, _, images in last["confusion"]) == 36
+    assert sum(images for label, predicted, images in last["confusion"] if label == predicted) == sum(right)
     report = Path(rebuild_report(result.run)).read_text()
     assert "Confusion matrix" in report
     assert "What patches attend to" in report

@@ -13,6 +13,8 @@ from PIL import Image
 
 from beit.config import AugmentConfig, ViewConfig
 from beit.errors import UserError
+from pipelines.finetune_presets import ClassifyDataConfig, FinetuneConfig
+from pipelines.labelled import open_labelled
 from pipelines.ledger import Ledger
 from pipelines.samples import SampleConfig, make_samples
 from pipelines.schedule import Part
@@ -103,12 +105,35 @@ def test_data_without_labels_is_told_so_with_a_remedy(tmp_path):
     assert "a folder for each class" in told.value.remedy
 
 
-def test_a_validation_set_follows_the_numbers_of_the_training_set(tmp_path):
-    write("folders", tmp_path, [2, 2, 1])  # no cat: the folders alone would number dog 0 and eel 1
-    source = label_source(open_source(str(tmp_path)), class_names=NAMES)
-    assert found_in(source) == {0: 2, 1: 2, 2: 1}
-    with pytest.raises(UserError, match="1 classes that the training data lacks, such as eel"):
-        label_source(open_source(str(tmp_path)), option="data.val", class_names=NAMES[:2])
+def labelled(root, **options):
+    return label_source(open_source(str(root)), **options)
+
+
+def write_pair(tmp_path, kinds, train, val):
+    for name, kind, labels in zip(("train", "val"), kinds, (train, val), strict=True):
+        (tmp_path / name).mkdir()
+        write(kind, tmp_path / name, labels)
+    return tmp_path / "train", tmp_path / "val"
+
+
+@pytest.mark.parametrize("classes", [None, 5], ids=["as many as are named", "more than are named"])
+@pytest.mark.parametrize("kind", ["names", "folders"])
+def test_a_validation_set_follows_the_numbers_of_the_training_set(kind, classes, tmp_path):
+    train, val = write_pair(tmp_path, (kind, kind), [0, 1, 2], [2, 2, 1])  # no cat: alone it would number dog 0 and eel 1
+    config = FinetuneConfig(data=ClassifyDataConfig(train=str(train), val=str(val)))
+    opened = open_labelled(config, image_size=8, classes=classes, seed=0, say=print)
+    assert found_in(type("Val", (), {"manifest": opened.val})) == {0: 2, 1: 2, 2: 1}
+    assert (opened.classes, opened.class_names) == ((3, NAMES) if classes is None else (5, None))
+    with pytest.raises(UserError, match="1 classes that the training data lacks, such as cat"):
+        labelled(train, option="data.val", follows=labelled(val).manifest)
+
+
+def test_names_are_no_numbers_unless_the_data_says_which(tmp_path):
+    train, val = write_pair(tmp_path, ("tar", "folders"), [0, 1, 2], [1, 2])
+    with pytest.raises(UserError, match="classes by name, such as dog, and the training data has them by number only"):
+        labelled(val, option="data.val", follows=labelled(train).manifest)
+    write_parquet(tmp_path / "named.parquet", [1, 2])
+    assert labelled(tmp_path / "named.parquet", follows=labelled(train).manifest).manifest.labels.tolist() == [1, 2]
 
 
 def test_a_fraction_takes_the_same_share_of_every_class_and_of_every_smaller_fraction_all(tmp_path):

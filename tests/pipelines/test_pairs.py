@@ -8,7 +8,6 @@ import pytest
 from beit.errors import UserError
 from pipelines.sources import open_source
 from pipelines.sources.pairs import with_annotations
-from pipelines.sources.part import take_part
 
 
 @pytest.fixture(autouse=True)
@@ -83,18 +82,3 @@ def test_what_is_no_pair_of_folders_is_told(tmp_path):
     for annotations, message in (("annotations", "two annotations for a"), ("texts", "holds no PNG"), ("nowhere", "does not exist")):
         with pytest.raises(UserError, match=message):
             paired(tmp_path, annotations=annotations)
-
-
-def test_a_part_is_a_share_of_the_images_the_same_for_the_same_seed_and_within_a_larger_one(tmp_path):
-    write(tmp_path / "images", [f"{i:03}.jpg" for i in range(300)])
-    write(tmp_path / "annotations", [f"{i:03}.png" for i in range(300)])
-    whole = paired(tmp_path).manifest
-    fifth, half = take_part(whole, 0.2, 3), take_part(whole, 0.5, 3)
-    assert (fifth.total, half.total) == (60, 150)
-    of_fifth, of_half = pairs_in(fifth), pairs_in(half)
-    assert of_fifth.items() < of_half.items() < pairs_in(whole).items()
-    assert all(image.removesuffix(".jpg") == annotation.removesuffix(".png") for image, annotation in of_half.items())
-    assert pairs_in(take_part(whole, 0.2, 3)) == of_fifth
-    assert pairs_in(take_part(whole, 0.2, 4)) != of_fifth
-    assert take_part(whole, 1.0, 3) is whole
-    assert len({one.digest for one in (whole, fifth, half, take_part(whole, 0.2, 4))}) == 4
