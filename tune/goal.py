@@ -126,5 +126,6 @@ def evaluated(config: PretrainConfig, objective: str, images: int) -> PretrainCo
         return replace(config, evaluation=replace(config.evaluation, mask=config.mask))
     if objective == "knn":
         steps = config.total_steps(images, config.optim.global_batch_size)
+        # Rounded up: rather fewer points, for a trial that reached the last of ASHA's before its end would be stopped there.
         return replace(config, knn=replace(config.knn, every_steps=-(-steps // config.evaluation.points)))
     return config
