@@ -270,11 +270,12 @@ def _extract_missing(
     done, start = 0, time.monotonic()
     last = start
     for count, result in enumerate(_run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1):
-        if result["overflow"]:
-            raise UserError(
-                f"layer {result['overflow']} has features above 65,504, which float16 cannot hold",
-                "set --numbers float32, and another --out",
-            )
+        if layer := result["overflow"]:
+            if files.description.numbers == "float16":
+                raise UserError(
+                    f"layer {layer} has features above 65,504, which float16 cannot hold", "set --numbers float32, in a new folder"
+                )
+            raise UserError(f"layer {layer} has features that are not finite numbers", "probe an earlier checkpoint: this one is broken")
         done += int(result["images"])
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS or count == len(missing):
@@ -384,7 +385,7 @@ class Embed:
         self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once
 
     def __call__(self, batch: Batch) -> Batch:
-        """What `views_of_pieces` made -> "file", "images" and "overflow", each [1]: the layer whose numbers float16 cannot hold, or 0."""
+        """What `views_of_pieces` made -> "file", "images" and "overflow", each [1]: the layer whose numbers are not finite, or 0."""
         number = int(batch["file"][0])
         if (batch["file"] != number).any() or len(batch["file"]) != self._files.images_of(number):
             raise RuntimeError(f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}")

@@ -63,6 +63,9 @@ class ProbeConfig:
     centre: float | None = None
     """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128 px."""
 
+    numbers: Literal["float16", "float32"] = "float16"
+    """How features are written. float32: for models whose features float16 cannot hold."""
+
     keep_features: bool = False
     """Keep the features in the run folder. Otherwise they are deleted when everything is judged."""
 
@@ -205,10 +208,11 @@ def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], lab
     yield f"model: {saved.kind}, ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, from {config.start}"
     yield f"data: {images:,} images of {labelled.classes:,} classes, judged by {labelled.val.total:,}"
     features = len(layers) * len(config.poolings) * (1 + config.baseline)
-    disk = 2 * features * model.dim * (images + labelled.val.total) / 2**20
-    held = (2 * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
+    bytes_each = 2 if config.numbers == "float16" else 4
+    disk = bytes_each * features * model.dim * (images + labelled.val.total) / 2**20
+    held = (bytes_each * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
     yield (
-        f"features: {features} of {model.dim} float16 numbers an image: {disk:,.0f} MiB in the run folder"
+        f"features: {features} of {model.dim} {config.numbers} numbers an image: {disk:,.0f} MiB in the run folder"
         f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' similarities {held:,.0f} MiB"
     )
 
@@ -259,6 +263,7 @@ def _features(
             run.path(FEATURES_FOLDER, weights, name),
             layers=layers,
             poolings=config.poolings,
+            numbers=config.numbers,
             centre=config.centre,
             placement=placement,
             images_at_once=config.resources.micro_batch_size or IMAGES_AT_ONCE,
