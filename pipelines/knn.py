@@ -47,7 +47,7 @@ class KnnSets:
 
     def _judge(self, folder: runs.RunFolder, placement: Placement, checkpoint: str, step: int) -> dict[str, Any]:
         from beit.probe import Labelled, probe_knn
-        from pipelines.features import extract
+        from pipelines.extract import extract
         from pipelines.models import model_digest
 
         # Named by the weights: of a step that was taken again after an interruption they can be others.
