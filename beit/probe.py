@@ -6,7 +6,9 @@ N training images, M images to judge, D width of a feature, K classes. Everythin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +44,8 @@ class Labelled:
         return torch.from_numpy(self.features).to(device), torch.from_numpy(self.labels).to(device)
 
 
-def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, config: KnnConfig) -> Tensor:
-    """What the nearest training images say about each query.
+def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, config: KnnConfig) -> Iterator[Tensor]:
+    """Yield what the nearest training images say about the queries, some at a time.
 
     Args:
         train: Float [N, D], of any precision; similarities are computed in float32.
@@ -52,19 +54,16 @@ def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, conf
         classes: K.
         config: How many neighbours vote, and how.
 
-    Returns:
-        Float32 [M, K]: the sum of the votes for each class. Needs 4 N (D + 256) bytes beside its arguments.
+    Yields:
+        Float32 [m, K], M rows in all: the sum of the votes for each class. Needs 4 N (D + 256) bytes beside its arguments.
     """
     known = F.normalize(train.float(), dim=1)
-    votes = torch.zeros(len(queries), classes, device=train.device)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        part = slice(start, start + QUERIES_AT_ONCE)
-        similarity = F.normalize(queries[part].float(), dim=1) @ known.T
+    for part in torch.split(queries, QUERIES_AT_ONCE):
+        similarity = F.normalize(part.float(), dim=1) @ known.T
         nearest, which = similarity.topk(min(config.neighbours, len(train)), dim=1)
         # Relative to the nearest: the same order of classes, and no overflow at any temperature.
         weights = ((nearest - nearest[:, :1]) / config.temperature).exp()
-        votes[part] = votes[part].scatter_add(1, labels[which], weights)
-    return votes
+        yield torch.zeros(len(part), classes, device=train.device).scatter_add(1, labels[which], weights)
 
 
 def fit_linear(train: Tensor, labels: Tensor, classes: int, config: LinearConfig, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -120,24 +119,30 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0).float()
 
 
-def score(logits: Tensor, labels: Tensor) -> Score:
-    """Accuracies of logits [M, K], or votes, on labels int64 [M]; classes of equal logits rank by their numbers."""
-    judged = {name: value.cpu().numpy() for name, value in judge(logits, labels).items()}
-    result = summarise(labels.cpu().numpy(), judged, logits.shape[1])
+def score(logits: Iterable[Tensor], labels: NDArray[np.int64]) -> Score:
+    """Accuracies of logits [m, K], or votes, some images at a time, on labels [M]; classes of equal logits rank by their numbers."""
+    judged: list[dict[str, NDArray[Any]]] = []
+    start, classes = 0, 0
+    for part in logits:  # Of 50,000 images and 22,000 classes, all logits would be 4 GiB.
+        found = judge(part.cpu(), torch.from_numpy(labels[start : start + len(part)]))
+        judged.append({name: value.numpy() for name, value in found.items()})
+        start, classes = start + len(part), part.shape[1]
+    result = summarise(labels, {name: np.concatenate([part[name] for part in judged]) for name in judged[0]}, classes)
     return Score(images=result.images, top1=result.top1, top5=result.top5)
 
 
 def probe_knn(train: Labelled, val: Labelled, classes: int, config: KnnConfig, *, device: str = "cpu") -> Score:
     """How often the nearest training images are right about images."""
-    votes = knn_votes(*train.tensors(device), val.tensors(device)[0], classes, config)
-    return score(votes.cpu(), torch.from_numpy(val.labels))
+    return score(knn_votes(*train.tensors(device), val.tensors(device)[0], classes, config), val.labels)
+
+
+@torch.inference_mode()
+def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(features, ROWS_AT_ONCE):
+        yield F.linear(part.float(), weight, bias)
 
 
 def probe_linear(train: Labelled, val: Labelled, classes: int, config: LinearConfig, *, seed: int, device: str = "cpu") -> Score:
     """How often a linear classifier, trained on the one, is right about the other."""
     weight, bias = fit_linear(*train.tensors(device), classes, config, seed=seed)
-    features, _ = val.tensors(device)
-    with torch.inference_mode():
-        parts = [features[start : start + ROWS_AT_ONCE] for start in range(0, len(features), ROWS_AT_ONCE)]
-        logits = torch.cat([F.linear(part.float(), weight, bias) for part in parts])
-    return score(logits.cpu(), torch.from_numpy(val.labels))
+    return score(_logits(val.tensors(device)[0], weight, bias), val.labels)

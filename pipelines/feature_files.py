@@ -233,13 +233,18 @@ class FeatureFiles:
             with system.open_input_file(path) as file:
                 return pq.ParquetFile(file, pre_buffer=True).read(columns=[name, "label"])
 
-        # File by file into one array: the memory is the array's, and some files'.
-        parts, labels = [], []
+        # Each file into its place in one array: the memory is the array's, and some files'.
+        about = self.description
+        images = about.images - len(self.undecodable())
+        features = np.empty((images, about.dim), np.float16 if about.numbers == "float16" else np.float32)
+        labels = np.empty(images, np.int64)
+        end = 0
         with ThreadPoolExecutor(READERS) as threads:
             for table in threads.map(read, range(len(self.pieces))):
-                parts.append(table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, self.description.dim))
-                labels.append(table.column("label").to_numpy())
-        return np.concatenate(parts), np.concatenate(labels).astype(np.int64)
+                start, end = end, end + len(table)
+                features[start:end] = table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, about.dim)
+                labels[start:end] = table.column("label").to_numpy()
+        return features, labels
 
     def _footers(self) -> list[tuple[int, Sequence[list[str]]]]:
         """Rows of every file, and what it lists as undecodable."""

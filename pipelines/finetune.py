@@ -78,7 +78,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     from pipelines.labelled import open_labelled
     from pipelines.samples import SampleConfig
 
-    config = supervised.checked(config, job=JOB)
+    config = supervised.checked(config, job=JOB, say=say)
     labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
     train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)

@@ -47,9 +47,11 @@ class KnnSets:
 
     def _judge(self, folder: runs.RunFolder, placement: Placement, checkpoint: str, step: int) -> dict[str, Any]:
         from beit.probe import Labelled, probe_knn
-        from pipelines.features import extract
+        from pipelines.extract import extract
+        from pipelines.models import model_digest
 
-        place = folder.path(f"{FOLDER}-features", f"step-{step:08d}")
+        # Named by the weights: of a step that was taken again after an interruption they can be others.
+        place = folder.path(f"{FOLDER}-features", f"step-{step:08d}-{model_digest(checkpoint)[:12]}")
         train, val = (
             extract(
                 manifest,
@@ -57,6 +59,7 @@ class KnnSets:
                 storage.join(place, name),
                 layers=self.layers,
                 poolings=("mean",),
+                numbers="float32",  # Of some thousand images: no feature is too large for it, which would end the training.
                 placement=placement,
                 say=lambda line: None,
             )[0]

@@ -26,12 +26,17 @@ def find_model(path: str) -> str:
     uri = storage.absolute(path)
     newest = runs.latest_checkpoint(uri) if storage.is_folder(uri) else None
     for folder in (uri, storage.join(uri, "model"), newest):
-        if folder is not None and all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES):
+        if folder is not None and holds_model(folder):
             return folder
     raise UserError(
         f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
         "name the folder of a run, such as runs/NAME, or of a checkpoint",
     )
+
+
+def holds_model(folder: str) -> bool:
+    """Whether a folder has all files of a model; copied in part, it has not."""
+    return all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES)
 
 
 def find_tokenizer(path: str) -> str:

@@ -1,18 +1,15 @@
 """Probe a model: `beit probe RUN --data.train … --data.val …`, or `python -m pipelines.probe …` with the same options.
 
-Features of both sets are written by the Ray Data job of `pipelines.features`; then a Ray task for each layer and pooling reads its own
+Features of both sets are written by the Ray Data job of `pipelines.extract`; then a Ray task for each layer and pooling reads its own
 features and judges them, so that no process ever holds more than one of them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from beit.checks import not_negative, positive, share
@@ -21,6 +18,7 @@ from beit.probe_config import POOLINGS, KnnConfig, LinearConfig, Pooling
 from pipelines import cluster, runs, storage, tracking
 from pipelines.config import FolderConfig, ResourceConfig
 from pipelines.finetune_presets import ClassifyDataConfig
+from pipelines.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
 from pipelines.report import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -30,10 +28,7 @@ if TYPE_CHECKING:
     from pipelines.placement import Placement
 
 JOB = "probe"
-TABLE_FILE = "probe.csv"
 FEATURES_FOLDER = "features"
-
-Weights = Literal["trained", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +58,9 @@ class ProbeConfig:
     centre: float | None = None
     """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128 px."""
 
+    numbers: Literal["float16", "float32"] = "float16"
+    """How features are written. float32: for models whose features float16 cannot hold."""
+
     keep_features: bool = False
     """Keep the features in the run folder. Otherwise they are deleted when everything is judged."""
 
@@ -80,23 +78,6 @@ class ProbeConfig:
         share(self, "--", "centre")
         if not self.poolings:
             raise UserError("--poolings is given without a name", "write --poolings mean, cls, or both")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeRow:
-    """What one feature is worth."""
-
-    weights: Weights
-    """trained: those of the model. random: fresh ones."""
-    layer: int
-    """Number of the block, from 1."""
-    pooling: Pooling
-    knn_top1: float
-    knn_top5: float
-    linear_top1: float
-    linear_top5: float
-    train_images: int
-    val_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +154,7 @@ def probe(
             files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
             for row in _judge(weights, files, missing, labelled.classes, config, placement):
                 rows.append(row)
-                _write_table(run.uri, rows)
+                write_table(run.uri, rows)
                 say(row_line(row))
     if not config.keep_features and storage.exists(run.path(FEATURES_FOLDER)):
         storage.delete_folder(run.path(FEATURES_FOLDER))
@@ -181,7 +162,7 @@ def probe(
     for line in table_lines(rows):
         say(line)
     report = write_run_report(run.uri)
-    if place_in_mlflow is not None and not tracking.record(run.uri, place_in_mlflow, _metrics(rows), [REPORT_FILE, TABLE_FILE]):
+    if place_in_mlflow is not None and not tracking.record(run.uri, place_in_mlflow, metrics(rows), [REPORT_FILE, TABLE_FILE]):
         say("warning: MLflow cannot be reached; table and report are in the run folder only")
     say(f"table: {run.path(TABLE_FILE)}")
     say(f"report: {report}")
@@ -205,31 +186,34 @@ def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], lab
     yield f"model: {saved.kind}, ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, from {config.start}"
     yield f"data: {images:,} images of {labelled.classes:,} classes, judged by {labelled.val.total:,}"
     features = len(layers) * len(config.poolings) * (1 + config.baseline)
-    disk = 2 * features * model.dim * (images + labelled.val.total) / 2**20
-    held = (2 * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
+    bytes_each = 2 if config.numbers == "float16" else 4
+    disk = bytes_each * features * model.dim * (images + labelled.val.total) / 2**20
+    held = (bytes_each * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
     yield (
-        f"features: {features} of {model.dim} float16 numbers an image: {disk:,.0f} MiB in the run folder"
+        f"features: {features} of {model.dim} {config.numbers} numbers an image: {disk:,.0f} MiB in the run folder"
         f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' similarities {held:,.0f} MiB"
     )
 
 
 def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
     """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its older checkpoints."""
+    from pipelines.models import holds_model
+
     assert config.start is not None
     kept = None if resume is None else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
-    return kept if kept is not None and storage.exists(kept) else config.start
+    return kept if kept is not None and holds_model(kept) else config.start
 
 
 def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
     """A copy of the model for the time of the probe, or one with random weights."""
     from beit.mim import Beit
-    from pipelines.models import keep_model, keep_new_model
+    from pipelines.models import holds_model, keep_model, keep_new_model
 
     kept = storage.join(folder, "model")
-    if not storage.exists(kept) and weights == "random":
+    if not holds_model(kept) and weights == "random":
         view = {"view": saved.extra["view"]} if "view" in saved.extra else {}
         return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra=view)
-    if not storage.exists(kept):
+    if not holds_model(kept):
         keep_model(checkpoint, folder)
     return kept
 
@@ -246,7 +230,7 @@ def _features(
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, FeatureFiles]:
     """Training and validation features, computed unless they are there."""
-    from pipelines.features import IMAGES_AT_ONCE, extract
+    from pipelines.extract import IMAGES_AT_ONCE, extract
 
     found = []
     kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
@@ -259,6 +243,7 @@ def _features(
             run.path(FEATURES_FOLDER, weights, name),
             layers=layers,
             poolings=config.poolings,
+            numbers=config.numbers,
             centre=config.centre,
             placement=placement,
             images_at_once=config.resources.micro_batch_size or IMAGES_AT_ONCE,
@@ -323,57 +308,6 @@ def judge_feature(
         "train_images": len(known.labels),
         "val_images": len(asked.labels),
     }
-
-
-# -- the table ------------------------------------------------------------------------------------------------------------------
-
-
-def read_table(run: str) -> list[ProbeRow]:
-    """What a run has judged so far: trained weights first, then by layer and pooling."""
-    file = storage.join(run, TABLE_FILE)
-    if not storage.exists(file):
-        return []
-    kinds: dict[str, Callable[[str], Any]] = {"weights": str, "pooling": str, "layer": int, "train_images": int, "val_images": int}
-    entries = csv.DictReader(io.StringIO(storage.read_text(file)))
-    return [ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()}) for entry in entries]
-
-
-def _write_table(run: str, rows: Sequence[ProbeRow]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__))
-    writer.writeheader()
-    writer.writerows(
-        asdict(row) for row in sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
-    )
-    storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
-
-
-def _metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
-    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the layer."""
-    now = time.time()
-    for row in rows:
-        figures = {name: getattr(row, name) for name in ("knn_top1", "knn_top5", "linear_top1", "linear_top5")}
-        yield {"step": row.layer, "time": now, **{f"{row.weights}_{row.pooling}/{name}": value for name, value in figures.items()}}
-
-
-def row_line(row: ProbeRow) -> str:
-    """A result in a line."""
-    return f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear {row.linear_top1:.2%}"
-
-
-def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
-    """Top-1 by layer, for the terminal."""
-    columns = list(dict.fromkeys((row.weights, row.pooling) for row in rows))
-    by_place = {(row.weights, row.pooling, row.layer): row for row in rows}
-    layers = sorted({row.layer for row in rows})
-    yield "top-1   " + "".join(f"{f'{weights}, {pooling}':>22}" for weights, pooling in columns)
-    yield "layer   " + "".join(f"{'k-NN':>12}{'linear':>10}" for _ in columns)
-    for layer in layers:
-        found = [by_place.get((*column, layer)) for column in columns]
-        yield f"{layer:<8}" + "".join(" " * 22 if row is None else f"{row.knn_top1:>12.2%}{row.linear_top1:>10.2%}" for row in found)
-
-
-# -- the report -----------------------------------------------------------------------------------------------------------------
 
 
 def rebuild_report(run: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.charts import Line, line_chart
 
 if TYPE_CHECKING:
-    from pipelines.probe import ProbeRow
+    from pipelines.probe_table import ProbeRow
 
 LAST_LAYER = (
     "The last layers of a model that was pretrained by masked image modelling are weak for probing as a rule, and that is no fault of the "

@@ -103,7 +103,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from pipelines.sources.pairs import with_annotations
     from pipelines.sources.part import take_part
 
-    config = supervised.checked(config, job=JOB)
+    config = supervised.checked(config, job=JOB, say=say)
     annotations, val_annotations = (
         None if path is None else storage.absolute(path) for path in (config.data.annotations, config.data.val_annotations)
     )

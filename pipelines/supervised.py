@@ -10,7 +10,7 @@ from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
-from pipelines.models import MODEL_FILES, find_model, keep_model, model_digest
+from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +75,8 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
     return replace(recipe, start=start, model=model, view=view)
 
 
-def checked(config: Config, *, job: str) -> Config:
-    """The configuration with absolute paths, after what can be checked without opening data.
+def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
+    """The configuration with absolute paths, after what can be checked without opening data; weights to begin with are there to stay.
 
     Raises:
         UserError: For what cannot be.
@@ -86,7 +86,23 @@ def checked(config: Config, *, job: str) -> Config:
 
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
-    return replace(config, data=data, start=None if config.start is None else find_model(config.start))
+    return replace(config, data=data, start=None if config.start is None else _kept_start(config.start, config.output.root, say))
+
+
+def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
+    """The folder with the weights of a run or checkpoint; of a checkpoint a copy beside the runs.
+
+    Workers read it whenever they start, also after a pause or a failure, and a running training deletes its older checkpoints.
+    """
+    found = find_model(start)
+    if storage.entry(storage.join(found, runs.PROGRESS_FILE)) is None:
+        return found
+    place = storage.join(storage.absolute(root), "starts", f"step-{runs.step_of(found)}-{model_digest(found)[:12]}")
+    kept = storage.join(place, "model")
+    if not holds_model(kept):
+        say(f"start: a copy of {found} goes into {place}, for the checkpoints of a training are deleted")
+        keep_model(found, place)
+    return kept
 
 
 def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -> dict[str, str]:

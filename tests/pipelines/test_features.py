@@ -18,6 +18,7 @@ from beit.errors import UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines.config import ResourceConfig
+from pipelines.extract import Embed
 from pipelines.feature_files import Description, FeatureFiles, plan_files
 from pipelines.features import FeaturesConfig, default_layer, features
 from pipelines.scenes import write_scenes
@@ -135,6 +136,21 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
     again = features(config, say=lines.append)
     assert (again.images, again.written) == (36, 1)
     assert lost.exists()
+
+
+def test_numbers_that_float16_cannot_hold_are_noticed_and_not_written(tmp_path):
+    model = Beit(TINY, 16, seed=1)
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.bias.fill_(1e5)
+    save_model(model, tmp_path / "model", extra={"view": VIEW})
+    images = {**about([(0, row) for row in range(3)]), "file": np.zeros(3, int), "view": np.zeros((3, 32, 32, 3), np.uint8)}
+    for numbers, overflow in (("float16", 2), ("float32", 0)):
+        description = describe(layers=[1, 2], dim=24, numbers=numbers)
+        files = FeatureFiles.create(str(tmp_path / numbers), description, np.array([3], np.int32))
+        options = {"device": "cpu", "threads": 1, "images_at_once": 2}
+        found = Embed(files, str(tmp_path / "model"), ViewConfig(mean=tuple(VIEW["mean"])), **options)(images)
+        assert found["overflow"].tolist() == [overflow]
+        assert files.missing() == ([0] if overflow else [])
 
 
 def test_the_layer_of_a_deep_pretrained_model_is_a_middle_one():

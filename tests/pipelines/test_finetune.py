@@ -1,6 +1,7 @@
 """The whole job, small: from a pretrained checkpoint to a classifier that was judged on every image once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from beit.errors import UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
-from pipelines.finetune import config_for, finetune, rebuild_report
+from pipelines.finetune import config_for, finetune, prepare, rebuild_report
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
 from pipelines.scenes import write_scenes
@@ -59,6 +60,21 @@ def test_every_preset_survives_its_file():
 def test_a_folder_without_a_model_is_told_so(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         config_for(str(tmp_path), "base")
+
+
+def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need_it_any_more(pretrained, tmp_path):
+    write_scenes(str(tmp_path / "train"), images=16, seed=0, image_size=32, rows_per_group=8)
+    values = {"data.train": str(tmp_path / "train"), "steps": 2, "output.root": str(tmp_path / "runs")}
+    config, lines = override(config_for(pretrained, "quickstart"), values), []
+    assert prepare(config, preset="test", say=lines.append).training.config.start == pretrained
+    Path(pretrained, "progress.json").write_text(json.dumps({"step": 7, "seconds": 1.0, "files": {}}))
+    training = prepare(config, preset="test", say=lines.append).training
+    assert sum(line.startswith("start: a copy of ") for line in lines) == 1
+    first = training.make_objective().model.state_dict()
+    shutil.rmtree(pretrained)
+    again = prepare(training.config, preset="test", say=lines.append).training
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.make_objective().model.state_dict().items())
+    assert again.inputs == training.inputs
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,7 +1,7 @@
 import pytest
 
 from beit.errors import UserError
-from pipelines.models import find_model, find_tokenizer
+from pipelines.models import find_model, find_tokenizer, holds_model
 
 
 def touch(*paths):
@@ -23,3 +23,7 @@ def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch
     touch(tmp_path / "run" / "config.json")
     with pytest.raises(UserError, match=r"^run holds no model"):
         find_model("run")
+    touch(tmp_path / "run" / "model" / "model.safetensors")  # A copy that was interrupted.
+    assert not holds_model(str(tmp_path / "run" / "model"))
+    touch(tmp_path / "run" / "model" / "config.json")
+    assert holds_model(find_model("run"))

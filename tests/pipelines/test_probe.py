@@ -21,7 +21,8 @@ from pipelines.cluster import nodes
 from pipelines.config import KnnWhileConfig, PretrainConfig, ResourceConfig
 from pipelines.knn import open_knn, pauses
 from pipelines.placement import place
-from pipelines.probe import ProbeConfig, probe, read_table, rebuild_report, table_lines
+from pipelines.probe import ProbeConfig, probe, rebuild_report
+from pipelines.probe_table import read_table, table_lines
 from pipelines.runs import RunFolder
 from pipelines.scenes import write_scenes
 from pipelines.sources import open_source
@@ -119,7 +120,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
 
-    monkeypatch.setattr("pipelines.features.extract", None)
+    monkeypatch.setattr("pipelines.extract.extract", None)
     assert sets.evaluate(lines.append, folder, placement, str(given / "model")) == figures
     assert sum(line.startswith("k-NN at step 7") for line in lines) == 1
 
