@@ -73,7 +73,6 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    from beit.optim import check_schedule
     from pipelines.job import Training
     from pipelines.labelled import open_labelled
     from pipelines.samples import SampleConfig
@@ -85,8 +84,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     optim = config.optim
     if config.warmup_epochs is not None:
         optim = replace(optim, warmup_steps=round(min(1.0, config.warmup_epochs / config.epochs) * total_steps))
-    if config.steps is None:
-        check_schedule(optim, total_steps)
+    supervised.check_warmup(config, optim, total_steps, say=say)
     make_objective = functools.partial(_make_objective, replace(config, optim=optim), classes, names, total_steps)
     training = Training(
         job=JOB,
