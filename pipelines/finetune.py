@@ -64,11 +64,18 @@ def finetune(
 
 
 def config_for(start: str | None, name: str) -> FinetuneConfig:
-    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is."""
+    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
+
+    A classifier goes on with the pooling that its head knows, whatever the recipe's.
+    """
+    from pipelines.models import find_model, model_config
+
     recipe = finetune_preset(name)
     if start is None:
         return recipe
-    return supervised.for_start(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+    config = supervised.for_start(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+    saved = model_config(find_model(start))
+    return replace(config, pooling=saved.head["pooling"]) if saved.kind == "classifier" else config
 
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
