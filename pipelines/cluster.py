@@ -153,7 +153,7 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(kind)
     kept = [ray.put(argument) for argument in args]
-    with _without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
+    with without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
         handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
     weakref.finalize(handle, kept.clear)
     return handle
@@ -197,9 +197,14 @@ def resources() -> list[dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
+def without_stderr() -> Iterator[None]:
     """Send what this process writes to its standard error, compiled code too, nowhere."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        before = os.dup(2)
+    except OSError:  # It is closed, so nothing of it is seen anyway.
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

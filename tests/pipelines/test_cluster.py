@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from beit.errors import JobFailedError, UserError
-from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come
+from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come, without_stderr
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -108,3 +108,17 @@ def test_an_actor_beside_the_driver_begins_again_with_its_arguments_however_larg
     assert ray.get(actor.total.remote(), timeout=60) == 100_000
     assert ray.get(actor.process.remote()) != first
     ray.kill(actor)
+
+
+def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with without_stderr():
+            done = True
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert done
