@@ -103,7 +103,9 @@ def test_an_actor_beside_the_driver_begins_again_with_its_arguments_however_larg
 
     actor = start_beside_driver(Adder, np.ones(100_000, np.int64), max_restarts=-1, max_task_retries=-1)
     first = ray.get(actor.process.remote())
-    time.sleep(1)  # For Ray to forget what it means to forget.
+    references = ray._private.worker.global_worker.core_worker.get_all_reference_counts
+    while any(count["submitted"] for count in references().values()):
+        time.sleep(0.05)  # Ray has not yet forgotten what it means to forget.
     os.kill(first, signal.SIGKILL)
     assert ray.get(actor.total.remote(), timeout=60) == 100_000
     assert ray.get(actor.process.remote()) != first
