@@ -1,5 +1,6 @@
 """What a cluster may grow to, from the node types that its head knows."""
 
+import functools
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from beit.errors import JobFailedError, UserError
-from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come, without_stderr
+from pipelines.cluster import STARTS, node_types, run_where_workers_train, start_beside_driver, start_private, to_come, without_stderr
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -110,6 +111,18 @@ def test_an_actor_beside_the_driver_begins_again_with_its_arguments_however_larg
     assert ray.get(actor.total.remote(), timeout=60) == 100_000
     assert ray.get(actor.process.remote()) != first
     ray.kill(actor)
+
+
+def test_where_workers_train_patience_is_for_the_place_and_not_for_the_work(ray_cluster):
+    import ray
+
+    other = ray.remote(Adder).options(num_cpus=2).remote(np.ones(1, np.int64))
+    assert ray.get(other.total.remote()) == 1
+    with pytest.raises(UserError, match=r"no core free for 0\.5 s"):
+        run_where_workers_train(os.getpid, patience=0.5)
+    ray.kill(other)
+    patience = 10  # A place is found sooner. With the work it takes longer than that on any machine.
+    assert run_where_workers_train(functools.partial(time.sleep, patience), patience=patience) is None
 
 
 def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
