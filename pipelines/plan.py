@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         with cluster.start():
             nodes = cluster.nodes()
             machines = _machines(config) or machines_of_nodes(cluster.resources(), gpu=config.gpu, token_gpu=config.token_gpu)
-            found = cluster.run_where_workers_train(look, config, config.seconds)
+            found = cluster.run_where_workers_train(functools.partial(look, config, config.seconds))
     rates = found.rates
     steps = config.total_steps(found.images, config.optim.global_batch_size)
     seen = steps * config.optim.global_batch_size
