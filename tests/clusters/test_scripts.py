@@ -1,6 +1,7 @@
 """The shell scripts, by shellcheck, and the documented jobs, by the command line itself."""
 
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -30,6 +31,53 @@ def test_without_a_command_a_script_says_how_it_is_used(script):
     asked = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
     assert asked.returncode == 2
     assert script.name in asked.stderr
+
+
+STAND_INS = {
+    "scontrol": "printf '%s\\n' n1 n2",
+    # Options, then the command, which learns on which node it is.
+    "srun": 'while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || export NODE=${1#*=}; shift; done; exec "$@"',
+    "hostname": "echo 10.0.0.1 172.17.0.1",
+    "ray": """
+        case $1 in
+        start) if [[ $NODE == "${BROKEN:-}" ]]; then echo "$NODE: no GCS"; exit 1; fi; exec sleep 300 ;;
+        status) [[ ${BROKEN:-} != n1 ]] ;;
+        esac""",
+    "python": """
+        case "$*" in
+        *secrets*) echo -n secret ;;
+        *ray.init*) [[ -z ${BROKEN:-} ]] && echo 2 || echo 1 ;;
+        *) echo "$RAY_ADDRESS: $*"; exit 3 ;;
+        esac""",
+}
+"""Of Slurm, of Ray and of the job: two nodes, and a job that ends with 3."""
+
+
+@pytest.mark.parametrize("broken", [None, "n1", "n2"])
+def test_slurm_ends_with_the_job_or_with_a_node_that_does_not_start_and_leaves_nothing(broken, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name, script in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        ["bash", str(CLUSTERS / "slurm" / "beit.sbatch"), "pretrain", "base"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path / "here",
+        env=environment | ({"BROKEN": broken} if broken else {}),
+        timeout=120,
+    )
+    if broken:
+        assert done.returncode == 1
+        assert f"{broken}: no GCS" in done.stdout
+        assert f"Ray on {broken} has ended" in done.stderr
+    else:
+        assert done.returncode == 3, done.stderr
+        assert "10.0.0.1:20007: -m pipelines.cli pretrain base" in done.stdout
+    assert list((tmp_path / "here").iterdir()) == [], "not even the token"
 
 
 def job_commands():
