@@ -41,12 +41,13 @@ def head():
         "BEIT_RAY": folder,
         "BEIT_RAY_PORT": str(four_free_ports()),
     }
-    for _ in range(3):
-        started = subprocess.run(["bash", SCRIPT, "start", "--num-cpus", "4"], env=environment, capture_output=True, text=True, check=False)
-        if started.returncode == 0:
-            break
-    assert started.returncode == 0, started.stderr
     try:
+        for _ in range(3):
+            start = ["bash", SCRIPT, "start", "--num-cpus", "4"]
+            started = subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
+            if started.returncode == 0:
+                break
+        assert started.returncode == 0, started.stderr
         exports = subprocess.run(["bash", SCRIPT, "env"], env=environment, capture_output=True, text=True, check=True).stdout
         words = [word.partition("=") for word in exports.removeprefix("export ").split()]
         yield environment | {name: value for name, _, value in words}
