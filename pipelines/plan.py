@@ -187,7 +187,11 @@ def _data_line(config: PlanConfig, source: Source | None) -> str:
         if source is not None:
             return recipe.data_line(source.manifest)
         return f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
-    found = recipe.data_line(source.manifest).removeprefix("data: ") if source else f"{SCENES} rendered scenes (data.train is not given)"
+    found = (
+        recipe.data_line(source.manifest).removeprefix("data: ")
+        if source
+        else f"{SCENES} rendered scenes, which cost less than photographs"
+    )
     return f"data: {config.images:,} images (--images), measured on {found}"
 
 

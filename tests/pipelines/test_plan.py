@@ -271,7 +271,7 @@ def test_images_that_are_not_there_are_planned_by_a_sample_of_them(measured, tmp
     assert lines[1].startswith("steps: 976,562 x 2,048 images = ")  # 2 x (10^9 // 2048)
     assert any(line.startswith("512 x H100: ") for line in lines)
     lines = list(planned("base", **options))
-    assert lines[0] == "data: 1,000,000,000 images (--images), measured on 8 rendered scenes (data.train is not given)"
+    assert lines[0] == "data: 1,000,000,000 images (--images), measured on 8 rendered scenes, which cost less than photographs"
     assert measured[1][1].manifest.total == 8
     with pytest.raises(UserError, match="what an image costs") as error:
         list(planned("base", gpu="H100"))
