@@ -6,8 +6,9 @@ every stage has machines of its own kind, and the slowest decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.schedule import MOST_SLOTS
 
@@ -22,6 +23,9 @@ COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
+
+AROUND_HOURS = 1 / 6
+"""For which nodes are paid around the work: minutes to start, and the five idle ones after which they go (clusters/). An assumption."""
 
 DENSE_TFLOPS: Mapping[str, float] = {
     # Dense bf16 matrix arithmetic (fp16 where there is no bf16: T4, V100), of the makers' data sheets.
@@ -71,6 +75,8 @@ class Machines:
     """GPUs of such a node."""
     view_cores: float
     """Cores of a CPU node."""
+    most: Mapping[str, float] = field(default_factory=dict)
+    """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,7 @@ def on_gpus(
     streams: int | None = None,
     train_rate: float | None = None,
 ) -> Forecast:
-    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams pass.
+    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams pass, or the cluster ends.
 
     Args:
         costs: Of an image; views in core-seconds, everything else in operations.
@@ -136,15 +142,25 @@ def on_gpus(
     peak = utilisation * 1e12
     on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
     one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
-    streams = streams or min(workers, max(1, *(_ceil(workers * one / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
-    limits = {"training": workers * one, **_stream_limits(costs, streams, block_rows)}
-    rate = min(limits.values())
     train_nodes = -(-workers // machines.train_gpus)
-    nodes = {"train": train_nodes}
+    beside = max(0.0, train_nodes * machines.train_cores - workers)
+    limits = {"training": workers * one}
+    own = 0.0  # Images a second of one of the tokenizers' own GPUs.
     if machines.token_gpu is not None and costs.token_flop:
-        nodes["tokens"] = _ceil(rate * costs.token_flop / (DENSE_TFLOPS[machines.token_gpu] * peak) / machines.token_gpus)
-    beside = STREAM_SHARE * max(0.0, train_nodes * machines.train_cores - workers)
-    nodes["views"] = _ceil((rate * costs.view - beside) / (STREAM_SHARE * machines.view_cores))
+        own = DENSE_TFLOPS[machines.token_gpu] * peak / costs.token_flop
+        if "tokens" in machines.most:
+            limits[f"tokens, at most on {machines.most['tokens']:g} x {machines.token_gpu}"] = machines.most["tokens"] * own
+    if "views" in machines.most:
+        cores = beside + machines.most["views"]
+        limits[f"views, at most on {cores:g} cores"] = STREAM_SHARE * cores / costs.view
+    fed = min(limits.values())
+    streams = streams or min(workers, max(1, *(_ceil(fed / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
+    limits |= _stream_limits(costs, streams, block_rows)
+    rate = min(limits.values())
+    nodes = {"train": train_nodes}
+    if own:
+        nodes["tokens"] = _ceil(rate / own / machines.token_gpus)
+    nodes["views"] = _ceil((rate * costs.view / STREAM_SHARE - beside) / machines.view_cores)
     return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams)
 
 
@@ -156,12 +172,15 @@ def _stream_limits(costs: Costs, streams: int, block_rows: int) -> dict[str, flo
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:
-    """What the nodes and the head cost over so many hours; None where the price of one of them is not known."""
+    """What the nodes and the head cost over so many hours of work; None where the price of one of them is not known.
+
+    `AROUND_HOURS` are paid on top.
+    """
     counts = {**forecast.nodes, "head": 1}
     wanted = {name: count for name, count in counts.items() if count}
     if any(name not in prices for name in wanted):
         return None
-    low, high = (sum(count * prices[name][end] for name, count in wanted.items()) * hours for end in (0, 1))
+    low, high = (sum(count * prices[name][end] for name, count in wanted.items()) * (hours + AROUND_HOURS) for end in (0, 1))
     return low, high
 
 
@@ -192,4 +211,4 @@ def cache_bytes(*, images: int, patches: int, epochs: int) -> int:
 
 
 def _ceil(amount: float) -> int:
-    return max(0, -int(-amount // 1))
+    return max(0, math.ceil(amount - 1e-9))  # As many nodes as there may be, not one more by rounding.

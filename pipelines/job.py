@@ -325,9 +325,10 @@ def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
     count = workers.fewest
     if not workers.elastic and global_batch_size % count:
         down = global_batch_size // count * count
+        nearest = f"{down} or {down + count}" if down else str(count)
         raise UserError(
             f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
-            f"set the global batch to {down or count} or {down + count}, or another number of workers",
+            f"set the global batch to {nearest}, or another number of workers",
         )
 
 

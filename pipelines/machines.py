@@ -1,13 +1,15 @@
-"""Which GPUs and cores a cluster's machines have: the node types of a file for `ray up`, or what Ray says of those that are there."""
+"""Which GPUs and cores a cluster's machines have, and how many there may be: by its file, or by what Ray says of those that are there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from beit.errors import UserError
+from pipelines.cluster import to_come
+from pipelines.cluster_file import NodeType, read_node_types
 from pipelines.forecast import DENSE_TFLOPS, Machines
+from pipelines.placement import Node, nodes_of
 
 KIND = "accelerator_type:"
 
@@ -44,75 +46,89 @@ GPU_OF_INSTANCE = {
 
 
 def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = None) -> Machines:
-    """The machines of a file for `ray up`.
+    """The machines of a cluster's file.
 
     Raises:
-        UserError: If it is none, or its GPUs are of an unknown kind.
+        UserError: If it is none, has no GPU to train on, or GPUs of an unknown kind.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-        types = dict(content["available_node_types"])
-        types.pop(content["head_node_type"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"--cluster {path} is no file for ray up ({error})", "clusters/ has some; or give the GPUs by --gpu") from error
-    resources = {name: {"CPU": 0, "GPU": 0, **kind["resources"]} for name, kind in types.items()}
-    with_gpu = [name for name in types if resources[name]["GPU"]]
-    train = next(
-        (name for name in types if "train" in resources[name]), max(with_gpu, key=lambda name: resources[name]["GPU"], default=None)
-    )
-    tokens = next((name for name in types if "tokens" in resources[name]), None)
-    views = max((name for name in types if name not in with_gpu), key=lambda name: resources[name]["CPU"], default=None)
-    if train is None:
-        raise UserError(f"--cluster {path} has no node type with GPUs", "leave out --cluster to plan for machines like this one")
-    return Machines(
-        train_gpu=gpu or _gpu_of(path, train, types[train]),
-        train_gpus=int(resources[train]["GPU"]),
-        train_cores=float(resources[train]["CPU"]),
-        token_gpu=(token_gpu or _gpu_of(path, tokens, types[tokens])) if tokens else None,
-        token_gpus=int(resources[tokens]["GPU"]) if tokens else 1,
-        view_cores=float(resources[views or train]["CPU"]),
-    )
+    types = [kind for kind in read_node_types(path) if kind.max_workers]
+    counted = {kind.name: {"resources": kind.resources, "max_workers": kind.max_workers} for kind in types}
+    found = _machines(types, where=f"--cluster {path}", within=to_come(counted, []), gpu=gpu, token_gpu=token_gpu)
+    if found is None:
+        raise UserError(
+            f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
+        )
+    return found
 
 
-def machines_of_nodes(nodes: Sequence[Mapping[str, float]], *, gpu: str | None = None, token_gpu: str | None = None) -> Machines | None:
-    """The machines that a Ray cluster has, by the resources of each; None if there is no GPU to train on.
+def machines_of_nodes(
+    alive: Sequence[Mapping[str, float]],
+    *,
+    types: Mapping[str, Any] | None = None,
+    within: Sequence[Node] = (),
+    gpu: str | None = None,
+    token_gpu: str | None = None,
+) -> Machines | None:
+    """The machines that a Ray cluster has or may get; None if none of them has a GPU to train on.
+
+    Args:
+        alive: The resources of each that is there.
+        types: Node types of a cluster that grows (`cluster.node_types`).
+        within: All machines that it may have, where that is known.
+        gpu: Kind of the training GPUs, where Ray does not name it.
+        token_gpu: Likewise of the tokenizers' own.
 
     Raises:
         UserError: If its GPUs are of an unknown kind.
     """
-    trainers = [node for node in nodes if node.get("train")] or list(nodes)
-    train = max(trainers, key=lambda node: node.get("GPU", 0.0), default={})
-    if not train.get("GPU"):
+    there = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
+    coming = [NodeType(name=name, resources=kind["resources"]) for name, kind in (types or {}).items()]
+    return _machines([*there, *coming], where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
+
+
+def most_of(nodes: Sequence[Node]) -> dict[str, float]:
+    """How much each stage may get of these machines, counted as a driver places it: GPUs to train on and of the tokenizers' own, and
+    the cores of machines without GPUs, for views.
+    """
+    return {
+        "train": sum(int(node.gpus) for node in nodes_of("train", nodes)),
+        "tokens": sum(int(node.gpus) for node in nodes if "tokens" in node.stages),
+        "views": sum(node.cpus for node in nodes_of("views", nodes) if not node.gpus),
+    }
+
+
+def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], gpu: str | None, token_gpu: str | None) -> Machines | None:
+    trainers = [kind for kind in types if kind.resources.get("train")] or list(types)
+    train = max(trainers, key=_gpus, default=None)
+    if train is None or not _gpus(train):
         return None
-    tokens = max((node for node in nodes if node.get("tokens")), key=lambda node: node.get("GPU", 0.0), default=None)
-    views = max((node.get("CPU", 0.0) for node in nodes if not node.get("GPU")), default=0.0)
+    tokens = max((kind for kind in types if kind.resources.get("tokens") and _gpus(kind)), key=_gpus, default=None)
+    views = max((kind.resources.get("CPU", 0.0) for kind in types if not _gpus(kind)), default=0.0)
+    kinds = {"--gpu": gpu or _gpu_of(train), "--token-gpu": token_gpu or _gpu_of(tokens) if tokens else None}
+    unknown = {option: kind for option, kind in (("--gpu", train), ("--token-gpu", tokens)) if kind and kinds[option] is None}
+    if unknown:
+        names = " and ".join(kind.name + (f" ({kind.machine})" if kind.machine else "") for kind in unknown.values())
+        raise UserError(
+            f"{where}: the kind of the GPUs of {names} is not known",
+            f"say it by {' and '.join(unknown)}, of {', '.join(DENSE_TFLOPS)}",
+        )
     return Machines(
-        train_gpu=gpu or _gpu_of_node(train),
-        train_gpus=int(train["GPU"]),
-        train_cores=train.get("CPU", 0.0),
-        token_gpu=(token_gpu or _gpu_of_node(tokens)) if tokens and tokens.get("GPU") else None,
-        token_gpus=int(tokens["GPU"]) if tokens and tokens.get("GPU") else 1,
-        view_cores=views or train.get("CPU", 0.0),
+        train_gpu=str(kinds["--gpu"]),
+        train_gpus=_gpus(train),
+        train_cores=train.resources.get("CPU", 0.0),
+        token_gpu=kinds["--token-gpu"],
+        token_gpus=_gpus(tokens) if tokens else 1,
+        view_cores=views or train.resources.get("CPU", 0.0),
+        most=most_of(within) if within else {},
     )
 
 
-def _gpu_of_node(resources: Mapping[str, float]) -> str:
-    """Ray names the kind of a machine's GPUs in a resource of its own, such as accelerator_type:A100."""
-    named = [name.removeprefix(KIND) for name in resources if name.startswith(KIND)]
-    known = [kind for name in named for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(kind)]
-    if not known:
-        raise UserError(
-            f"the cluster's GPUs are {', '.join(named) or 'of no named kind'}: their rate is not known", "say their kind by --gpu"
-        )
-    return known[0]
+def _gpus(kind: NodeType) -> int:
+    return int(kind.resources.get("GPU", 0))
 
 
-def _gpu_of(path: str, name: str, kind: dict[str, Any]) -> str:
-    node = kind["node_config"]
-    machine = str(node.get("InstanceType") or node.get("machineType") or node.get("azure_arm_parameters", {}).get("vmSize"))
-    found = [gpu for start, gpu in GPU_OF_INSTANCE.items() if machine.startswith(start)]
-    if not found:
-        raise UserError(f"--cluster {path}: which GPU {machine} ({name}) has is not known", "say it by --gpu and --token-gpu")
-    return found[0]
+def _gpu_of(kind: NodeType) -> str | None:
+    """By a resource such as accelerator_type:A100, which Ray gives to nodes that are there, or by the cloud's name of the machine."""
+    named = [name.removeprefix(KIND) for name in kind.resources if name.startswith(KIND)]
+    found = [gpu for name in named for gpu in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(gpu)]
+    return next(iter(found + [gpu for start, gpu in GPU_OF_INSTANCE.items() if kind.machine.startswith(start)]), None)

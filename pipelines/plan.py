@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beit.checks import positive
 from beit.errors import UserError
@@ -20,7 +20,7 @@ from pipelines.recorder import duration
 from pipelines.schedule import MOST_SLOTS
 
 if TYPE_CHECKING:
-    from pipelines.placement import Placement
+    from pipelines.placement import Node, Placement
     from pipelines.sources import Source
 
 STAGES = ("train", "tokens", "views", "head")
@@ -30,19 +30,26 @@ CACHED_EPOCHS = (1, 10, 50)
 # Scenes to measure on where `data.train` is not given.
 SCENES = 200
 
+# As in `beit.tokenizer.registry`, which imports torch.
+PUBLISHED, RANDOM = "dalle", "random-dalle"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(PretrainConfig):
     """A pretraining to be planned, not run."""
 
+    images: int | None = None
+    """Images of an epoch, where `data.train` is only a sample of them, or not given. None: those of `data.train`, or the scenes."""
+
     cluster: str | None = None
-    """File for `ray up`, such as clusters/aws.yaml: its node types are what the plan counts. None: this machine, or `gpu`."""
+    """File for `ray up`, such as clusters/aws.yaml, or of a RayCluster or RayJob: its node types are what the plan counts, and no more of
+    them than it allows. None: this machine, or the connected cluster, or `gpu`."""
 
     gpu: str | None = None
-    """Kind of the training GPUs, such as H100. None: that of the cluster file's machines."""
+    """Kind of the training GPUs, such as H100. None: that of the cluster's machines."""
 
     token_gpu: str | None = None
-    """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster file's machines."""
+    """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster's machines."""
 
     price: str | None = None
     """Dollars an hour of a node of each stage, such as train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2. None: no costs."""
@@ -52,7 +59,7 @@ class PlanConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "--", "seconds")
+        positive(self, "--", "images", "seconds")
         for option, kind in (("gpu", self.gpu), ("token-gpu", self.token_gpu)):
             if kind is not None and kind not in DENSE_TFLOPS:
                 raise UserError(f"--{option} {kind}: its rate is not known", f"known are {', '.join(DENSE_TFLOPS)}")
@@ -68,89 +75,147 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     """Measure, then say what the run takes, line by line.
 
     Raises:
-        UserError: For every mistake in the configuration or the data, and for machines of an unknown kind.
+        UserError: For every mistake in the configuration or the data, for machines of an unknown kind, and for more workers than the
+            cluster may hold.
     """
     from pipelines import cluster
     from pipelines.job import with_absolute_data
-    from pipelines.placement import place
     from pipelines.pretrain import check_config
 
     check_config(config)
-    prices = parse_prices(config.price)
+    parse_prices(config.price)
     config = with_absolute_data(config)
-    tokenized = config.target.kind == "tokens" and config.data.tokens is None
     nodes = cluster.this_machine(config.resources.cpus)
-    where, one = "here", "this machine"
     if nodes:
-        machines = _machines(config)
-        found = look(config, config.seconds)
-    else:
-        where, one = "on a machine of the cluster", "the cluster"
-        with cluster.start():
-            nodes = cluster.nodes()
-            machines = _machines(config) or machines_of_nodes(cluster.resources(), gpu=config.gpu, token_gpu=config.token_gpu)
-            found = cluster.run_where_workers_train(functools.partial(look, config, config.seconds))
-    rates = found.rates
-    steps = config.total_steps(found.images, config.optim.global_batch_size)
-    seen = steps * config.optim.global_batch_size
-    yield found.data
-    yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / found.images:.4g} epochs"
-    yield from _measured_lines(rates, where)
-    if machines is None:
-        cores = sum(node.cpus for node in nodes)
-        # What runs on cores is planned for cores, though a GPU is at hand.
-        placement = place(config.resources, [replace(node, gpus=0) for node in nodes], tokenize=tokenized)
-        yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=one)
-        rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
-    else:
-        workers = asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus
-        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
-        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
-    yield from _volume_lines(config, rates, images=found.images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+        yield from _lines(config, _Place(nodes=nodes, machines=_machines(config), call=_call), preset=preset)
+        return
+    with cluster.start():
+        nodes, types = cluster.nodes(), cluster.node_types()
+        machines = None
+        if config.cluster is None:
+            alive, within = cluster.resources(), nodes if types else ()
+            machines = machines_of_nodes(alive, types=types, within=within, gpu=config.gpu, token_gpu=config.token_gpu)
+        place = _Place(
+            nodes=nodes,
+            machines=machines or _machines(config),
+            call=cluster.run_where_workers_train,
+            where="on a machine of the cluster",
+            one="the cluster",
+        )
+        yield from _lines(config, place, preset=preset)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a few seconds of looking at the data and timing the stages say."""
+class _Place:
+    """Where the plan is made, and for what."""
 
-    images: int
-    """Of an epoch."""
-    data: str
-    """A line on them."""
-    rates: Rates
+    nodes: Sequence[Node]
+    """The machines at hand."""
+    machines: Machines | None
+    """The GPU cluster that the plan is for. None: the cores of the machines at hand."""
+    call: Callable[[Callable[[], Any]], Any]
+    """Calls a function where the data is looked at and the stages are timed."""
+    where: str = "here"
+    one: str = "this machine"
 
 
-def look(config: PretrainConfig, seconds: float) -> Look:
-    """Open the data and time the stages, on the machine that this is called on."""
-    from pipelines.samples import SampleConfig
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
 
-    with tempfile.TemporaryDirectory() as folder:
-        source, images, data = _open(config, folder)
-        samples = SampleConfig(
-            seed=config.seed,
-            view=config.view,
-            patch_px=config.model.image_size,
-            token_px=config.tokenizer.image_size if config.target.kind == "tokens" else None,
-            mask=config.mask,
-            grid=config.model.grid,
+
+def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
+    from pipelines.placement import place
+
+    machines, prices = at.machines, parse_prices(config.price)
+    tokenized = config.target.kind == "tokens" and config.data.tokens is None
+    workers = asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus if machines else 1
+    if machines is None:
+        try:
+            # What runs on cores is planned for cores, though a GPU is at hand.
+            placement = place(config.resources, [replace(node, gpus=0) for node in at.nodes], tokenize=tokenized)
+        except UserError as error:
+            if "no GPU" not in error.cause:
+                raise
+            raise UserError(error.cause, "name the GPUs that the plan is for: --cluster FILE, or --gpu KIND, such as --gpu H100") from error
+    elif workers > (most := machines.most.get("train", workers)):
+        raise UserError(
+            f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
+            f"set --resources.workers {most:g}, or raise max_workers",
         )
-        tokenized = config.target.kind == "tokens" and config.data.tokens is None
-        rates = measure(config, source, samples, tokenized=tokenized, seconds=seconds)
-    return Look(images=images, data=data, rates=rates)
+    source: Source | None = at.call(functools.partial(find, config))
+    images = config.images or (source.manifest.total if source else config.data.scenes)
+    steps = config.total_steps(images, config.optim.global_batch_size)
+    seen = steps * config.optim.global_batch_size
+    yield _data_line(config, source)
+    yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} epochs"
+    timed = config
+    if tokenized and config.tokenizer.path is None and config.tokenizer.name == PUBLISHED:
+        timed = replace(config, tokenizer=replace(config.tokenizer, name=RANDOM))
+        yield "tokenizer: DALL-E's weights do not come with the package; random ones of the same sizes are timed, which cost the same"
+    yield f"measuring {at.where} for about {config.seconds:g} s"
+    rates: Rates = at.call(functools.partial(look, timed, source, config.seconds))
+    yield from _measured_lines(rates, at.where)
+    if machines is None:
+        cores = sum(node.cpus for node in at.nodes)
+        yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
+        rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
+    else:
+        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
+        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
+    yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
 
 
-def _open(config: PretrainConfig, folder: str) -> tuple[Source, int, str]:
-    """Images to measure on, the number of images of an epoch, and a line on the data."""
-    from pipelines.scenes import write_scenes
+def find(config: PlanConfig) -> Source | None:
+    """The images to measure on; None: scenes, which are still to be rendered.
+
+    Raises:
+        UserError: If there are none, or if what images cost cannot be told from scenes.
+    """
     from pipelines.sources import open_source
 
     if config.data.train is not None:
-        source = open_source(config.data.train, split="train")
-        return source, source.manifest.total, recipe.data_line(source.manifest)
-    if config.model.image_size > MOST_SCENE_PX:
-        raise UserError("data.train is not given: what an image costs depends on the images", "set --data.train to those of the run")
-    write_scenes(folder, images=SCENES, seed=0, image_size=config.model.image_size)
-    return open_source(folder), config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
+        return open_source(config.data.train, split="train")
+    if config.model.image_size > MOST_SCENE_PX and config.images is None:
+        raise UserError(
+            "data.train is not given: what an image costs depends on the images",
+            "set --data.train to those of the run, or to a sample, and their number by --images; or only --images, to measure on scenes",
+        )
+    return None
+
+
+def _data_line(config: PlanConfig, source: Source | None) -> str:
+    if config.images is None:
+        if source is not None:
+            return recipe.data_line(source.manifest)
+        return f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
+    found = (
+        recipe.data_line(source.manifest).removeprefix("data: ")
+        if source
+        else f"{SCENES} rendered scenes, which cost less than photographs"
+    )
+    return f"data: {config.images:,} images (--images), measured on {found}"
+
+
+def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates:
+    """Time the stages, on the machine that this is called on; on scenes without a source."""
+    from pipelines.samples import SampleConfig
+    from pipelines.scenes import write_scenes
+    from pipelines.sources import open_source
+
+    tokens = config.target.kind == "tokens"
+    samples = SampleConfig(
+        seed=config.seed,
+        view=config.view,
+        patch_px=config.model.image_size,
+        token_px=config.tokenizer.image_size if tokens else None,
+        mask=config.mask,
+        grid=config.model.grid,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if source is None:
+            write_scenes(folder, images=SCENES, seed=0, image_size=config.model.image_size)
+            source = open_source(folder)
+        return measure(config, source, samples, tokenized=tokens and config.data.tokens is None, seconds=seconds)
 
 
 def _machines(config: PlanConfig) -> Machines | None:
@@ -160,6 +225,10 @@ def _machines(config: PlanConfig) -> Machines | None:
             return None
         return Machines(train_gpu=config.gpu, train_gpus=8, train_cores=8.0, token_gpu=config.token_gpu, token_gpus=1, view_cores=16.0)
     return machines_of(config.cluster, gpu=config.gpu, token_gpu=config.token_gpu)
+
+
+def _holder(config: PlanConfig) -> str:
+    return config.cluster or "the cluster"
 
 
 def parse_prices(text: str | None) -> dict[str, Range]:
@@ -261,6 +330,9 @@ def _cluster_lines(
         count = multiple * workers
         if count > config.optim.global_batch_size:
             break
+        if count > (most := machines.most.get("train", count)):
+            yield f"{count:,} x {machines.train_gpu}: {_holder(config)} may have {most:g} (max_workers)"
+            break
         slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
         nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
         line = (
@@ -283,6 +355,8 @@ def _cluster_lines(
         yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
     elif missing:
         yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
+    if config.price is not None:
+        yield f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, and are idle before they go"
 
 
 def _volume_lines(

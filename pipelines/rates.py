@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Most images of a measured batch: larger ones cost the same an image.
 MOST_IMAGES = 64
+
+# Views are made one after the other: a few at a time, so that the end is not missed by much.
+VIEWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class Rates:
 def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
     """Time the stages one after the other, each as the run will execute it, on one thread by this process's CPU time.
 
-    A GPU at hand is timed with the training step by the clock.
+    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is timed with the training step
+    by the clock.
     """
     import torch
 
@@ -56,9 +61,9 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
         token, token_flop = 0.0, 0.0
         if tokenized:
             tokenize = Tokenize(config.tokenizer, device="cpu", threads=1)
-            one = {name: column[:1] for name, column in batch.items()}
-            token_flop = _flops(lambda: tokenize(one))
-            token = _time(tokenize, batch, seconds=seconds / 3)
+            token_flop = _flops(lambda: tokenize(_part(batch, 1)))  # It also warms up.
+            spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MOST_IMAGES, seconds=seconds / 3)
+            token = spent / images
         step, step_flop, parameters = _time_step(config, batch, device="cpu", seconds=seconds / 3)
         gpu, gpu_rate = None, None
         if torch.cuda.is_available():
@@ -104,31 +109,57 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
         part = Part(number // len(order), unit, np.arange(min(int(rows[unit]), 200)))
         number += 1
         start = time.process_time()
-        for encoded in read_slot([(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=MOST_IMAGES):
+        for encoded in read_slot([(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=VIEWS_AT_ONCE):
             batch = make_samples(encoded, config=samples)
             if kept:  # The first batch warms everything up.
                 spent += time.process_time() - start
                 made += len(batch["row"])
             kept = batch if len(batch["row"]) >= len(kept.get("row", ())) else kept
+            if made and time.perf_counter() >= deadline:
+                break
             start = time.process_time()
     return kept, spent / made
 
 
-def _time(work: Callable[[dict[str, Any]], Any], batch: dict[str, Any], *, seconds: float) -> float:
-    """Core-seconds an image of some work on a batch: the median of a few rounds."""
-    work(batch)
-    images = len(batch["row"])
-    rounds: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(rounds) < 2 or time.perf_counter() < deadline:
-        start = time.process_time()
-        work(batch)
-        rounds.append((time.process_time() - start) / images)
-    return float(np.median(rounds))
+def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
+    """So many images of a batch, some of them several times where it has fewer."""
+    index = np.resize(np.arange(len(batch["row"])), images)
+    return {name: column[index] for name, column in batch.items()}
+
+
+def _time(work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time) -> tuple[float, int]:
+    """Time some work on a number of images: as many as let a round take a third of `seconds`, but at least one.
+
+    Args:
+        work: Takes the number of images. It is warm: it was done before.
+        most: Images of a round.
+        seconds: Of the wall clock, which runs faster than this process where other work has the cores.
+        clock: What a round is timed by.
+
+    Returns:
+        Seconds of a round, the median, and its images.
+    """
+    begun = time.perf_counter()
+    start = clock()
+    work(1)
+    rounds = [clock() - start]
+    images = max(1, min(most, int(seconds / 3 / max(1e-6, time.perf_counter() - begun))))
+    if images > 1:
+        work(images)
+        rounds = []
+    while not rounds or time.perf_counter() < begun + seconds:
+        start = clock()
+        work(images)
+        rounds.append(clock() - start)
+    return float(np.median(rounds)), images
 
 
 def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float) -> tuple[float, float, int]:
-    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's parameters."""
+    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's parameters.
+
+    The optimizer's work is that of a step, however many images it has: it is divided by those that a worker takes, not by those that
+    were measured.
+    """
     import torch
 
     from pipelines.job import MICRO_BATCH
@@ -149,11 +180,11 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
         bf16=device == "cuda",
         compile=config.resources.compile and device == "cuda",
     )
-    columns = {**batch, "tokens": rng.integers(0, vocab_size, (len(batch["row"]), config.model.patches)).astype(np.int16)}
-
-    def part(images: int) -> dict[str, Any]:
-        index = np.resize(np.arange(len(batch["row"])), images)
-        return {name: torch.from_numpy(columns[name][index]).to(place) for name in objective.columns}
+    rows = len(batch["row"])
+    columns = {**batch, "tokens": rng.integers(0, vocab_size, (rows, config.model.patches)).astype(np.int16)}
+    # Images of a worker: all of them, or those that it takes at once.
+    workers = config.resources.worker_range
+    share = max(1, config.optim.global_batch_size // (1 if workers is None else workers.fewest))
 
     def clock() -> float:
         if device == "cuda":
@@ -161,24 +192,25 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
             return time.perf_counter()
         return time.process_time()
 
-    one = part(1)
-    weight = float(one["mask"].sum())
-    flop = _flops(lambda: stepper.step(0, one, weight))
-    start = clock()
-    stepper.step(1, one, weight)
-    # As many images as fit into a third of the time, but no more than the worker takes at once.
-    workers = config.resources.worker_range
-    share = config.optim.global_batch_size // (1 if workers is None else workers.fewest)
+    @functools.cache
+    def part(images: int) -> tuple[dict[str, Any], float]:
+        found = {name: torch.from_numpy(column).to(place) for name, column in _part(columns, images).items() if name in objective.columns}
+        return found, float(found["mask"].sum())
+
+    def step(images: int) -> None:
+        stepper.step(0, *part(images))
+
+    flop = _flops(lambda: step(1))  # It also warms up.
     most = min(config.resources.micro_batch_size or MICRO_BATCH, share)
-    images = max(1, min(most, int(seconds / 3 / max(1e-6, clock() - start))))
-    many = part(images)
-    rounds: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(rounds) < 2 or time.perf_counter() < deadline:
+    whole, images = _time(step, most=most, seconds=seconds, clock=clock)
+    updates: list[float] = []
+    for _ in range(3):
         start = clock()
-        stepper.step(2 + len(rounds), many, weight * images)
-        rounds.append((clock() - start) / images)
-    return float(np.median(rounds)), flop, sum(parameter.numel() for parameter in objective.parameters())
+        stepper.optimizer.step()
+        updates.append(clock() - start)
+    update = min(whole, float(np.median(updates)))
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    return (whole - update) / images + update / share, flop, parameters
 
 
 def _flops(work: Callable[[], Any]) -> float:

@@ -82,6 +82,22 @@ def test_views_that_take_more_cores_than_a_stream_has_reading_tasks_are_the_limi
     assert lifted.streams == 7  # 8 x 3,900 images/s x 50 ms = 1,560 cores, 256 a stream
 
 
+@pytest.mark.parametrize(
+    ("most", "limit", "rate"),
+    [
+        ({"train": 16, "tokens": 8, "views": 1e6}, "tokens, at most on 8 x L4", 8 * 121e12 * 0.5 / 50e9),
+        ({"train": 16, "tokens": 64, "views": 16}, "views, at most on 16 cores", 0.9 * 16 / 0.002),
+        ({"train": 16, "tokens": 64, "views": 1e6}, "training", 16 * 312e12 * 0.5 / 100e9),
+    ],
+)
+def test_what_the_cluster_has_too_little_of_is_the_limit_and_no_node_is_planned_beyond_it(most, limit, rate):
+    machines = replace(MACHINES, train_cores=8, most=most)
+    found = on_gpus(COSTS, machines, workers=16, utilisation=0.5, block_rows=10_000)
+    assert (found.bottleneck, found.rate) == (limit, pytest.approx(rate))
+    assert found.nodes["tokens"] <= most["tokens"]
+    assert found.nodes["views"] * machines.view_cores <= most["views"]
+
+
 def test_a_measured_rate_stands_in_place_of_the_peak():
     found = on_gpus(COSTS, MACHINES, workers=4, utilisation=0.5, block_rows=512, train_rate=1000.0)
     assert found.limits["training"] == 4000
@@ -91,8 +107,8 @@ def test_money_is_that_of_all_nodes_and_unknown_where_a_price_is():
     found = on_gpus(COSTS, replace(MACHINES, train_cores=8), workers=16, utilisation=0.5, block_rows=1024)
     prices = {"train": (10.0, 30.0), "tokens": (0.5, 1.0), "views": (0.25, 0.5), "head": (0.2, 0.2)}
     low, high = money(found, prices, hours=10)
-    assert low == pytest.approx(10 * (2 * 10 + 21 * 0.5 + 4 * 0.25 + 0.2))
-    assert high == pytest.approx(10 * (2 * 30 + 21 * 1.0 + 4 * 0.5 + 0.2))
+    assert low == pytest.approx((10 + forecast.AROUND_HOURS) * (2 * 10 + 21 * 0.5 + 4 * 0.25 + 0.2))
+    assert high == pytest.approx((10 + forecast.AROUND_HOURS) * (2 * 30 + 21 * 1.0 + 4 * 0.5 + 0.2))
     assert money(found, {name: price for name, price in prices.items() if name != "tokens"}, hours=10) is None
 
 

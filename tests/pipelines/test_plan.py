@@ -4,15 +4,19 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
+from pipelines.cluster import to_come
 from pipelines.forecast import COORDINATOR_BLOCKS, Costs
-from pipelines.machines import machines_of, machines_of_nodes
+from pipelines.machines import machines_of, machines_of_nodes, most_of
+from pipelines.placement import Node
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
-from pipelines.presets import quickstart
-from pipelines.rates import Rates
+from pipelines.presets import PRESETS, quickstart
+from pipelines.rates import Rates, _time
+from pipelines.scenes import write_scenes
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 
@@ -26,10 +30,18 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch, alone):
-    """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement."""
+    """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement; what was to be measured, call by call."""
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
     rates = Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None, machine="a machine", cores=2, load=0.0)
-    monkeypatch.setattr("pipelines.plan.measure", lambda *args, **options: rates)
+    calls = []
+    monkeypatch.setattr("pipelines.plan.SCENES", 8)
+    monkeypatch.setattr("pipelines.plan.measure", lambda config, source, *args, **options: calls.append((config, source)) or rates)
+    return calls
+
+
+def planned(preset="quickstart", **options):
+    """The lines of a plan by the command's options."""
+    return plan(override(config_of(PRESETS[preset]()), {name.replace("__", "."): value for name, value in options.items()}), preset=preset)
 
 
 @pytest.mark.usefixtures("alone")
@@ -67,7 +79,7 @@ def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
     assert (found.token_gpu, found.token_gpus, found.view_cores) == ("L40S", 1, 32)
     assert machines_of_nodes([head, views]) is None
     assert machines_of_nodes([train]).token_gpu is None
-    with pytest.raises(UserError, match="the cluster's GPUs are X1"):
+    with pytest.raises(UserError, match="the cluster: the kind of the GPUs of a node of 1 GPU"):
         machines_of_nodes([{"CPU": 8.0, "GPU": 1.0, "accelerator_type:X1": 1.0}])
     assert machines_of_nodes([{"CPU": 8.0, "GPU": 1.0}], gpu="H100").train_gpu == "H100"
 
@@ -91,9 +103,12 @@ def test_a_cluster_is_extrapolated_and_says_so_with_nodes_and_money(measured):
     lines = list(plan(config, preset="quickstart"))
     assert any(line.startswith("extrapolated, not measured: TFLOP/s of the data sheets (A100 312, L4 121) x 40% to 60%") for line in lines)
     rates = [line for line in lines if line.startswith("8 x A100")]
-    assert "9,246 to 13,869 images/s" in rates[0]  # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP, and at 0.6
-    assert "limited by training" in rates[0]
+    # 8 L4 x 121 TFLOP/s x 0.4 / 52.12 GFLOP, and at 0.6: less than the 9,246 to 13,869 images/s that 8 A100 train on.
+    assert "7,429 to 11,144 images/s" in rates[0]
     assert "dollars" in rates[0]
+    faster = [line for line in planned(cluster=AWS, token_gpu="A100") if line.startswith("8 x A100")]
+    assert "9,246 to 13,869 images/s" in faster[0]  # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP, and at 0.6
+    assert "limited by training" in faster[0]
 
 
 def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(measured):
@@ -127,10 +142,156 @@ def test_prices_are_a_range_or_one_number():
 def test_what_cannot_be_planned_is_refused(tmp_path):
     with pytest.raises(UserError, match="its rate is not known"):
         PlanConfig(gpu="H1000")
-    with pytest.raises(UserError, match="no file for ray up"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         machines_of(str(tmp_path / "none.yaml"))
     text = (CLUSTERS / "aws.yaml").read_text().replace("p4d.24xlarge", "x9.large")
     (tmp_path / "odd.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"which GPU x9\.large"):
+    with pytest.raises(UserError, match=r"the GPUs of train-spot \(x9\.large\)"):
         machines_of(str(tmp_path / "odd.yaml"))
     assert machines_of(str(tmp_path / "odd.yaml"), gpu="H100").train_gpu == "H100"
+
+
+AWS = str(CLUSTERS / "aws.yaml")
+LARGE = {"optim__global_batch_size": 2048, "steps": 500_000}
+
+
+def test_a_cluster_is_never_planned_beyond_what_its_file_may_have(measured):
+    # aws.yaml: 4 nodes of 8 A100, on spot or on demand: a driver counts equal machines once.
+    with pytest.raises(UserError, match=r"resources\.workers=64 need a GPU each, but .*aws\.yaml may have 32") as error:
+        list(planned(cluster=AWS, resources__workers=64, **LARGE))
+    assert "set --resources.workers 32" in error.value.remedy
+    assert not measured, "it was refused before anything was measured"
+    lines = [line for line in planned(cluster=AWS, **LARGE) if " x A100: " in line]
+    assert [line.split(" x ")[0] for line in lines] == ["8", "16", "32", "64"]
+    assert lines[-1] == f"64 x A100: {AWS} may have 32 (max_workers)"
+    # 32 A100 at 60 % take 55,475 images/s, 8 L4 tokenise 8 x 121 TFLOP/s x 0.6 / 52.12 GFLOP = 11,144 of them.
+    assert "11,144 images/s" in lines[2]
+    assert "limited by tokens, at most on 8 x L4; nodes: 4 train, 8 tokens" in lines[2]
+
+
+def test_the_limits_of_a_growing_cluster_are_those_that_a_driver_counts():
+    alive = [{"CPU": 96.0, "GPU": 8.0, "train": 1.0, "accelerator_type:A100": 1.0}]
+    train = {"max_workers": 3, "resources": {"CPU": 96, "GPU": 8, "train": 1}}
+    types = {"train": train, "train-spot": train, "views": {"max_workers": 5, "resources": {"CPU": 16}}}
+    there = [Node(cpus=96, gpus=8, stages=frozenset({"train"}))]
+    within = there + to_come(types, there)
+    found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, within=within, gpu="A100")
+    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(within)
+    assert machines_of_nodes(alive).most == {}, "nobody said what it may grow to"
+    with pytest.raises(UserError, match="the kind of the GPUs of train is not known") as error:
+        machines_of_nodes([{"CPU": 0.0}], types={"train": train}, within=to_come(types, []))
+    assert "--gpu" in error.value.remedy
+    assert machines_of_nodes([{"CPU": 0.0}], types=types, within=within, gpu="H100").train_gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("raycluster", {"train": 32, "tokens": 8, "views": 256}), ("rayjob", {"train": 8, "views": 128})]
+)
+def test_files_of_kubernetes_are_understood_but_for_the_kind_of_their_gpus(name, most):
+    file = str(CLUSTERS / "kuberay" / f"{name}.yaml")
+    own = "tokens" in most
+    with pytest.raises(UserError, match="the GPUs of train and tokens is" if own else "the GPUs of train is") as error:
+        machines_of(file)
+    assert ("--token-gpu" in error.value.remedy) == own
+    found = machines_of(file, gpu="H100", token_gpu="L4" if own else None)
+    assert (found.train_gpu, found.train_gpus, found.train_cores, found.view_cores) == ("H100", 8, 64, 16)
+    assert found.token_gpu == ("L4" if own else None)
+    assert found.most == {"tokens": 0, **most}
+    # The head's environment tells a driver the same.
+    [content] = [document for document in yaml.safe_load_all(Path(file).read_text()) if "Ray" in document["kind"]]
+    spec = content["spec"].get("rayClusterSpec", content["spec"])
+    told = next(
+        variable["value"]
+        for variable in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == "BEIT_NODE_TYPES"
+    )
+    assert most_of(to_come(yaml.safe_load(told), [])) == found.most
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("# a: heading\n\n`beit: x`\n", "is no YAML (line 3)"),
+        ("kind: Deployment\n", "is neither a file for ray up nor a RayCluster or RayJob"),
+        ("just words\n", "is neither"),
+        ("available_node_types: {train: {}}\n", "does not describe its nodes as it should: head_node_type is missing"),
+        ("kind: RayCluster\nspec: {}\n", "workerGroupSpecs is missing"),
+    ],
+)
+def test_what_is_no_cluster_file_is_said_in_a_line(tmp_path, text, cause):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        machines_of(str(tmp_path / "x.yaml"))
+    assert cause in error.value.cause
+    assert "\n" not in error.value.cause
+
+
+def test_the_published_tokenizer_is_planned_without_its_weights(measured):
+    lines = list(planned("base", images=1_281_167, gpu="A100"))
+    assert any("DALL-E's weights do not come with the package" in line for line in lines)
+    [(config, _)] = measured
+    assert config.tokenizer.name == "random-dalle"
+    lines = list(planned(gpu="A100"))
+    assert not any("DALL-E" in line for line in lines)
+    assert measured[1][0].tokenizer.name == "scenes64"
+
+
+def test_what_is_known_is_said_before_anything_is_measured(measured):
+    lines = planned(gpu="A100")
+    begun = [next(lines) for _ in range(3)]
+    assert not measured
+    assert [line.split()[0] for line in begun] == ["data:", "steps:", "measuring"]
+    assert next(lines).startswith("measured here: ")
+
+
+def test_a_slow_stage_is_timed_on_one_image_and_a_fast_one_on_many(monkeypatch):
+    now, done = [0.0], []
+    monkeypatch.setattr("pipelines.rates.time.perf_counter", lambda: now[0])
+
+    def work(images, an_image):
+        done.append(images)
+        now[0] += an_image * images
+
+    spent, images = _time(lambda images: work(images, 20.0), most=64, seconds=3.0, clock=lambda: now[0])
+    assert (spent, images, done) == (20.0, 1, [1]), "it is warm already: once is all that there is time for"
+    now[0], done[:] = 0.0, []
+    spent, images = _time(lambda images: work(images, 0.125), most=64, seconds=3.0, clock=lambda: now[0])
+    assert (spent, images) == (1.0, 8)  # a third of 3 s
+    assert now[0] == pytest.approx(3, abs=1.2)
+    assert _time(lambda images: work(images, 0.001), most=64, seconds=3.0, clock=lambda: now[0])[1] == 64
+
+
+def test_images_that_are_not_there_are_planned_by_a_sample_of_them(measured, tmp_path):
+    write_scenes(tmp_path, images=8, seed=0, image_size=32)
+    options = {"images": 1_000_000_000, "resources__workers": 512, "gpu": "H100", "token_gpu": "L4", "epochs": 2}
+    lines = list(planned("base", data__train=str(tmp_path), **options))
+    assert lines[0].startswith("data: 1,000,000,000 images (--images), measured on ")
+    assert lines[0].endswith("(parquet)")
+    assert measured[0][1].uri == str(tmp_path)
+    assert lines[1].startswith("steps: 976,562 x 2,048 images = ")  # 2 x (10^9 // 2048)
+    assert any(line.startswith("512 x H100: ") for line in lines)
+    lines = list(planned("base", **options))
+    assert lines[0] == "data: 1,000,000,000 images (--images), measured on 8 rendered scenes, which cost less than photographs"
+    assert measured[1][1].manifest.total == 8
+    with pytest.raises(UserError, match="what an image costs") as error:
+        list(planned("base", gpu="H100"))
+    assert "--images" in error.value.remedy
+
+
+def test_workers_that_this_machine_cannot_have_are_referred_to_a_cluster(measured):
+    with pytest.raises(UserError, match=r"Ray sees no GPU, and resources\.workers=512") as error:
+        list(planned(resources__workers=512, **LARGE))
+    assert "--cluster FILE" in error.value.remedy
+    assert "--gpu KIND" in error.value.remedy
+    with pytest.raises(UserError, match=r"= 0\.12 images each") as error:
+        list(planned(resources__workers=512))
+    assert error.value.remedy.startswith("set the global batch to 512, or")
+
+
+def test_a_short_run_on_many_nodes_costs_what_the_nodes_cost_while_they_come_and_go(measured):
+    price = "train=24,tokens=0.6,views=0.6,head=0.6"
+    lines = list(planned(cluster=AWS, price=price, steps=1))
+    [line] = [line for line in lines if line.startswith("8 x A100: ")]
+    # Ten minutes of a training node, the head and 8 L4 (11,144 images/s are fewer than the GPUs take): 4.9 dollars.
+    assert line.endswith("; 5 to 5 dollars"), line
+    assert "costs hold 10 minutes of all nodes beside the run: they start, and are idle before they go" in lines
