@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines import runs
+from pipelines.ledger import Ledger
 from tune.goal import GOALS
 from tune.state import read_trials
 
@@ -56,32 +58,64 @@ def head():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(environment, *command):
-    """`ray job submit`; returns its exit code and what it prints."""
-    done = subprocess.run(
-        ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", *map(str, command)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+def ray_job(environment, *command):
+    """`ray job …`; returns its exit code and what it prints."""
+    done = subprocess.run(["ray", "job", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def submit(environment, *command, options=()):
+    """`ray job submit`; returns its exit code and what it prints."""
+    return ray_job(environment, "submit", "--working-dir", ".", *options, "--", "python", "-m", *map(str, command))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
-    data = ["--data.scenes", 96, "--steps", 12, "--optim.global-batch-size", 16, "--optim.warmup-steps", 2]
-    judged = ["--trials", 2, "--evaluation.images", 32, "--evaluation.points", 3, "--no-stop-early"]
+    data = ["--data.scenes", 96, "--steps", 6, "--optim.global-batch-size", 16, "--optim.warmup-steps", 2]
+    judged = ["--trials", 2, "--evaluation.images", 16, "--evaluation.points", 3, "--no-stop-early"]
     code, text = submit(head, "tune.sweep", "quickstart", *data, *judged, "--output.root", tmp_path, "--output.name", "mine")
     assert code == 0, text
     assert "succeeded" in text
     trials = read_trials(str(tmp_path / "mine"), GOALS["loss"])
     assert [trial.status for trial in trials] == ["finished", "finished"]
     for trial in trials:
-        assert runs.step_of(runs.latest_checkpoint(str(tmp_path / "mine" / trial.name))) == 12
+        assert runs.step_of(runs.latest_checkpoint(str(tmp_path / "mine" / trial.name))) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_checkpoint(head, tmp_path):
+    images, epochs, batch = 96, 12, 16
+    # No periodic checkpoint is due.
+    output = ["--output.root", tmp_path, "--output.name", "run", "--output.checkpoint-steps", 1_000_000, "--output.log-seconds", 0.5]
+    data = ["--data.scenes", images, "--epochs", epochs, "--optim.global-batch-size", batch, "--evaluation.images", 0]
+    run, named = tmp_path / "run", ["--submission-id", "stopped"]
+    code, text = submit(head, "pipelines.pretrain", "quickstart", *data, *output, "--output.no-mlflow", options=[*named, "--no-wait"])
+    assert code == 0, text
+    deadline = time.monotonic() + 900
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, ray_job(head, "logs", "stopped")[1]
+        time.sleep(0.2)
+    code, text = ray_job(head, "stop", "stopped")
+    assert code == 0, text
+    assert "Job 'stopped' was stopped" in ray_job(head, "status", "stopped")[1]
+    step, ledger = saved(run)
+    assert 0 < step < epochs * images // batch
+    assert ledger.settled == step * batch
+
+    code, text = submit(head, "pipelines.pretrain", "--resume", run)
+    assert code == 0, text
+    assert f"resumed: going on from step {step:,}" in text
+    # A ledger refuses a sample that is entered twice.
+    last, ledger = saved(run)
+    assert (last, ledger.settled, ledger.complete) == (epochs * images // batch, epochs * images, epochs)
+
+
+def saved(run):
+    """Step and ledger of a run's last checkpoint."""
+    checkpoint = Path(runs.latest_checkpoint(str(run)))
+    return runs.step_of(str(checkpoint)), Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
 
 
 @pytest.mark.slow

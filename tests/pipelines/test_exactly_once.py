@@ -39,18 +39,12 @@ def run(shards, tokenizer, out, *options):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_workers_one_killed_before_the_first_checkpoint_and_once_more_later(program, shards, tokenizer, tmp_path):
-    done = run(shards, tokenizer, tmp_path, "--workers", "2", "--crash", "2", "13")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in tmp_path.glob("crashed-*")} == {"crashed-2", "crashed-13"}
-    program.assert_exactly_once(shards, tokenizer, tmp_path, missing=3 * 186 % 24)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_driver_is_killed_and_the_run_goes_on_with_another_number_of_workers(program, shards, tokenizer, tmp_path):
-    killed = run(shards, tokenizer, tmp_path, "--workers", "2", "--die", "10")
+def test_a_worker_is_killed_before_the_first_checkpoint_then_the_driver_and_another_number_of_workers_goes_on(
+    program, shards, tokenizer, tmp_path
+):
+    killed = run(shards, tokenizer, tmp_path, "--workers", "2", "--crash", "2", "--die", "10")
     assert killed.returncode == -9, killed.stdout + killed.stderr
+    assert (tmp_path / "crashed-2").exists()
     done = run(shards, tokenizer, tmp_path, "--workers", "1", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     program.assert_exactly_once(shards, tokenizer, tmp_path, missing=3 * 186 % 24)
@@ -58,7 +52,7 @@ def test_the_driver_is_killed_and_the_run_goes_on_with_another_number_of_workers
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_streams_with_two_workers_and_one_a_worker_killed(program, shards, tokenizer, tmp_path):
+def test_two_streams_with_two_workers_and_one_a_worker_killed_after_a_checkpoint(program, shards, tokenizer, tmp_path):
     done = run(shards, tokenizer, tmp_path, "--workers", "3", "--streams", "2", "--crash", "9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "crashed-9").exists()

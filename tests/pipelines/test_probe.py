@@ -26,6 +26,7 @@ from pipelines.probe_table import read_table, table_lines
 from pipelines.runs import RunFolder
 from pipelines.scenes import write_scenes
 from pipelines.sources import open_source
+from pipelines.sources.labels import label_source, take_fraction
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2, drop_path=0.0)
 VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -42,9 +43,9 @@ def given(tmp_path_factory):
     return folder
 
 
-def directly(model, data, layer, pooling):
+def directly(model, manifest, layer, pooling):
     """Features and labels of a set, image by image, as float16."""
-    view, manifest = ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"])), open_source(str(data)).manifest
+    view = ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"]))
     features, labels = [], []
     for unit, rows in enumerate(manifest.rows.tolist()):
         found = manifest.unit(unit).read(np.arange(rows), ("image", "label"))
@@ -55,6 +56,10 @@ def directly(model, data, layer, pooling):
             features.append(one[layer, pooling][0].numpy().astype(np.float16))
             labels.append(label)
     return Labelled(np.stack(features), np.array(labels, np.int64))
+
+
+def manifest_of(data):
+    return open_source(str(data)).manifest
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -94,15 +99,12 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
         assert [(point.step, point.value) for point in curve] == table
     assert [file.path for file in client.list_artifacts(logged.info.run_id)] == ["probe.csv", "report"]
 
-    # The same without Ray, on all training images.
-    whole = probe(
-        override(config, {"output.name": "whole", "output.mlflow": False, "most_images": 60, "layers": [2], "baseline": False}),
-        say=lines.append,
-    )
+    # The same without Ray, on the training images that are taken.
     model = load_model(given / "model")
-    for row in whole.rows:
-        train, val = (directly(model, given / name, row.layer, row.pooling) for name in ("train", "val"))
-        assert row.train_images == 60
+    taken = take_fraction(label_source(open_source(str(given / "train"))).manifest, 40 / 60, config.seed)
+    for row in (row for row in result.rows if (row.weights, row.layer) == ("trained", 2)):
+        train, val = (directly(model, manifest, row.layer, row.pooling) for manifest in (taken, manifest_of(given / "val")))
+        assert row.train_images == taken.total
         assert row.knn_top1 == pytest.approx(probe_knn(train, val, 10, config.knn).top1, abs=0.041)  # float16: a tie may go either way
         assert row.linear_top1 == pytest.approx(probe_linear(train, val, 10, config.linear, seed=0).top1, abs=0.041)
 
@@ -115,7 +117,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
     folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), nodes(), tokenize=False)
     figures = sets.evaluate(lines.append, folder, placement, str(given / "model"))
-    train, val = (directly(load_model(given / "model"), given / name, 2, "mean") for name in ("train", "val"))
+    train, val = (directly(load_model(given / "model"), manifest_of(given / name), 2, "mean") for name in ("train", "val"))
     assert figures["knn/layer_2"] == pytest.approx(probe_knn(train, val, 10, knn).top1, abs=0.041)
     assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from beit.checkpoints import load_model
 from beit.config import TokenizerConfig, override
 from beit.errors import UserError
 from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
 from beit.tokenizer.first_tokens import spread_tokens
 from beit.tokenizer.frozen import save_tokenizer
+from beit.tokenizer.registry import load_tokenizer
 from pipelines import presets
 from pipelines.cli import main
 from pipelines.config import DataConfig, ResourceConfig
@@ -200,6 +202,8 @@ def test_a_run_with_a_cache_has_no_tokenizer_and_the_losses_of_one_that_tokenise
         assert [row[name] for row in online] == [row[name] for row in cached]
     weights = [Path(run.run, "model", "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
+    assert load_model(Path(runs[0].run, "model")).vocab_size == 64
+    assert load_tokenizer(config.tokenizer.path).digest in Path(runs[0].run, "model", "config.json").read_text()
     assert [any(line.startswith("tokenizers: ") for line in lines) for lines in said] == [True, False]
 
 

@@ -14,8 +14,8 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines import runs
 from pipelines.config import PretrainConfig
-from pipelines.finetune_presets import FinetuneConfig
 from pipelines.recorder import read_metrics
+from pipelines.segment_presets import SegmentConfig
 from tune.ablation.ablate import ablate
 from tune.ablation.chain import JOB_FILE
 from tune.ablation.config import AblationConfig, ablation_preset
@@ -49,15 +49,16 @@ def small(tmp_path, **values):
 def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is_left(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     lines: list[str] = []
-    result = ablate(small(tmp_path), preset="quickstart", say=lines.append)
+    # One of the two tasks: test_chain.py says what each is.
+    result = ablate(small(tmp_path, **{"tasks": ["segment"], "segment.val_scenes": 24}), preset="quickstart", say=lines.append)
     assert [(line.row, sorted(line.results), line.missing) for line in result.table.lines] == [
-        ("beit", ["classify", "segment"], ()),
-        ("pixels", ["classify", "segment"], ()),
+        ("beit", ["segment"], ()),
+        ("pixels", ["segment"], ()),
     ]
     rows = list(csv.DictReader(io.StringIO(Path(result.folder, "rows.csv").read_text())))
-    judged = json.loads(Path(result.folder, "pixels-seed0-classify", "validation", "step-00000004.json").read_text())
-    assert float(rows[1]["classify_seed0"]) == pytest.approx(100 * judged["top1"], abs=1e-4)
-    assert (rows[1]["row"], rows[1]["classify_paper"], rows[1]["segment_paper"]) == ("pixels", "81.0400", "41.3800")
+    judged = json.loads(Path(result.folder, "pixels-seed0-segment", "validation", "step-00000004.json").read_text())
+    assert float(rows[1]["segment_seed0"]) == pytest.approx(100 * judged["mean_iou"], abs=1e-4)
+    assert (rows[1]["row"], rows[1]["segment_paper"]) == ("pixels", "41.3800")
     assert "in the paper's order" in Path(result.folder, "table.md").read_text()
     assert Path(result.report).exists()
 
@@ -66,25 +67,24 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     for row, tokens in (("beit", True), ("pixels", False)):
         saved, _ = runs.saved_config(f"{result.folder}/{row}-seed0-pretrain", PretrainConfig, job="pretrain")
         assert (saved.data.tokens is not None) == tokens
-        tuned, _ = runs.saved_config(f"{result.folder}/{row}-seed0-classify", FinetuneConfig, job="finetune")
+        tuned, _ = runs.saved_config(f"{result.folder}/{row}-seed0-segment", SegmentConfig, job="segment")
         assert (tuned.start, tuned.model.dim, tuned.seed) == (f"{result.folder}/{row}-seed0-pretrain/model", 32, 0)
-    names = [f"{row}-seed0-{job}" for row in ("beit", "pixels") for job in ("pretrain", "classify", "segment")]
+    names = [f"{row}-seed0-{job}" for row in ("beit", "pixels") for job in ("pretrain", "segment")]
     ended = {"mine": "FINISHED", **dict.fromkeys(names, "FINISHED")}
     assert states(tmp_path) == ended
-    assert metrics_of_parent(tmp_path)["pixels/classify"] == pytest.approx(100 * judged["top1"])
+    assert metrics_of_parent(tmp_path)["pixels/segment"] == pytest.approx(100 * judged["mean_iou"])
 
-    # What kill -9 leaves in the middle of the last row's classification.
-    for name in ("pixels-seed0-classify", "pixels-seed0-segment"):
-        Path(result.folder, name, JOB_FILE).write_text('{"status": "running", "error": ""}' if "classify" in name else "{}")
+    # What kill -9 leaves in the middle of the last row's segmentation.
+    Path(result.folder, "pixels-seed0-segment", JOB_FILE).write_text('{"status": "running", "error": ""}')
     before = {name: Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns for name in names}
     saved, preset = runs.saved_config(result.folder, AblationConfig, job="ablate")
     lines.clear()
     again = ablate(saved, preset=preset, resume=result.folder, say=lines.append)
-    assert "resumed: finished: beit-seed0; to go on with: pixels-seed0 (classify, segment)" in lines
-    for name in names[:4]:
+    assert "resumed: finished: beit-seed0; to go on with: pixels-seed0 (segment)" in lines
+    for name in names[:3]:
         assert Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns == before[name], f"{name} ran again"
-    assert Path(result.folder, "pixels-seed0-classify", "attempt-2").exists()
-    steps = [row["step"] for row in read_metrics(f"{result.folder}/pixels-seed0-classify")]
+    assert Path(result.folder, "pixels-seed0-segment", "attempt-2").exists()
+    steps = [row["step"] for row in read_metrics(f"{result.folder}/pixels-seed0-segment")]
     assert steps == sorted(set(steps))
     assert again.table == result.table
     assert states(tmp_path) == ended

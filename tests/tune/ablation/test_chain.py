@@ -3,12 +3,15 @@ from dataclasses import asdict, replace
 import pytest
 import ray.tune
 
+from beit.checkpoints import save_model
+from beit.config import ModelConfig
+from beit.mim import Beit
 from pipelines import evaluations
 from pipelines.evaluate import FOLDER
 from tune.ablation import chain_run
 from tune.ablation.chain import Chain, JobState, chains_of, is_settled, left_to_do, read_state, value_of, write_state
-from tune.ablation.chain_run import CHAIN, Setup, pretrain_config, run_chain
-from tune.ablation.config import ablation_preset
+from tune.ablation.chain_run import CHAIN, Setup, pretrain_config, run_chain, run_job
+from tune.ablation.config import ClassifyProtocol, SegmentProtocol, ablation_preset
 from tune.ablation.table import read_table
 
 CHAIN_0 = Chain(row="pixels", seed=0, tasks=("classify", "segment"))
@@ -96,6 +99,31 @@ def test_rows_that_predict_tokens_read_those_of_their_seed_and_the_others_none(t
     assert pretrain_config(setup, replace(CHAIN_0, row="beit", seed=1)).data.tokens is None
     assert configs["beit"].output.name == "beit-seed0-pretrain"
     assert (configs["beit"].output.checkpoint_steps, configs["longer"].output.checkpoint_steps) == (75, 200)
+
+
+def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_protocol(tmp_path, monkeypatch):
+    pretrained = tmp_path / "pixels-seed3-pretrain"
+    save_model(Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2), 16, seed=1), pretrained / "model")
+    protocol = {"recipe": "quickstart", "steps": 7, "peak_lr": 0.5, "val": "/val"}
+    setup = setup_of(
+        tmp_path,
+        classify=ClassifyProtocol(train="/labelled", fraction=0.25, **protocol),
+        segment=SegmentProtocol(train="/annotated", annotations="/ids", val_annotations="/val-ids", **protocol),
+    )
+    jobs = []
+    monkeypatch.setattr("pipelines.finetune.finetune", lambda config, **options: jobs.append((config, options)))
+    monkeypatch.setattr("pipelines.segment.segment", lambda config, **options: jobs.append((config, options)))
+    chain = replace(CHAIN_0, seed=3)
+    for task in chain.tasks:
+        run_job(setup, chain, task, print)
+    (classify, how), (segment, _) = jobs
+    assert (how["preset"], how["resume"]) == ("quickstart", None)
+    assert (classify.data.train, classify.data.fraction, classify.data.val) == ("/labelled", 0.25, "/val")
+    assert (segment.data.train, segment.data.annotations, segment.data.val_annotations) == ("/annotated", "/ids", "/val-ids")
+    for task, config in {"classify": classify, "segment": segment}.items():
+        assert (config.start, config.model.dim, config.seed) == (str(pretrained), 24, 3)
+        assert (config.steps, config.optim.peak_lr) == (7, 0.5)
+        assert (config.output.root, config.output.name) == (str(tmp_path), f"pixels-seed3-{task}")
 
 
 def run(monkeypatch, setup, failing=()):
