@@ -18,6 +18,9 @@ ERASE_TRIES = 10
 ERASE_ASPECT = 0.3
 """Erased rectangles are between 0.3 and 1 / 0.3 high for their width."""
 
+MOST_ASPECT = 8
+"""How much longer than wide an image is resized as a whole."""
+
 FULL_CENTRE_PX = 384
 """From this size on the authors evaluate on the whole short side; below, on 0.875 of it."""
 
@@ -83,6 +86,7 @@ def make_centre_view(encoded: bytes, *, view: ViewConfig, image_size: int, share
     except UndecodableImage as problem:
         return np.zeros((image_size, image_size, 3), np.uint8), problem.status
     short = int(image_size / (centre_share(image_size) if share is None else share))
+    image = _middle(image)
     height, width = image.shape[:2]
     size = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
     if size != (height, width):
@@ -90,3 +94,11 @@ def make_centre_view(encoded: bytes, *, view: ViewConfig, image_size: int, share
         image = interpolate(pixels, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     top, left = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
     return np.ascontiguousarray(image[top : top + image_size, left : left + image_size]), Status.DECODED
+
+
+def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image without the ends of a thin strip: of 10 x 10,000 pixels a whole one would be resized to 256 x 256,000."""
+    height, width = image.shape[:2]
+    most = MOST_ASPECT * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[top : top + most, left : left + most]

@@ -17,6 +17,9 @@ from beit.heads.layers import resized
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The released code's scales."""
 
+MOST_CROPS = 8
+"""Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take 100."""
+
 # Float [B, 3, crop, crop] -> logits [B, K, crop, crop]
 Model = Callable[[Tensor], Tensor]
 
@@ -72,13 +75,14 @@ def segment(
         size: Height and width of the result: those of the annotation.
         crop: Side of a window.
         stride: From window to window.
-        ratios: Scales, as multiples of H and W. Each is raised so that the shorter side is at least the crop.
+        ratios: Scales, as multiples of H and W. Each is raised so that the shorter side is at least the crop, unless the longer one would
+            have more than 8 crops: a thin strip is padded.
         flip: Add the mirror image.
     """
     total: Tensor | None = None
     height, width = pixels.shape[2:]
     for ratio in ratios:
-        factor = max(ratio, crop / min(height, width))
+        factor = max(ratio, min(crop / min(height, width), MOST_CROPS * crop / max(height, width)))
         scaled_size = (round(height * factor), round(width * factor))
         scaled = pixels
         if scaled_size != (height, width):

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines import storage
@@ -32,10 +32,9 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 STARTS = 3
 STARTED_TOO_SLOWLY = "timed out during startup"
 
-# A task of a few seconds that has not ended by then waits for a core.
-PATIENCE_SECONDS = 300
+# What has no core by then waits for other work to end.
+PATIENCE_SECONDS = 300.0
 
-Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
 
 # One line a run instead of hundreds; --debug brings them back.
@@ -167,16 +166,20 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(kind)
     kept = [ray.put(argument) for argument in args]
-    with _without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
+    with without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
         handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
     weakref.finalize(handle, kept.clear)
     return handle
 
 
-def run_where_workers_train(function: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs) -> Found:
+def run_where_workers_train(function: Callable[[], Found], *, patience: float = PATIENCE_SECONDS) -> Found:
     """Call a function on one of the machines that workers train on, of those that are there: none is started for it.
 
     It has a core, and a GPU where there are any.
+
+    Args:
+        function: May take as long as it likes.
+        patience: Seconds to wait for the core.
 
     Raises:
         UserError: If no machine with cores is there, or none has a core free for a while.
@@ -192,17 +195,25 @@ def run_where_workers_train(function: Callable[Arguments, Found], *args: Argumen
         )
     node = max(trainers, key=lambda node: (node["Resources"].get("GPU", 0.0), node["Resources"]["CPU"]))
     amounts = {"num_cpus": min(1.0, node["Resources"]["CPU"]), "num_gpus": min(1.0, node["Resources"].get("GPU", 0.0))}
-    task: Any = ray.remote(function)
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    result = task.options(**amounts, scheduling_strategy=strategy, max_retries=0).remote(*args, **options)
-    if not ray.wait([result], timeout=PATIENCE_SECONDS)[0]:
-        ray.cancel(result, force=True)
-        raise UserError(f"the cluster had no core free for {PATIENCE_SECONDS} s", "wait until other work has ended")
+    kind: Any = ray.remote(_Caller)
+    caller = kind.options(**amounts, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
     try:
-        return cast(Found, ray.get(result))
+        # A task's wait for a core could not be told from its work; an actor says when it has its place.
+        if not ray.wait([caller.__ray_ready__.remote()], timeout=patience)[0]:
+            raise UserError(f"the cluster had no core free for {patience:g} s", "wait until other work has ended")
+        return cast(Found, ray.get(caller.call.remote(function)))
     except ray.exceptions.RayTaskError as error:
         # What the function raised says more than where.
         raise error.cause from None
+    finally:
+        ray.kill(caller)
+
+
+class _Caller:
+    """A place on a machine."""
+
+    def call(self, function: Callable[[], Found]) -> Found:
+        return function()
 
 
 def resources() -> list[dict[str, float]]:
@@ -211,9 +222,14 @@ def resources() -> list[dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
+def without_stderr() -> Iterator[None]:
     """Send what this process writes to its standard error, compiled code too, nowhere."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        before = os.dup(2)
+    except OSError:  # It is closed, so nothing of it is seen anyway.
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

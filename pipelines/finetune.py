@@ -64,16 +64,22 @@ def finetune(
 
 
 def config_for(start: str | None, name: str) -> FinetuneConfig:
-    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is."""
+    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
+
+    A classifier goes on with the pooling that its head knows, whatever the recipe's.
+    """
+    from pipelines.models import find_model, model_config
+
     recipe = finetune_preset(name)
     if start is None:
         return recipe
-    return supervised.for_start(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+    config = supervised.for_start(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+    saved = model_config(find_model(start))
+    return replace(config, pooling=saved.head["pooling"]) if saved.kind == "classifier" else config
 
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    from beit.optim import check_schedule
     from pipelines.job import Training
     from pipelines.labelled import open_labelled
     from pipelines.samples import SampleConfig
@@ -85,8 +91,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     optim = config.optim
     if config.warmup_epochs is not None:
         optim = replace(optim, warmup_steps=round(min(1.0, config.warmup_epochs / config.epochs) * total_steps))
-    if config.steps is None:
-        check_schedule(optim, total_steps)
+    supervised.check_warmup(config, optim, total_steps, say=say)
     make_objective = functools.partial(_make_objective, replace(config, optim=optim), classes, names, total_steps)
     training = Training(
         job=JOB,

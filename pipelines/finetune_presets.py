@@ -191,7 +191,8 @@ def _paper(
 
 
 def _unmixed(config: FinetuneConfig) -> FinetuneConfig:
-    return replace(config, mix=MixConfig(mixup=0, cutmix=0), optim=replace(config.optim, min_lr=min(1e-6, config.optim.peak_lr)))
+    """Labels stay smoothed."""
+    return replace(config, mix=MixConfig(mixup=0, cutmix=0))
 
 
 PRESETS: dict[str, Callable[[], FinetuneConfig]] = {

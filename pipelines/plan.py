@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -112,14 +113,14 @@ class _Place:
     """The machines at hand."""
     machines: Machines | None
     """The GPU cluster that the plan is for. None: the cores of the machines at hand."""
-    call: Callable[..., Any]
-    """Calls a function with its arguments where the data is looked at and the stages are timed."""
+    call: Callable[[Callable[[], Any]], Any]
+    """Calls a function where the data is looked at and the stages are timed."""
     where: str = "here"
     one: str = "this machine"
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
@@ -141,7 +142,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
             f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
             f"set --resources.workers {most:g}, or raise max_workers",
         )
-    source: Source | None = at.call(find, config)
+    source: Source | None = at.call(functools.partial(find, config))
     images = config.images or (source.manifest.total if source else config.data.scenes)
     steps = config.total_steps(images, config.optim.global_batch_size)
     seen = steps * config.optim.global_batch_size
@@ -152,7 +153,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         timed = replace(config, tokenizer=replace(config.tokenizer, name=RANDOM))
         yield "tokenizer: DALL-E's weights do not come with the package; random ones of the same sizes are timed, which cost the same"
     yield f"measuring {at.where} for about {config.seconds:g} s"
-    rates: Rates = at.call(look, timed, source, config.seconds)
+    rates: Rates = at.call(functools.partial(look, timed, source, config.seconds))
     yield from _measured_lines(rates, at.where)
     if machines is None:
         cores = sum(node.cpus for node in at.nodes)

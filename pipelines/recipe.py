@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from beit.config import OptimConfig
 from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS
 
@@ -87,12 +88,7 @@ def mask_line(config: PretrainConfig) -> str:
 
 def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[str]:
     """What is allowed, and probably not meant."""
-    optim, lines = config.optim, []
-    if optim.warmup_steps >= total_steps:
-        lines.append(
-            f"warning: the warmup of {optim.warmup_steps:,} steps is not shorter than the run: "
-            f"the learning rate never reaches {optim.peak_lr:g}"
-        )
+    optim, lines = config.optim, warmup_warnings(config.optim, total_steps)
     theirs = PRESETS[preset]().optim if preset in PRESETS else optim
     if optim.global_batch_size != theirs.global_batch_size and optim.peak_lr == theirs.peak_lr:
         lines.append(
@@ -103,6 +99,12 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[s
     if config.target.kind == "tokens" and config.tokenizer.path is None and config.tokenizer.name.startswith("random"):
         lines.append("warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning")
     return lines
+
+
+def warmup_warnings(optim: OptimConfig, total_steps: int) -> list[str]:
+    """A line if the warmup takes the whole run."""
+    warmup = f"the warmup of {optim.warmup_steps:,} steps is not shorter than the run"
+    return [f"warning: {warmup}: the learning rate never reaches {optim.peak_lr:g}"] if optim.warmup_steps >= total_steps else []
 
 
 def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> list[str]:

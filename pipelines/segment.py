@@ -95,7 +95,6 @@ def config_for(start: str | None, name: str) -> SegmentConfig:
 
 def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    from beit.optim import check_schedule
     from pipelines.job import Training, open_data
     from pipelines.labelled import open_val
     from pipelines.segment_samples import SegmentSampleConfig
@@ -122,11 +121,10 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     if val is not None:
         val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
         check_annotations(val, option="data.val")
-        check_same_names(names, annotated_classes(val.manifest, ids)[1])
+        check_same_names(names, val.manifest, ids)
         _look(val, config, option="data.val")
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
-    if config.steps is None:
-        check_schedule(config.optim, total_steps)
+    supervised.check_warmup(config, config.optim, total_steps, say=say)
     training = Training(
         job=JOB,
         config=config,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beit.config import ViewConfig, from_dict
+from beit.config import OptimConfig, ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
@@ -103,6 +103,21 @@ def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
         say(f"start: a copy of {found} goes into {place}, for the checkpoints of a training are deleted")
         keep_model(found, place)
     return kept
+
+
+def check_warmup(config: SupervisedConfig, optim: OptimConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
+    """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one by one, say it.
+
+    Raises:
+        UserError: Naming a warmup that fits.
+    """
+    from beit.optim import check_schedule
+    from pipelines.recipe import warmup_warnings
+
+    if config.steps is None:
+        check_schedule(optim, total_steps)
+    for line in warmup_warnings(optim, total_steps):
+        say(line)
 
 
 def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -> dict[str, str]:

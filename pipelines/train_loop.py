@@ -18,6 +18,7 @@ from torch import Tensor
 
 from beit.objective import Objective
 from pipelines import seeds
+from pipelines.runs import PROGRESS_FILE
 from pipelines.shuffle import shuffle
 from pipelines.step import Stepper, share_of
 
@@ -27,7 +28,6 @@ SETTLED = ("epoch", "unit", "row", "status")
 
 OPTIMIZER_FILE = "optimizer.pt"
 LEDGER_FILE = "ledger.npz"
-PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,16 +50,29 @@ def annotated_classes(manifest: Manifest, config: AnnotationConfig) -> tuple[Ann
     return config, names if names is not None and len(names) == config.classes else None
 
 
-def check_same_names(train: tuple[str, ...] | None, val: tuple[str, ...] | None) -> None:
+def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: AnnotationConfig) -> None:
     """Refuse a validation set whose ids stand for other classes than those of the training data, where both name them.
+
+    Args:
+        train: The names of the training data's classes, as `annotated_classes` gives them.
+        val: The validation set.
+        config: What ids stand for, with the number of classes.
 
     Raises:
         UserError: With the first difference.
     """
-    if train is None or val is None or train == val:
+    if train is None or val.annotation_names is None:
         return
-    number = next(number for number, (ours, theirs) in enumerate(zip(train, val, strict=True)) if ours != theirs)
-    raise UserError(
-        f"data.val calls class {number} of {len(val)} {val[number]}, data.train {train[number]}: its ids stand for other classes",
-        "write the annotations of both by one list of names",
-    )
+    names = annotated_classes(val, config)[1]
+    if names is None:
+        raise UserError(
+            f"data.val names {len(val.annotation_names)} ids, which do not come to the {len(train)} classes of data.train: "
+            "its ids stand for other classes",
+            "write the annotations of both by one list of names",
+        )
+    for number, (ours, theirs) in enumerate(zip(train, names, strict=True)):
+        if ours != theirs:
+            raise UserError(
+                f"data.val calls class {number} of {len(names)} {theirs}, data.train {ours}: its ids stand for other classes",
+                "write the annotations of both by one list of names",
+            )

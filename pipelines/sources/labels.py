@@ -99,9 +99,11 @@ def label_source(
     if follows is not None and names is not None:
         if follows.class_names is not None:
             labels, names = _renumbered(labels, names, follows.class_names, option, source.uri)
-        elif values.dtype == object or manifest.kind != "parquet":  # Parquet with names of classes has their numbers too.
+        # Parquet with names of classes has their numbers too; elsewhere they are numbered here, in alphabetical order.
+        elif (values.dtype == object or manifest.kind != "parquet") and not _is_numbering(names, class_count(follows, classes)):
             raise UserError(
-                f"{option}={source.uri} has classes by name, such as {names[0]}, and the training data has them by number only",
+                f"{option}={source.uri} has {len(names)} classes by name, such as {names[0]}, and the training data has "
+                f"{class_count(follows, classes)} by number only",
                 "give both as class folders, or both with numbers: nothing says which name is which number",
             )
     count = classes or (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
@@ -201,6 +203,11 @@ def _renumbered(
     table = np.array([numbers.get(name, -1) for name in names] + [-1])
     inside = (labels >= 0) & (labels < len(names))
     return table[np.where(inside, labels, len(names))], tuple(wanted)
+
+
+def _is_numbering(names: Sequence[str], classes: int) -> bool:
+    """Whether names in alphabetical order stand for the numbers from 0, as is the custom: all are there, and none is another number."""
+    return len(names) == classes and all(not name.isdecimal() or int(name) == number for number, name in enumerate(names))
 
 
 def _place(manifest: Manifest, image: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
+from beit import classification_views
 from beit.classification_views import draw_erased, erase, make_centre_view
 from beit.config import AugmentConfig, ViewConfig
 from beit.decode import Status
@@ -50,6 +52,20 @@ def test_the_centre_view_is_pillows_bicubic_resize_and_a_centre_crop(height, wid
     expected = np.asarray(scaled.crop((left, top, left + 32, top + 32))).astype(int)
     assert status == Status.DECODED
     assert abs(view.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_thin_strip_the_middle_is_seen_and_no_more_is_resized(turned, monkeypatch):
+    resized = []
+    monkeypatch.setattr(
+        classification_views, "interpolate", lambda pixels, size, **options: resized.append(size) or interpolate(pixels, size)
+    )
+    strip = np.zeros((3, 1000, 3), np.uint8)
+    strip[:, 490:510] = 200
+    view, status = make_centre_view(encoded(strip.transpose(1, 0, 2) if turned else strip), view=ViewConfig(), image_size=32)
+    assert (status, view.shape) == (Status.DECODED, (32, 32, 3))
+    assert resized == [(36 * 8, 36) if turned else (36, 36 * 8)]
+    assert (view == 200).all()
 
 
 def test_from_384_px_on_the_whole_short_side_is_seen():

@@ -56,3 +56,18 @@ def test_scales_and_flips_average_probabilities_at_the_size_asked_for():
     torch.testing.assert_close(several, torch.stack(parts).mean(0))
     # Half of 40 is below the crop: the image is scaled by 32/40 instead.
     torch.testing.assert_close(parts[0], segment(local, pixels, size=(61, 83), crop=32, stride=21, ratios=(0.8,)))
+
+
+def test_a_thin_strip_is_padded_rather_than_made_as_high_as_a_window():
+    windows = []
+
+    def model(window):
+        windows.append(window)
+        return local(window)
+
+    pixels = noise(3, 512)
+    torch.testing.assert_close(segment(model, pixels, size=(3, 512), crop=32, stride=32), local(pixels).softmax(1))
+    assert len(windows) == 16
+    windows.clear()
+    assert segment(model, noise(4, 40), size=(4, 40), crop=32, stride=32).shape == (2, 4, 4, 40)
+    assert len(windows) == 8, "scaled up 6.4 times, 26 x 256: the longer side is as long as it may become"

@@ -1,5 +1,6 @@
 """What a cluster may grow to, from the node types that its head knows."""
 
+import functools
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines.cluster import STARTS, node_types, start_beside_driver, start_private, to_come
+from pipelines.cluster import STARTS, node_types, run_where_workers_train, start_beside_driver, start_private, to_come, without_stderr
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -123,8 +124,36 @@ def test_an_actor_beside_the_driver_begins_again_with_its_arguments_however_larg
 
     actor = start_beside_driver(Adder, np.ones(100_000, np.int64), max_restarts=-1, max_task_retries=-1)
     first = ray.get(actor.process.remote())
-    time.sleep(1)  # For Ray to forget what it means to forget.
+    references = ray._private.worker.global_worker.core_worker.get_all_reference_counts
+    while any(count["submitted"] for count in references().values()):
+        time.sleep(0.05)  # Ray has not yet forgotten what it means to forget.
     os.kill(first, signal.SIGKILL)
     assert ray.get(actor.total.remote(), timeout=60) == 100_000
     assert ray.get(actor.process.remote()) != first
     ray.kill(actor)
+
+
+def test_where_workers_train_patience_is_for_the_place_and_not_for_the_work(ray_cluster):
+    import ray
+
+    other = ray.remote(Adder).options(num_cpus=2).remote(np.ones(1, np.int64))
+    assert ray.get(other.total.remote()) == 1
+    with pytest.raises(UserError, match=r"no core free for 0\.5 s"):
+        run_where_workers_train(os.getpid, patience=0.5)
+    ray.kill(other)
+    patience = 10  # A place is found sooner. With the work it takes longer than that on any machine.
+    assert run_where_workers_train(functools.partial(time.sleep, patience), patience=patience) is None
+
+
+def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with without_stderr():
+            done = True
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert done

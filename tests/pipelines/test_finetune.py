@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_pres
     assert (config.view.mean, config.view.min_area, config.view.jitter) == ((0.5, 0.5, 0.5), 0.2, 0.0)
     assert config.layer_decay == PRESETS["tiny64"]().layer_decay
     assert recipe_for(ModelConfig(dim=1024, depth=24, heads=16)) == "large"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_classifier_goes_on_at_a_higher_resolution_with_the_head_and_the_pooling_that_it_has(pooling, tmp_path):
+    low = Classifier(replace(TINY, position="absolute"), 10, pooling=pooling, generator=torch.Generator().manual_seed(0))
+    save_model(low, tmp_path / "low", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    config = config_for(str(tmp_path / "low"), "base-384")
+    assert (config.pooling, config.model.image_size) == (pooling, 384)
+    config = override(config, {"output.root": str(tmp_path / "runs"), "data.scenes": 20, "data.val_scenes": 10, "steps": 1})
+    transfer = prepare(override(config, {"model.image_size": 64}), preset="test", say=print).transfer
+    assert (transfer.fresh, transfer.dropped, transfer.resampled) == ([], {}, ["pos_embed"])
 
 
 def test_every_preset_survives_its_file():

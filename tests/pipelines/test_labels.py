@@ -128,12 +128,20 @@ def test_a_validation_set_follows_the_numbers_of_the_training_set(kind, classes,
         labelled(train, option="data.val", follows=labelled(val).manifest)
 
 
-def test_names_are_no_numbers_unless_the_data_says_which(tmp_path):
+def test_names_stand_for_numbers_only_if_all_are_there_or_the_data_says_which(tmp_path):
     train, val = write_pair(tmp_path, ("tar", "folders"), [0, 1, 2], [1, 2])
-    with pytest.raises(UserError, match="classes by name, such as dog, and the training data has them by number only"):
-        labelled(val, option="data.val", follows=labelled(train).manifest)
+    numbers = labelled(train).manifest
+    with pytest.raises(UserError, match="2 classes by name, such as dog, and the training data has 3 by number only"):
+        labelled(val, option="data.val", follows=numbers)
+    (val / "cat").mkdir()
+    (val / "cat" / "9.png").write_bytes(png(9))
+    assert found_in(labelled(val, follows=numbers)) == {0: 1, 1: 2, 9: 0}
+    for name in NAMES:
+        (val / name).rename(val / str(7 + NAMES.index(name)))
+    with pytest.raises(UserError, match="3 classes by name, such as 7"):
+        labelled(val, follows=numbers)
     write_parquet(tmp_path / "named.parquet", [1, 2])
-    assert labelled(tmp_path / "named.parquet", follows=labelled(train).manifest).manifest.labels.tolist() == [1, 2]
+    assert labelled(tmp_path / "named.parquet", follows=numbers).manifest.labels.tolist() == [1, 2]
 
 
 def test_a_fraction_takes_the_same_share_of_every_class_and_of_every_smaller_fraction_all(tmp_path):

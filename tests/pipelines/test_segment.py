@@ -142,6 +142,12 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     other = write_streets(tmp_path / "other", range(4), names=("sky", "tree", "road", "void"))
     with pytest.raises(UserError, match=r"data.val calls class 1 of 3 tree, data.train road"):
         prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
+    longer = write_streets(tmp_path / "longer", range(4), names=("sky", "road", "tree", "car", "void"))
+    with pytest.raises(UserError, match=r"data.val names 5 ids, which do not come to the 3 classes of data.train"):
+        prepare(job_config(pretrained, tmp_path, **{"data.val": longer}), preset="test", say=print)
+    lines = []
+    prepare(job_config(pretrained, tmp_path, **{"steps": 3, "optim.warmup_steps": 3}), preset="test", say=lines.append)
+    assert any(line.startswith("warning: the warmup of 3 steps is not shorter than the run") for line in lines)
     with pytest.raises(UserError, match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels"):
         prepare(job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}), preset="test", say=print)
     plain = pq.read_table(tmp_path / "train" / "part.parquet").drop(["annotation"])
