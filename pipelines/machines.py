@@ -82,7 +82,7 @@ def machines_of_nodes(
         UserError: If its GPUs are of an unknown kind.
     """
     there = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
-    coming = [NodeType(name=name, resources=kind["resources"]) for name, kind in (types or {}).items()]
+    coming = [NodeType(name=name, resources=kind["resources"]) for name, kind in (types or {}).items() if kind["max_workers"]]
     return _machines([*there, *coming], where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
 
 
