@@ -38,7 +38,7 @@ start)
             exit 1
         fi
         if (exec 3<> "/dev/tcp/127.0.0.1/$((port + 1))") 2> /dev/null; then
-            echo "Ray's head is at 127.0.0.1:$port (pid $(< "$pid_file")); next: eval \"\$($0 env)\""
+            echo "Ray's dashboard is at 127.0.0.1:$((port + 1)) (pid $(< "$pid_file")); next: eval \"\$($0 env)\""
             exit 0
         fi
         sleep 1

@@ -87,8 +87,8 @@ def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """0 if all is fine, 1 for warnings, 2 for problems."""
-    return max([0, *({Level.FINE: 0, Level.WARNING: 1, Level.PROBLEM: 2}[finding.level] for finding in findings)])
+    """2 if there are problems, else 0: warnings stop nothing."""
+    return 2 if any(finding.level == Level.PROBLEM for finding in findings) else 0
 
 
 def versions() -> Iterator[Finding]:
@@ -257,7 +257,8 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
         refused = error.code in (401, 403)
         yield Finding(
             Level.PROBLEM,
-            f"RAY_API_SERVER_ADDRESS={address} answers {error.code}" + (": it wants another token" if refused else ""),
+            f"RAY_API_SERVER_ADDRESS={address} answers {error.code}"
+            + (f": it wants {'another' if headers else 'a'} token" if refused else ""),
             "set RAY_AUTH_MODE=token and the cluster's token" if refused else "is this the dashboard of a Ray head?",
         )
     except (OSError, ValueError, KeyError) as error:

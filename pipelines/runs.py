@@ -27,6 +27,9 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 PROGRESS_FILE = "progress.json"
 
+JOB_FOLDER = "working_dir_files"
+"""Ray's name for the folder that holds what `ray job submit --working-dir` uploads."""
+
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
 
@@ -48,11 +51,16 @@ class RunFolder:
 
 
 def check_free(config: HasData) -> None:
-    """Refuse a name that is in use.
+    """Refuse a name that is in use, and a folder that goes away.
 
     Raises:
-        UserError: If a run of that name exists.
+        UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a submitted job works in.
     """
+    if JOB_FOLDER in Path(storage.absolute(config.output.root)).parts:
+        raise UserError(
+            f"output.root={config.output.root} lies in the job's own folder, which Ray deletes: the run would be lost",
+            "set --output.root to a bucket, or to an absolute path on storage that all machines share",
+        )
     if config.output.name is None:
         return
     uri = storage.join(storage.absolute(config.output.root), config.output.name)

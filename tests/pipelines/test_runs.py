@@ -56,6 +56,16 @@ def test_a_resumed_run_may_change_who_works_and_where_to_stop_but_nothing_else()
     assert "workers" not in error.value.cause
 
 
+def test_a_submitted_job_may_not_leave_its_run_in_the_copy_of_the_checkout(tmp_path, monkeypatch):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"  # as Ray lays it out
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UserError, match=r"output\.root=runs lies in the job's own folder"):
+        runs.check_free(presets.tiny64())
+    runs.check_free(override(presets.tiny64(), {"output.root": str(tmp_path / "runs")}))
+    runs.check_free(override(presets.tiny64(), {"output.root": "s3://bucket/runs"}))
+
+
 def test_a_mistyped_run_gets_the_nearest_name(tmp_path):
     runs.create(override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "first-try"}), job="pretrain", preset="tiny64")
     with pytest.raises(UserError, match=r"perhaps you meant .*/first-try"):
