@@ -149,6 +149,16 @@ def with_absolute_data(config: Config) -> Config:
     return replace(config, data=replace(config.data, train=None if train is None else storage.absolute(train)))
 
 
+def check_room(config: JobConfig) -> None:
+    """Refuse what one machine has no room for, before anything is rendered or read; a cluster is asked once it is joined.
+
+    Raises:
+        UserError: With the arithmetic.
+    """
+    if here := cluster.this_machine(config.resources.cpus):
+        place(config.resources, here, tokenize=False)
+
+
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
     """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
     if config.data.train is not None:

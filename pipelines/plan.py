@@ -303,7 +303,7 @@ def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: i
     from pipelines.stream import block_rows
 
     measured = rates.gpu_rate if rates.gpu == machines.train_gpu and machines.token_gpu is not None else None
-    return forecast.on_gpus(
+    found = forecast.on_gpus(
         rates.costs,
         machines,
         workers=workers,
@@ -312,6 +312,11 @@ def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: i
         streams=config.resources.streams,
         train_rate=measured,
     )
+    if not found.rate:
+        raise UserError(
+            f"the cluster has nothing for one of the stages: {found.bottleneck}", "give it nodes for that, such as CPU nodes for views"
+        )
+    return found
 
 
 def _cluster_lines(

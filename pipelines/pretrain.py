@@ -65,11 +65,12 @@ def pretrain(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import run_job, write_report_of
+    from pipelines.job import check_room, run_job, write_report_of
     from pipelines.knn import open_knn, pauses
 
     if resume is None:
         runs.check_free(config)
+    check_room(config)
     training = prepare(config, preset=preset, say=say)
     for line in summary(training):
         say(line)

@@ -55,8 +55,11 @@ def segment(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
+    from pipelines.job import check_room
+
     if resume is None:
         runs.check_free(config)
+    check_room(config)
     prepared = prepare(config, preset=preset, say=say)
     for line in summary(prepared):
         say(line)

@@ -90,10 +90,11 @@ def train_tokenizer(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import run_job, write_report_of
+    from pipelines.job import check_room, run_job, write_report_of
 
     if resume is None:
         runs.check_free(config)
+    check_room(config)
     training = prepare(config, preset=preset, say=say)
     dvae, manifest = config.dvae, training.source.manifest
     say(f"tokenizer: {dvae.vocab_size:,} tokens, width {dvae.encoder_width}/{dvae.decoder_width}, {config.image_size} px")

@@ -97,6 +97,17 @@ def test_a_mistake_is_one_line_of_cause_and_one_of_remedy(arguments, cause, reme
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "segment", "tokenizer train"])
+def test_what_this_machine_has_no_room_for_is_refused_before_scenes_are_rendered(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    output = ["--output.root", tmp_path / "runs", "--resources.cpus", 2, "--resources.worker-cpus", 4]
+    cause, remedy = error_lines([*command.split(), *output], capsys)
+    assert cause.startswith("1 worker x 4 CPU: there is room for 0 on 1 machine x 2 CPU")
+    assert remedy == "set --resources.worker-cpus 1"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_images_and_a_shard_without_an_image_column_say_what_is_there(tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no image")

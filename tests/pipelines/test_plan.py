@@ -10,7 +10,7 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
 from pipelines.cluster import to_come
-from pipelines.forecast import COORDINATOR_BLOCKS, Costs
+from pipelines.forecast import COORDINATOR_BLOCKS, Costs, Machines
 from pipelines.machines import machines_of, machines_of_nodes, most_of
 from pipelines.placement import Node
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
@@ -127,6 +127,13 @@ def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(mea
     asked = next(line for line in lines if line.startswith("8 x H100: "))
     assert "limited by 1 coordinator;" in asked
     assert not any("with --resources.streams" in line for line in lines), "what was asked for is planned"
+
+
+def test_a_cluster_without_a_core_for_views_is_refused(measured, monkeypatch):
+    none = Machines(train_gpu="H100", train_gpus=8, train_cores=8, token_gpu="L4", token_gpus=1, view_cores=16, most={"views": 0})
+    monkeypatch.setattr("pipelines.plan._machines", lambda config: none)
+    with pytest.raises(UserError, match="nothing for one of the stages: views, at most on 0 cores"):
+        list(plan(config_of(quickstart()), preset="quickstart"))
 
 
 @pytest.mark.parametrize("text", ["train", "train=1..x", "train=3..1", "gpu=3", "train=-1"])
