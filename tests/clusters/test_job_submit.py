@@ -120,8 +120,8 @@ def saved(run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_job_that_cannot_run_reports_failure_with_its_drivers_code_and_its_two_lines(head):
-    code, text = submit(head, "pipelines.pretrain", "quickstart", "--data.train", "/nowhere")
+def test_a_job_that_cannot_run_reports_failure_with_its_drivers_code_and_its_two_lines(head, tmp_path):
+    code, text = submit(head, "pipelines.pretrain", "quickstart", "--data.train", "/nowhere", "--output.root", tmp_path)
     assert code == 1, text
     assert "error: data.train=/nowhere does not exist" in text
     assert "failed with exit code 2" in text
