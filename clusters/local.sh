@@ -47,7 +47,7 @@ start)
     exit 1
     ;;
 env)
-    echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$((port + 1)) RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token"
+    echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$((port + 1)) RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$(printf %q "$token")"
     ;;
 stop)
     if ! running; then

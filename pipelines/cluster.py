@@ -60,6 +60,12 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be reached: {str(error).splitlines()[0]}",
                 "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
             ) from error
+        except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {reason}",
+                "it takes the same versions of Ray and Python, and the cluster's token",
+            ) from error
         try:
             with _sigterm_as_ctrl_c():
                 yield

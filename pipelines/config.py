@@ -80,7 +80,8 @@ class ResourceConfig:
     """Cores that a locally started Ray may use. None: all."""
 
     max_failures: int = 3
-    """Restarts of the worker group before the run gives up. Each goes on from the last checkpoint."""
+    """Restarts of the worker group from the last checkpoint, without a new one in between, before the run gives up. Machines that a cloud
+    announces to take back do not count."""
 
     def __post_init__(self) -> None:
         positive(

@@ -48,22 +48,16 @@ class Dispatcher:
         self._undecodable: dict[tuple[int, int], int] = {}
         # Not from 0: after a restart of this actor the next generation must be none that late messages of an earlier one carry.
         self._generation = int(time.time())
-        self._starts = 0
 
-    def resume(self, ledger: bytes | None) -> tuple[int, int]:
-        """Start a generation from the ledger of the checkpoint that was really loaded; None empties it.
-
-        Returns:
-            Its number, and how many there were before it.
-        """
+    def resume(self, ledger: bytes | None) -> int:
+        """Start a generation from the ledger of the checkpoint that was really loaded, None empties it; returns its number."""
         self._ledger = Ledger(self._manifest.rows) if ledger is None else Ledger.from_bytes(ledger)
         if not np.array_equal(self._ledger.rows, self._manifest.rows):
             raise ValueError("the checkpoint's ledger belongs to other data: its units have other row counts than the manifest's")
         self._undecodable |= self._ledger.quarantine
         self._round = None
         self._generation += 1
-        self._starts += 1
-        return self._generation, self._starts - 1
+        return self._generation
 
     def start_round(self, generation: int, minimum: int, workers: int = 1) -> int:
         """Plan the next round for so many workers and return its rows; 0 when fewer than `minimum` rows are left."""

@@ -227,12 +227,6 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(Level.FINE, f"the Ray cluster at {address}: {len(nodes)} node(s), {cpus:g} CPUs, {found:g} GPUs")
     except UserError as error:
         yield Finding(Level.PROBLEM, error.cause, error.remedy)
-    except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
-        yield Finding(
-            Level.PROBLEM,
-            f"RAY_ADDRESS={address} answers, and cannot be joined: {_first_line(error)}",
-            "it takes the same versions of Ray and Python, and the cluster's token",
-        )
 
 
 def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -277,13 +271,14 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
 def written(root: str) -> Iterator[Finding]:
     """Write a file where runs go, read it, delete it."""
     place = storage.join(storage.absolute(root), f".doctor-{uuid.uuid4().hex}")
-    existed = storage.is_remote(root) or Path(storage.absolute(root)).exists()
+    folder = Path(storage.absolute(root))
+    made = [] if storage.is_remote(root) else [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         storage.write_bytes(place, b"beit")
         same = storage.read_bytes(place) == b"beit"
         storage.delete_file(place)
-        if not existed:
-            os.rmdir(storage.absolute(root))
+        for path in made:
+            path.rmdir()
     except UserError as error:
         yield Finding(Level.PROBLEM, f"runs in {root}: {error.cause}", error.remedy)
     except OSError as error:

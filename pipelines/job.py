@@ -132,7 +132,7 @@ def run_job(
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, at_pause(folder, placement, checkpoint), say)
                 continue
             part = replace(training, config=replace(config, stop_at=step))
-            result = run_training(part, folder, placement, say=say, follow=follow, resume=going_on)
+            folder, result = train_while_it_advances(part, folder, placement, say=say, follow=follow, resume=going_on)
             if at_pause is not None:
                 figures = at_pause(folder, placement, result.checkpoint)
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
@@ -170,6 +170,35 @@ def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -
         write_scenes(folder, images=images, seed=0, image_size=image_size)
         storage.write_text(storage.join(folder, "complete"), "")
     return open_source(folder)
+
+
+def train_while_it_advances(
+    training: Training,
+    folder: runs.RunFolder,
+    placement: Placement,
+    *,
+    say: Callable[[str], None],
+    follow: Follow | None = None,
+    resume: bool,
+) -> tuple[runs.RunFolder, Result]:
+    """Train to the last step; returns the last attempt's folder too.
+
+    Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that may be taken away loses many.
+    What tells a fault from bad luck is whether there were new checkpoints in between.
+
+    Raises:
+        UserError: For data of which too much is broken.
+        JobFailedError: When the workers died more often than `resources.max_failures` allows, without a new checkpoint.
+    """
+    while True:
+        before = runs.latest_checkpoint(folder.uri)
+        try:
+            return folder, run_training(training, folder, placement, say=say, follow=follow, resume=resume)
+        except JobFailedError as error:
+            if runs.latest_checkpoint(folder.uri) == before:
+                raise
+            say(f"warning: {error.cause}; it has advanced in between, and goes on from its last checkpoint")
+            folder, resume = runs.RunFolder(folder.uri, folder.attempt + 1), True
 
 
 def run_training(
@@ -265,8 +294,9 @@ def run_training(
     )
     status = "FAILED"
     interrupt = signal.getsignal(signal.SIGINT)
+    watch = Watch(recorder, dispatcher, training, folder, say, follow)
     try:
-        with Watch(recorder, dispatcher, training, folder, say, follow) as watch, _on_sigterm(watch.stop):
+        with watch, _on_sigterm(watch.stop):
             trainer.fit()
         if watch.stopping:
             raise TerminatedError
@@ -281,7 +311,7 @@ def run_training(
         # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
         say(f"stopped; go on by --resume {folder.uri}")
-        raise (TerminatedError if isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
+        raise (TerminatedError if watch.stopping or isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)

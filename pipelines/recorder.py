@@ -41,7 +41,7 @@ class Recorder:
         self._lines: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self._failure: tuple[str, str] | None = None
-        self._stopping = False
+        self._starts, self._stopping, self._heard = 0, False, False
         self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
         self._mlflow = MlflowLog(run, mlflow) if mlflow else None
         self._mlflow_again_at = -math.inf
@@ -85,11 +85,25 @@ class Recorder:
         self._stopping = True
 
     def stopping(self) -> bool:
-        """Whether the workers are to leave."""
+        """Whether the workers are to leave; rank 0 asks between steps."""
+        self._heard = self._stopping
         return self._stopping
 
-    def rewind(self, step: int) -> None:
-        """The weights are those of an earlier step: rows after it describe steps that never were."""
+    def workers(self) -> tuple[bool, bool]:
+        """Whether workers have begun, and whether they know that they are to leave."""
+        return self._starts > 0, self._heard
+
+    def begin(self, step: int) -> int:
+        """Workers begin with the weights of this step: rows after it describe steps that never were.
+
+        Returns:
+            How often workers began before, in this attempt.
+        """
+        self._starts += 1
+        self._rewind(step)
+        return self._starts - 1
+
+    def _rewind(self, step: int) -> None:
         if storage.is_remote(self._run):
             self._metrics.keep(lambda line: _step(line) <= step)
             self._metrics.append(json.dumps({REWIND: step, "time": time.time()}))

@@ -331,8 +331,8 @@ class Worker:
                 self.step, self.seconds = progress["step"], progress["seconds"]
                 ledger = (folder / LEDGER_FILE).read_bytes()
         if self.rank == 0:
-            self.generation, self.restarts = ray.get(self.config.dispatcher.resume.remote(ledger))
-            ray.get(self.config.recorder.rewind.remote(self.step))
+            self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
+            self.restarts = ray.get(self.config.recorder.begin.remote(self.step))
             if self.restarts or checkpoint is not None:
                 again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
                 ray.get(self.config.recorder.say.remote(f"{again if self.restarts else 'resumed'}: going on from step {self.step:,}"))

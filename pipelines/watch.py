@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,9 @@ Follow = Callable[[list[dict[str, Any]]], bool]
 """Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
 
 QUARANTINE_FILE = "quarantine.csv"
+
+# Workers that have begun hear of the end after a step; those that wait for a lost machine do not hear of it.
+HEARD_WITHIN_SECONDS = 60
 
 
 class Watch:
@@ -48,7 +54,9 @@ class Watch:
         return self
 
     def stop(self) -> None:
-        """Have the workers write a last checkpoint and leave. Does next to nothing: it is called by a signal."""
+        """Have the workers write a last checkpoint and leave; a second time, leave without. It does next to nothing: a signal calls it."""
+        if self.stopping:
+            signal.raise_signal(signal.SIGINT)
         self.stopping = True
 
     def __exit__(self, *error: object) -> None:
@@ -58,14 +66,18 @@ class Watch:
     def _run(self) -> None:
         import ray
 
-        ended, told = False, False
+        ended, told_at = False, None
         while not ended:
             ended = self._ended.wait(0.5)
             try:
-                if self.stopping and not told:
+                if self.stopping and told_at is None:
                     self._recorder.stop.remote()
                     self._say("SIGTERM: a last checkpoint, then the end")
-                    told = True
+                    told_at = time.monotonic()
+                if told_at is not None and not ended and self._nobody_hears(told_at):
+                    self._say("no workers are there to write one")
+                    told_at = math.inf
+                    signal.raise_signal(signal.SIGINT)
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
                 self._hand_over(ray.get(self._recorder.rows.remote()))
@@ -77,6 +89,13 @@ class Watch:
                 if not self._complained:
                     self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
                 self._complained = True
+
+    def _nobody_hears(self, told_at: float) -> bool:
+        """Whether the wish to end reaches nobody: the workers, or those that take the place of lost ones, still wait for machines."""
+        import ray
+
+        begun, heard = ray.get(self._recorder.workers.remote())
+        return not heard and (not begun or time.monotonic() - told_at > HEARD_WITHIN_SECONDS)
 
     def _hand_over(self, rows: list[dict[str, Any]]) -> None:
         if self._follow is not None and not self._follow(rows) and not self.ending:

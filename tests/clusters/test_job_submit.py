@@ -1,5 +1,6 @@
 """Jobs submitted to a head of their own, with a token, by the script and the commands of clusters/README.md."""
 
+import json
 import os
 import shutil
 import socket
@@ -110,6 +111,26 @@ def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_check
     # A ledger refuses a sample that is entered twice.
     last, ledger = saved(run)
     assert (last, ledger.settled, ledger.complete) == (epochs * images // batch, epochs * images, epochs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path):
+    grows = json.dumps({"env_vars": {"BEIT_NODE_TYPES": json.dumps({"train": {"max_workers": 2, "resources": {"CPU": 8}}})}})
+    waits = ["--data.scenes", 96, "--resources.workers", 8, "--output.root", tmp_path, "--output.name", "run", "--evaluation.images", 0]
+    options = ["--submission-id", "waits", "--no-wait", "--runtime-env-json", grows]
+    code, text = submit(head, "pipelines.pretrain", "quickstart", *waits, options=options)
+    assert code == 0, text
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run").exists():
+        assert time.monotonic() < deadline, ray_job(head, "logs", "waits")[1]
+        time.sleep(0.2)
+    code, text = ray_job(head, "stop", "waits")
+    assert code == 0, text
+    log = ray_job(head, "logs", "waits")[1]
+    assert "no workers are there" in log
+    assert f"stopped; go on by --resume {tmp_path}/run" in log
+    assert runs.latest_checkpoint(str(tmp_path / "run")) is None
 
 
 def saved(run):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -41,7 +42,7 @@ STAND_INS = {
     "ray": """
         case $1 in
         start) if [[ $NODE == "${BROKEN:-}" ]]; then echo "$NODE: no GCS"; exit 1; fi; exec sleep 300 ;;
-        status) [[ ${BROKEN:-} != n1 ]] ;;
+        status) [[ ${BROKEN:-} != n1 && -z ${SLOW:-} ]] || { touch waits; false; } ;;
         esac""",
     "python": """
         case "$*" in
@@ -53,31 +54,48 @@ STAND_INS = {
 """Of Slurm, of Ray and of the job: two nodes, and a job that ends with 3."""
 
 
-@pytest.mark.parametrize("broken", [None, "n1", "n2"])
-def test_slurm_ends_with_the_job_or_with_a_node_that_does_not_start_and_leaves_nothing(broken, tmp_path):
+@pytest.fixture
+def slurm(tmp_path):
+    """Starts the script in a folder of its own."""
     (tmp_path / "bin").mkdir()
     for name, script in STAND_INS.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
     (tmp_path / "here").mkdir()
-    done = subprocess.run(
-        ["bash", str(CLUSTERS / "slurm" / "beit.sbatch"), "pretrain", "base"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path / "here",
-        env=environment | ({"BROKEN": broken} if broken else {}),
-        timeout=120,
-    )
+
+    def start(**more):
+        command = ["bash", str(CLUSTERS / "slurm" / "beit.sbatch"), "pretrain", "base"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path / "here", env=environment | more)
+
+    return start
+
+
+@pytest.mark.parametrize("broken", [None, "n1", "n2"])
+def test_slurm_ends_with_the_job_or_with_a_node_that_does_not_start_and_leaves_nothing(broken, slurm, tmp_path):
+    script = slurm(BROKEN=broken or "")
+    told, complained = script.communicate(timeout=120)
     if broken:
-        assert done.returncode == 1
-        assert f"{broken}: no GCS" in done.stdout
-        assert f"Ray on {broken} has ended" in done.stderr
+        assert script.returncode == 1
+        assert f"{broken}: no GCS" in told
+        assert f"Ray on {broken} has ended" in complained
     else:
-        assert done.returncode == 3, done.stderr
-        assert "10.0.0.1:20007: -m pipelines.cli pretrain base" in done.stdout
-    assert list((tmp_path / "here").iterdir()) == [], "not even the token"
+        assert script.returncode == 3, complained
+        assert "10.0.0.1:20007: -m pipelines.cli pretrain base" in told
+    assert not list((tmp_path / "here").glob("*token*"))
+
+
+def test_slurm_ends_at_a_signal_before_the_job_has_begun(slurm, tmp_path):
+    script = slurm(SLOW="1")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "here" / "waits").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    script.terminate()
+    told, _ = script.communicate(timeout=120)
+    assert script.returncode == 143
+    assert "pretrain base" not in told, "no job was started"
 
 
 def job_commands():

@@ -8,9 +8,20 @@ import time
 
 import numpy as np
 import pytest
+import ray
+from ray.exceptions import AuthenticationError
 
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines.cluster import STARTS, node_types, run_where_workers_train, start_beside_driver, start_private, to_come, without_stderr
+from pipelines.cluster import (
+    STARTS,
+    node_types,
+    run_where_workers_train,
+    start,
+    start_beside_driver,
+    start_private,
+    to_come,
+    without_stderr,
+)
 from pipelines.placement import Node
 
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
@@ -36,6 +47,27 @@ def test_where_nothing_scales_nothing_comes(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert node_types() == {}
     assert to_come({}, [Node(cpus=2, gpus=0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("nobody answers\nat all"), "127.0.0.1:1 cannot be reached: nobody answers"),
+        (AuthenticationError("no token was found"), "127.0.0.1:1 cannot be joined: no token was found"),
+        (RuntimeError("\nVersion mismatch: 2.9.0"), "127.0.0.1:1 cannot be joined: Version mismatch: 2.9.0"),
+    ],
+)
+def test_a_cluster_that_does_not_let_us_in_is_told_in_one_line(monkeypatch, error, told):
+    def refuse(**how):
+        raise error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError) as refused, start():
+        pass
+    assert told in refused.value.cause
+    assert "\n" not in refused.value.cause
 
 
 def test_a_heads_file_says_them_and_its_environment_comes_first(monkeypatch, tmp_path):

@@ -108,7 +108,7 @@ def test_the_job_server_answers_wants_another_token_or_has_another_version(job_s
 
 
 def test_storage_is_written_and_left_as_it_was(tmp_path):
-    assert only(doctor.written(str(tmp_path / "new"))).level is Level.FINE
+    assert only(doctor.written(str(tmp_path / "new" / "deep"))).level is Level.FINE
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     assert only(doctor.written(str(tmp_path / "file"))).level is Level.PROBLEM

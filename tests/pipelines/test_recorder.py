@@ -67,9 +67,19 @@ def test_durations_show_their_two_largest_units(seconds, text):
 def test_rows_behind_the_checkpoint_that_a_run_goes_on_from_are_dropped(recorder, tmp_path):
     for step in (10, 20, 30):
         recorder.log(row(step), 0.0)
-    recorder.rewind(20)
+    recorder.begin(20)
     recorder.log(row(25), 0.0)
     assert [found["step"] for found in read_metrics(str(tmp_path))] == [10, 20, 25]
+
+
+def test_every_start_of_the_workers_has_its_number_and_it_is_known_when_they_hear_of_the_end(recorder):
+    assert recorder.workers() == (False, False)
+    assert [recorder.begin(0), recorder.begin(0), recorder.begin(20)] == [0, 1, 2]
+    assert not recorder.stopping()
+    recorder.stop()
+    assert recorder.workers() == (True, False), "nobody has asked since"
+    assert recorder.stopping()
+    assert recorder.workers() == (True, True)
 
 
 @pytest.mark.parametrize("written_at_once", [True, False])
@@ -78,12 +88,12 @@ def test_on_a_bucket_rows_of_lost_steps_are_gone_as_well(bucket_run, monkeypatch
     recorder = Recorder(bucket_run, 5000, SHOWN, None)
     for step in (10, 20, 30, 40):
         recorder.log(row(step), 0.0)
-    recorder.rewind(20)
+    recorder.begin(20)
     for step in (25, 35):
         recorder.log(row(step), 0.0)
     recorder.finish("FAILED")
     again = Recorder(bucket_run, 5000, SHOWN, None)
-    again.rewind(30)
+    again.begin(30)
     again.log(row(33), 0.0)
     again.finish("FINISHED")
     assert read_metrics(bucket_run) == [row(step) for step in (10, 20, 25, 33)]

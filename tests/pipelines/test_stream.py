@@ -103,7 +103,7 @@ def stream_batches(source, *, epochs, rows, batch):
     slots = slots_of_round(epochs * len(source.manifest.rows), cores=2)
     plan = Plan(seed=0, epochs=epochs, total_rows=rows, max_rows=rows, slots=slots)
     dispatcher = cluster.start_beside_driver(Dispatcher, source.manifest, plan)
-    generation, _ = ray.get(dispatcher.resume.remote(None))
+    generation = ray.get(dispatcher.resume.remote(None))
     ray.get(dispatcher.start_round.remote(generation, 1))
     stream = build_stream(dispatcher, slots=range(slots), config=samples, tokenizer=None, placement=placement, batch_rows=batch)
     return list(shuffle(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True), np.random.default_rng(0)))
@@ -130,17 +130,16 @@ def test_late_messages_of_a_worker_group_that_is_gone_do_not_count():
     with pytest.raises(RuntimeError, match="resume"):
         dispatcher.slot(0)
     key = [np.array([0]), np.array([1]), np.array([2]), np.array([0])]
-    old, before = dispatcher.resume(None)
+    old = dispatcher.resume(None)
     dispatcher.settle(old, *key)
     checkpoint = dispatcher.snapshot(old)
-    new, starts = dispatcher.resume(checkpoint)
-    assert (before, starts) == (0, 1)
+    new = dispatcher.resume(checkpoint)
     dispatcher.settle(old, *[np.array([0]), np.array([1]), np.array([3]), np.array([0])])
     assert dispatcher.counts() == {"settled": 1, "quarantined": 0}
     with pytest.raises(RuntimeError, match="is over"):
         dispatcher.start_round(old, 1)
     assert dispatcher.start_round(new, 1) == 7
-    assert dispatcher.resume(None)[0] != new
+    assert dispatcher.resume(None) != new
     assert dispatcher.counts()["settled"] == 0
 
 
@@ -152,10 +151,10 @@ def test_a_reader_of_the_quarantine_misses_nothing_when_the_workers_go_back_to_a
         dispatcher.settle(generation, *(np.array([value]) for value in (0, unit, row, 1)))
 
     dispatcher = Dispatcher(Manifest, Plan(seed=0, epochs=1, total_rows=8, max_rows=8, slots=1))
-    generation, _ = dispatcher.resume(None)
+    generation = dispatcher.resume(None)
     settle(generation, 0, 1)
     read = dispatcher.quarantined(0)
-    generation, _ = dispatcher.resume(None)
+    generation = dispatcher.resume(None)
     settle(generation, 1, 2)  # found in another order the second time
     settle(generation, 0, 1)
     read += dispatcher.quarantined(len(read))

@@ -1,0 +1,24 @@
+"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/clusters.md what it prints."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("growing_cluster.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_nodes_come_for_a_training_a_lost_one_is_replaced_and_all_go_after_it():
+    with tempfile.TemporaryDirectory(prefix="beit-", ignore_cleanup_errors=True) as folder:  # Unix sockets have short names.
+        command = [sys.executable, str(PROGRAM), f"{folder}/g", "--kill", "--data.scenes", "1280", "--epochs", "1"]
+        command += ["--optim.warmup-steps", "2", "--evaluation.images", "0"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "the head is there, with no other node: True" in done.stdout
+    assert "started again, 2 workers: going on from step 10" in done.stdout
+    assert "no node is left" in done.stdout
+    assert "the ledger: 1,280 samples settled = 20 steps x 64; 1 epochs complete" in done.stdout
