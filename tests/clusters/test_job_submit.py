@@ -117,7 +117,8 @@ def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_check
 @pytest.mark.timeout(600)
 def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path):
     grows = json.dumps({"env_vars": {"BEIT_NODE_TYPES": json.dumps({"train": {"max_workers": 2, "resources": {"CPU": 8}}})}})
-    waits = ["--data.scenes", 96, "--resources.workers", 8, "--output.root", tmp_path, "--output.name", "run", "--evaluation.images", 0]
+    data = ["--data.scenes", 96, "--optim.warmup-steps", 0, "--evaluation.images", 0]
+    waits = [*data, "--resources.workers", 8, "--output.root", tmp_path, "--output.name", "run"]
     options = ["--submission-id", "waits", "--no-wait", "--runtime-env-json", grows]
     code, text = submit(head, "pipelines.pretrain", "quickstart", *waits, options=options)
     assert code == 0, text
