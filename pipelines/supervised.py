@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beit.config import OptimConfig, ViewConfig, from_dict
+from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
@@ -40,6 +40,8 @@ class Prepared:
 
     def summary(self, model: str) -> list[str]:
         """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
+        from pipelines.recipe import warmup_line
+
         training, data = self.training, self.training.source.manifest
         config = training.config
         assert isinstance(config, SupervisedConfig)
@@ -52,6 +54,7 @@ class Prepared:
             f"data: {data.total:,} images, {self.classes:,} classes{part}",
             f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
             f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
+            warmup_line(config.optim, data.total),
         ]
 
 
@@ -105,7 +108,7 @@ def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
     return kept
 
 
-def check_warmup(config: SupervisedConfig, optim: OptimConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
+def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
     """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one by one, say it.
 
     Raises:
@@ -115,8 +118,8 @@ def check_warmup(config: SupervisedConfig, optim: OptimConfig, total_steps: int,
     from pipelines.recipe import warmup_warnings
 
     if config.steps is None:
-        check_schedule(optim, total_steps)
-    for line in warmup_warnings(optim, total_steps):
+        check_schedule(config.optim, total_steps)
+    for line in warmup_warnings(config.optim, total_steps):
         say(line)
 
 

@@ -19,7 +19,7 @@ from beit.errors import UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
-from pipelines.finetune import config_for, finetune, prepare, rebuild_report
+from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
 from pipelines.scenes import write_scenes
@@ -67,6 +67,32 @@ def test_every_preset_survives_its_file():
 
     for preset in PRESETS.values():
         assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
+
+
+def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_these_are(tmp_path):
+    write_scenes(str(tmp_path / "train"), images=40, seed=0, image_size=64)
+    values = {"data.train": str(tmp_path / "train"), "optim.global_batch_size": 8, "output.root": str(tmp_path / "runs")}
+    config = override(PRESETS["tiny64"](), values)
+
+    def warmup_of(config):
+        training = prepare(config, preset="test", say=print).training
+        assert training.make_objective().optim_config == training.config.optim
+        return training.config.warmup_epochs, training.config.optim.warmup_steps, training.total_steps
+
+    assert warmup_of(config) == (None, 5, 100), "1 of 20 epochs"
+    assert warmup_of(override(config, {"steps": 40})) == (None, 2, 40)
+    in_steps = {"warmup_epochs": None, "optim.warmup_steps": 7}
+    assert warmup_of(override(config, in_steps)) == (None, 7, 100)
+    assert "warmup: 7 steps x 8 images = 1.4 epochs" in summary(prepare(override(config, in_steps), preset="test", say=print))
+    with pytest.raises(UserError, match=r"--warmup-epochs 1 and --optim.warmup-steps 7 both say.*\n.*add --warmup-epochs None"):
+        override(config, {"optim.warmup_steps": 7})
+    with pytest.raises(UserError, match="neither in epochs nor in steps"):
+        override(config, {"warmup_epochs": None})
+    with pytest.raises(UserError, match=r"--warmup-epochs 1 takes all of the run's --epochs 1: .*\nset --warmup-epochs 0.05"):
+        warmup_of(override(config, {"epochs": 1}))
+    assert warmup_of(override(config, {"epochs": 1, "warmup_epochs": 0.2})) == (None, 1, 5)
+    with pytest.raises(UserError, match=r"optim.warmup_steps=100 takes all of the run's 100 steps"):
+        warmup_of(override(config, {**in_steps, "optim.warmup_steps": 100}))
 
 
 def test_a_folder_without_a_model_is_told_so(tmp_path):
