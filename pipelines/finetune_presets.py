@@ -66,7 +66,7 @@ class FinetuneConfig(SupervisedConfig):
             return self
         if self.steps is None and self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--warmup-epochs {self.warmup_epochs:g} takes all of the run's --epochs {self.epochs:g}: the learning rate would never decay",
+                f"--warmup-epochs {self.warmup_epochs:g} takes all of --epochs {self.epochs:g}: the learning rate would never decay",
                 f"set --warmup-epochs {self.epochs / 20:g}, or more epochs",
             )
         steps = round(min(1.0, self.warmup_epochs / self.epochs) * total_steps)

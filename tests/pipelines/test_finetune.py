@@ -88,7 +88,7 @@ def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_
         override(config, {"optim.warmup_steps": 7})
     with pytest.raises(UserError, match="neither in epochs nor in steps"):
         override(config, {"warmup_epochs": None})
-    with pytest.raises(UserError, match=r"--warmup-epochs 1 takes all of the run's --epochs 1: .*\nset --warmup-epochs 0.05"):
+    with pytest.raises(UserError, match=r"--warmup-epochs 1 takes all of --epochs 1: .*\nset --warmup-epochs 0.05"):
         warmup_of(override(config, {"epochs": 1}))
     assert warmup_of(override(config, {"epochs": 1, "warmup_epochs": 0.2})) == (None, 1, 5)
     with pytest.raises(UserError, match=r"optim.warmup_steps=100 takes all of the run's 100 steps"):
@@ -164,4 +164,4 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert "What patches attend to" in report
     Path(val).rename(tmp_path / "gone")
     assert "What patches attend to" not in Path(rebuild_report(result.run)).read_text(), "its images are no longer there"
-    assert runs.job_of(result.run) == "finetune"
+    assert runs.saved_run(result.run).job == "finetune"

@@ -256,7 +256,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
     report = Path(rebuild_report(result.run)).read_text()
     assert "Image, truth and prediction" in report
     assert "annotation and image differ in size: 33 x 40" in report
-    assert runs.job_of(result.run) == "segment"
+    assert runs.saved_run(result.run).job == "segment"
 
 
 class OneImage:
