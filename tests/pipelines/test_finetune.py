@@ -15,10 +15,11 @@ from beit.checkpoints import load_model, read_config, save_model
 from beit.classification_views import make_centre_view
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig, from_dict, override
-from beit.errors import UserError
+from beit.errors import JobFailedError, UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
+from pipelines.evaluate_classification import ClassJudge
 from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
@@ -129,6 +130,19 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
         patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
+    assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
+
+    class OutOfMemory(ClassJudge):
+        def __call__(self, batch):
+            raise MemoryError("no room for the model's maps")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate_classification.ClassJudge", OutOfMemory)
+        with pytest.raises(
+            JobFailedError, match=r"^MemoryError: no room for .*\nmend the cause, then go on by --resume .*/run: the training"
+        ):
+            finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
+    assert "no room for the model's maps" in (tmp_path / "runs" / "run" / "error.log").read_text()
     result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
 
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
