@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
-from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest
+from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest, view_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
+    from beit.config import ViewConfig
     from beit.resolution import AbsoluteMode
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
@@ -73,7 +73,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
     with storage.local_copy(find_model(start), MODEL_FILES) as folder:
         saved = read_config(folder)
     model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
-    theirs = from_dict(ViewConfig, saved.extra["view"]) if pixels and "view" in saved.extra else recipe.view
+    theirs = view_of(saved, start) if pixels else recipe.view
     view = replace(recipe.view, mean=theirs.mean, std=theirs.std)
     return replace(recipe, start=start, model=model, view=view)
 
@@ -229,7 +229,7 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
         saved, model = read_config(folder), load_model(folder)
-    view = from_dict(ViewConfig, saved.extra["view"])
+    view = view_of(saved, run)
     images = _some_images(config, view)
     return write_report(
         uri,
