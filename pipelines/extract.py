@@ -161,6 +161,7 @@ def _run(
                 functools.partial(_views_of_file, files=files, shared=shared, view=view),
                 batch_size=1,
                 num_cpus=placement.view_cpus,
+                resources=placement.tag("views"),
             )
             written = views.map_batches(
                 Embed,

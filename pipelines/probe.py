@@ -270,7 +270,7 @@ def _judge(
     import ray
 
     remote: Any = ray.remote
-    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus)
+    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus, resources=placement.tag("train"))
     options = {"classes": classes, "knn": config.knn, "linear": config.linear, "seed": config.seed}
     options |= {"device": placement.device, "threads": placement.worker_threads}
     pending = {judge.remote(*files, layer, pooling, **options): (layer, pooling) for layer, pooling in wanted}
