@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
     from pipelines.placement import Placement
+    from pipelines.report import Picture
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
@@ -223,24 +224,41 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     from beit.checkpoints import load_model, read_config
     from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
-    from pipelines.report_attention import attention_picture
 
     config, _ = runs.saved_config(run, kind, job=job)
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
         saved, model = read_config(folder), load_model(folder)
     view = view_of(saved, run)
-    images = _some_images(config, view)
+    pictures, note = _attention(model, config, view)
     return write_report(
         uri,
-        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names"))],
-        pictures=[] if images is None else [attention_picture(model, images, view)],
+        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names")), note],
+        pictures=pictures,
         commands=next_commands(config, job, uri),
     )
 
 
-def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8] | None:
-    """Centre squares of some images that the run is judged by, or else trained on; None where its data are no longer there."""
+def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig) -> tuple[list[Picture], str]:
+    """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is lost over a picture."""
+    import html
+
+    import pyarrow as pa
+
+    from pipelines.report_attention import attention_picture
+
+    try:
+        images = _some_images(config, view)
+        why = "" if len(images) else "none of the images that were looked at can be decoded"
+    except (UserError, OSError, pa.ArrowException) as error:
+        images, why = None, str(error).partition("\n")[0]
+    if images is None or why:
+        return [], f"<p>Warning: no picture of what patches attend to: {html.escape(why)}</p>"
+    return [attention_picture(model, images, view)], ""
+
+
+def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8]:
+    """Centre squares of some images that the run is judged by, or else trained on."""
     from pipelines.fixed_samples import centre
     from pipelines.job import open_data
     from pipelines.labelled import open_val
@@ -248,12 +266,9 @@ def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8
     from pipelines.samples import SampleConfig, draw_unseen
 
     size = config.model.image_size
-    try:
-        val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
-        source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
-        return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
-    except (UserError, OSError):
-        return None
+    val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
+    source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
+    return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
@@ -263,5 +278,7 @@ def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[st
     again = f"beit {job} {shlex.quote(run)}/config.json"
     commands = [("Twice as long", f"{again} " + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"))]
     if config.start is not None:
-        commands.append(("The same without pretraining", f"{again} --start None --layer-decay 1"))
+        commands.append(
+            ("The same without pretraining, whose best optim.peak_lr is another: try several", f"{again} --start None --layer-decay 1")
+        )
     return commands

@@ -176,6 +176,11 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     report = Path(rebuild_report(result.run)).read_text()
     assert "Confusion matrix" in report
     assert "What patches attend to" in report
+    for row in range(37):
+        break_image(shard, row)
+    assert "none of the images that were looked at can be decoded" in Path(rebuild_report(result.run)).read_text()
+    Path(shard).write_bytes(Path(shard).read_bytes()[:200])
+    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text(), "a shard that is cut off"
     Path(val).rename(tmp_path / "gone")
-    assert "What patches attend to" not in Path(rebuild_report(result.run)).read_text(), "its images are no longer there"
+    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text()
     assert runs.saved_run(result.run).job == "finetune"
