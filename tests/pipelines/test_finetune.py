@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from beit.checkpoints import load_model, read_config, save_model
 from beit.classification_views import make_centre_view
@@ -19,7 +20,6 @@ from beit.errors import JobFailedError, UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
-from pipelines.evaluate_classification import ClassJudge
 from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
@@ -131,18 +131,13 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
     assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
-
-    class OutOfMemory(ClassJudge):
-        def __call__(self, batch):
-            raise MemoryError("no room for the model's maps")
-
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate_classification.ClassJudge", OutOfMemory)
+        patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError))
         with pytest.raises(
-            JobFailedError, match=r"^MemoryError: no room for .*\nmend the cause, then go on by --resume .*/run: the training"
+            JobFailedError, match=r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the training"
         ):
             finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
-    assert "no room for the model's maps" in (tmp_path / "runs" / "run" / "error.log").read_text()
+    assert "The worker died" in (tmp_path / "runs" / "run" / "error.log").read_text()
     result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
 
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
