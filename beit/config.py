@@ -241,8 +241,8 @@ class OptimConfig:
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine decay."""
 
-    warmup_steps: int = 6250
-    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps."""
+    warmup_steps: int | None = 6250
+    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps. None: what `--warmup-epochs` of `beit finetune` says."""
 
     weight_decay: float = 0.05
     """Decay of all weights but biases, norms, gains, position embeddings and the class token."""
@@ -268,6 +268,17 @@ class OptimConfig:
                 f"optim.min_lr={self.min_lr:g} is not between 0 and optim.peak_lr={self.peak_lr:g}",
                 f"set optim.min_lr={min(1e-5, self.peak_lr / 100):g}",
             )
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warmup.
+
+        Raises:
+            UserError: If they are not known.
+        """
+        if self.warmup_steps is None:
+            raise UserError("optim.warmup_steps=None: this job counts its warmup in steps", "set optim.warmup_steps=0, or more")
+        return self.warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
     min + (peak - min) / 2 * (1 + cos(pi i / N)) for i = 0 .. N - 1. So the peak is used twice, and the minimum only behind the end.
     A run shorter than its warmup keeps the warmup's slope and ends on it; `check_schedule` refuses that for real runs.
     """
-    warmup = config.warmup_steps
+    warmup = config.warmup
     if step < warmup:
         return config.peak_lr * step / max(1, warmup - 1)
     decay = max(1, total_steps - warmup)
@@ -91,8 +91,8 @@ def linear_learning_rate(step: int, config: OptimConfig, total_steps: int) -> fl
     0). In the W warmup steps that is multiplied by a factor that rises on a straight line from 1e-6 at step 0 to 1 at step W.
     """
     decayed = config.min_lr + (config.peak_lr - config.min_lr) * max(0.0, 1 - step / total_steps)
-    if step < config.warmup_steps:
-        decayed *= 1 - (1 - step / config.warmup_steps) * (1 - WARMUP_RATIO)
+    if step < config.warmup:
+        decayed *= 1 - (1 - step / config.warmup) * (1 - WARMUP_RATIO)
     return decayed
 
 
@@ -102,8 +102,8 @@ def check_schedule(config: OptimConfig, total_steps: int) -> None:
     Raises:
         UserError: Naming the option, the length of the run and a warmup that fits.
     """
-    if config.warmup_steps >= total_steps:
+    if config.warmup >= total_steps:
         raise UserError(
-            f"optim.warmup_steps={config.warmup_steps} takes all of the run's {total_steps} steps: the learning rate would never decay",
+            f"optim.warmup_steps={config.warmup} takes all of the run's {total_steps} steps: the learning rate would never decay",
             f"set optim.warmup_steps={total_steps // 20}",
         )

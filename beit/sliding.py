@@ -14,9 +14,6 @@ from torch.nn.functional import interpolate, pad
 
 from beit.heads.layers import resized
 
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The released code's scales."""
-
 MOST_CROPS = 8
 """Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take 100."""
 
@@ -57,6 +54,12 @@ def slide(model: Model, pixels: Tensor, *, crop: int, stride: int) -> Tensor:
     return (total / count)[..., :height, :width]
 
 
+def scaled_to(height: int, width: int, *, ratio: float, crop: int) -> tuple[int, int]:
+    """Height and width of an image at a scale, as `segment` raises it."""
+    factor = max(ratio, min(crop / min(height, width), MOST_CROPS * crop / max(height, width)))
+    return round(height * factor), round(width * factor)
+
+
 def segment(
     model: Model,
     pixels: Tensor,
@@ -82,8 +85,7 @@ def segment(
     total: Tensor | None = None
     height, width = pixels.shape[2:]
     for ratio in ratios:
-        factor = max(ratio, min(crop / min(height, width), MOST_CROPS * crop / max(height, width)))
-        scaled_size = (round(height * factor), round(width * factor))
+        scaled_size = scaled_to(height, width, ratio=ratio, crop=crop)
         scaled = pixels
         if scaled_size != (height, width):
             scaled = interpolate(pixels, scaled_size, mode="bilinear", align_corners=False, antialias=True)

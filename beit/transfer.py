@@ -39,6 +39,8 @@ class Transfer:
     """In the old model only, with the reason."""
     fresh: list[str] = field(default_factory=list)
     """In the new model only: its own first values stay."""
+    unnamed: int | None = None
+    """Classes of a head that was taken although one of the models does not name them: they may be others."""
 
     def lines(self) -> list[str]:
         """The account, for people."""
@@ -48,6 +50,8 @@ class Transfer:
         said += [f"dropped: {name} ({why})" for name, why in self.dropped.items()]
         if self.fresh:
             said.append(f"fresh: {', '.join(_grouped(self.fresh))}")
+        if self.unnamed is not None:
+            said.append(f"head taken: both have {self.unnamed:,} classes, names unknown")
         return said
 
 
@@ -86,6 +90,7 @@ def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode 
     """Start a model from a checkpoint folder of any kind; see `start_from`.
 
     Layers that tell classes apart are dropped if both models name their classes and not by the same list: as many are not the same ones.
+    Where one of them names none they are taken, and the account says so.
     """
     saved = read_config(folder)
     tensors = read_tensors(folder)
@@ -94,8 +99,10 @@ def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode 
     theirs, ours = saved.head.get("class_names"), getattr(model, "class_names", None)
     other = [name for name in tensors if name.startswith(OF_CLASSES)] if theirs and ours and tuple(theirs) != tuple(ours) else []
     report = start_from(model, {name: tensor for name, tensor in tensors.items() if name not in other}, saved.model, absolute=absolute)
-    report.dropped.update(dict.fromkeys(other, "of other classes"))
-    return report
+    dropped = {**report.dropped, **dict.fromkeys(other, "of other classes")}
+    heads = [name for name in report.taken if name.startswith(OF_CLASSES)]
+    unnamed = len(tensors[heads[0]]) if heads and not (theirs and ours) else None
+    return dataclasses.replace(report, dropped=dropped, unnamed=unnamed)
 
 
 @torch.no_grad()

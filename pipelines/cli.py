@@ -312,7 +312,7 @@ def _report(arguments: list[str], debug: bool) -> None:
         return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("beit report takes one run folder", "write beit report runs/NAME")
-    module = REPORTS.get(runs.job_of(arguments[0]))
+    module = REPORTS.get(runs.saved_run(arguments[0]).job)
     if module is None:
         from pipelines.report import write_report as rebuild_report
     else:

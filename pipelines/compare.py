@@ -118,16 +118,15 @@ def read_run(argument: str) -> Run:
     name, _, path = argument.partition("=")
     if not path or {"/", ":"} & set(name):  # the = of a bucket's URI, such as s3://bucket/run?region=…
         name, path = "", argument
-    job, uri = runs.job_of(path), storage.absolute(path)
-    saved = json.loads(storage.read_text(storage.join(uri, runs.CONFIG_FILE)))["config"]
+    saved, uri = runs.saved_run(path), storage.absolute(path)
     curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
     rows = read_metrics(uri)
     for row in [*rows, *evaluations.alike(evaluations.read(uri, FOLDER))]:
         for metric in TITLES:
             if row.get(metric) is not None and np.isfinite(row[metric]):
                 curves[metric][row["step"]] = row[metric]
-    options = {option: value for option, value in runs.flatten(saved).items() if not option.startswith(NOT_COMPARED)}
-    return Run(uri=uri, name=name or None, job=job, options=options, curves=curves, rows=rows)
+    options = {option: value for option, value in runs.flatten(saved.config).items() if not option.startswith(NOT_COMPARED)}
+    return Run(uri=uri, name=name or None, job=saved.job, options=options, curves=curves, rows=rows)
 
 
 def group(found: Sequence[Run]) -> list[Group]:

@@ -14,7 +14,7 @@ from beit.config import ViewConfig
 from beit.decode import Status
 from beit.metrics import summarise
 from pipelines.evaluate import Batch, judge_all, unusable
-from pipelines.models import MODEL_FILES
+from pipelines.models import MODEL_FILES, model_config, view_of
 from pipelines.placement import Placement
 from pipelines.sources import Manifest, Unit
 from pipelines.storage import local_copy
@@ -41,11 +41,8 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded, the number of "classes",
         and of the other images in "unusable" where and why.
     """
-    with local_copy(checkpoint, MODEL_FILES) as folder:
-        from beit.checkpoints import read_config
-
-        saved = read_config(folder)
-    views = functools.partial(centre_views, view=view_of(saved.extra), image_size=saved.model.image_size, share=share)
+    saved = model_config(checkpoint)
+    views = functools.partial(centre_views, view=view_of(saved, checkpoint), image_size=saved.model.image_size, share=share)
     columns = judge_all(manifest, placement, views=views, judge=ClassJudge, checkpoint=checkpoint)
     good = columns["status"] == 0
     result = summarise(columns["label"][good], {name: columns[name][good] for name in ("prediction", "rank", "loss")}, classes)
@@ -59,13 +56,6 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         "classes": classes,
         "confusion": result.confusion.tolist(),
     }
-
-
-def view_of(extra: dict[str, Any]) -> ViewConfig:
-    """How a checkpoint's model wants its pixels, by the "extra" of its config.json."""
-    from beit.config import from_dict
-
-    return from_dict(ViewConfig, extra["view"]) if "view" in extra else ViewConfig()
 
 
 def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
@@ -98,7 +88,7 @@ class ClassJudge:
         torch.set_num_threads(threads)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
-            self._view = view_of(read_config(folder).extra)
+            self._view = view_of(read_config(folder), checkpoint)
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:

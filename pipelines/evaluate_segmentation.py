@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -28,7 +29,11 @@ BATCH_BYTES = 16 << 20
 """Decoded images that travel to the model together."""
 
 LOGITS_AT_ONCE = 1 << 27
-"""Images of one size go through the model together, as long as their logits are no more numbers than this: half a gigabyte."""
+"""Images of one size go through the model together, as long as what `segment` holds of them at a time, its largest scale counted, is no
+more numbers than this: half a gigabyte. An image by itself is never divided, however large; maps inside the model are not counted."""
+
+MAPS_HELD = 3
+"""Maps of K numbers a pixel that `segment` holds at a time: logits, probabilities, and their sum over scales."""
 
 PICTURES = 6
 
@@ -163,7 +168,7 @@ class PixelJudge:
         for i in np.flatnonzero(batch["status"] == 0).tolist():
             alike[(*batch["scaled"][i].tolist(), *batch["size"][i].tolist())].append(i)
         for (rows, columns, height, width), members in alike.items():
-            at_once = max(1, LOGITS_AT_ONCE // (self._model.classes * max(rows * columns, height * width)))
+            at_once = self._images_at_once((rows, columns), (height, width))
             for start in range(0, len(members), at_once):
                 part = members[start : start + at_once]
                 pixels = [np.frombuffer(batch["pixels"][i], np.uint8).reshape(rows, columns, 3) for i in part]
@@ -173,6 +178,14 @@ class PixelJudge:
                     if (int(batch["unit"][i]), int(batch["row"][i])) in self._shown:
                         shown[i] = predicted.astype(np.int16).tobytes()
         return {**{name: batch[name] for name in ("unit", "row", "status", "reason")}, "counts": counts, "predicted": shown}
+
+    def _images_at_once(self, scaled: tuple[int, int], size: tuple[int, int]) -> int:
+        """How many images of a size, and of annotations of another, go through the model together."""
+        from beit.sliding import scaled_to
+
+        crop = self._model.config.image_size
+        largest = max(math.prod(scaled_to(*scaled, ratio=ratio, crop=crop)) for ratio in self._test.ratios)
+        return max(1, LOGITS_AT_ONCE // (MAPS_HELD * self._model.classes * max(largest, math.prod(size))))
 
     def _predict(self, images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.int64]:
         """Classes [B, *size] of images uint8 [B, H, W, 3]."""

@@ -18,9 +18,9 @@ from beit.errors import UserError
 from beit.probe_config import Pooling
 from pipelines import storage
 from pipelines.evaluate import Batch, pool
-from pipelines.evaluate_classification import centre_batch, view_of
+from pipelines.evaluate_classification import centre_batch
 from pipelines.feature_files import Description, FeatureFiles, Piece
-from pipelines.models import MODEL_FILES, model_config, model_digest
+from pipelines.models import MODEL_FILES, model_config, model_digest, view_of
 from pipelines.placement import Placement
 from pipelines.sources import Manifest
 from pipelines.stream import read_patiently
@@ -79,7 +79,7 @@ def extract(
         UserError: If `out` holds anything else, or a feature is too large for float16.
     """
     saved = model_config(checkpoint)
-    view = view_of(saved.extra)
+    view = view_of(saved, checkpoint)
     description = Description(
         data=manifest.digest,
         images=manifest.total,
@@ -161,6 +161,7 @@ def _run(
                 functools.partial(_views_of_file, files=files, shared=shared, view=view),
                 batch_size=1,
                 num_cpus=placement.view_cpus,
+                resources=placement.tag("views"),
             )
             written = views.map_batches(
                 Embed,

@@ -14,8 +14,9 @@ from beit.probe_config import Pooling
 from pipelines import cluster, storage
 from pipelines.config import ResourceConfig
 from pipelines.extract import IMAGES_AT_ONCE, extract
+from pipelines.failures import going_on
 from pipelines.feature_files import MODEL_FOLDER, check_folder
-from pipelines.models import find_model, holds_model, keep_model, model_config, model_digest
+from pipelines.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
 from pipelines.placement import place
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
 
     checkpoint = find_model(config.run)
     saved = model_config(checkpoint)
+    view_of(saved, config.run)  # Refuses a model that does not say how it wants its pixels.
     layers = check_layers(config.layers or (default_layer(saved),), saved.model.depth)
     data, out = storage.absolute(config.data), storage.absolute(config.out)
     if not storage.is_remote(data) and (out + "/").startswith(data.rstrip("/") + "/"):
@@ -116,21 +118,23 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
         placement = place(config.resources, nodes, tokenize=False)
         for line in (*cluster.local_paths(nodes, {"data": data, "out": out}), *placement.lines()):
             say(line)
-        files, written = extract(
-            source.manifest,
-            _kept(checkpoint, out),
-            out,
-            layers=layers,
-            poolings=config.poolings,
-            numbers=config.numbers,
-            centre=config.centre,
-            label=label,
-            images_per_file=config.images_per_file,
-            placement=placement,
-            images_at_once=config.resources.micro_batch_size or IMAGES_AT_ONCE,
-            bf16=config.resources.precision == "bf16",
-            say=say,
-        )
+        remedy = "give the same command again: files that are written stay"
+        with going_on("while features were computed", remedy, folder=None, say=say):
+            files, written = extract(
+                source.manifest,
+                _kept(checkpoint, out),
+                out,
+                layers=layers,
+                poolings=config.poolings,
+                numbers=config.numbers,
+                centre=config.centre,
+                label=label,
+                images_per_file=config.images_per_file,
+                placement=placement,
+                images_at_once=config.resources.micro_batch_size or IMAGES_AT_ONCE,
+                bf16=config.resources.precision == "bf16",
+                say=say,
+            )
     bad = len(files.undecodable())
     return FeaturesResult(out=out, images=source.manifest.total - bad, undecodable=bad, files=len(files.pieces), written=written)
 

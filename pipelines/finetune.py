@@ -91,11 +91,8 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
     train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)
-    optim = config.optim
-    if config.warmup_epochs is not None:
-        optim = replace(optim, warmup_steps=round(min(1.0, config.warmup_epochs / config.epochs) * total_steps))
-    supervised.check_warmup(config, optim, total_steps, say=say)
-    make_objective = functools.partial(_make_objective, replace(config, optim=optim), classes, names, total_steps)
+    config = config.with_warmup_counted(total_steps)
+    supervised.check_warmup(config, total_steps, say=say)
     training = Training(
         job=JOB,
         config=config,
@@ -103,7 +100,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
         source=labelled.source,
         samples=SampleConfig(seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment),
         tokenizer=None,
-        make_objective=make_objective,
+        make_objective=functools.partial(_make_objective, config, classes, names, total_steps),
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,

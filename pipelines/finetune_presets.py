@@ -8,6 +8,7 @@ from typing import Literal
 
 from beit.checks import not_negative, positive, share
 from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
+from beit.errors import UserError
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE, find_preset
 
@@ -31,7 +32,7 @@ class FinetuneConfig(SupervisedConfig):
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
     warmup_epochs: float | None = None
-    """Passes over the data of the linear warmup, in place of `optim.warmup_steps`; with `steps` it keeps its share of the run."""
+    """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps its share of the run."""
 
     centre: float | None = None
     """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
@@ -46,6 +47,30 @@ class FinetuneConfig(SupervisedConfig):
         positive(self, "--", "classes", "centre")
         not_negative(self, "--", "warmup_epochs")
         share(self, "--", "centre")
+        epochs, steps = self.warmup_epochs, self.optim.warmup_steps
+        if epochs is None and steps is None:
+            raise UserError("the warmup is given neither in epochs nor in steps", "set --optim.warmup-steps 0, or more")
+        if epochs is not None and steps is not None:
+            raise UserError(
+                f"--warmup-epochs {epochs:g} and --optim.warmup-steps {steps} both say how long the warmup is",
+                "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count it in epochs",
+            )
+
+    def with_warmup_counted(self, total_steps: int) -> FinetuneConfig:
+        """The same with the warmup in steps, of a run of so many.
+
+        Raises:
+            UserError: If the warmup leaves nothing of a run of so many epochs.
+        """
+        if self.warmup_epochs is None:
+            return self
+        if self.steps is None and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup-epochs {self.warmup_epochs:g} takes all of --epochs {self.epochs:g}: the learning rate would never decay",
+                f"set --warmup-epochs {self.epochs / 20:g}, or more epochs",
+            )
+        steps = round(min(1.0, self.warmup_epochs / self.epochs) * total_steps)
+        return replace(self, warmup_epochs=None, optim=replace(self.optim, warmup_steps=steps))
 
 
 def quickstart() -> FinetuneConfig:
@@ -58,7 +83,7 @@ def quickstart() -> FinetuneConfig:
         view=ViewConfig(min_area=0.4, jitter=0.0),
         augment=AugmentConfig(operations=0, erase=0.0),
         mix=MixConfig(mixup=0, cutmix=0),
-        optim=OptimConfig(global_batch_size=64, peak_lr=2e-3, min_lr=1e-6, clip_norm=None),
+        optim=OptimConfig(global_batch_size=64, peak_lr=2e-3, min_lr=1e-6, warmup_steps=None, clip_norm=None),
         output=OutputConfig(log_seconds=5.0),
     )
 
@@ -82,7 +107,7 @@ def _small_images(model: ModelConfig) -> FinetuneConfig:
         centre=1.0,
         model=model,
         view=ViewConfig(min_area=0.2, jitter=0.0),
-        optim=OptimConfig(global_batch_size=256, peak_lr=2e-3, min_lr=1e-6, clip_norm=None),
+        optim=OptimConfig(global_batch_size=256, peak_lr=2e-3, min_lr=1e-6, warmup_steps=None, clip_norm=None),
     )
 
 
@@ -186,7 +211,7 @@ def _paper(
         warmup_epochs=warmup,
         layer_decay=decay,
         model=replace(model, drop_path=drop_path),
-        optim=OptimConfig(global_batch_size=batch, peak_lr=lr, min_lr=1e-6, weight_decay=weight_decay, clip_norm=clip),
+        optim=OptimConfig(global_batch_size=batch, peak_lr=lr, min_lr=1e-6, warmup_steps=None, weight_decay=weight_decay, clip_norm=clip),
     )
 
 

@@ -15,6 +15,7 @@ from beit.objective import Objective
 from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
+from pipelines.failures import cause_of, going_on, job_failed
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, last_metrics, read_metrics
 from pipelines.report import REPORT_FILE
@@ -33,11 +34,8 @@ Config = TypeVar("Config", bound=JobConfig)
 # Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
 BLOCKS_PER_ROUND = 50_000
 
-
 # Images that a worker puts through the model at once, unless it is told otherwise.
 MICRO_BATCH = 128
-
-ERROR_FILE = "error.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,23 +121,30 @@ def run_job(
         elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
             tracking.check(folder.uri, place_in_mlflow)
         stop_at = min(training.total_steps, config.stop_at or training.total_steps)
-        going_on = resume is not None
+        goes_on = resume is not None
+
+        def judged(checkpoint: str) -> Mapping[str, float]:
+            assert at_pause is not None
+            remedy = f"go on by --resume {folder.uri}: the training until step {runs.step_of(checkpoint):,} is kept"
+            with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
+                return at_pause(folder, placement, checkpoint)
+
         for step in [*(step for step in pauses if step < stop_at), stop_at]:
-            checkpoint = runs.latest_checkpoint(folder.uri) if going_on else None
+            checkpoint = runs.latest_checkpoint(folder.uri) if goes_on else None
             if checkpoint is not None and step < stop_at and runs.step_of(checkpoint) > step:
                 continue
-            if going_on and at_pause is not None and checkpoint is not None and runs.step_of(checkpoint) == step < stop_at:
-                evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, at_pause(folder, placement, checkpoint), say)
+            if goes_on and at_pause is not None and checkpoint is not None and runs.step_of(checkpoint) == step < stop_at:
+                evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, judged(checkpoint), say)
                 continue
             part = replace(training, config=replace(config, stop_at=step))
-            folder, result = train_while_it_advances(part, folder, placement, say=say, follow=follow, resume=going_on)
+            folder, result = train_while_it_advances(part, folder, placement, say=say, follow=follow, resume=goes_on)
             if at_pause is not None:
-                figures = at_pause(folder, placement, result.checkpoint)
+                figures = judged(result.checkpoint)
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
                 result = replace(result, metrics={**result.metrics, **figures})
             if result.step < step:
                 break  # Whoever follows has ended it: no later part goes on.
-            folder, going_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
+            folder, goes_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
         return folder, result
 
 
@@ -326,13 +331,10 @@ def run_training(
 
 
 def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFailedError:
-    """The last line of what the workers died of; the whole text goes into the run folder."""
-    storage.write_text(folder.path(ERROR_FILE), f"{error}\n")
-    failures = getattr(error, "worker_failures", {})
-    lines = [line for line in str(next(iter(failures.values()), error)).splitlines() if line.strip()]
-    return JobFailedError(
-        f"{lines[-1].strip() if lines else type(error).__name__} (after {restarts} restarts; everything in {folder.path(ERROR_FILE)})",
-        f"mend the cause, then go on by --resume {folder.uri}",
+    """What the workers died of."""
+    first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    return job_failed(
+        error, folder.uri, doing=f"after {restarts} restarts", cause=cause_of(first), remedy=f"go on by --resume {folder.uri}"
     )
 
 

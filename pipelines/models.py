@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import runs, storage
 
@@ -67,6 +68,21 @@ def model_config(checkpoint: str) -> SavedConfig:
 
     with storage.local_copy(checkpoint, MODEL_FILES[1:]) as folder:
         return read_config(folder)
+
+
+def view_of(saved: SavedConfig, path: str) -> ViewConfig:
+    """How a model wants its pixels, by the "extra" of its config.json; `path` is what the user calls it.
+
+    Raises:
+        UserError: If it does not say so: with other mean and std its figures would be worse without a word.
+    """
+    recorded = saved.extra.get("view")
+    if not isinstance(recorded, dict):
+        raise UserError(
+            f"{path}: its config.json does not say how pixels were normalised",
+            'add to its "extra": "view": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, or what the model was trained with',
+        )
+    return from_dict(ViewConfig, recorded, at="extra.view.")
 
 
 def model_digest(checkpoint: str) -> str:

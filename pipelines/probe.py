@@ -17,6 +17,7 @@ from beit.errors import UserError
 from beit.probe_config import POOLINGS, KnnConfig, LinearConfig, Pooling
 from pipelines import cluster, runs, storage, tracking
 from pipelines.config import FolderConfig, ResourceConfig
+from pipelines.failures import going_on
 from pipelines.finetune_presets import ClassifyDataConfig
 from pipelines.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
 from pipelines.report import REPORT_FILE
@@ -109,7 +110,7 @@ def probe(
 
     from beit.features import check_layers
     from pipelines.labelled import checked_data, open_labelled
-    from pipelines.models import find_model, model_config, model_digest
+    from pipelines.models import find_model, model_config, model_digest, view_of
     from pipelines.placement import place
 
     if resume is None:
@@ -120,6 +121,7 @@ def probe(
         config = replace(config, start=find_model(config.start))
     checkpoint = _checkpoint_of(config, resume)
     saved = model_config(checkpoint)
+    view_of(saved, checkpoint)  # Refuses a model that does not say how it wants its pixels.
     layers = check_layers(config.layers or range(1, saved.model.depth + 1), saved.model.depth)
     data = checked_data(config.data, image_size=saved.model.image_size, job="probe")
     config = replace(config, data=data)
@@ -151,11 +153,12 @@ def probe(
             missing = sorted(wanted - {(row.layer, row.pooling) for row in rows if row.weights == weights})
             if not missing:
                 continue
-            files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
-            for row in _judge(weights, files, missing, labelled.classes, config, placement):
-                rows.append(row)
-                write_table(run.uri, rows)
-                say(row_line(row))
+            with going_on(f"while {weights} weights were probed", f"go on by --resume {run.uri}", folder=run.uri, say=say):
+                files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
+                for row in _judge(weights, files, missing, labelled.classes, config, placement):
+                    rows.append(row)
+                    write_table(run.uri, rows)
+                    say(row_line(row))
     if not config.keep_features and storage.exists(run.path(FEATURES_FOLDER)):
         storage.delete_folder(run.path(FEATURES_FOLDER))
     rows = read_table(run.uri)
@@ -211,8 +214,7 @@ def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int
 
     kept = storage.join(folder, "model")
     if not holds_model(kept) and weights == "random":
-        view = {"view": saved.extra["view"]} if "view" in saved.extra else {}
-        return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra=view)
+        return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra={"view": saved.extra["view"]})
     if not holds_model(kept):
         keep_model(checkpoint, folder)
     return kept
@@ -268,7 +270,7 @@ def _judge(
     import ray
 
     remote: Any = ray.remote
-    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus)
+    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus, resources=placement.tag("train"))
     options = {"classes": classes, "knn": config.knn, "linear": config.linear, "seed": config.seed}
     options |= {"device": placement.device, "threads": placement.worker_threads}
     pending = {judge.remote(*files, layer, pooling, **options): (layer, pooling) for layer, pooling in wanted}

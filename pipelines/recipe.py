@@ -101,10 +101,16 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[s
     return lines
 
 
+def warmup_line(optim: OptimConfig, images: int) -> str:
+    """The warmup of a run on so many images an epoch."""
+    steps, batch = optim.warmup, optim.global_batch_size
+    return f"warmup: {steps:,} steps x {batch:,} images = {steps * batch / images:.3g} epochs"
+
+
 def warmup_warnings(optim: OptimConfig, total_steps: int) -> list[str]:
     """A line if the warmup takes the whole run."""
-    warmup = f"the warmup of {optim.warmup_steps:,} steps is not shorter than the run"
-    return [f"warning: {warmup}: the learning rate never reaches {optim.peak_lr:g}"] if optim.warmup_steps >= total_steps else []
+    warmup = f"the warmup of {optim.warmup:,} steps is not shorter than the run"
+    return [f"warning: {warmup}: the learning rate never reaches {optim.peak_lr:g}"] if optim.warmup >= total_steps else []
 
 
 def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> list[str]:
@@ -117,14 +123,14 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> l
 
     view, model, optim = config.view, config.model, config.optim
     total = config.total_steps(images, optim.global_batch_size)
-    warmup = optim.warmup_steps
+    warmup = optim.warmup
     shown = sorted({step for step in (0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1) if 0 <= step < total})
     rates = ", ".join(f"{learning_rate(step, optim, total):.3g} at {step:,}" for step in shown)
     return [
         *_facts(config, data=data, images=images, total_steps=total),
         _epoch_line(config, images),
         _batch_line(config),
-        f"warmup: {warmup:,} steps x {optim.global_batch_size:,} images = {warmup * optim.global_batch_size / images:.3g} epochs",
+        warmup_line(optim, images),
         f"learning rate: {rates}; linear to {optim.peak_lr:g}, then a cosine to {optim.min_lr:g}",
         f"optimizer: AdamW, betas {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}, "
         + ("gradients not clipped" if optim.clip_norm is None else f"gradients clipped at norm {optim.clip_norm:g}")

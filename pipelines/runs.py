@@ -104,7 +104,7 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
         UserError: If the run would read other data than before, or another tokenizer.
     """
     uri = storage.absolute(uri)
-    before = json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["inputs"]
+    before = saved_run(uri).inputs
     for option, digest in inputs.items():
         if before.get(option) != digest:
             raise UserError(
@@ -112,6 +112,42 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
                 "bring back the files as they were, or start a new run",
             )
     return RunFolder(uri, 1 + max(_attempts(uri), default=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What the config.json of a run says."""
+
+    job: str
+    preset: str
+    inputs: dict[str, str]
+    """Digests of what the run reads, by the option that names it."""
+    config: dict[str, Any]
+    """As `to_dict` made it."""
+
+
+def saved_run(path: str) -> SavedRun:
+    """What a run was started with.
+
+    Args:
+        path: A run folder, or the config.json of one.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    uri = storage.absolute(path)
+    file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
+    if not storage.exists(file):
+        raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
+    try:
+        saved = json.loads(storage.read_text(file))
+        found = SavedRun(job=saved["job"], preset=saved["preset"], inputs=dict(saved["inputs"]), config=dict(saved["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{file} is no run's configuration: {why}", "give the folder of a run, not of a checkpoint or model in it"
+        ) from error
+    return found
 
 
 def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
@@ -125,29 +161,10 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
     Raises:
         UserError: If there is no run of this job.
     """
-    uri = storage.absolute(path)
-    file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
-    if not storage.exists(file):
-        raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
-    try:
-        saved = json.loads(storage.read_text(file))
-        if saved["job"] != job:
-            raise UserError(f"{file} belongs to the job {saved['job']}, not to {job}", f"use beit {saved['job']}")
-        return from_dict(kind, saved["config"]), saved["preset"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no run's configuration ({error})", "give the config.json of a run folder") from error
-
-
-def job_of(path: str) -> str:
-    """The job that a run folder belongs to.
-
-    Raises:
-        UserError: If there is no run.
-    """
-    uri = storage.absolute(path)
-    if not storage.exists(storage.join(uri, CONFIG_FILE)):
-        raise UserError(f"{path} is no run: there is no {storage.join(uri, CONFIG_FILE)}", _suggest_run(uri))
-    return str(json.loads(storage.read_text(storage.join(uri, CONFIG_FILE)))["job"])
+    saved = saved_run(path)
+    if saved.job != job:
+        raise UserError(f"{path} belongs to the job {saved.job}, not to {job}", f"use beit {saved.job}")
+    return from_dict(kind, saved.config), saved.preset
 
 
 def check_same(saved: JobConfig, asked: JobConfig) -> None:

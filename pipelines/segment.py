@@ -127,7 +127,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
         check_same_names(names, val.manifest, ids)
         _look(val, config, option="data.val")
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
-    supervised.check_warmup(config, config.optim, total_steps, say=say)
+    supervised.check_warmup(config, total_steps, say=say)
     training = Training(
         job=JOB,
         config=config,

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from beit.checks import positive
-from beit.config import ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.image_files import check_picture, read_square
-from pipelines.models import MODEL_FILES, find_model
+from pipelines.models import MODEL_FILES, find_model, view_of
 
 if TYPE_CHECKING:
     from beit.checkpoints import Model, SavedConfig
@@ -86,7 +85,7 @@ def show(config: AttentionConfig) -> Iterator[str]:
         raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")
     check_picture(config.out)
     model, saved = _open_model(config.run)
-    view = _normalisation(saved, config.run)
+    view = view_of(saved, config.run)
     backbone = backbone_of(model)
     size = figure_size(backbone) if config.size is None else config.size
     check_size(size, saved.model.patch_size)
@@ -110,14 +109,3 @@ def _open_model(run: str) -> tuple[Model, SavedConfig]:
 
     with storage.local_copy(find_model(run), MODEL_FILES) as folder:
         return load_model(folder), read_config(folder)
-
-
-def _normalisation(saved: SavedConfig, run: str) -> ViewConfig:
-    """How the model's pixels were normalised."""
-    recorded = saved.extra.get("view")
-    if not isinstance(recorded, dict):
-        raise UserError(
-            f"{run}: its config.json does not say how pixels were normalised",
-            'add to its "extra": "view": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, or what the model was trained with',
-        )
-    return from_dict(ViewConfig, recorded, at="extra.view.")

@@ -6,21 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beit.config import OptimConfig, ViewConfig, from_dict
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
-from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest
+from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest, view_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
+    from beit.config import ViewConfig
     from beit.resolution import AbsoluteMode
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
     from pipelines.placement import Placement
+    from pipelines.report import Picture
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
@@ -40,6 +41,8 @@ class Prepared:
 
     def summary(self, model: str) -> list[str]:
         """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
+        from pipelines.recipe import warmup_line
+
         training, data = self.training, self.training.source.manifest
         config = training.config
         assert isinstance(config, SupervisedConfig)
@@ -52,6 +55,7 @@ class Prepared:
             f"data: {data.total:,} images, {self.classes:,} classes{part}",
             f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
             f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
+            warmup_line(config.optim, data.total),
         ]
 
 
@@ -70,7 +74,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
     with storage.local_copy(find_model(start), MODEL_FILES) as folder:
         saved = read_config(folder)
     model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
-    theirs = from_dict(ViewConfig, saved.extra["view"]) if pixels and "view" in saved.extra else recipe.view
+    theirs = view_of(saved, start) if pixels else recipe.view
     view = replace(recipe.view, mean=theirs.mean, std=theirs.std)
     return replace(recipe, start=start, model=model, view=view)
 
@@ -105,7 +109,7 @@ def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
     return kept
 
 
-def check_warmup(config: SupervisedConfig, optim: OptimConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
+def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
     """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one by one, say it.
 
     Raises:
@@ -115,8 +119,8 @@ def check_warmup(config: SupervisedConfig, optim: OptimConfig, total_steps: int,
     from pipelines.recipe import warmup_warnings
 
     if config.steps is None:
-        check_schedule(optim, total_steps)
-    for line in warmup_warnings(optim, total_steps):
+        check_schedule(config.optim, total_steps)
+    for line in warmup_warnings(config.optim, total_steps):
         say(line)
 
 
@@ -220,24 +224,41 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     from beit.checkpoints import load_model, read_config
     from pipelines.evaluate import FOLDER
     from pipelines.report import write_report
-    from pipelines.report_attention import attention_picture
 
     config, _ = runs.saved_config(run, kind, job=job)
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
         saved, model = read_config(folder), load_model(folder)
-    view = from_dict(ViewConfig, saved.extra["view"])
-    images = _some_images(config, view)
+    view = view_of(saved, run)
+    pictures, note = _attention(model, config, view)
     return write_report(
         uri,
-        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names"))],
-        pictures=[] if images is None else [attention_picture(model, images, view)],
+        sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names")), note],
+        pictures=pictures,
         commands=next_commands(config, job, uri),
     )
 
 
-def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8] | None:
-    """Centre squares of some images that the run is judged by, or else trained on; None where its data are no longer there."""
+def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig) -> tuple[list[Picture], str]:
+    """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is lost over a picture."""
+    import html
+
+    import pyarrow as pa
+
+    from pipelines.report_attention import attention_picture
+
+    try:
+        images = _some_images(config, view)
+        why = "" if len(images) else "none of the images that were looked at can be decoded"
+    except (UserError, OSError, pa.ArrowException) as error:
+        images, why = None, str(error).partition("\n")[0]
+    if images is None or why:
+        return [], f"<p>Warning: no picture of what patches attend to: {html.escape(why)}</p>"
+    return [attention_picture(model, images, view)], ""
+
+
+def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8]:
+    """Centre squares of some images that the run is judged by, or else trained on."""
     from pipelines.fixed_samples import centre
     from pipelines.job import open_data
     from pipelines.labelled import open_val
@@ -245,12 +266,9 @@ def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8
     from pipelines.samples import SampleConfig, draw_unseen
 
     size = config.model.image_size
-    try:
-        val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
-        source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
-        return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
-    except (UserError, OSError):
-        return None
+    val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
+    source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
+    return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
@@ -260,5 +278,7 @@ def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[st
     again = f"beit {job} {shlex.quote(run)}/config.json"
     commands = [("Twice as long", f"{again} " + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"))]
     if config.start is not None:
-        commands.append(("The same without pretraining", f"{again} --start None --layer-decay 1"))
+        commands.append(
+            ("The same without pretraining, whose best optim.peak_lr is another: try several", f"{again} --start None --layer-decay 1")
+        )
     return commands

@@ -118,6 +118,7 @@ def train_tokenizer(
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
     from pipelines.job import Training, check_batch, open_data, with_absolute_data
+    from pipelines.recipe import warmup_warnings
     from pipelines.samples import SampleConfig
 
     if config.data.train is None and config.image_size > MOST_SCENE_PX:
@@ -129,6 +130,8 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
+    for line in warmup_warnings(config.optim, total_steps):
+        say(line)
     return Training(
         job=JOB,
         config=config,

@@ -233,10 +233,10 @@ class DvaeObjective(Objective):
     def learning_rate(self, step: int) -> float:
         """Linear warmup, then half a cosine from `peak_lr` to `min_lr`, reached after `lr_share` of the steps."""
         optim = self.optim_config
-        if step < optim.warmup_steps:
-            return optim.peak_lr * (step + 1) / optim.warmup_steps
+        if step < optim.warmup:
+            return optim.peak_lr * (step + 1) / optim.warmup
         end = self.train_config.lr_share * (self.total_steps - 1)
-        return cosine(step - optim.warmup_steps, end - optim.warmup_steps, optim.peak_lr, optim.min_lr)
+        return cosine(step - optim.warmup, end - optim.warmup, optim.peak_lr, optim.min_lr)
 
     @torch.no_grad()
     def finish_step(self, step: int) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics import classification
 
 from beit.annotations import IGNORED
 from beit.metrics_segmentation import confusion, summarise
@@ -34,7 +35,6 @@ def test_figures_are_those_of_counting_pixels_one_by_one(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_are_those_of_torchmetrics(seed):
-    classification = pytest.importorskip("torchmetrics.classification")
     options = {"num_classes": 6, "ignore_index": IGNORED}
     iou = classification.MulticlassJaccardIndex(average="macro", **options)
     recall = classification.MulticlassAccuracy(average="none", **options)

@@ -120,3 +120,5 @@ def test_a_warmup_as_long_as_the_run_is_refused_with_one_that_fits():
     check_schedule(CONFIG, 11)
     with pytest.raises(UserError, match=r"optim.warmup_steps=10 .*\n.*optim.warmup_steps=0"):
         check_schedule(CONFIG, 10)
+    with pytest.raises(UserError, match=r"optim.warmup_steps=None: this job counts its warmup in steps"):
+        check_schedule(dataclasses.replace(CONFIG, warmup_steps=None), 10)

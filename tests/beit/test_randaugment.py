@@ -49,6 +49,47 @@ def test_operations_do_what_their_names_say():
     assert (done["TranslateYRel"][-5:] == 128).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("strength", [0.4, 0.9])
+def test_enhancements_move_an_image_away_from_what_lacks_the_quality_or_towards_it(strength, sign):
+    view = picture().astype(float)
+    factor = 1 + sign * 0.9 * strength
+    grey = view @ [0.299, 0.587, 0.114]
+    smooth = view.copy()
+    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    smooth[1:-1, 1:-1] = sum(kernel[y, x] * view[y : y + 22, x : x + 22] for y in range(3) for x in range(3))
+    without = {"ColorIncreasing": grey[..., None], "ContrastIncreasing": np.round(grey.mean()), "SharpnessIncreasing": smooth}
+    for name, lacking in without.items():
+        expected = np.clip(lacking + factor * (view - lacking), 0, 255)
+        np.testing.assert_allclose(
+            np.asarray(OPERATIONS[name](Image.fromarray(picture()), strength, sign, GREY)), expected, atol=2.5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("strength", [0.4, 0.9])
+def test_an_image_is_turned_and_sheared_as_a_plane_is(strength, sign):
+    # Centres of pixels from the middle; a slope stays one under cubic interpolation, so it tells where each pixel comes from.
+    y, x = np.mgrid[:48, :48] - 23.5
+
+    def slope(x, y):
+        return np.stack([128 + 2 * x, 128 + 2 * y, 128 + x - y], -1)
+
+    angle, shear = np.deg2rad(sign * 30 * strength), sign * 0.3 * strength
+    # A turn is counter-clockwise for positive degrees; what is sheared stays where it is in the first row or column.
+    source = {
+        "Rotate": (np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y),
+        "ShearX": (x + shear * (y + 24), y),
+        "ShearY": (x, y + shear * (x + 24)),
+    }
+    image = Image.fromarray(np.round(slope(x, y)).astype(np.uint8))
+    for name, (from_x, from_y) in source.items():
+        done = np.asarray(OPERATIONS[name](image, strength, sign, GREY)).astype(float)
+        inside = (abs(from_x) < 21.5) & (abs(from_y) < 21.5)
+        assert inside.sum() > 800
+        np.testing.assert_allclose(done[inside], slope(from_x, from_y)[inside], atol=1.6, err_msg=name)
+
+
 def test_the_same_generator_gives_the_same_view_of_the_same_form():
     view = picture()
     views = [randaugment(view, np.random.default_rng(seed), AugmentConfig(probability=1.0), GREY) for seed in (5, 5, 6)]

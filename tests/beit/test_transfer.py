@@ -66,6 +66,7 @@ def test_another_resolution_takes_positions_resampled_and_the_same_head(config, 
     report = start_from_folder(high, tmp_path)
     assert (report.fresh, report.dropped) == ([], {})
     assert torch.equal(high.head.weight, low.head.weight)
+    assert report.lines()[-1] == "head taken: both have 5 classes, names unknown"
     if config is PAPER:
         assert report.resampled == ["pos_embed"]
         assert torch.equal(high.pos_embed, resample_absolute(low.pos_embed, (4, 4), (6, 6)))

@@ -157,7 +157,7 @@ def test_a_dry_run_prints_a_configuration_that_a_run_accepts(tmp_path, capsys):
     assert printed["optim"]["peak_lr"] == 1e-3
     assert "9 x 2,048 images = 18,432" in shown.err, "the arithmetic does not disturb what is piped"
     saved = tmp_path / "config.json"
-    saved.write_text(json.dumps({"job": "pretrain", "preset": "base", "config": printed}))
+    saved.write_text(json.dumps({"job": "pretrain", "preset": "base", "inputs": {}, "config": printed}))
     main(["pretrain", str(saved), "--dry-run"])
     again = json.loads(capsys.readouterr().out)
     assert again == printed

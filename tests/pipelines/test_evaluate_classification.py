@@ -3,14 +3,15 @@ import torch
 
 from beit.checkpoints import save_model
 from beit.classifier import Classifier
-from beit.config import ModelConfig
+from beit.config import ModelConfig, ViewConfig, to_dict
 from pipelines.evaluate_classification import IMAGES_AT_ONCE, ClassJudge
 
 TINY = ModelConfig(image_size=16, patch_size=8, dim=8, depth=1, heads=2)
 
 
 def test_a_large_block_goes_through_the_model_in_parts_and_every_image_gets_its_own_result(tmp_path):
-    save_model(Classifier(TINY, 3, head_scale=100, generator=torch.Generator().manual_seed(0)), tmp_path)
+    model = Classifier(TINY, 3, head_scale=100, generator=torch.Generator().manual_seed(0))
+    save_model(model, tmp_path, extra={"view": to_dict(ViewConfig())})
     rng, images = np.random.default_rng(0), 2 * IMAGES_AT_ONCE + 5
     block = {name: np.arange(images) for name in ("unit", "row")} | {"status": np.zeros(images, np.uint8)}
     block |= {"view": rng.integers(0, 256, (images, 16, 16, 3), np.uint8), "label": rng.integers(0, 3, images)}

@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from beit.checkpoints import load_model, read_config, save_model
 from beit.classification_views import make_centre_view
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig, from_dict, override
-from beit.errors import UserError
+from beit.errors import JobFailedError, UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
-from pipelines.finetune import config_for, finetune, prepare, rebuild_report
+from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
 from pipelines.scenes import write_scenes
@@ -69,6 +70,32 @@ def test_every_preset_survives_its_file():
         assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
 
 
+def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_these_are(tmp_path):
+    write_scenes(str(tmp_path / "train"), images=40, seed=0, image_size=64)
+    values = {"data.train": str(tmp_path / "train"), "optim.global_batch_size": 8, "output.root": str(tmp_path / "runs")}
+    config = override(PRESETS["tiny64"](), values)
+
+    def warmup_of(config):
+        training = prepare(config, preset="test", say=print).training
+        assert training.make_objective().optim_config == training.config.optim
+        return training.config.warmup_epochs, training.config.optim.warmup_steps, training.total_steps
+
+    assert warmup_of(config) == (None, 5, 100), "1 of 20 epochs"
+    assert warmup_of(override(config, {"steps": 40})) == (None, 2, 40)
+    in_steps = {"warmup_epochs": None, "optim.warmup_steps": 7}
+    assert warmup_of(override(config, in_steps)) == (None, 7, 100)
+    assert "warmup: 7 steps x 8 images = 1.4 epochs" in summary(prepare(override(config, in_steps), preset="test", say=print))
+    with pytest.raises(UserError, match=r"--warmup-epochs 1 and --optim.warmup-steps 7 both say.*\n.*add --warmup-epochs None"):
+        override(config, {"optim.warmup_steps": 7})
+    with pytest.raises(UserError, match="neither in epochs nor in steps"):
+        override(config, {"warmup_epochs": None})
+    with pytest.raises(UserError, match=r"--warmup-epochs 1 takes all of --epochs 1: .*\nset --warmup-epochs 0.05"):
+        warmup_of(override(config, {"epochs": 1}))
+    assert warmup_of(override(config, {"epochs": 1, "warmup_epochs": 0.2})) == (None, 1, 5)
+    with pytest.raises(UserError, match=r"optim.warmup_steps=100 takes all of the run's 100 steps"):
+        warmup_of(override(config, {**in_steps, "optim.warmup_steps": 100}))
+
+
 def test_a_folder_without_a_model_is_told_so(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         config_for(str(tmp_path), "base")
@@ -103,6 +130,14 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
         patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
+    assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError))
+        with pytest.raises(
+            JobFailedError, match=r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the training"
+        ):
+            finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
+    assert "The worker died" in (tmp_path / "runs" / "run" / "error.log").read_text()
     result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
 
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
@@ -136,6 +171,11 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     report = Path(rebuild_report(result.run)).read_text()
     assert "Confusion matrix" in report
     assert "What patches attend to" in report
+    for row in range(37):
+        break_image(shard, row)
+    assert "none of the images that were looked at can be decoded" in Path(rebuild_report(result.run)).read_text()
+    Path(shard).write_bytes(Path(shard).read_bytes()[:200])
+    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text(), "a shard that is cut off"
     Path(val).rename(tmp_path / "gone")
-    assert "What patches attend to" not in Path(rebuild_report(result.run)).read_text(), "its images are no longer there"
-    assert runs.job_of(result.run) == "finetune"
+    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text()
+    assert runs.saved_run(result.run).job == "finetune"

@@ -1,6 +1,10 @@
 import pytest
 
+from beit.checkpoints import save_model
+from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.mim import Beit
+from pipelines.cli import main
 from pipelines.models import find_model, find_tokenizer, holds_model
 
 
@@ -16,6 +20,20 @@ def test_a_run_stands_for_the_model_and_the_tokenizer_in_it(tmp_path):
     assert find_model(str(tmp_path / "run")) == find_model(str(tmp_path / "run" / "model")) == str(tmp_path / "run" / "model")
     inner = str(tmp_path / "trained" / "tokenizer")
     assert find_tokenizer(str(tmp_path / "trained")) == find_tokenizer(inner) == inner
+
+
+@pytest.mark.parametrize(
+    "command", ["finetune MODEL quickstart", "segment MODEL quickstart", "probe MODEL", "features MODEL DATA OUT", "attention MODEL IMAGE"]
+)
+def test_no_command_guesses_how_a_model_wants_its_pixels(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(Beit(ModelConfig(image_size=32, patch_size=8, dim=8, depth=1, heads=2), 3), tmp_path / "MODEL", extra={"steps": 9})
+    with pytest.raises(SystemExit) as exit:
+        main(command.split())
+    assert (exit.value.code, capsys.readouterr().err.splitlines()[0]) == (
+        2,
+        "error: MODEL: its config.json does not say how pixels were normalised",
+    )
 
 
 def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from beit.mim import Beit
 from beit.pixels import normalise
 from beit.probe import Labelled, probe_knn, probe_linear
 from pipelines import evaluations
+from pipelines import probe as job
 from pipelines.cluster import nodes
 from pipelines.config import KnnWhileConfig, PretrainConfig, ResourceConfig
 from pipelines.knn import open_knn, pauses
@@ -75,9 +76,16 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     run = str(tmp_path / "run")
     assert len(read_table(run)) == 1
     assert any(line.startswith("warning: 4") and "of 60 training images" in line for line in lines)
-    files = {path: path.stat().st_mtime_ns for path in Path(run, "features", "trained").rglob("*.parquet")}
-    result = probe(config, resume=run, say=lines.append)
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in Path(run, "features", "trained").rglob("*.parquet")}
+
+    files, seen, judge = written(), [], job._judge
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.probe._judge", lambda *arguments: seen.append(written()) or judge(*arguments))
+        result = probe(config, resume=run, say=lines.append)
     assert files
+    assert seen[0] == files, "what was there is not computed again"
     assert not Path(run, "features").exists()
 
     assert [(row.weights, row.layer, row.pooling) for row in result.rows] == [

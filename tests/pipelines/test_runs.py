@@ -5,6 +5,7 @@ import pytest
 from beit.config import override
 from beit.errors import UserError
 from pipelines import presets, runs
+from pipelines.cli import main
 from pipelines.config import PretrainConfig
 
 
@@ -64,6 +65,26 @@ def test_a_submitted_job_may_not_leave_its_run_in_the_copy_of_the_checkout(tmp_p
         runs.check_free(presets.tiny64())
     runs.check_free(override(presets.tiny64(), {"output.root": str(tmp_path / "runs")}))
     runs.check_free(override(presets.tiny64(), {"output.root": "s3://bucket/runs"}))
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"kind": "mim", "model": {}, "head": {}, "extra": {}}', "it has no 'job'"),
+        ('{"job": "pretr', "Unterminated string"),
+        ("[1]", "list"),
+    ],
+    ids=["a checkpoint's", "cut off", "no table"],
+)
+def test_a_folder_with_another_config_is_no_run_for_any_command(command, content, why, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SystemExit) as exit:
+        main([command, str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (exit.value.code, said.count("\n")) == (2, 2)
+    assert "config.json is no run's configuration: " in said
+    assert why in said
 
 
 def test_a_mistyped_run_gets_the_nearest_name(tmp_path):

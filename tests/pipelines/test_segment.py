@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchmetrics import classification
 
 from beit.annotations import IGNORED
 from beit.checkpoints import load_model, read_config, save_model
@@ -190,7 +191,6 @@ def test_image_files_take_their_annotations_from_a_folder_beside_them(pretrained
 
 @pytest.mark.parametrize("test", [SlidingConfig(), SlidingConfig(ratios=(0.75, 1.5), flip=True, stride=20)])
 def test_the_judge_counts_the_pixels_that_torchmetrics_counts(test, tmp_path):
-    classification = pytest.importorskip("torchmetrics.classification")
     model = Segmenter(TINY, 3, head="setr-pup", channels=8, generator=torch.Generator().manual_seed(3))
     save_model(model, tmp_path / "model")
     view, ids = SegmentViewConfig(short_side=40, long_side=400), AnnotationConfig(classes=3, ignore_index=VOID)
@@ -256,7 +256,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
     report = Path(rebuild_report(result.run)).read_text()
     assert "Image, truth and prediction" in report
     assert "annotation and image differ in size: 33 x 40" in report
-    assert runs.job_of(result.run) == "segment"
+    assert runs.saved_run(result.run).job == "segment"
 
 
 class OneImage:
@@ -267,3 +267,28 @@ class OneImage:
 
     def read(self, rows, columns):
         return {column: np.array([self.files[column]], object) for column in columns}
+
+
+def test_images_go_through_the_model_together_only_as_far_as_the_largest_scale_has_room_and_the_counts_are_the_same(tmp_path, monkeypatch):
+    model = Segmenter(TINY, 3, head="setr-pup", channels=16, generator=torch.Generator().manual_seed(0))
+    save_model(model, tmp_path, extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    rng = np.random.default_rng(0)
+    view, ids = SegmentViewConfig(short_side=32, long_side=64), AnnotationConfig(classes=3)
+    block = {name: np.arange(4) for name in ("unit", "row")} | {"status": np.zeros(4, np.uint8), "reason": np.full(4, "", object)}
+    block |= {"scaled": np.full((4, 2), 32), "size": np.full((4, 2), 40)}
+    block["pixels"] = np.array([rng.integers(0, 256, (32, 32, 3), np.uint8).tobytes() for _ in range(4)], object)
+    block["labels"] = np.array([rng.integers(0, ids.classes, (40, 40)).astype(np.int16).tobytes() for _ in range(4)], object)
+
+    def judged(ratios, room):
+        monkeypatch.setattr("pipelines.evaluate_segmentation.LOGITS_AT_ONCE", room)
+        judge = PixelJudge(str(tmp_path), device="cpu", threads=1, view=view, test=SlidingConfig(ratios=ratios), shown=())
+        predict, together = judge._predict, []
+        judge._predict = lambda images, size: together.append(len(images)) or predict(images, size)
+        return judge(block)["counts"].tolist(), together
+
+    two_images = 2 * 3 * 3 * 40 * 40
+    counts, together = judged((1.0,), 1 << 27)
+    assert together == [4]
+    assert judged((1.0,), two_images) == (counts, [2, 2])
+    assert judged((1.0,), two_images // 9) == (counts, [1, 1, 1, 1]), "never less than an image"
+    assert judged((1.0, 2.5), two_images)[1] == [1, 1, 1, 1], "80 x 80 logits at the largest scale"
