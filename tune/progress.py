@@ -7,9 +7,10 @@ from typing import Any
 
 import ray.tune
 
+from tune.failures import KILLED
 from tune.goal import Goal
 from tune.space import described
-from tune.state import Trial, cause, read_trials, write_trial
+from tune.state import Trial, read_trial, read_trials, write_trial
 from tune.tracking import SweepLog
 from tune.trial import OBJECTIVE, POINT, STATUS
 
@@ -57,8 +58,9 @@ class Progress(ray.tune.Callback):
         self._end(trial, status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note what it died of; the others go on."""
-        self._end(trial, "failed", cause(trial.get_error()))
+        """Say what it died of, and note it if the trial could not; the others go on."""
+        noted = read_trial(self._sweep, Trial(number=trial.config["number"], params={}).name)
+        self._end(trial, "failed", noted.error if noted is not None and noted.status == "failed" else KILLED)
 
     def _end(self, trial: Any, status: Any, error: str = "") -> None:
         noted = self._note(trial, status=status, error=error)

@@ -13,8 +13,9 @@ from beit.config import override, to_dict
 from beit.errors import UserError
 from pipelines import runs, storage
 from pipelines.config import OutputConfig, PretrainConfig
+from tune.failures import cause
 from tune.goal import GOALS, evaluated
-from tune.state import Trial, is_asked_to_stop, points_of
+from tune.state import Trial, is_asked_to_stop, points_of, write_trial
 
 POINT, OBJECTIVE, STATUS = "point", "objective", "status"
 """What a trial reports to Ray Tune; the last report says how it ended."""
@@ -60,11 +61,21 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
 
 
 def run_trial(entry: dict[str, Any]) -> None:
-    """Ray Tune's entry: pretrain, or go on with what an earlier start of the sweep has left.
+    """Ray Tune's entry: run a trial, and note in its folder what it died of. Ray Tune would tell its driver later, if at all.
 
     Args:
         entry: From `entry_of`.
     """
+    try:
+        _run(entry)
+    except Exception as error:
+        failed = Trial(number=entry["number"], params=entry["params"], status="failed", error=cause(error))
+        write_trial(entry["config"]["output"]["root"], failed)
+        raise
+
+
+def _run(entry: dict[str, Any]) -> None:
+    """Pretrain, or go on with what an earlier start of the sweep has left."""
     import ray.tune
 
     from beit.config import from_dict
