@@ -35,9 +35,15 @@ def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: 
         sweep: The sweep's folder.
         name: The trial's, below it.
     """
+    config = _varied(base, params, objective=objective, images=images)
+    return replace(config, output=replace(config.output, root=sweep, name=name))
+
+
+def _varied(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int) -> PretrainConfig:
+    """A trial's configuration but for its folder; one that predicts no tokens reads none."""
     config = evaluated(override(base, params), objective, images)
     tokens = config.data.tokens if config.target.kind == "tokens" else None
-    return replace(config, data=replace(config.data, tokens=tokens), output=replace(config.output, root=sweep, name=name))
+    return replace(config, data=replace(config.data, tokens=tokens))
 
 
 def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str) -> PretrainConfig:
@@ -46,15 +52,16 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
     Raises:
         UserError: As the trial would, naming its parameters.
     """
-    from beit.optim import check_schedule
-    from pipelines.pretrain import check_config
+    from pipelines.pretrain import check_config, check_grid, checked_length
+    from pipelines.stream import px_per_token
     from tune.space import described
 
     try:
-        config = evaluated(override(base, params), objective, rows)
+        config = _varied(base, params, objective=objective, images=rows)
         check_config(config)
-        if config.steps is None:
-            check_schedule(config.optim, config.total_steps(rows, config.optim.global_batch_size))
+        if config.target.kind == "tokens":
+            check_grid(config, px_per_token(config.tokenizer))
+        checked_length(config, rows)
     except UserError as error:
         raise UserError(f"a trial with {described(params)}: {error.cause}", f"narrow the space; {error.remedy}") from error
     return config
