@@ -170,7 +170,7 @@ def checked_length(config: PretrainConfig, images: int) -> int:
     """Optimizer steps of a run over so many images an epoch.
 
     Raises:
-        UserError: If the warmup takes all of them; of steps that are given, `PretrainConfig` has said it.
+        UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it likes.
     """
     from beit.optim import check_schedule
 

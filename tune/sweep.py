@@ -24,11 +24,11 @@ from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, writ
 from tune.schedule import Schedule
 from tune.search import Learned, Planned
 from tune.space import described
-from tune.state import Trial, read_trials, winner
+from tune.state import Trial, read_trials, winner, write_trial
 from tune.stopping import scheduler
 from tune.tokens import Tokens, keep, kept, prepare_tokens, shareable
 from tune.tracking import SweepLog, check_store
-from tune.trial import entry_of, run_trial, trial_config
+from tune.trial import check_trial, entry_of, run_trial, trial_config
 
 if TYPE_CHECKING:
     from pipelines.config import PretrainConfig
@@ -197,6 +197,15 @@ class _Sweep:
             debug=self.debug,
         )
 
+    def _checked_entry(self, trial: Trial) -> dict[str, Any]:
+        """The same of a trial that could not be checked before the sweep."""
+        check_trial(self._base(), trial.params, self.prepared.source.manifest.total, objective=self.config.objective)
+        return self._entry(trial)
+
+    def _refuse(self, trial: Trial, error: UserError) -> None:
+        write_trial(self.folder, replace(trial, status="failed", error=error.cause))
+        self.say(f"trial {trial.number} failed: {error.cause}")
+
     def _run_trials(self) -> bool:
         """False: the user broke it off."""
         import ray.tune
@@ -222,7 +231,8 @@ class _Sweep:
                 seed=self.config.seed,
                 earlier=self.earlier,
                 trials=self.design.trials,
-                entry=self._entry,
+                entry=self._checked_entry,
+                refused=self._refuse,
             )
         progress = Progress(self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.design.trials, say=self.say)
         run_tuner(
