@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from beit.errors import UserError
 from pipelines import storage
 from tune.config import SweepConfig
 from tune.goal import Goal, check_goal, evaluated
 from tune.schedule import Schedule, schedule
 from tune.search import check_search
-from tune.space import DEFAULT_TRIALS, Params, Space, draw, load_space
-from tune.tokens import shareable
+from tune.space import DEFAULT_TRIALS, Params, Space, absolute_space, draw, load_space
+from tune.tokens import changing_views, shareable
 from tune.trial import check_trial
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
     from pipelines.pretrain import with_absolute_paths
 
     config = with_absolute_paths(config)
-    config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
+    config = replace(config, space=absolute_space(config.space), output=replace(config.output, root=storage.absolute(config.output.root)))
     base = config.pretraining()
     check_has_data(config.data.train, config.model.image_size, works="beit sweep quickstart")
     source = open_data(config, image_size=config.model.image_size, say=say)
@@ -88,7 +89,21 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
         config = replace(config, knn=_checked_knn(config, base, source.manifest.total, say=say))
     for params in design.examples:
         check_trial(base, params, source.manifest.total, objective=config.objective)
+    if config.data.tokens is not None:
+        _check_tokens(config.data.tokens, base, design.space, source)
     return Prepared(config=config, preset=preset, design=design, source=source)
+
+
+def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source) -> None:
+    """Refuse a token cache that is not complete, or holds the tokens of other views than all trials have."""
+    from pipelines.pretrain import checked_cache, checked_tokenizer
+
+    if others := changing_views(space):
+        raise UserError(
+            f"data.tokens={path} holds the tokens of one kind of views, and the space changes {others[0]}",
+            "leave out --data.tokens: each trial then tokenises for itself",
+        )
+    checked_cache(path, base, source.manifest, checked_tokenizer(base))
 
 
 def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:

@@ -48,7 +48,7 @@ def write_sweep_report(
         seconds: What it took, in this start.
         lines: Sentences on how it was done: concurrency, tokens.
         mlflow: Where to look at it in MLflow.
-        command: Trains the winner at full length; None where no trial came to its end.
+        command: Trains the winner; None where no trial came to its end.
 
     Returns:
         Path or URI of the page.
@@ -96,7 +96,7 @@ def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: f
 def _go_on(sweep: str, mlflow: str | None, command: str | None) -> str:
     blocks: list[tuple[str, str]] = []
     if command is not None:
-        blocks.append(("Train the winner at full length", command))
+        blocks.append(("Train the winner", command))
     blocks.append(("Go on after an interruption", f"beit sweep --resume {sweep}"))
     said = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(text)}</pre></dd>" for what, text in blocks)
     if mlflow is not None:

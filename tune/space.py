@@ -16,6 +16,7 @@ import ray.tune
 from ray.tune.search.sample import Domain, Float, Function, Quantized
 
 from beit.errors import UserError
+from pipelines import storage
 
 Space = dict[str, Any]
 """By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of `ray.tune`."""
@@ -76,6 +77,11 @@ def load_space(name: str) -> Space:
             'write SPACE = {"mask.ratio": ray.tune.uniform(0.2, 0.7)} in Python, {"mask.ratio": {"uniform": [0.2, 0.7]}} in JSON',
         )
     return {field: _checked(name, field, values) for field, values in space.items()}
+
+
+def absolute_space(name: str) -> str:
+    """The name of a space by which it is found from any folder."""
+    return name if name in SPACES else storage.absolute(Path(name).expanduser())
 
 
 def _checked(name: str, field: Any, values: Any) -> Any:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from beit.config import override
-from beit.errors import JobFailedError, UserError
-from pipelines import cluster, runs, storage, tracking
+from beit.errors import UserError
+from pipelines import cluster, runs, storage
+from pipelines.pretrain import prepare as prepare_pretraining
 from pipelines.report import REPORT_FILE
 from tune.config import SweepConfig
 from tune.explain import in_words
 from tune.goal import GOALS, Goal
+from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
 from tune.prepare import Prepared, make_design, plan_concurrency, prepare
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
 from tune.schedule import Schedule
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 JOB = "sweep"
 PLAN_FILE = "plan.json"
-HOW_FILE = "how.json"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
         storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.design.plan, indent=1) + "\n")
         return folder
     folder = runs.reopen(resume, inputs=inputs).uri
-    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != prepared.design.plan:
+    # Written and read back: a tuple of a Python space is a list there.
+    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(json.dumps(prepared.design.plan)):
         raise UserError(
             f"--resume {folder}: --space {prepared.config.space} draws other trials than those that the sweep began with",
             "bring back the file as it was, or start a new sweep",
@@ -109,31 +111,21 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         """All of it."""
-        status = "FAILED"
-        try:
-            self._introduce()
-            self._tokenise()
-            complete = self._run_trials()
-            status = "FINISHED" if complete else "KILLED"
-        except KeyboardInterrupt:
-            status, complete = "KILLED", False
-        finally:
-            trials = read_trials(self.folder, self.goal)
-            for trial in trials:
-                self.log.end_trial(trial)
-            result = self._conclude(trials)
-            nothing = all(trial.status == "failed" for trial in trials)
-            self.log.finish(
-                "FAILED" if nothing and status == "FINISHED" else status, [TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE]
-            )
-        if not complete:
-            self.say(f"stopped; go on by beit sweep --resume {self.folder}")
-            raise KeyboardInterrupt
-        if nothing:
-            raise JobFailedError(
-                f"every trial failed, the first with: {trials[0].error}", f"mend the cause, then beit sweep --resume {self.folder}"
-            )
-        return result
+        return run_to_the_end(
+            self._work,
+            self._conclude,
+            _failure,
+            log=self.log,
+            files=[TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE],
+            again=f"beit sweep --resume {self.folder}",
+            say=self.say,
+        )
+
+    def _work(self) -> bool:
+        """False: the user broke it off."""
+        self._introduce()
+        self._tokenise()
+        return self._run_trials()
 
     def _introduce(self) -> None:
         config = self.config
@@ -161,26 +153,25 @@ class _Sweep:
 
     def _tokenise(self) -> None:
         config = self.config
-        if config.data.tokens is not None or not shareable(config.pretraining(), self.design.space):
-            if config.target.kind == "tokens" and config.data.tokens is None:
-                self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
-            return
-        self.tokens = kept(self.folder)
-        if self.tokens is None:
-            manifest = self.prepared.source.manifest
-            configs = [override(config.pretraining(), params) for params in self.design.examples]
-            lengths = [(each.total_steps(manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs]
-            train = self.prepared.source.uri
-            self.tokens = prepare_tokens(config.pretraining(), train, manifest, lengths, epochs=config.token_epochs, say=self.say)
+        if config.data.tokens is None:
+            if not shareable(config.pretraining(), self.design.space):
+                if config.target.kind == "tokens":
+                    self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
+                return
+            self.tokens = kept(self.folder) or self._computed_tokens()
             keep(self.folder, self.tokens)
-        self._fixed_tokens()
-
-    def _fixed_tokens(self) -> None:
-        """Have the tokens of the evaluation computed here, once: `prepare` leaves them in the cache."""
-        from pipelines.pretrain import prepare
-
+        # Those of the evaluation too are computed once, and left in the cache.
         trial = Trial(number=0, params=self.design.examples[0])
-        prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+        prepare_pretraining(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+
+    def _computed_tokens(self) -> Tokens:
+        """For as many epochs as the longest trial that is known takes."""
+        base, source = self.config.pretraining(), self.prepared.source
+        configs = [override(base, params) for params in self.design.examples]
+        lengths = [
+            (each.total_steps(source.manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs
+        ]
+        return prepare_tokens(base, source.uri, source.manifest, lengths, epochs=self.config.token_epochs, say=self.say)
 
     def _config_of(self, trial: Trial) -> PretrainConfig:
         images = self.prepared.source.manifest.total
@@ -207,7 +198,7 @@ class _Sweep:
         self.say(f"trial {trial.number} failed: {error.cause}")
 
     def _run_trials(self) -> bool:
-        """False: the user broke it off."""
+        """Whether all have ended."""
         import ray.tune
 
         from tune.progress import Progress
@@ -250,8 +241,11 @@ class _Sweep:
         )
         return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.design.trials
 
-    def _conclude(self, trials: list[Trial]) -> SweepResult:
+    def _conclude(self) -> SweepResult:
         """Table, best configuration and report of what there is, and the last lines."""
+        trials = read_trials(self.folder, self.goal)
+        for trial in trials:
+            self.log.end_trial(trial)
         config, best = self.config, winner(trials, self.goal)
         write_trials(self.folder, trials, self.goal)
         if self.tokens is not None and trials:
@@ -261,16 +255,17 @@ class _Sweep:
         if best is not None:
             chosen = config.pretraining(best.params)
             write_best(self.folder, replace(chosen, output=replace(chosen.output, name=None)), preset=self.prepared.preset)
-        seconds = time.monotonic() - self.started
-        storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps({"seconds": seconds, "lines": self.lines}, indent=1) + "\n")
+        seconds, images = time.monotonic() - self.started, self.prepared.source.manifest.total
+        keep_how(self.folder, How(seconds=seconds, lines=self.lines, images=images))
         report, command = write_report(self.folder, config, trials, self.goal, preset=self.prepared.preset)
         counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
         self.say(f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, {counts['failed']} failed")
         if best is not None:
             self.say(f"best: trial {best.number}, {self.goal.name} {best.last:.4f}: {described(best.params)}")
-            self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
-            self.say(f"report: {report}")
-            self.say(f"next, train the winner at full length: {command}")
+        self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
+        self.say(f"report: {report}")
+        if command is not None:
+            self.say(f"next, train the winner: {command}")
         return SweepResult(self.folder, trials, best, report)
 
     def _batch(self, trial: Trial) -> int:
@@ -281,20 +276,19 @@ def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Go
     """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
     from tune.report import write_sweep_report
 
-    how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
-    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    how = read_how(folder, job=JOB)
     best, command = winner(trials, goal), None
     if best is not None:
-        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset)
+        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images)
     page = write_sweep_report(
         folder,
         config,
         trials,
         goal,
         preset=preset,
-        seconds=how["seconds"],
-        lines=how["lines"],
-        mlflow=tracking.link(folder, place) if place else None,
+        seconds=how.seconds,
+        lines=how.lines,
+        mlflow=link_of(folder, config),
         command=command,
     )
     return page, command
@@ -304,10 +298,14 @@ def rebuild_report(run: str) -> str:
     """Write the report of a sweep again, from its folder; returns its path."""
     folder = storage.absolute(run)
     config, preset = runs.saved_config(folder, SweepConfig, job=JOB)
-    if not storage.exists(storage.join(folder, HOW_FILE)):
-        raise UserError(f"{folder} is a sweep that was killed before it wrote a report", f"beit sweep --resume {folder}")
     goal = GOALS[config.objective]
     return write_report(folder, config, read_trials(folder, goal), goal, preset=preset)[0]
+
+
+def _failure(result: SweepResult) -> str | None:
+    if any(trial.status != "failed" for trial in result.trials):
+        return None
+    return f"every trial failed, the first with: {result.trials[0].error}" if result.trials else "no trial could begin"
 
 
 def _name_of(trial: Any) -> str:
