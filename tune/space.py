@@ -187,7 +187,9 @@ def _drawn(domain: Domain, rng: np.random.Generator) -> Any:
 
 def rounded(value: Any, domain: Domain) -> Any:
     """A drawn float with three digits; as it was drawn where it has steps of its own, or where it would leave its domain."""
-    if not isinstance(domain, Float) or isinstance(domain.get_sampler(), Quantized) or not math.isfinite(value):
+    if not isinstance(domain, Float) or isinstance(domain.get_sampler(), Quantized):  # type: ignore[no-untyped-call]
+        return value
+    if not math.isfinite(value):
         return value
     short = float(f"{value:.{DIGITS}g}")
     return short if domain.lower <= short <= domain.upper else value

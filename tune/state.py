@@ -21,6 +21,9 @@ STOP_FILE = "stop"
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
+STATES: dict[Status, str] = {"finished": "came to its end", "stopped": "stopped early", "failed": "failed", "running": "interrupted"}
+"""In words, once a sweep is over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
