@@ -137,7 +137,7 @@ def _sweep(arguments: list[str], debug: bool) -> None:
         default="quickstart",
         presets=presets.SWEEPS,
         preset=presets.sweep_preset,
-        explained_by="tune.sweep",
+        explained_by="tune.explain",
     )
     if command is None:
         return

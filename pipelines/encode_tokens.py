@@ -88,11 +88,14 @@ def config_of(name: str) -> EncodeConfig:
     )
 
 
-def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[str], None] = print) -> EncodeResult:
+def encode_tokens(
+    config: EncodeConfig, *, one_of_many: bool = False, debug: bool = False, say: Callable[[str], None] = print
+) -> EncodeResult:
     """Write the tokens of the first epochs' views; what an earlier call has written stays.
 
     Args:
         config: What to tokenise.
+        one_of_many: `out` holds caches by their `CacheDescription.name`, and this is to be one of them.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
 
@@ -124,7 +127,8 @@ def encode_tokens(config: EncodeConfig, *, debug: bool = False, say: Callable[[s
             precision=_precision(tokenizer, config.tokenizer, placement),
             epochs=config.epochs,
         )
-        cache = TokenCache.create(config.out, description, option="out")
+        out = storage.join(config.out, description.name) if one_of_many else config.out
+        cache = TokenCache.create(out, description, option="out")
         missing = cache.missing()
         parts, views = cache.epochs * cache.parts_of_epoch, cache.epochs * manifest.total
         say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")

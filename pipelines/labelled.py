@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from beit.errors import UserError
 from pipelines import storage
-from pipelines.config import MOST_SCENE_PX, FolderConfig, SupervisedDataConfig
+from pipelines.config import FolderConfig, SupervisedDataConfig, check_has_data
 from pipelines.finetune_presets import ClassifyDataConfig
 from pipelines.job import open_data
 from pipelines.scenes import write_scenes
@@ -51,11 +50,7 @@ def checked_data(data: Data, *, image_size: int, job: str) -> Data:
     Raises:
         UserError: Naming the option.
     """
-    if data.train is None and image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",
-            f"set --data.train to your images, and --data.val; beit {job} runs on the scenes with smaller models",
-        )
+    check_has_data(data.train, image_size, works=f"beit {job} with a smaller model")
     train, val = (None if path is None else storage.absolute(path) for path in (data.train, data.val))
     return replace(data, train=train, val=val)
 

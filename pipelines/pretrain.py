@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from beit.config import TargetKind, override
 from beit.errors import UserError
 from pipelines import evaluations, recipe, runs, storage
-from pipelines.config import MOST_SCENE_PX, PretrainConfig
+from pipelines.config import MOST_SCENE_PX, PretrainConfig, check_has_data
 from pipelines.models import MODEL_FILES, keep_model
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ def pretrain(
 def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     check_config(config)
-    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
-            "set --data.train to a folder or bucket of images; beit pretrain quickstart runs on the scenes",
-        )
-    from beit.optim import check_schedule
+    check_has_data(config.data.train, config.model.image_size, works="beit pretrain quickstart")
     from pipelines.fixed_samples import fixed_samples
     from pipelines.job import Training, open_data
     from pipelines.samples import SampleConfig
@@ -110,9 +105,7 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     cache = None
     if tokenizer is not None and config.data.tokens is not None:
         cache = checked_cache(config.data.tokens, config, source.manifest, tokenizer)
-    total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
-    if config.steps is None:
-        check_schedule(config.optim, total_steps)
+    total_steps = checked_length(config, source.manifest.total)
     vocab_size, digest = (0, "") if tokenizer is None else (tokenizer.vocab_size, tokenizer.digest)
     return Training(
         job=JOB,
@@ -173,13 +166,26 @@ def check_config(config: PretrainConfig) -> None:
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
 
 
+def checked_length(config: PretrainConfig, images: int) -> int:
+    """Optimizer steps of a run over so many images an epoch.
+
+    Raises:
+        UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it likes.
+    """
+    from beit.optim import check_schedule
+
+    total_steps = config.total_steps(images, config.optim.global_batch_size)
+    if config.steps is None:
+        check_schedule(config.optim, total_steps)
+    return total_steps
+
+
 def explain(config: PretrainConfig, preset: str) -> list[str]:
     """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the tokenizer's description.
 
     Raises:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
-    from beit.optim import check_schedule
     from pipelines.presets import meant_for
     from pipelines.sources import open_source
     from pipelines.stream import px_per_token
@@ -195,8 +201,7 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     else:
         images, name = meant_for(preset)
         data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
-    if config.steps is None:
-        check_schedule(config.optim, config.total_steps(images, config.optim.global_batch_size))
+    checked_length(config, images)
     return recipe.explain(config, preset=preset, data=data, images=images)
 
 

@@ -111,7 +111,7 @@ class Recorder:
             return
         file = storage.join(self._run, METRICS_FILE)
         if storage.exists(file):
-            rows = [line for line in storage.read_text(file).splitlines() if _step(line) <= step]
+            rows = [line for line in _whole_lines(storage.read_text(file)) if _step(line) <= step]
             storage.write_text(file, "".join(f"{line}\n" for line in rows))
 
     def finish(self, status: str) -> None:
@@ -170,6 +170,11 @@ def _step(line: str) -> int:
     return int(row[REWIND] if REWIND in row else row["step"])
 
 
+def _whole_lines(text: str) -> list[str]:
+    """Without a last line that was being written when its writer was killed."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the later one counts."""
     if storage.is_remote(run):
@@ -179,7 +184,7 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
         parts = [storage.join(run, METRICS_FILE)] if storage.exists(storage.join(run, METRICS_FILE)) else []
     rows: dict[int, dict[str, Any]] = {}
     for part in parts:
-        for row in map(json.loads, storage.read_text(part).splitlines()):
+        for row in map(json.loads, _whole_lines(storage.read_text(part))):
             if REWIND in row:
                 rows = {step: kept for step, kept in rows.items() if step <= row[REWIND]}
             else:

@@ -9,6 +9,7 @@ A part appears under its name only when complete, so what is there need not be c
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class CacheDescription:
 
     epochs: int
     """Epochs whose views are tokenised, from 0 on."""
+
+    @property
+    def name(self) -> str:
+        """For the folder of a cache among others: whatever differs has another one."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def view_fields(view: ViewConfig) -> dict[str, Any]:

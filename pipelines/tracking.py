@@ -25,6 +25,9 @@ ID_FILE = "mlflow.json"
 NO_PLACE = "mlflow: off, because SQLite needs a disk and the runs are on a bucket; set MLFLOW_TRACKING_URI"
 """What to tell the user where `place_of` gives None."""
 
+SETTINGS = "MLFLOW_"
+"""Environment variables whose names begin so are MLflow's: the server, user and password, certificates."""
+
 # MLflow's own patience with a server that does not answer is 120 s times 8.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
@@ -41,11 +44,37 @@ class MlflowRun:
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
     """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
+    settings: Mapping[str, str] = field(default_factory=lambda: settings(), repr=False)
+    """From `settings`, of the process that says where the run goes: whoever logs may be in another, which does not have them."""
 
     @property
     def is_own_file(self) -> bool:
         """Whether it is the SQLite file beside the runs, which is there whenever the runs are."""
         return self.artifacts is not None
+
+
+def settings() -> dict[str, str]:
+    """MLflow's environment variables here, passwords too: to be handed from process to process, and never into a file or a line.
+
+    On a cluster that a driver has joined other processes have the environment of their machine, not the driver's. An SQLite file named
+    relative to the folder of this process is the same file for the others.
+    """
+    found = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+    if uri := found.get("MLFLOW_TRACKING_URI"):
+        found["MLFLOW_TRACKING_URI"] = _absolute(uri)
+    return found
+
+
+def adopt(settings: Mapping[str, str]) -> None:
+    """Have MLflow's environment variables be those of another process, and no others."""
+    for name in [name for name in os.environ if name.startswith(SETTINGS) and name not in settings]:
+        del os.environ[name]
+    os.environ.update(settings)
+
+
+def _absolute(uri: str) -> str:
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri or file.startswith((":memory:", "/")) else f"sqlite:///{Path(file).absolute()}"
 
 
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
@@ -55,7 +84,7 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
     disk (`NO_PLACE` says so).
     """
     root, name = storage.parent(run), storage.name(run)
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = settings().get("MLFLOW_TRACKING_URI")
     if not uri and storage.is_remote(root):
         return None
     if (parent := _known_id(root)) is not None and (place := place_of(root, experiment=experiment, params={})) is not None:
@@ -113,6 +142,7 @@ class MlflowLog:
     """
 
     def __init__(self, run: str, place: MlflowRun) -> None:
+        adopt(place.settings)
         with _told_to_the_user(place.uri):
             self._client = _client(place.uri)
             if (known := _known_id(run)) is not None:

@@ -17,7 +17,7 @@ from beit.errors import UserError
 from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
 from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig
 from pipelines import runs, storage
-from pipelines.config import MOST_SCENE_PX, JobConfig
+from pipelines.config import JobConfig, check_has_data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,11 +121,7 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
     from pipelines.recipe import warmup_warnings
     from pipelines.samples import SampleConfig
 
-    if config.data.train is None and config.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are no data for a tokenizer of {config.image_size} px",
-            "set --data.train to a folder or bucket of images; beit tokenizer train scenes64 runs on the scenes",
-        )
+    check_has_data(config.data.train, config.image_size, works="beit tokenizer train scenes64")
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
     config = with_absolute_data(config)
     source = open_data(config, image_size=config.image_size, say=say)

@@ -57,6 +57,7 @@ class SweepConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_whole(self, "trials")
         positive(self, "--", "trials", "grace_points", "concurrent", "data_cpus", "token_epochs")
         not_negative(self, "--", "halving")
         if self.halving <= 1:
@@ -85,6 +86,16 @@ class SweepConfig(PretrainConfig):
 def pretraining_of(config: PretrainConfig) -> PretrainConfig:
     """What a configuration of several pretrainings has of one, and nothing else."""
     return PretrainConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)})
+
+
+def check_whole(config: PretrainConfig, what: str) -> None:
+    """Refuse to break off what is to be compared.
+
+    Raises:
+        UserError: If `stop_at` is given.
+    """
+    if config.stop_at is not None:
+        raise UserError(f"--stop-at {config.stop_at}: {what} that are broken off cannot be compared", "set --steps, for a shorter schedule")
 
 
 def quickstart() -> SweepConfig:

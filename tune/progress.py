@@ -7,13 +7,12 @@ from typing import Any
 
 import ray.tune
 
+from tune.failures import KILLED
 from tune.goal import Goal
 from tune.space import described
-from tune.state import Trial, cause, read_trials, write_trial
+from tune.state import STATES, Trial, read_trial, read_trials, write_trial
 from tune.tracking import SweepLog
 from tune.trial import OBJECTIVE, POINT, STATUS
-
-WORDS = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
 
 
 class Progress(ray.tune.Callback):
@@ -57,8 +56,9 @@ class Progress(ray.tune.Callback):
         self._end(trial, status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note what it died of; the others go on."""
-        self._end(trial, "failed", cause(trial.get_error()))
+        """Say what it died of, and note it if the trial could not; the others go on."""
+        noted = read_trial(self._sweep, Trial(number=trial.config["number"], params={}).name)
+        self._end(trial, "failed", noted.error if noted is not None and noted.status == "failed" else KILLED)
 
     def _end(self, trial: Any, status: Any, error: str = "") -> None:
         noted = self._note(trial, status=status, error=error)
@@ -66,7 +66,7 @@ class Progress(ray.tune.Callback):
         known = read_trials(self._sweep, self._goal)
         self._log.best(self._goal, known)
         value = next((f", {self._goal.name} {one.last:.4f}" for one in known if one.number == noted.number and one.last is not None), "")
-        self._say(f"trial {noted.number} {WORDS[status]}{value}{f': {error}' if error else ''}")
+        self._say(f"trial {noted.number} {STATES[noted.status]}{value}{f': {error}' if error else ''}")
 
     def _note(self, trial: Any, *, status: Any, error: str = "") -> Trial:
         noted = Trial(number=trial.config["number"], params=trial.config["params"], status=status, error=error)

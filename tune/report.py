@@ -17,12 +17,11 @@ from tune.config import SweepConfig
 from tune.goal import Goal
 from tune.result import BEST_FILE, TRIALS_FILE
 from tune.space import described
-from tune.state import Trial, values_of, winner
+from tune.state import STATES, Trial, values_of, winner
 from tune.stopping import rungs
 
 PLANE = ("mask.ratio", "optim.peak_lr")
 NAMED_CURVES = 10
-STATES = {"finished": "came to its end", "stopped": "stopped early", "failed": "failed", "running": "interrupted"}
 
 
 def write_sweep_report(
@@ -48,7 +47,7 @@ def write_sweep_report(
         seconds: What it took, in this start.
         lines: Sentences on how it was done: concurrency, tokens.
         mlflow: Where to look at it in MLflow.
-        command: Trains the winner at full length; None where no trial came to its end.
+        command: Trains the winner; None where no trial came to its end.
 
     Returns:
         Path or URI of the page.
@@ -93,19 +92,29 @@ def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: f
     return figure_cards(figures)
 
 
-def _go_on(sweep: str, mlflow: str | None, command: str | None) -> str:
-    blocks: list[tuple[str, str]] = []
-    if command is not None:
-        blocks.append(("Train the winner at full length", command))
-    blocks.append(("Go on after an interruption", f"beit sweep --resume {sweep}"))
-    said = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(text)}</pre></dd>" for what, text in blocks)
+def go_on(blocks: Sequence[tuple[str, str]], mlflow: str | None, files: Sequence[str], what: str) -> str:
+    """What to do next.
+
+    Args:
+        blocks: (what it does, command).
+        mlflow: Where to look at it in MLflow.
+        files: Paths or URIs of what else there is.
+        what: A sentence's beginning that says what these are.
+    """
+    said = "".join(f"<dt>{escape(does)}</dt><dd><pre>{escape(command)}</pre></dd>" for does, command in blocks)
     if mlflow is not None:
-        shown = (
-            f'<a href="{escape(mlflow, quote=True)}">{escape(mlflow)}</a>' if mlflow.startswith("http") else f"<pre>{escape(mlflow)}</pre>"
-        )
+        link = escape(mlflow, quote=True)
+        shown = f'<a href="{link}">{link}</a>' if mlflow.startswith("http") else f"<pre>{link}</pre>"
         said += f"<dt>In MLflow</dt><dd>{shown}</dd>"
-    files = " and ".join(f"<code>{escape(storage.join(sweep, *name.split('/')))}</code>" for name in (TRIALS_FILE, BEST_FILE))
-    return f"<h2>Go on</h2><dl class='commands'>{said}</dl><p>The table and the winner's configuration: {files}.</p>"
+    named = " and ".join(f"<code>{escape(file)}</code>" for file in files)
+    return f"<h2>Go on</h2><dl class='commands'>{said}</dl><p>{escape(what)}: {named}.</p>"
+
+
+def _go_on(sweep: str, mlflow: str | None, command: str | None) -> str:
+    blocks = [] if command is None else [("Train the winner", command)]
+    blocks.append(("Go on after an interruption", f"beit sweep --resume {sweep}"))
+    files = [storage.join(sweep, *name.split("/")) for name in (TRIALS_FILE, BEST_FILE)]
+    return go_on(blocks, mlflow, files, "The table and the winner's configuration")
 
 
 def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> str:

@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from beit.config import to_dict
+from beit.config import override, to_dict
 from pipelines import runs, storage
 from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS, pretrain_preset
@@ -42,20 +42,25 @@ def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
     storage.write_text(storage.join(sweep, *BEST_FILE.split("/")), json.dumps(saved, indent=2))
 
 
-def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str) -> str:
-    """The command that trains the winner at the length of its preset.
+def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str, images: int) -> str:
+    """The command that trains the winner at the length of its preset, or again at its own where that is longer.
 
     Args:
         sweep: The sweep's folder.
         config: The winner's.
         varied: Fields that the space says.
         preset: Of the sweep.
+        images: Of an epoch of the sweep.
     """
     full = pretrain_preset(preset) if preset in PRESETS else config
     before, after = runs.flatten(to_dict(config)), runs.flatten(to_dict(full))
-    longer = [
-        f"--{name.replace('_', '-')} {after[name]}"
-        for name in LENGTH
-        if before[name] != after[name] and name not in varied and not (name == "data.scenes" and config.data.train)
+    different = [
+        name for name in LENGTH if before[name] != after[name] and name not in varied and not (name == "data.scenes" and config.data.train)
     ]
-    return " ".join(["beit", "pretrain", shlex.quote(storage.join(sweep, *BEST_FILE.split("/"))), *longer])
+    batch = config.optim.global_batch_size
+    full_images = images if config.data.train else after["data.scenes"]
+    longer = override(config, {name: after[name] for name in different})
+    if longer.total_steps(full_images, batch) <= config.total_steps(images, batch):
+        different = []
+    options = [f"--{name.replace('_', '-')} {after[name]}" for name in different]
+    return " ".join(["beit", "pretrain", shlex.quote(storage.join(sweep, *BEST_FILE.split("/"))), *options])

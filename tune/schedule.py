@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -59,7 +60,7 @@ def schedule(
     if tokenize:
         pieces += [("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus)] * placement.streams
     # Reading tasks are small and go anywhere: what matters is their sum.
-    pieces += [("views", placement.view_cpus, 0.0)] * max(1, round(reading / placement.view_cpus))
+    pieces += [("views", placement.view_cpus, 0.0)] * max(1, math.ceil(reading / placement.view_cpus - EPSILON))
     fitting = count(pieces, nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needs = [f"{placement.workers} worker{'s' * (placement.workers > 1)} x {_amount(placement.worker_cpus, placement.worker_gpus)}"]

@@ -61,40 +61,58 @@ class Learned(Searcher):
         seed: Of the sweep.
         earlier: Trials of earlier starts: ended ones are learned from, the others go on first.
         trials: How many there shall be in all.
-        entry: Makes what a trial is given.
+        entry: Makes what a trial is given, or raises `UserError`.
+        refused: Hears of a trial for which it has: it counts, as one that failed.
     """
 
     def __init__(
-        self, space: Space, goal: Goal, *, seed: int, earlier: list[Trial], trials: int, entry: Callable[[Trial], dict[str, Any]]
+        self,
+        space: Space,
+        goal: Goal,
+        *,
+        seed: int,
+        earlier: list[Trial],
+        trials: int,
+        entry: Callable[[Trial], dict[str, Any]],
+        refused: Callable[[Trial, UserError], None],
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode=goal.mode)
         from ray.tune.search.optuna import OptunaSearch
 
         known = [trial for trial in earlier if trial.ended and trial.last is not None]
         learned: Any = {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
+        self._space, self._entry, self._refused = space, entry, refused
         self._optuna = OptunaSearch(space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {}))
         self._waiting = [trial for trial in earlier if not trial.ended]
-        self._next, self._trials, self._entry = len(earlier), trials, entry
-        self._suggested: set[str] = set()
+        # Not all from some number on: of two that ran side by side the first may not have been noted.
+        noted = {trial.number for trial in earlier}
+        self._free = [number for number in range(trials) if number not in noted]
+        self._suggested: dict[str, str] = {}
+        """What Optuna calls a trial, by Ray Tune's id."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, those that were interrupted first."""
-        if self._waiting:
-            return self._entry(self._waiting.pop(0))
-        if self._next >= self._trials:
-            return str(Searcher.FINISHED)
-        suggested = self._optuna.suggest(trial_id)
-        if suggested is None:
-            return None
-        params: Params = {name: rounded(value) if isinstance(value, float) else value for name, value in suggested.items()}
-        self._next += 1
-        self._suggested.add(trial_id)
-        return self._entry(Trial(number=self._next - 1, params=params))
+        """The next trial that can begin, those that were interrupted first."""
+        while self._waiting or self._free:
+            if not self._waiting:
+                name = f"trial-{self._free[0]}"
+                suggested = self._optuna.suggest(name)
+                if suggested is None:
+                    return None
+                params: Params = {field: rounded(value, self._space[field]) for field, value in suggested.items()}
+                self._suggested[trial_id] = name
+                self._waiting.append(Trial(number=self._free.pop(0), params=params))
+            trial = self._waiting.pop(0)
+            try:
+                return self._entry(trial)
+            except UserError as error:
+                self._refused(trial, error)
+                self.on_trial_complete(trial_id, error=True)
+        return str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how good a trial was; those of earlier starts it does not know by this id."""
-        if trial_id in self._suggested:
-            self._optuna.on_trial_complete(trial_id, result, error)
+        if (name := self._suggested.pop(trial_id, None)) is not None:
+            self._optuna.on_trial_complete(name, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the trials' folders say it all."""

@@ -6,15 +6,17 @@ import itertools
 import json
 import math
 import runpy
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.tune
-from ray.tune.search.sample import Domain, Float
+from ray.tune.search.sample import Domain, Float, Function, Quantized
 
 from beit.errors import UserError
+from pipelines import storage
 
 Space = dict[str, Any]
 """By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of `ray.tune`."""
@@ -68,28 +70,58 @@ def load_space(name: str) -> Space:
         raise UserError(f"--space {name} is no space", f"give {', '.join(SPACES)}, a .json or a .py file")
     if not path.is_file():
         raise UserError(f"--space {name}: there is no such file", f"give {', '.join(SPACES)}, or a file that is there")
-    space = _from_json(path) if path.suffix == ".json" else runpy.run_path(str(path)).get("SPACE")
+    space = _from_json(path) if path.suffix == ".json" else _from_python(path)
     if not isinstance(space, dict) or not space:
         raise UserError(
             f"--space {name} holds no table of fields",
             'write SPACE = {"mask.ratio": ray.tune.uniform(0.2, 0.7)} in Python, {"mask.ratio": {"uniform": [0.2, 0.7]}} in JSON',
         )
-    for field, values in space.items():
-        if field.startswith(FIXED):
-            raise UserError(f"--space {name}: {field} is the same for all trials", f"set --{field} of the sweep instead")
-        if not isinstance(values, Domain) and not is_grid(values):
-            raise UserError(
-                f"--space {name}: {field} is {values!r}, neither a grid nor a distribution of ray.tune",
-                f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
-            )
-    return space
+    return {field: _checked(name, field, values) for field, values in space.items()}
+
+
+def absolute_space(name: str) -> str:
+    """The name of a space by which it is found from any folder."""
+    return name if name in SPACES else storage.absolute(Path(name).expanduser())
+
+
+def _checked(name: str, field: Any, values: Any) -> Any:
+    """What a space says of a field, from which a value has been drawn for a try."""
+    if not isinstance(field, str):
+        raise UserError(f"--space {name}: {field!r} is no name of a field", "write names as the command line shows them, in quotes")
+    if field.startswith(FIXED):
+        raise UserError(f"--space {name}: {field} is the same for all trials", f"set --{field} of the sweep instead")
+    if isinstance(values, dict) and isinstance(values.get("grid_search"), np.ndarray):
+        values = ray.tune.grid_search(values["grid_search"].tolist())
+    if isinstance(values, Function) or not (isinstance(values, Domain) or is_grid(values)):
+        said = textwrap.shorten(repr(values), 80, placeholder=" …")
+        raise UserError(
+            f"--space {name}: {field} is {said}, neither a grid nor a distribution of ray.tune that a seed can draw from",
+            f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
+        )
+    try:
+        # As plan.json is written.
+        json.dumps(values if is_grid(values) else _drawn(values, np.random.default_rng(0)))
+    except Exception as error:  # Whatever a distribution's arguments, or the user's own objects, come to.
+        raise UserError(f"--space {name}: {field}: no value can be drawn: {_line(error)}", "see ray.tune for its arguments") from error
+    return values
+
+
+def _line(error: BaseException) -> str:
+    return " ".join([f"{type(error).__name__}:", *str(error).split()])
+
+
+def _from_python(path: Path) -> Any:
+    try:
+        return runpy.run_path(str(path)).get("SPACE")
+    except (Exception, SystemExit) as error:  # It is the user's program.
+        raise UserError(f"--space {path} cannot be run: {_line(error)}", "mend the file") from error
 
 
 def _from_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"--space {path} is no JSON: {error}", "mend the file") from error
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # Text that is none, too.
+        raise UserError(f"--space {path} is no JSON: {_line(error)}", "mend the file") from error
     return {field: _distribution(path, field, value) for field, value in content.items()} if isinstance(content, dict) else content
 
 
@@ -108,8 +140,12 @@ def _distribution(path: Path, field: str, value: Any) -> Any:
 
 
 def is_grid(values: Any) -> bool:
-    """Whether it is what `ray.tune.grid_search` makes."""
-    return isinstance(values, dict) and set(values) == {"grid_search"} and bool(values["grid_search"])
+    """Whether it is what `ray.tune.grid_search` makes of a list."""
+    return isinstance(values, dict) and set(values) == {"grid_search"} and _is_filled(values["grid_search"])
+
+
+def _is_filled(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) > 0
 
 
 def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
@@ -146,12 +182,17 @@ def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
 
 def _drawn(domain: Domain, rng: np.random.Generator) -> Any:
     value = domain.sample(random_state=rng)
-    return rounded(value) if isinstance(domain, Float) else value.item() if isinstance(value, np.generic) else value
+    return rounded(value.item() if isinstance(value, np.generic) else value, domain)
 
 
-def rounded(value: float) -> float:
-    """A number with three digits."""
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value
+def rounded(value: Any, domain: Domain) -> Any:
+    """A drawn float with three digits; as it was drawn where it has steps of its own, or where it would leave its domain."""
+    if not isinstance(domain, Float) or isinstance(domain.get_sampler(), Quantized):  # type: ignore[no-untyped-call]
+        return value
+    if not math.isfinite(value):
+        return value
+    short = float(f"{value:.{DIGITS}g}")
+    return short if domain.lower <= short <= domain.upper else value
 
 
 def described(params: Mapping[str, Any]) -> str:

@@ -21,6 +21,9 @@ STOP_FILE = "stop"
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
+STATES: dict[Status, str] = {"finished": "came to its end", "stopped": "stopped early", "failed": "failed", "running": "interrupted"}
+"""In words, once a sweep is over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -60,13 +63,15 @@ def write_trial(sweep: str, trial: Trial) -> None:
 def read_trials(sweep: str, goal: Goal) -> list[Trial]:
     """The trials that were begun, by number, with what they reached."""
     names = [name for name in storage.list_folder(sweep) if re.fullmatch(r"trial-\d+", name)]
-    found: list[Trial] = []
-    for name in names:
-        file = storage.join(sweep, name, TRIAL_FILE)
-        if storage.exists(file):
-            trial = Trial(**json.loads(storage.read_text(file)))
-            found.append(replace(trial, points=tuple(points_of(goal.rows(storage.join(sweep, name)), goal))))
+    noted = [trial for name in names if (trial := read_trial(sweep, name)) is not None]
+    found = [replace(trial, points=tuple(points_of(goal.rows(storage.join(sweep, trial.name)), goal))) for trial in noted]
     return sorted(found, key=lambda trial: trial.number)
+
+
+def read_trial(sweep: str, name: str) -> Trial | None:
+    """What is noted of a trial, without its points; None if nothing is."""
+    file = storage.join(sweep, name, TRIAL_FILE)
+    return Trial(**json.loads(storage.read_text(file))) if storage.exists(file) else None
 
 
 def points_of(rows: Sequence[Row], goal: Goal) -> list[tuple[int, int, float]]:
@@ -100,10 +105,3 @@ def values_of(trials: list[Trial]) -> Mapping[str, list[Any]]:
     """The values of each parameter, a trial after the other."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     return {name: [trial.params.get(name) for trial in trials] for name in names}
-
-
-def cause(error: BaseException | None) -> str:
-    """What a trial or job died of, in a line."""
-    text = str(getattr(error, "cause", None) or error or "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

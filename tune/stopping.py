@@ -61,7 +61,7 @@ def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
         mode=goal.mode,
         # One more than there are: at its last point a trial ends by itself.
         max_t=config.evaluation.points + 1,
-        grace_period=min(config.grace_points, config.evaluation.points),
+        grace_period=config.grace_points,
         reduction_factor=config.halving,
         # A rung decides once; later points are not compared with those that others had at another time.
         stop_last_trials=False,

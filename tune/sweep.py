@@ -8,33 +8,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from beit.config import override
-from beit.errors import JobFailedError, UserError
-from pipelines import cluster, runs, storage, tracking
+from beit.errors import UserError
+from pipelines import cluster, runs, storage
+from pipelines.pretrain import prepare as prepare_pretraining
 from pipelines.report import REPORT_FILE
 from tune.config import SweepConfig
-from tune.goal import GOALS, Goal, check_goal, evaluated
+from tune.explain import in_words
+from tune.goal import GOALS, Goal
+from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
+from tune.prepare import Prepared, make_design, plan_concurrency, prepare
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
-from tune.schedule import Schedule, schedule
-from tune.search import Learned, Planned, check_search
-from tune.space import DEFAULT_TRIALS, Params, Space, described, draw, load_space
-from tune.state import Trial, read_trials, winner
-from tune.stopping import rungs, scheduler
+from tune.schedule import Schedule
+from tune.search import Learned, Planned
+from tune.space import described
+from tune.state import Trial, read_trials, winner, write_trial
+from tune.stopping import scheduler
 from tune.tokens import Tokens, keep, kept, prepare_tokens, shareable
 from tune.tracking import SweepLog, check_store
 from tune.trial import check_trial, entry_of, run_trial, trial_config
 
 if TYPE_CHECKING:
-    from pipelines.config import KnnWhileConfig, PretrainConfig
-    from pipelines.sources import Source
+    from pipelines.config import PretrainConfig
 
 JOB = "sweep"
 PLAN_FILE = "plan.json"
-HOW_FILE = "how.json"
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,6 @@ class SweepResult:
     trials: list[Trial]
     best: Trial | None
     report: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A sweep, ready to be run: everything is checked, nothing is started."""
-
-    config: SweepConfig
-    preset: str
-    space: Space
-    goal: Goal
-    plan: list[Params] | None
-    """The parameters of the trials. None: they come from what is learned."""
-    source: Source
-
-    @property
-    def trials(self) -> int:
-        """How many there shall be."""
-        return _count(self.config, self.plan)
 
 
 def sweep(
@@ -84,111 +68,15 @@ def sweep(
     """
     if resume is None:
         runs.check_free(config)
-    space = load_space(config.space)
-    goal = check_goal(config, space)
-    check_search(config, space)
-    plan = draw_plan(config, space)
-    any_tokens = config.target.kind == "tokens" or "target.kind" in space
-    tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
+    design = make_design(config)
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
     if here := cluster.this_machine(config.resources.cpus):
-        plan_concurrency(config, here, tokenize=tokenize)
+        plan_concurrency(config, design.space, here)
+    prepared = prepare(config, design, preset=preset, say=say)
     with cluster.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, cluster.nodes(), tokenize=tokenize)
-        prepared = prepare(config, space, goal, plan, preset=preset, say=say)
+        timetable = plan_concurrency(config, design.space, cluster.nodes())
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
-
-
-def explain(config: SweepConfig, preset: str) -> list[str]:
-    """The trials in lines, then the recipe that they have in common; read are the space and what `beit pretrain --dry-run` reads.
-
-    Raises:
-        UserError: For what can be seen to be wrong without the images.
-    """
-    from pipelines.pretrain import explain
-
-    space = load_space(config.space)
-    goal = check_goal(config, space)
-    check_search(config, space)
-    plan = draw_plan(config, space)
-    trials = [f"trial {number}: {described(params)}" for number, params in enumerate(plan or ())]
-    common = explain(config.pretraining(), preset)
-    return [*_in_words(config, space, goal, plan), *trials, "what the trials have in common, where these say nothing else:", *common]
-
-
-def _in_words(config: SweepConfig, space: Space, goal: Goal, plan: list[Params] | None) -> list[str]:
-    """What is varied, what a trial is judged by, and when it is stopped."""
-    lines = [f"space: {config.space}: {', '.join(space)}; {_count(config, plan)} trials, {config.search}", f"objective: {goal.meaning}"]
-    if at := rungs(config):
-        of = f"of {config.evaluation.points}"
-        lines.append(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
-    return lines
-
-
-def _count(config: SweepConfig, plan: list[Params] | None) -> int:
-    """Trials of a sweep."""
-    return len(plan) if plan is not None else config.trials or DEFAULT_TRIALS
-
-
-def plan_concurrency(config: SweepConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
-    """How many trials run at a time on some machines."""
-    return schedule(config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent)
-
-
-def draw_plan(config: SweepConfig, space: Space) -> list[Params] | None:
-    """The parameters of all trials, where nothing has to be learned for them; of fields that there are, with values that these take.
-
-    Raises:
-        UserError: Naming the field.
-    """
-    if config.search != "random":
-        return None
-    plan = draw(space, config.trials, config.seed)
-    for params in plan:
-        config.pretraining(params)
-    return plan
-
-
-def prepare(
-    config: SweepConfig, space: Space, goal: Goal, plan: list[Params] | None, *, preset: str, say: Callable[[str], None]
-) -> Prepared:
-    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data is given.
-
-    Raises:
-        UserError: As `sweep`.
-    """
-    from pipelines.config import MOST_SCENE_PX
-    from pipelines.job import open_data
-    from pipelines.pretrain import with_absolute_paths
-
-    config = with_absolute_paths(config)
-    config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
-    base = config.pretraining()
-    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
-            "set --data.train to a folder or bucket of images; beit sweep quickstart runs on the scenes",
-        )
-    source = open_data(config, image_size=config.model.image_size, say=say)
-    if config.objective == "knn":
-        config = replace(config, knn=_checked_knn(config, base, source.manifest.total, say=say))
-    for params in plan or [{}]:
-        check_trial(base, params, source.manifest.total, objective=config.objective)
-    return Prepared(config=config, preset=preset, space=space, goal=goal, plan=plan, source=source)
-
-
-def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
-    """The labelled images by which trials are judged; of the built-in scenes, those held out."""
-    from pipelines.knn import open_knn
-    from pipelines.labelled import held_out_scenes
-
-    knn = config.knn
-    if knn.val is None:
-        first, side = config.data.scenes, config.model.image_size
-        knn = replace(knn, val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri)
-    open_knn(evaluated(replace(base, knn=knn), "knn", images), say=say)
-    return knn
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
@@ -197,10 +85,11 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
     if resume is None:
         check_store(prepared.config, storage.join(prepared.config.output.root, prepared.config.output.name or prepared.preset))
         folder = runs.create(prepared.config, job=JOB, preset=prepared.preset, inputs=inputs).uri
-        storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.plan, indent=1) + "\n")
+        storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.design.plan, indent=1) + "\n")
         return folder
     folder = runs.reopen(resume, inputs=inputs).uri
-    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != prepared.plan:
+    # Written and read back: a tuple of a Python space is a list there.
+    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(json.dumps(prepared.design.plan)):
         raise UserError(
             f"--resume {folder}: --space {prepared.config.space} draws other trials than those that the sweep began with",
             "bring back the file as it was, or start a new sweep",
@@ -212,7 +101,7 @@ class _Sweep:
     """The running of a sweep, on a connected Ray."""
 
     def __init__(self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]) -> None:
-        self.prepared, self.config, self.goal = prepared, prepared.config, prepared.goal
+        self.prepared, self.config, self.design, self.goal = prepared, prepared.config, prepared.design, prepared.design.goal
         self.timetable, self.folder, self.debug, self.say = timetable, folder, debug, say
         self.started = time.monotonic()
         self.earlier = read_trials(folder, self.goal)
@@ -222,36 +111,26 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         """All of it."""
-        status = "FAILED"
-        try:
-            self._introduce()
-            self._tokenise()
-            complete = self._run_trials()
-            status = "FINISHED" if complete else "KILLED"
-        except KeyboardInterrupt:
-            status, complete = "KILLED", False
-        finally:
-            trials = read_trials(self.folder, self.goal)
-            for trial in trials:
-                self.log.end_trial(trial)
-            result = self._conclude(trials)
-            nothing = all(trial.status == "failed" for trial in trials)
-            self.log.finish(
-                "FAILED" if nothing and status == "FINISHED" else status, [TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE]
-            )
-        if not complete:
-            self.say(f"stopped; go on by beit sweep --resume {self.folder}")
-            raise KeyboardInterrupt
-        if nothing:
-            raise JobFailedError(
-                f"every trial failed, the first with: {trials[0].error}", f"mend the cause, then beit sweep --resume {self.folder}"
-            )
-        return result
+        return run_to_the_end(
+            self._work,
+            self._conclude,
+            _failure,
+            log=self.log,
+            files=[TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE],
+            again=f"beit sweep --resume {self.folder}",
+            say=self.say,
+        )
+
+    def _work(self) -> bool:
+        """False: the user broke it off."""
+        self._introduce()
+        self._tokenise()
+        return self._run_trials()
 
     def _introduce(self) -> None:
         config = self.config
         self.say(f"sweep folder: {self.folder}")
-        for line in _in_words(config, self.prepared.space, self.goal, self.prepared.plan):
+        for line in in_words(config, self.design):
             self.say(line)
         self.lines.append(self.timetable.line)
         self.say(f"trials at a time: {self.timetable.line}")
@@ -274,26 +153,25 @@ class _Sweep:
 
     def _tokenise(self) -> None:
         config = self.config
-        if config.data.tokens is not None or not shareable(config.pretraining(), self.prepared.space):
-            if config.target.kind == "tokens" and config.data.tokens is None:
-                self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
-            return
-        self.tokens = kept(self.folder)
-        if self.tokens is None:
-            manifest = self.prepared.source.manifest
-            configs = [override(config.pretraining(), params) for params in self.prepared.plan or [{}]]
-            lengths = [(each.total_steps(manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs]
-            train = self.prepared.source.uri
-            self.tokens = prepare_tokens(config.pretraining(), train, manifest, lengths, epochs=config.token_epochs, say=self.say)
+        if config.data.tokens is None:
+            if not shareable(config.pretraining(), self.design.space):
+                if config.target.kind == "tokens":
+                    self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
+                return
+            self.tokens = kept(self.folder) or self._computed_tokens()
             keep(self.folder, self.tokens)
-        self._fixed_tokens()
+        # Those of the evaluation too are computed once, and left in the cache.
+        trial = Trial(number=0, params=self.design.examples[0])
+        prepare_pretraining(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
 
-    def _fixed_tokens(self) -> None:
-        """Have the tokens of the evaluation computed here, once: `prepare` leaves them in the cache."""
-        from pipelines.pretrain import prepare
-
-        trial = Trial(number=0, params=self.prepared.plan[0] if self.prepared.plan else {})
-        prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+    def _computed_tokens(self) -> Tokens:
+        """For as many epochs as the longest trial that is known takes."""
+        base, source = self.config.pretraining(), self.prepared.source
+        configs = [override(base, params) for params in self.design.examples]
+        lengths = [
+            (each.total_steps(source.manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs
+        ]
+        return prepare_tokens(base, source.uri, source.manifest, lengths, epochs=self.config.token_epochs, say=self.say)
 
     def _config_of(self, trial: Trial) -> PretrainConfig:
         images = self.prepared.source.manifest.total
@@ -310,42 +188,50 @@ class _Sweep:
             debug=self.debug,
         )
 
+    def _checked_entry(self, trial: Trial) -> dict[str, Any]:
+        """The same of a trial that could not be checked before the sweep."""
+        check_trial(self._base(), trial.params, self.prepared.source.manifest.total, objective=self.config.objective)
+        return self._entry(trial)
+
+    def _refuse(self, trial: Trial, error: UserError) -> None:
+        write_trial(self.folder, replace(trial, status="failed", error=error.cause))
+        self.say(f"trial {trial.number} failed: {error.cause}")
+
     def _run_trials(self) -> bool:
-        """False: the user broke it off."""
+        """Whether all have ended."""
         import ray.tune
 
         from tune.progress import Progress
         from tune.tuner import run_tuner
 
         ended = {trial.number for trial in self.earlier if trial.ended}
-        if len(ended) == self.prepared.trials:
+        if len(ended) == self.design.trials:
             return True
         stopper = scheduler(self.config, self.goal, self.folder)
         for trial in self.earlier:
             if trial.ended:
                 stopper.remember(trial)
         search: Any
-        if self.prepared.plan is not None:
-            waiting = [Trial(number=number, params=params) for number, params in enumerate(self.prepared.plan) if number not in ended]
+        if self.design.plan is not None:
+            waiting = [Trial(number=number, params=params) for number, params in enumerate(self.design.plan) if number not in ended]
             search = Planned([self._entry(trial) for trial in waiting], self.goal)
         else:
             search = Learned(
-                self.prepared.space,
+                self.design.space,
                 self.goal,
                 seed=self.config.seed,
                 earlier=self.earlier,
-                trials=self.prepared.trials,
-                entry=self._entry,
+                trials=self.design.trials,
+                entry=self._checked_entry,
+                refused=self._refuse,
             )
-        progress = Progress(
-            self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.prepared.trials, say=self.say
-        )
+        progress = Progress(self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.design.trials, say=self.say)
         run_tuner(
             run_trial,
             ray.tune.TuneConfig(
                 search_alg=search,
                 scheduler=stopper,
-                num_samples=self.prepared.trials - len(ended),
+                num_samples=self.design.trials - len(ended),
                 max_concurrent_trials=self.timetable.concurrent,
                 trial_dirname_creator=_name_of,
             ),
@@ -353,10 +239,13 @@ class _Sweep:
             callback=progress,
             debug=self.debug,
         )
-        return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.prepared.trials
+        return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.design.trials
 
-    def _conclude(self, trials: list[Trial]) -> SweepResult:
+    def _conclude(self) -> SweepResult:
         """Table, best configuration and report of what there is, and the last lines."""
+        trials = read_trials(self.folder, self.goal)
+        for trial in trials:
+            self.log.end_trial(trial)
         config, best = self.config, winner(trials, self.goal)
         write_trials(self.folder, trials, self.goal)
         if self.tokens is not None and trials:
@@ -366,16 +255,17 @@ class _Sweep:
         if best is not None:
             chosen = config.pretraining(best.params)
             write_best(self.folder, replace(chosen, output=replace(chosen.output, name=None)), preset=self.prepared.preset)
-        seconds = time.monotonic() - self.started
-        storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps({"seconds": seconds, "lines": self.lines}, indent=1) + "\n")
+        seconds, images = time.monotonic() - self.started, self.prepared.source.manifest.total
+        keep_how(self.folder, How(seconds=seconds, lines=self.lines, images=images))
         report, command = write_report(self.folder, config, trials, self.goal, preset=self.prepared.preset)
         counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
         self.say(f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, {counts['failed']} failed")
         if best is not None:
             self.say(f"best: trial {best.number}, {self.goal.name} {best.last:.4f}: {described(best.params)}")
-            self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
-            self.say(f"report: {report}")
-            self.say(f"next, train the winner at full length: {command}")
+        self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
+        self.say(f"report: {report}")
+        if command is not None:
+            self.say(f"next, train the winner: {command}")
         return SweepResult(self.folder, trials, best, report)
 
     def _batch(self, trial: Trial) -> int:
@@ -386,20 +276,19 @@ def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Go
     """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
     from tune.report import write_sweep_report
 
-    how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
-    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    how = read_how(folder, job=JOB)
     best, command = winner(trials, goal), None
     if best is not None:
-        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset)
+        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images)
     page = write_sweep_report(
         folder,
         config,
         trials,
         goal,
         preset=preset,
-        seconds=how["seconds"],
-        lines=how["lines"],
-        mlflow=tracking.link(folder, place) if place else None,
+        seconds=how.seconds,
+        lines=how.lines,
+        mlflow=link_of(folder, config),
         command=command,
     )
     return page, command
@@ -409,10 +298,14 @@ def rebuild_report(run: str) -> str:
     """Write the report of a sweep again, from its folder; returns its path."""
     folder = storage.absolute(run)
     config, preset = runs.saved_config(folder, SweepConfig, job=JOB)
-    if not storage.exists(storage.join(folder, HOW_FILE)):
-        raise UserError(f"{folder} is a sweep that was killed before it wrote a report", f"beit sweep --resume {folder}")
     goal = GOALS[config.objective]
     return write_report(folder, config, read_trials(folder, goal), goal, preset=preset)[0]
+
+
+def _failure(result: SweepResult) -> str | None:
+    if any(trial.status != "failed" for trial in result.trials):
+        return None
+    return f"every trial failed, the first with: {result.trials[0].error}" if result.trials else "no trial could begin"
 
 
 def _name_of(trial: Any) -> str:

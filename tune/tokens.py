@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -10,10 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from beit.config import to_dict
 from pipelines import storage
 from pipelines.config import PretrainConfig
-from pipelines.token_cache import view_fields
 
 if TYPE_CHECKING:
     from pipelines.sources import Manifest
@@ -56,8 +53,12 @@ class Tokens:
 
 def shareable(config: PretrainConfig, varied: Iterable[str]) -> bool:
     """Whether one cache serves all trials."""
-    others = [name for name in varied if name.startswith(OTHER_VIEWS) and name not in ("view.mean", "view.std")]
-    return config.target.kind == "tokens" and not others
+    return config.target.kind == "tokens" and not changing_views(varied)
+
+
+def changing_views(varied: Iterable[str]) -> list[str]:
+    """Those fields that change the views or their tokens."""
+    return [name for name in varied if name.startswith(OTHER_VIEWS) and name not in ("view.mean", "view.std")]
 
 
 def prepare_tokens(
@@ -90,13 +91,11 @@ def prepare_tokens(
         view=config.view,
         seed=config.seed,
         epochs=epochs,
+        out=storage.join(storage.absolute(config.output.root), FOLDER),
         resources=replace(config.resources, workers=None, worker_cpus=None),
     )
-    said = [manifest.digest, config.model.image_size, to_dict(config.tokenizer), view_fields(config.view), config.seed, epochs]
-    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-    out = storage.join(storage.absolute(config.output.root), FOLDER, key)
     start = time.monotonic()
-    result = encode_tokens(replace(encode, out=out), say=say)
+    result = encode_tokens(encode, one_of_many=True, say=say)
     return Tokens(path=result.out, views=result.views, parts=result.parts, computed=result.written, seconds=time.monotonic() - start)
 
 

@@ -13,8 +13,9 @@ from beit.config import override, to_dict
 from beit.errors import UserError
 from pipelines import runs, storage
 from pipelines.config import OutputConfig, PretrainConfig
+from tune.failures import cause
 from tune.goal import GOALS, evaluated
-from tune.state import Trial, is_asked_to_stop, points_of
+from tune.state import Trial, is_asked_to_stop, points_of, write_trial
 
 POINT, OBJECTIVE, STATUS = "point", "objective", "status"
 """What a trial reports to Ray Tune; the last report says how it ended."""
@@ -34,9 +35,15 @@ def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: 
         sweep: The sweep's folder.
         name: The trial's, below it.
     """
+    config = _varied(base, params, objective=objective, images=images)
+    return replace(config, output=replace(config.output, root=sweep, name=name))
+
+
+def _varied(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int) -> PretrainConfig:
+    """A trial's configuration but for its folder; one that predicts no tokens reads none."""
     config = evaluated(override(base, params), objective, images)
     tokens = config.data.tokens if config.target.kind == "tokens" else None
-    return replace(config, data=replace(config.data, tokens=tokens), output=replace(config.output, root=sweep, name=name))
+    return replace(config, data=replace(config.data, tokens=tokens))
 
 
 def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str) -> PretrainConfig:
@@ -45,26 +52,37 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
     Raises:
         UserError: As the trial would, naming its parameters.
     """
-    from beit.optim import check_schedule
-    from pipelines.pretrain import check_config
+    from pipelines.pretrain import check_config, check_grid, checked_length
+    from pipelines.stream import px_per_token
     from tune.space import described
 
     try:
-        config = evaluated(override(base, params), objective, rows)
+        config = _varied(base, params, objective=objective, images=rows)
         check_config(config)
-        if config.steps is None:
-            check_schedule(config.optim, config.total_steps(rows, config.optim.global_batch_size))
+        if config.target.kind == "tokens":
+            check_grid(config, px_per_token(config.tokenizer))
+        checked_length(config, rows)
     except UserError as error:
         raise UserError(f"a trial with {described(params)}: {error.cause}", f"narrow the space; {error.remedy}") from error
     return config
 
 
 def run_trial(entry: dict[str, Any]) -> None:
-    """Ray Tune's entry: pretrain, or go on with what an earlier start of the sweep has left.
+    """Ray Tune's entry: run a trial, and note in its folder what it died of. Ray Tune would tell its driver later, if at all.
 
     Args:
         entry: From `entry_of`.
     """
+    try:
+        _run(entry)
+    except Exception as error:
+        failed = Trial(number=entry["number"], params=entry["params"], status="failed", error=cause(error))
+        write_trial(entry["config"]["output"]["root"], failed)
+        raise
+
+
+def _run(entry: dict[str, Any]) -> None:
+    """Pretrain, or go on with what an earlier start of the sweep has left."""
     import ray.tune
 
     from beit.config import from_dict

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray.tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
-from pipelines import storage
+from pipelines import storage, tracking
 
-# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say.
-QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say. A trial stays in the folder of its process: paths
+# relative to it mean there what they mean here.
+QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 def run_tuner(
@@ -43,8 +45,10 @@ def run_tuner(
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
     here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
+    # Through Ray's memory: what else a trial is given Ray Tune writes into its files, and these settings may hold a password.
+    led = ray.tune.with_parameters(functools.partial(_lead, trainable), settings=tracking.settings())
     ray.tune.Tuner(
-        ray.tune.with_resources(trainable, PlacementGroupFactory([{here: 0.001}])),
+        ray.tune.with_resources(led, PlacementGroupFactory([{here: 0.001}])),
         param_space=param_space,
         tune_config=config,
         run_config=ray.tune.RunConfig(
@@ -54,3 +58,9 @@ def run_tuner(
             verbose=0,
         ),
     ).fit()
+
+
+def _lead(trainable: Callable[[dict[str, Any]], None], given: dict[str, Any], *, settings: Mapping[str, str]) -> None:
+    """A trial, with MLflow where the driver has it."""
+    tracking.adopt(settings)
+    trainable(given)

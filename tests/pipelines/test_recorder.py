@@ -82,6 +82,17 @@ def test_every_start_of_the_workers_has_its_number_and_it_is_known_when_they_hea
     assert recorder.workers() == (True, True)
 
 
+def test_a_line_that_was_being_written_when_its_writer_was_killed_is_none(recorder, tmp_path):
+    for step in (10, 20):
+        recorder.log(row(step), 0.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "train/lo')
+    assert [found["step"] for found in read_metrics(str(tmp_path))] == [10, 20]
+    recorder.begin(20)
+    recorder.log(row(25), 0.0)
+    assert [found["step"] for found in read_metrics(str(tmp_path))] == [10, 20, 25]
+
+
 @pytest.mark.parametrize("written_at_once", [True, False])
 def test_on_a_bucket_rows_of_lost_steps_are_gone_as_well(bucket_run, monkeypatch, written_at_once):
     monkeypatch.setattr(recorder_module, "PART_SECONDS", -1 if written_at_once else math.inf)

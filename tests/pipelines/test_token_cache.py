@@ -30,7 +30,7 @@ from pipelines.samples import draw_unseen, make_samples
 from pipelines.schedule import Part
 from pipelines.sources import open_source
 from pipelines.stream import Tokenize, read_slot
-from pipelines.token_cache import PART_UNITS
+from pipelines.token_cache import PART_UNITS, CacheDescription
 
 UNITS, ROWS, EPOCHS = PART_UNITS + 2, 5, 2
 BROKEN = (3, 1)  # unit, row
@@ -227,3 +227,11 @@ def test_the_tokenizers_get_what_no_worker_needs(node, resources, actors, cpus, 
     placement = place_encoding(ResourceConfig(**resources), [node])
     assert (placement.tokenizers, placement.tokenizer_cpus, placement.tokenizer_gpus) == (actors, cpus, gpus)
     assert placement.view_cpus != placement.tokenizer_cpus or gpus
+
+
+def test_caches_that_would_be_refused_for_each_other_have_different_names():
+    given = {"data": "a", "units": 2, "seed": 0, "view": {}, "patch_px": 64, "token_px": 64, "vocab_size": 64, "epochs": 1}
+    first = CacheDescription(**given, tokenizer="digest", precision="float32")
+    others = [replace(first, tokenizer="another"), replace(first, precision="bfloat16"), replace(first, seed=1), replace(first, epochs=2)]
+    assert len({first.name, *(other.name for other in others)}) == 5
+    assert replace(first).name == first.name

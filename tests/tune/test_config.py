@@ -59,6 +59,13 @@ def test_parameters_with_which_a_trial_could_not_begin_are_refused_before_the_fi
         check_trial(base, {"optim.rate": 1.0}, 1000, objective="loss")
 
 
+def test_a_trial_without_tokens_among_others_with_a_cache_can_begin_and_one_whose_tokens_miss_the_patches_cannot():
+    base = override(sweep_preset("quickstart").pretraining(), {"data.tokens": "/tokens"})
+    assert check_trial(base, {"target.kind": "pixels"}, 1000, objective="knn").data.tokens is None
+    with pytest.raises(UserError, match=r"a trial with model\.image_size=96: tokenizer\.image_size="):
+        check_trial(base, {"model.image_size": 96}, 1000, objective="knn")
+
+
 def test_points_lie_evenly_over_a_run_and_the_last_at_its_end():
     evaluation = EvaluationConfig(images=8, points=4)
     assert evaluation.steps(62) == (16, 31, 46, 62)
@@ -82,3 +89,8 @@ def test_what_one_tokenizer_saves_is_what_the_others_would_have_computed():
 def test_a_sweep_without_evaluation_is_refused():
     with pytest.raises(UserError, match=r"evaluation\.images=0"):
         SweepConfig()
+
+
+def test_trials_that_would_be_broken_off_are_refused():
+    with pytest.raises(UserError, match=r"--stop-at 10: trials that are broken off cannot be compared"):
+        override(sweep_preset("quickstart"), {"stop_at": 10})

@@ -3,6 +3,7 @@ import io
 import json
 from pathlib import Path
 
+from beit.config import override
 from pipelines import runs
 from pipelines.config import PretrainConfig
 from pipelines.recorder import METRICS_FILE
@@ -52,9 +53,15 @@ def test_the_best_configuration_is_one_that_pretraining_accepts(tmp_path):
     loaded, preset = runs.saved_config(str(tmp_path / BEST_FILE), PretrainConfig, job="pretrain")
     assert (loaded, preset) == (config, "quickstart")
     assert (loaded.mask.ratio, loaded.optim.peak_lr) == (0.2, 1e-3)
-    command = winner_command(str(tmp_path), config, list(PARAMS[0]), preset="quickstart")
+    command = winner_command(str(tmp_path), config, list(PARAMS[0]), preset="quickstart", images=1000)
     assert command == f"beit pretrain {tmp_path}/best/config.json --epochs 4 --data.scenes 4000 --optim.warmup-steps 25"
-    assert "--epochs" not in winner_command(str(tmp_path), config, ["epochs"], preset="quickstart")
+    assert "--epochs" not in winner_command(str(tmp_path), config, ["epochs"], preset="quickstart", images=1000)
+
+
+def test_the_winner_is_never_trained_for_less_than_its_trial(tmp_path):
+    config = override(sweep_preset("quickstart").pretraining(PARAMS[0]), {"steps": 1000})
+    command = winner_command(str(tmp_path), config, list(PARAMS[0]), preset="quickstart", images=1000)
+    assert command == f"beit pretrain {tmp_path}/best/config.json"
 
 
 def test_the_page_shows_every_trial_and_says_what_cannot_be_compared(tmp_path):

@@ -24,6 +24,12 @@ def test_each_gpu_takes_a_trial_until_the_cores_run_out():
     assert "16 CPU / 4 = 4.00" in few.line
 
 
+def test_cores_to_read_are_never_rounded_down():
+    four = [Node(cpus=4, gpus=0)]
+    assert schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.0).concurrent == 2
+    assert schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.4).concurrent == 1
+
+
 def test_two_machines_that_are_each_too_small_do_not_make_one():
     piece = [("train", 3.0, 0.0)]
     assert count(piece, [Node(cpus=2, gpus=0), Node(cpus=2, gpus=0)]) == 0

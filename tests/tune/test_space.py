@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import ray.tune
 
 from beit.errors import UserError
-from tune.space import draw, load_space
+from tune.space import draw, load_space, rounded
 
 
 def test_the_same_seed_draws_the_same_trials_with_three_digits_within_the_space():
@@ -44,6 +45,26 @@ def test_json_and_python_say_the_same(tmp_path):
     assert len(drawn[0]) == 4
 
 
+def test_an_array_is_a_grid_of_plain_numbers(tmp_path):
+    (tmp_path / "space.py").write_text(
+        "import numpy as np, ray.tune\nSPACE = {'mask.ratio': ray.tune.grid_search(np.array([0.5, 0.75], np.float32))}\n"
+    )
+    trials = draw(load_space(str(tmp_path / "space.py")), None, seed=0)
+    assert json.loads(json.dumps(trials)) == [{"mask.ratio": 0.5}, {"mask.ratio": 0.75}]
+
+
+def test_digits_are_dropped_only_where_the_value_stays_in_its_space():
+    narrow = ray.tune.uniform(0.999, 0.9999)
+    drawn = [trial["optim.beta2"] for trial in draw({"optim.beta2": narrow}, 50, seed=0)]
+    assert all(0.999 <= value <= 0.9999 for value in drawn)
+    assert rounded(0.99904, narrow) == 0.999
+    assert rounded(0.99987, narrow) == 0.99987
+    assert rounded(0.123456, ray.tune.quniform(0, 1, 1e-6)) == 0.123456
+    steps = draw({"view.jitter": ray.tune.quniform(0.0, 2.0, 0.0625)}, 50, seed=0)
+    assert all(trial["view.jitter"] % 0.0625 == 0 for trial in steps), "these have more digits than three, and mean them"
+    assert all(isinstance(value, (int, float)) and not isinstance(value, np.generic) for trial in steps for value in trial.values())
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -53,11 +74,22 @@ def test_json_and_python_say_the_same(tmp_path):
         ('{"optim.peak_lr": {"uniform": [1]}}', "uniform"),
         ("[1, 2]", "holds no table"),
         ("{", "is no JSON"),
+        ("\xff", "is no JSON"),
+        ('{"model.depth": {"randint": [5, 2]}}', "model.depth: no value can be drawn: ValueError: low >= high"),
+        ('{"optim.peak_lr": {"uniform": [0.7, 0.2]}}', "optim.peak_lr: no value can be drawn"),
+        ('{"mask.kind": {"choice": []}}', "mask.kind: no value can be drawn"),
+        ('{"mask.kind": []}', "mask.kind is {'grid_search': []}"),
+        ("# Python\nSPACE = {", "cannot be run: SyntaxError"),
+        ("# Python\nSPACE = {'mask.ratio': tune.uniform(0, 1)}", "cannot be run: NameError: name 'tune' is not defined"),
+        ("# Python\nraise SystemExit(3)", "cannot be run: SystemExit: 3"),
+        ("# Python\nSPACE = {1: [2]}", "1 is no name of a field"),
+        ("# Python\nimport ray.tune\nSPACE = {'model.dim': ray.tune.sample_from(lambda spec: spec.x)}", "model.dim is"),
+        ("# Python\nimport ray.tune\nSPACE = {'model.dim': ray.tune.choice([object()])}", "model.dim: no value can be drawn: TypeError"),
     ],
 )
 def test_what_is_no_space_is_refused_by_name(tmp_path, content, says):
-    file = tmp_path / "space.json"
-    file.write_text(content)
+    file = tmp_path / ("space.py" if content.startswith("#") else "space.json")
+    file.write_text(content, "latin-1")
     with pytest.raises(UserError) as raised:
         load_space(str(file))
     assert says in raised.value.cause

@@ -1,6 +1,9 @@
-"""A whole sweep with Ray Tune, small; then what is left of one that was killed, gone on with."""
+"""A sweep with Ray Tune, small, whose driver is killed; then what is left of it, gone on with. What is refused is refused before Ray."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,70 +18,86 @@ from pipelines.recorder import read_metrics
 from tune.config import SweepConfig, sweep_preset
 from tune.goal import GOALS
 from tune.space import draw, load_space
-from tune.state import STOP_FILE, TRIAL_FILE, read_trials
+from tune.state import read_trials
 from tune.sweep import sweep
+
+PROGRAM = Path(__file__).with_name("sweep_to_kill.py")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_ends_with_a_winner_and_one_that_was_killed_does_only_what_is_left(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    # The first learns, the second cannot: it is stopped at the first rung.
+def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_trial_stops_no_other(tmp_path, monkeypatch):
+    # A store and a password that only the driver knows of: Ray's other processes have been there before.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///store.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-to-be-seen")
+    # The first learns, the second and the last cannot: they are stopped at the first rung. The third will fail.
     space = tmp_path / "space.json"
-    space.write_text(json.dumps({"optim.peak_lr": [2e-3, 1e-5]}))
-    values = {
-        "space": str(space),
-        "steps": 24,
-        "data.scenes": 96,
-        "optim.global_batch_size": 16,
-        "optim.warmup_steps": 2,
-        "evaluation.images": 32,
-        "evaluation.points": 6,
-        "output.root": str(tmp_path / "runs"),
-        "output.name": "mine",
-    }
-    config = override(sweep_preset("quickstart"), values)
-    lines: list[str] = []
-    result = sweep(config, preset="quickstart", say=lines.append)
-    first, second = result.trials
-    assert (first.status, len(first.points)) == ("finished", 6)
-    assert (second.status, 3 <= len(second.points) < 6) == ("stopped", True)
-    assert result.best == first
-
-    assert [line for line in lines if "tokenised once" in line]
-    tokens = json.loads(Path(result.sweep, "tokens.json").read_text())
+    space.write_text(json.dumps({"optim.peak_lr": [2e-3, 1e-5, 1e-3, 2e-5]}))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "runs"), str(space)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert killed.returncode == -9, killed.stdout + killed.stderr
+    folder = str(tmp_path / "runs" / "mine")
+    assert [trial.status for trial in read_trials(folder, GOALS["loss"])] == ["finished", "running"]
+    assert states(tmp_path) == {"mine": "RUNNING", "trial-000": "FINISHED", "trial-001": "RUNNING"}
+    before = times(Path(folder, "trial-000"))
+    tokens = json.loads(Path(folder, "tokens.json").read_text())
+    computed = times(Path(tokens["path"]))
     assert (tokens["views"], tokens["computed"]) == (4 * 96, tokens["parts"])
-    for trial in result.trials:
-        saved, _ = runs.saved_config(f"{result.sweep}/{trial.name}", PretrainConfig, job="pretrain")
-        assert saved.data.tokens == tokens["path"]
-        assert saved.optim.peak_lr == trial.params["optim.peak_lr"]
-        assert Path(result.sweep, trial.name, "report", "index.html").exists()
-    best, _ = runs.saved_config(f"{result.sweep}/best/config.json", PretrainConfig, job="pretrain")
-    assert (best.optim.peak_lr, best.data.tokens) == (2e-3, None)
-    assert states(tmp_path) == {"mine": "FINISHED", "trial-000": "FINISHED", "trial-001": "KILLED"}
+    assert len([name for name in computed if name.startswith("extra/evaluation-")]) == 1
+    assert max(computed.values()) < min(before.values()), "there were tokens computed after the first trial began"
 
-    # What kill -9 leaves while the second trial runs.
-    file = Path(result.sweep, "trial-001", TRIAL_FILE)
-    file.write_text(file.read_text().replace('"stopped"', '"running"'))
-    Path(result.sweep, "trial-001", STOP_FILE).unlink()
-    before = Path(result.sweep, "trial-000", "metrics.jsonl").stat().st_mtime_ns
-    saved, preset = runs.saved_config(result.sweep, SweepConfig, job="sweep")
-    again = sweep(saved, preset=preset, resume=result.sweep, say=lines.append)
+    lines: list[str] = []
+
+    def say(line):
+        lines.append(line)
+        if line.startswith("trial 2 ("):  # It will find a folder that is not its own.
+            saved = {"job": "pretrain", "inputs": {"data.train": "others"}}
+            Path(folder, "trial-002", runs.CONFIG_FILE).write_text(json.dumps(saved))
+
+    saved, preset = runs.saved_config(folder, SweepConfig, job="sweep")
+    result = sweep(saved, preset=preset, resume=folder, say=say)
     assert "resumed: trials that have ended: 0; to go on with: 1" in lines
-    assert Path(result.sweep, "trial-000", "metrics.jsonl").stat().st_mtime_ns == before, "a finished trial ran again"
-    assert not Path(result.sweep, "trial-000", "attempt-2").exists()
-    assert Path(result.sweep, "trial-001", "attempt-2").exists()
-    rows = read_metrics(f"{result.sweep}/trial-001")
+    assert times(Path(folder, "trial-000")) == before, "a finished trial ran again"
+    assert times(Path(tokens["path"])) == computed, "tokens were computed again"
+    assert Path(folder, "trial-001", "attempt-2").exists()
+    rows = read_metrics(f"{folder}/trial-001")
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
-    assert read_trials(result.sweep, GOALS["loss"])[1].status == again.trials[1].status == "stopped", "ASHA forgot the first trial"
-    assert states(tmp_path) == {"mine": "FINISHED", "trial-000": "FINISHED", "trial-001": "KILLED"}
+
+    first, second, third, last = result.trials
+    assert (first.status, len(first.points)) == ("finished", 6)
+    assert (second.status, 3 <= len(second.points) < 6) == ("stopped", True), "ASHA forgot the first trial"
+    assert third.status == "failed"
+    assert "what data.train names is not what the run began with" in third.error
+    assert [line for line in lines if line.startswith("trial 2 failed: --resume")]
+    assert (last.status, 3 <= len(last.points) < 6) == ("stopped", True)
+    assert result.best == first
+    for trial in (first, second, last):
+        config, _ = runs.saved_config(f"{folder}/{trial.name}", PretrainConfig, job="pretrain")
+        assert (config.data.tokens, config.optim.peak_lr) == (tokens["path"], trial.params["optim.peak_lr"])
+        assert Path(folder, trial.name, "report", "index.html").exists()
+    best, _ = runs.saved_config(f"{folder}/best/config.json", PretrainConfig, job="pretrain")
+    assert (best.optim.peak_lr, best.data.tokens) == (2e-3, None)
+    assert states(tmp_path) == {"mine": "FINISHED", "trial-000": "FINISHED", "trial-001": "KILLED", "trial-003": "KILLED"}
+    shown = [file for file in Path(folder).rglob("*") if file.is_file() and b"not-to-be-seen" in file.read_bytes()]
+    assert not shown
+
+
+def times(folder):
+    """When each file of a folder was written, by its path."""
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
 def states(tmp_path):
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    """Of all MLflow runs, which must be children of the sweep."""
+    client = MlflowClient(f"sqlite:///{tmp_path}/store.db")
     experiment = client.get_experiment_by_name("beit")
-    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = found["mine"].info.run_id
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for name, run in found.items() if name != "mine")
+    return {name: run.info.status for name, run in found.items()}
 
 
 def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothing(tmp_path, monkeypatch):

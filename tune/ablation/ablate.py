@@ -7,14 +7,13 @@ runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit fi
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from beit.errors import JobFailedError, UserError
-from pipelines import cluster, runs, storage, tracking
+from beit.errors import UserError
+from pipelines import cluster, runs, storage
 from pipelines.report import REPORT_FILE
 from tune.ablation.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
 from tune.ablation.chain_run import CHAIN, Setup, run_chain
@@ -22,13 +21,13 @@ from tune.ablation.config import AblationConfig
 from tune.ablation.prepare import Prepared, prepare
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
 from tune.ablation.table4 import FULL, ROWS, changes_of
+from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
 from tune.schedule import Schedule, schedule
 from tune.space import described
 from tune.tokens import prepare_tokens
 from tune.tracking import ParentLog, check_store
 
 JOB = "ablate"
-HOW_FILE = "how.json"
 
 
 @dataclass(frozen=True)
@@ -115,30 +114,21 @@ class _Ablation:
 
     def run(self) -> AblationResult:
         """All of it."""
-        status = "FAILED"
-        try:
-            self._introduce()
-            self._run_chains()
-            complete = all(is_settled(self.folder, chain) for chain in self.chains)
-            status = "FINISHED" if complete else "KILLED"
-        except KeyboardInterrupt:
-            status, complete = "KILLED", False
-        finally:
-            for chain in self.chains:
-                for job in chain.jobs:
-                    self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
-            result = self._conclude()
-            nothing = not any(line.results for line in result.table.lines)
-            self.log.finish(
-                "FAILED" if nothing and status == "FINISHED" else status, [ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE]
-            )
-        if not complete:
-            self.say(f"stopped; go on by beit ablate --resume {self.folder}")
-            raise KeyboardInterrupt
-        if nothing:
-            first = next(what for line in result.table.lines for what in line.missing)
-            raise JobFailedError(f"nothing came to its end, the first: {first}", f"mend the cause, then beit ablate --resume {self.folder}")
-        return result
+        return run_to_the_end(
+            self._work,
+            self._conclude,
+            _failure,
+            log=self.log,
+            files=[ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE],
+            again=f"beit ablate --resume {self.folder}",
+            say=self.say,
+        )
+
+    def _work(self) -> bool:
+        """False: the user broke it off."""
+        self._introduce()
+        self._run_chains()
+        return all(is_settled(self.folder, chain) for chain in self.chains)
 
     def _introduce(self) -> None:
         config = self.config
@@ -216,12 +206,15 @@ class _Ablation:
 
     def _conclude(self) -> AblationResult:
         """Table and report of what there is, and the last lines."""
+        for chain in self.chains:
+            for job in chain.jobs:
+                self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
         table = read_table(self.folder, self.config.rows, self.config.all_seeds, self.config.tasks)
         write_table(self.folder, table)
         means = {f"{line.row}/{task}": result.mean for line in table.lines for task, result in line.results.items()}
         self.log.enter(sum(len(result.values) for line in table.lines for result in line.results.values()), means)
-        how = {"seconds": time.monotonic() - self.started, "lines": self.lines}
-        storage.write_text(storage.join(self.folder, HOW_FILE), json.dumps(how, indent=1) + "\n")
+        seconds, images = time.monotonic() - self.started, self.prepared.source.manifest.total
+        keep_how(self.folder, How(seconds=seconds, lines=self.lines, images=images))
         report = write_report(self.folder, self.config, table, preset=self.prepared.preset)
         for line in to_markdown(table).splitlines():
             self.say(line)
@@ -230,22 +223,24 @@ class _Ablation:
         return AblationResult(self.folder, table, report)
 
 
+def _failure(result: AblationResult) -> str | None:
+    if any(line.results for line in result.table.lines):
+        return None
+    return f"nothing came to its end, the first: {next(what for line in result.table.lines for what in line.missing)}"
+
+
 def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
     """The page of an ablation, from its folder; returns its path."""
     from tune.ablation.report import write_ablation_report
 
-    how = json.loads(storage.read_text(storage.join(folder, HOW_FILE)))
-    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
-    link = tracking.link(folder, place) if place else None
-    return write_ablation_report(folder, config, table, preset=preset, seconds=how["seconds"], lines=how["lines"], mlflow=link)
+    how, link = read_how(folder, job=JOB), link_of(folder, config)
+    return write_ablation_report(folder, config, table, preset=preset, seconds=how.seconds, lines=how.lines, mlflow=link)
 
 
 def rebuild_report(run: str) -> str:
     """Write the table and the report of an ablation again, from its folder; returns the report's path."""
     folder = storage.absolute(run)
     config, preset = runs.saved_config(folder, AblationConfig, job=JOB)
-    if not storage.exists(storage.join(folder, HOW_FILE)):
-        raise UserError(f"{folder} is an ablation that was killed before it wrote a report", f"beit ablate --resume {folder}")
     table = read_table(folder, config.rows, config.all_seeds, config.tasks)
     write_table(folder, table)
     return write_report(folder, config, table, preset=preset)

@@ -9,7 +9,7 @@ import ray.tune
 
 from tune.ablation.chain import FIGURES, PRETRAIN, Chain, JobState, left_to_do, read_state, value_of, write_state
 from tune.ablation.chain_run import CHAIN, LINE
-from tune.state import cause
+from tune.failures import KILLED
 from tune.tracking import ParentLog
 
 
@@ -55,8 +55,7 @@ class ChainProgress(ray.tune.Callback):
         chain = self._chain(trial)
         left = left_to_do(self._folder, chain)
         if left and all(read_state(self._folder, chain, job).status != "failed" for job in left):
-            # Its process was killed and could note nothing.
-            write_state(self._folder, chain, left[0], JobState(status="failed", error=cause(trial.get_error())))
+            write_state(self._folder, chain, left[0], JobState(status="failed", error=KILLED))
         self._end(chain)
         for job in left:
             state = read_state(self._folder, chain, job)

@@ -15,7 +15,7 @@ from pipelines.finetune_presets import FinetuneConfig
 from pipelines.segment_presets import SegmentConfig
 from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
 from tune.ablation.config import AblationConfig, ProtocolConfig
-from tune.state import cause
+from tune.failures import cause
 from tune.trial import frequent_checkpoints
 
 Config = TypeVar("Config", bound=SupervisedConfig)

@@ -12,7 +12,7 @@ from pipelines import finetune_presets, segment_presets
 from pipelines.config import PretrainConfig
 from pipelines.presets import PRESETS, pretrain_preset
 from tune.ablation.table4 import LONGER, PAPER_LONGER, ROWS, RowName, Task, changes_of
-from tune.config import pretraining_of
+from tune.config import check_whole, pretraining_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,13 @@ class AblationConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_whole(self, "rows")
         positive(self, "--", "seeds", "longer", "concurrent", "data_cpus", "token_epochs")
         for option, given in (("rows", self.rows), ("tasks", self.tasks)):
             if not given or len(set(given)) < len(given):
                 raise UserError(f"--{option} {' '.join(given) or 'nothing'}: each is to be given once", f"leave out --{option} for all")
         if LONGER in self.rows and self.longer <= 1:
             raise UserError(f"--longer {self.longer:g} is not above 1", f"set --longer {PAPER_LONGER:.3g} for the paper's")
-        if self.stop_at is not None:
-            raise UserError(f"--stop-at {self.stop_at}: rows that are broken off cannot be compared", "set --steps, for a shorter schedule")
         if self.data.tokens is not None:
             raise UserError(
                 f"data.tokens={self.data.tokens} holds the tokens of one seed, and there are {self.seeds} of them",

@@ -111,13 +111,9 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask
 
 def _check_data(config: AblationConfig) -> None:
     """Whether there is something to learn from and to be judged by, for every task."""
-    from pipelines.config import MOST_SCENE_PX
+    from pipelines.config import check_has_data
 
-    if config.data.train is None and config.model.image_size > MOST_SCENE_PX:
-        raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {config.model.image_size} px",
-            "set --data.train to a folder or bucket of images; beit ablate quickstart runs on the scenes",
-        )
+    check_has_data(config.data.train, config.model.image_size, works="beit ablate quickstart")
     for task in config.tasks:
         protocol = getattr(config, task)
         if protocol.val is None and (protocol.train or config.data.train):
@@ -133,14 +129,12 @@ def _check_data(config: AblationConfig) -> None:
 
 
 def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
-    from beit.optim import check_schedule
-    from pipelines.pretrain import check_config
+    from pipelines.pretrain import check_config, checked_length
 
     pretraining = config.pretraining(row, config.seed)
     try:
         check_config(pretraining)
-        if pretraining.steps is None:
-            check_schedule(pretraining.optim, pretraining.total_steps(images, pretraining.optim.global_batch_size))
+        checked_length(pretraining, images)
     except UserError as error:
         raise UserError(f"the row {row}: {error.cause}", error.remedy) from error
 

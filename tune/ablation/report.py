@@ -12,7 +12,7 @@ from tune.ablation.config import AblationConfig
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 from tune.charts import dot_rows
-from tune.report import write_page
+from tune.report import go_on, write_page
 from tune.space import described
 
 SOURCE = "BEiT, arXiv 2106.08254, table 4: ViT-B, 300 epochs of ImageNet-1k unless a row says otherwise, one run each."
@@ -115,10 +115,5 @@ def _missing(table: Table, folder: str) -> str:
 
 def _go_on(folder: str, mlflow: str | None) -> str:
     blocks = [("Go on after an interruption", f"beit ablate --resume {folder}"), ("Write this report again", f"beit report {folder}")]
-    said = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(text)}</pre></dd>" for what, text in blocks)
-    if mlflow is not None:
-        link = escape(mlflow, quote=True)
-        shown = f'<a href="{link}">{link}</a>' if mlflow.startswith("http") else f"<pre>{link}</pre>"
-        said += f"<dt>In MLflow</dt><dd>{shown}</dd>"
-    files = " and ".join(f"<code>{escape(storage.join(folder, name))}</code>" for name in (ROWS_FILE, TABLE_FILE))
-    return f"<h2>Go on</h2><dl class='commands'>{said}</dl><p>The table, every seed's values in it, and a copy for a page: {files}.</p>"
+    files = [storage.join(folder, name) for name in (ROWS_FILE, TABLE_FILE)]
+    return go_on(blocks, mlflow, files, "The table, every seed's values in it, and a copy for a page")

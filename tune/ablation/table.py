@@ -134,13 +134,15 @@ def residual_spread(results: Sequence[Result]) -> float | None:
     """The standard deviation of a result once what its row and what its seed do are taken out (analysis of variance, rows x seeds).
 
     A seed draws views, first weights and the labels that are used for all rows alike, so its part does not blur the order of the rows. Two
-    seeds of one row alone would say little, all rows together say more. None: there are not two rows with two seeds in common.
+    seeds of one row alone would say little, all rows together say more. Rows that lack a seed are left out. None: there are not two rows
+    with two seeds.
     """
-    seeds = sorted(set.intersection(*(set(result.values) for result in results))) if results else []
-    if len(results) < 2 or len(seeds) < 2:
+    seeds = sorted({seed for result in results for seed in result.values})
+    complete = [result for result in results if len(result.values) == len(seeds)]
+    if len(complete) < 2 or len(seeds) < 2:
         return None
-    degrees = (len(results) - 1) * (len(seeds) - 1)
-    table = np.array([[result.values[seed] for seed in seeds] for result in results])
+    degrees = (len(complete) - 1) * (len(seeds) - 1)
+    table = np.array([[result.values[seed] for seed in seeds] for result in complete])
     residuals = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
     return float(np.sqrt((residuals**2).sum() / degrees))
 

@@ -56,6 +56,8 @@ def test_the_spread_is_what_a_linear_model_of_rows_and_seeds_leaves_over():
     spread = residual_spread([Result(values=dict(zip(SEEDS, row, strict=True))) for row in values.tolist()])
     assert spread == pytest.approx(np.sqrt((left**2).sum() / (values.size - np.linalg.matrix_rank(design))))
     assert spread < 5, "what a seed does to all rows alike is no noise"
+    complete = [Result(values=dict(zip(SEEDS, row, strict=True))) for row in values.tolist()]
+    assert residual_spread([*complete, Result(values={0: 20.0})]) == spread, "a row that lacks seeds takes nothing from the others"
 
 
 def test_a_pair_in_another_order_is_named_with_whether_it_is_more_than_chance():

@@ -1,0 +1,32 @@
+"""A sweep in lines, before it starts."""
+
+from __future__ import annotations
+
+from tune.config import SweepConfig
+from tune.prepare import Design, make_design
+from tune.space import described
+from tune.stopping import rungs
+
+
+def explain(config: SweepConfig, preset: str) -> list[str]:
+    """The trials in lines, then the recipe that they have in common; read are the space and what `beit pretrain --dry-run` reads.
+
+    Raises:
+        UserError: For what can be seen to be wrong without the images.
+    """
+    from pipelines.pretrain import explain
+
+    design = make_design(config)
+    trials = [f"trial {number}: {described(params)}" for number, params in enumerate(design.plan or ())]
+    common = explain(config.pretraining(), preset)
+    return [*in_words(config, design), *trials, "what the trials have in common, where these say nothing else:", *common]
+
+
+def in_words(config: SweepConfig, design: Design) -> list[str]:
+    """What is varied, what a trial is judged by, and when it is stopped."""
+    varied = f"space: {config.space}: {', '.join(design.space)}; {design.trials} trials, {config.search}"
+    lines = [varied, f"objective: {design.goal.meaning}"]
+    if at := rungs(config):
+        of = f"of {config.evaluation.points}"
+        lines.append(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
+    return lines

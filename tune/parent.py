@@ -1,0 +1,99 @@
+"""What a sweep and an ablation have in common around their runs: an end in MLflow however they end, and how they were run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from beit.errors import JobFailedError, UserError
+from pipelines import storage, tracking
+from pipelines.config import JobConfig
+from tune.tracking import ParentLog
+
+HOW_FILE = "how.json"
+
+Result = TypeVar("Result")
+
+
+def run_to_the_end(
+    work: Callable[[], bool],
+    conclude: Callable[[], Result],
+    failure: Callable[[Result], str | None],
+    *,
+    log: ParentLog,
+    files: Sequence[str],
+    again: str,
+    say: Callable[[str], None],
+) -> Result:
+    """Do the work, write what has come of it, however it ended, and end its MLflow run.
+
+    Args:
+        work: Does what is left to do; False: the user broke it off.
+        conclude: Ends what still runs in MLflow, and writes table and report of what there is.
+        failure: Why a result counts for nothing; None if it does count.
+        log: The MLflow run.
+        files: Files of the folder that are attached to it.
+        again: The command that goes on.
+        say: Takes the lines for the user.
+
+    Raises:
+        KeyboardInterrupt: If the user broke it off.
+        JobFailedError: If nothing came to its end.
+    """
+    status, complete = "FAILED", False
+    try:
+        try:
+            complete = work()
+        except KeyboardInterrupt:
+            status = "KILLED"
+        finally:
+            result = conclude()
+        reason = failure(result)
+        status = "KILLED" if not complete else "FAILED" if reason else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        log.finish(status, files)
+    if not complete:
+        say(f"stopped; go on by {again}")
+        raise KeyboardInterrupt
+    if reason:
+        raise JobFailedError(reason, f"mend the cause, then {again}")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How the last start was run, for the report."""
+
+    seconds: float
+    lines: list[str]
+    """Sentences: concurrency, tokens."""
+    images: int
+    """Of an epoch of pretraining."""
+
+
+def keep_how(folder: str, how: How) -> None:
+    """Note it in the folder."""
+    storage.write_text(storage.join(folder, HOW_FILE), json.dumps(asdict(how), indent=1) + "\n")
+
+
+def read_how(folder: str, *, job: str) -> How:
+    """What was noted.
+
+    Raises:
+        UserError: If nothing was.
+    """
+    file = storage.join(folder, HOW_FILE)
+    if not storage.exists(file):
+        raise UserError(f"{folder} was killed before it wrote a report", f"beit {job} --resume {folder}")
+    return How(**json.loads(storage.read_text(file)))
+
+
+def link_of(folder: str, config: JobConfig) -> str | None:
+    """Where to look at it in MLflow; None if it is not there."""
+    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    return tracking.link(folder, place) if place else None

@@ -1,0 +1,119 @@
+"""Before a sweep starts: its trials are drawn, its data found, and every trial checked with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from beit.errors import UserError
+from pipelines import storage
+from tune.config import SweepConfig
+from tune.goal import Goal, check_goal, evaluated
+from tune.schedule import Schedule, schedule
+from tune.search import check_search
+from tune.space import DEFAULT_TRIALS, Params, Space, absolute_space, draw, load_space
+from tune.tokens import changing_views, shareable
+from tune.trial import check_trial
+
+if TYPE_CHECKING:
+    from pipelines.config import KnnWhileConfig, PretrainConfig
+    from pipelines.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a sweep tries; no image is read for it."""
+
+    space: Space
+    goal: Goal
+    plan: list[Params] | None
+    """The parameters of the trials. None: they come from what is learned."""
+    examples: list[Params]
+    """Parameters of trials, to be checked beforehand: the plan, or some that might be learned."""
+    trials: int
+    """How many there shall be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A sweep, ready to be run: everything is checked, nothing is started."""
+
+    config: SweepConfig
+    """With absolute paths."""
+    preset: str
+    design: Design
+    source: Source
+
+
+def make_design(config: SweepConfig) -> Design:
+    """Draw the parameters of all trials, of fields that there are, with values that these take.
+
+    Raises:
+        UserError: For a space, an objective or a search that cannot be, or naming the field.
+    """
+    space = load_space(config.space)
+    goal = check_goal(config, space)
+    check_search(config, space)
+    learned = config.search != "random"
+    examples = draw(space, DEFAULT_TRIALS if learned else config.trials, config.seed)
+    for params in examples:
+        config.pretraining(params)
+    trials = (config.trials or DEFAULT_TRIALS) if learned else len(examples)
+    return Design(space=space, goal=goal, plan=None if learned else examples, examples=examples, trials=trials)
+
+
+def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) -> Schedule:
+    """How many trials run at a time on some machines."""
+    any_tokens = config.target.kind == "tokens" or "target.kind" in space
+    tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
+    return schedule(config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent)
+
+
+def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[str], None]) -> Prepared:
+    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data is given.
+
+    Raises:
+        UserError: As `sweep`.
+    """
+    from pipelines.config import check_has_data
+    from pipelines.job import open_data
+    from pipelines.pretrain import with_absolute_paths
+
+    config = with_absolute_paths(config)
+    config = replace(config, space=absolute_space(config.space), output=replace(config.output, root=storage.absolute(config.output.root)))
+    base = config.pretraining()
+    check_has_data(config.data.train, config.model.image_size, works="beit sweep quickstart")
+    source = open_data(config, image_size=config.model.image_size, say=say)
+    if config.objective == "knn":
+        config = replace(config, knn=_checked_knn(config, base, source.manifest.total, say=say))
+    for params in design.examples:
+        check_trial(base, params, source.manifest.total, objective=config.objective)
+    if config.data.tokens is not None:
+        _check_tokens(config.data.tokens, base, design.space, source)
+    return Prepared(config=config, preset=preset, design=design, source=source)
+
+
+def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source) -> None:
+    """Refuse a token cache that is not complete, or holds the tokens of other views than all trials have."""
+    from pipelines.pretrain import checked_cache, checked_tokenizer
+
+    if others := changing_views(space):
+        raise UserError(
+            f"data.tokens={path} holds the tokens of one kind of views, and the space changes {others[0]}",
+            "leave out --data.tokens: each trial then tokenises for itself",
+        )
+    checked_cache(path, base, source.manifest, checked_tokenizer(base))
+
+
+def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
+    """The labelled images by which trials are judged; of the built-in scenes, those held out."""
+    from pipelines.knn import open_knn
+    from pipelines.labelled import held_out_scenes
+
+    knn = config.knn
+    if knn.val is None:
+        first, side = config.data.scenes, config.model.image_size
+        knn = replace(knn, val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri)
+    open_knn(evaluated(replace(base, knn=knn), "knn", images), say=say)
+    return knn
