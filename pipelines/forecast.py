@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipelines.schedule import MOST_SLOTS
 
@@ -64,19 +65,34 @@ class Machines:
     """The GPU machines of a cluster, by stage, and its CPU machines."""
 
     train_gpu: str
-    """Kind, a key of `DENSE_TFLOPS`."""
+    """Kind, a key of `DENSE_TFLOPS`, or the one that was measured."""
     train_gpus: int
     """GPUs of a training node."""
     train_cores: float
-    """Its cores: one beside each worker, the rest makes views."""
+    """Its cores: what the workers leave of them makes views."""
     token_gpu: str | None
-    """Kind of the tokenizers' own nodes. None: they share the workers' GPUs."""
+    """Kind of the tokenizers' own GPUs. None: they share the workers'."""
     token_gpus: int
-    """GPUs of such a node."""
+    """GPUs of a node of theirs."""
     view_cores: float
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
     """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has no limit."""
+    worker_cpus: float = 1.0
+    """Cores of a worker."""
+    tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
+    """What the tokenizers run on: GPUs as above, those that the workers leave on the training nodes, or cores, as views do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRates:
+    """What one GPU at hand was measured to do."""
+
+    kind: str
+    train: float
+    """Images a second, nothing else running on it."""
+    tokens: float | None
+    """Images a second that it tokenises, likewise. None: nothing is tokenised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +107,8 @@ class Forecast:
     """Nodes of each stage that this takes."""
     streams: int = 1
     """Streams that the workers are divided over."""
+    extrapolated: frozenset[str] = frozenset()
+    """Kinds of GPUs whose speed is that of their data sheets."""
 
     @property
     def bottleneck(self) -> str:
@@ -126,42 +144,56 @@ def on_gpus(
     utilisation: float,
     block_rows: int,
     streams: int | None = None,
-    train_rate: float | None = None,
+    measured: GpuRates | None = None,
 ) -> Forecast:
     """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams pass, or the cluster ends.
 
     Args:
-        costs: Of an image; views in core-seconds, everything else in operations.
+        costs: Of an image; what runs on cores in core-seconds, everything else in operations.
         machines: Kinds of nodes.
         workers: Training workers, a GPU each.
         utilisation: Share of a GPU's peak.
         block_rows: Images of a block.
         streams: That the workers are divided over. None: as many as it takes, at most one a worker.
-        train_rate: Images a second of one GPU where that was measured. None: from its peak.
+        measured: What GPUs of its kind are counted with, in place of their peak.
     """
-    peak = utilisation * 1e12
-    on_worker = costs.step_flop + (costs.token_flop if machines.token_gpu is None else 0.0)
-    one = DENSE_TFLOPS[machines.train_gpu] * peak / on_worker if train_rate is None else train_rate
+    at_hand, train_rate, token_rate = (measured.kind, measured.train, measured.tokens) if measured else (None, None, None)
+    extrapolated: set[str] = set()
+
+    def seconds(kind: str, flop: float, rate: float | None) -> float:
+        """Of one GPU, for an image."""
+        if kind == at_hand and rate is not None:
+            return 1 / rate
+        extrapolated.add(kind)
+        return flop / (DENSE_TFLOPS[kind] * utilisation * 1e12)
+
+    tokenized, on_cores = costs.token_flop > 0, machines.tokens == "cores"
+    busy = seconds(machines.train_gpu, costs.step_flop, train_rate)
+    if tokenized and machines.token_gpu is None and not on_cores:
+        busy += seconds(machines.train_gpu, costs.token_flop, token_rate)
+    fed_by_cores, on_core = ("views and tokens", costs.view + costs.token) if on_cores else ("views", costs.view)
     train_nodes = -(-workers // machines.train_gpus)
-    beside = max(0.0, train_nodes * machines.train_cores - workers)
-    limits = {"training": workers * one}
+    beside = max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
+    limits = {"training": workers / busy}
     own = 0.0  # Images a second of one of the tokenizers' own GPUs.
-    if machines.token_gpu is not None and costs.token_flop:
-        own = DENSE_TFLOPS[machines.token_gpu] * peak / costs.token_flop
+    if tokenized and machines.token_gpu is not None and not on_cores:
+        own = 1 / seconds(machines.token_gpu, costs.token_flop, token_rate)
         if "tokens" in machines.most:
             limits[f"tokens, at most on {machines.most['tokens']:g} x {machines.token_gpu}"] = machines.most["tokens"] * own
     if "views" in machines.most:
         cores = beside + machines.most["views"]
-        limits[f"views, at most on {cores:g} cores"] = STREAM_SHARE * cores / costs.view
+        limits[f"{fed_by_cores}, at most on {cores:g} cores"] = STREAM_SHARE * cores / on_core
     fed = min(limits.values())
     streams = streams or min(workers, max(1, *(_ceil(fed / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
     limits |= _stream_limits(costs, streams, block_rows)
     rate = min(limits.values())
     nodes = {"train": train_nodes}
-    if own:
+    if own and machines.tokens == "spare gpus":
+        nodes["train"] = -(-(workers + _ceil(rate / own)) // machines.train_gpus)
+    elif own:
         nodes["tokens"] = _ceil(rate / own / machines.token_gpus)
-    nodes["views"] = _ceil((rate * costs.view / STREAM_SHARE - beside) / machines.view_cores)
-    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams)
+    nodes["views"] = _ceil((rate * on_core / STREAM_SHARE - beside) / machines.view_cores)
+    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams, extrapolated=frozenset(extrapolated))
 
 
 def _stream_limits(costs: Costs, streams: int, block_rows: int) -> dict[str, float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from beit.errors import UserError
 from pipelines.cluster import to_come
 from pipelines.cluster_file import NodeType, read_node_types
+from pipelines.config import ResourceConfig
 from pipelines.forecast import DENSE_TFLOPS, Machines
-from pipelines.placement import Node, nodes_of
+from pipelines.placement import EPSILON, Node, nodes_of
 
 KIND = "accelerator_type:"
 
@@ -84,6 +86,39 @@ def machines_of_nodes(
     there = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
     coming = [NodeType(name=name, resources=kind["resources"]) for name, kind in (types or {}).items() if kind["max_workers"]]
     return _machines([*there, *coming], where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
+
+
+def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
+    """A machine with GPUs of a kind, all of which and all of whose cores a private Ray has."""
+    return Machines(
+        train_gpu=gpu,
+        train_gpus=int(node.gpus),
+        train_cores=node.cpus,
+        token_gpu=None,
+        token_gpus=1,
+        view_cores=node.cpus,
+        most=most_of([node]),
+    )
+
+
+def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: int) -> Machines:
+    """The same machines, with the tokenizers where a run of so many workers places them (`pipelines.placement`).
+
+    Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share those of the workers if
+    not, and run on cores if `resources.tokenizer_gpus` is 0.
+    """
+    if resources.tokenizer_gpus == 0:
+        return replace(machines, token_gpu=None, tokens="cores")
+    if machines.token_gpu is not None or "train" not in machines.most:
+        return machines
+    asked = resources.worker_range
+    spare = int(machines.most["train"]) - max(workers, asked.most if asked else workers)
+    actors = resources.tokenizers or 1
+    a_gpu = int(1 / (resources.tokenizer_gpus or (1.0 if spare >= actors else 0.25)) + EPSILON)
+    if spare < 1 or actors > spare * a_gpu:
+        return machines
+    gpus = -(-actors // a_gpu) if resources.tokenizers else spare
+    return replace(machines, token_gpu=machines.train_gpu, tokens="spare gpus", most={**machines.most, "tokens": gpus})
 
 
 def most_of(nodes: Sequence[Node]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from beit.errors import UserError
 from pipelines import forecast, recipe
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
 from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machines, Range
-from pipelines.machines import machines_of, machines_of_nodes
-from pipelines.rates import Rates, measure
+from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes, with_tokenizers
+from pipelines.rates import Rates, gpu_kind, measure
 from pipelines.recorder import duration
 from pipelines.schedule import MOST_SLOTS
 
@@ -87,12 +87,16 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     config = with_absolute_data(config)
     nodes = cluster.this_machine(config.resources.cpus)
     if nodes:
-        yield from _lines(config, _Place(nodes=nodes, machines=_machines(config), call=_call), preset=preset)
+        machines = _machines(config)
+        own = machines is None and nodes[0].gpus >= 1 and config.resources.device != "cpu"
+        if own:
+            machines = machine_of_its_own(nodes[0], gpu=gpu_kind())
+        yield from _lines(config, _Place(nodes=nodes, machines=machines, call=_call, own=own), preset=preset)
         return
     with cluster.start():
         nodes, types = cluster.nodes(), cluster.node_types()
         machines = None
-        if config.cluster is None:
+        if config.cluster is None and config.resources.device != "cpu":
             alive, within = cluster.resources(), nodes if types else ()
             machines = machines_of_nodes(alive, types=types, within=within, gpu=config.gpu, token_gpu=config.token_gpu)
         place = _Place(
@@ -117,6 +121,8 @@ class _Place:
     """Calls a function where the data is looked at and the stages are timed."""
     where: str = "here"
     one: str = "this machine"
+    own: bool = False
+    """Whether `machines` are this one."""
 
 
 def _call(function: Callable[[], Any]) -> Any:
@@ -137,6 +143,9 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
             if "no GPU" not in error.cause:
                 raise
             raise UserError(error.cause, "name the GPUs that the plan is for: --cluster FILE, or --gpu KIND, such as --gpu H100") from error
+    elif at.own:
+        placement = place(config.resources, at.nodes, tokenize=tokenized)
+        workers, machines = placement.workers, replace(machines, worker_cpus=placement.worker_cpus)
     elif workers > (most := machines.most.get("train", workers)):
         raise UserError(
             f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
@@ -148,9 +157,10 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
     seen = steps * config.optim.global_batch_size
     yield _data_line(config, source)
     yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} epochs"
-    timed = config
+    # A worker's share of the batch, over which the optimizer's time is divided, depends on how many there are.
+    timed = config if asked else replace(config, resources=replace(config.resources, workers=workers))
     if tokenized and config.tokenizer.path is None and config.tokenizer.name == PUBLISHED:
-        timed = replace(config, tokenizer=replace(config.tokenizer, name=RANDOM))
+        timed = replace(timed, tokenizer=replace(config.tokenizer, name=RANDOM))
         yield "tokenizer: DALL-E's weights do not come with the package; random ones of the same sizes are timed, which cost the same"
     yield f"measuring {at.where} for about {config.seconds:g} s"
     rates: Rates = at.call(functools.partial(look, timed, source, config.seconds))
@@ -160,7 +170,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
         rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
     else:
-        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
+        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices, own=at.own)
         rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
     yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
 
@@ -265,8 +275,9 @@ def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
         f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = {1e3 * sum(shown.values()):.3g} ms of a core; "
         f"training {costs.step_flop / 1e9:.4g} GFLOP" + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
     )
-    if rates.gpu_rate:
-        yield f"one {rates.gpu}: trains on {rates.gpu_rate:,.0f} images/s"
+    if rates.gpu:
+        tokens = f", or tokenises {rates.gpu.tokens:,.0f}" if rates.gpu.tokens else ""
+        yield f"one {rates.gpu.kind}: trains on {rates.gpu.train:,.0f} images/s{tokens}"
 
 
 def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
@@ -302,15 +313,14 @@ def _here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores
 def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
     from pipelines.stream import block_rows
 
-    measured = rates.gpu_rate if rates.gpu == machines.train_gpu and machines.token_gpu is not None else None
     found = forecast.on_gpus(
         rates.costs,
-        machines,
+        with_tokenizers(machines, config.resources, workers=workers),
         workers=workers,
         utilisation=utilisation,
         block_rows=block_rows(config.optim.global_batch_size // workers),
         streams=config.resources.streams,
-        train_rate=measured,
+        measured=rates.gpu,
     )
     if not found.rate:
         raise UserError(
@@ -320,29 +330,33 @@ def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: i
 
 
 def _cluster_lines(
-    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range]
+    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range], own: bool
 ) -> Iterator[str]:
     from pipelines.stream import block_rows
 
-    kinds = sorted({machines.train_gpu, machines.token_gpu or machines.train_gpu} - {rates.gpu})
-    if kinds:
-        known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in kinds)
+    first = _on_cluster(config, rates, machines, workers, UTILISATION[1])
+    if first.extrapolated:
+        known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))
         yield (
             f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
-            "views from this machine's cores"
+            "views from the cores that were measured"
         )
+    if rates.gpu and rates.costs.token_flop and with_tokenizers(machines, config.resources, workers=workers).token_gpu is None:
+        yield "on a GPU that workers and tokenizers share, the measured times of both are added; together they were not measured"
     for multiple in MULTIPLES:
         count = multiple * workers
         if count > config.optim.global_batch_size:
             break
         if count > (most := machines.most.get("train", count)):
-            yield f"{count:,} x {machines.train_gpu}: {_holder(config)} may have {most:g} (max_workers)"
+            holds = f"this machine has {most:g}" if own else f"{_holder(config)} may have {most:g} (max_workers)"
+            yield f"{count:,} x {machines.train_gpu}: {holds}"
             break
         slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
         nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
         line = (
-            f"{count:,} x {machines.train_gpu}: {slow.rate:,.0f} to {fast.rate:,.0f} images/s, "
-            f"{duration(seen / fast.rate)} to {duration(seen / slow.rate)}; limited by {fast.bottleneck}; nodes: {nodes}"
+            f"{count:,} x {machines.train_gpu}: {_span(f'{slow.rate:,.0f}', f'{fast.rate:,.0f}')} images/s, "
+            f"{_span(duration(seen / fast.rate), duration(seen / slow.rate))}; limited by {fast.bottleneck}"
+            + ("" if own else f"; nodes: {nodes}")
         )
         costs = [forecast.money(found, prices, hours=seen / found.rate / 3600) for found in (fast, slow)]
         if costs[0] is not None and costs[1] is not None:
@@ -355,12 +369,12 @@ def _cluster_lines(
                 f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
                 f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}"
             )
-    missing = [stage for stage in STAGES if stage not in prices]
     if config.price is None:
-        yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
-    elif missing:
-        yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
-    if config.price is not None:
+        if not own:
+            yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
+    else:
+        if missing := [stage for stage in STAGES if stage not in prices]:
+            yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
         yield f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, and are idle before they go"
 
 
@@ -390,6 +404,11 @@ def _volume_lines(
         f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
         f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
     )
+
+
+def _span(low: str, high: str) -> str:
+    """Both ends, or what both are where nothing is extrapolated."""
+    return low if low == high else f"{low} to {high}"
 
 
 def _speed(rate: float, seen: int) -> str:

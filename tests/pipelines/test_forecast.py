@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines import forecast
-from pipelines.forecast import Costs, Machines, checkpoint_bytes, money, moved_bytes, on_cores, on_gpus
+from pipelines.forecast import Costs, GpuRates, Machines, checkpoint_bytes, money, moved_bytes, on_cores, on_gpus
 
 COSTS = Costs(view=0.002, token=0.004, step=0.003, token_flop=50e9, step_flop=100e9, moved=300_000)
 MACHINES = Machines(train_gpu="A100", train_gpus=8, train_cores=96, token_gpu="L4", token_gpus=1, view_cores=16)
@@ -61,7 +61,8 @@ def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_stre
     assert found.rate == 64 * forecast.COORDINATOR_BLOCKS[2]
     lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64)
     assert lifted.bottleneck == "training"
-    assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, train_rate=1e6).streams == 2, "a stream needs a worker"
+    fast = GpuRates(kind="A100", train=1e6, tokens=None)
+    assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, measured=fast).streams == 2, "a stream needs a worker"
     fewer = lifted.streams - 1
     assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
 
@@ -98,9 +99,43 @@ def test_what_the_cluster_has_too_little_of_is_the_limit_and_no_node_is_planned_
     assert found.nodes["views"] * machines.view_cores <= most["views"]
 
 
-def test_a_measured_rate_stands_in_place_of_the_peak():
-    found = on_gpus(COSTS, MACHINES, workers=4, utilisation=0.5, block_rows=512, train_rate=1000.0)
-    assert found.limits["training"] == 4000
+@pytest.mark.parametrize(
+    ("kind", "token_gpu", "tokenized", "training", "extrapolated"),
+    [
+        ("A100", "L4", True, 4000, {"L4"}),
+        ("A100", "A100", True, 4000, set()),
+        ("A100", None, True, 3200, set()),  # 1 ms for the step + 0.25 ms for the tokens
+        ("A100", None, False, 4000, set()),
+        ("A100", "L4", False, 4000, set()),  # tokens come from a cache: their GPUs have nothing to do
+        ("L4", "L4", True, 4 * 312e12 * 0.5 / 100e9, {"A100"}),
+        ("T4", None, True, 4 * 312e12 * 0.5 / 150e9, {"A100"}),
+        ("T4", "L4", True, 4 * 312e12 * 0.5 / 100e9, {"A100", "L4"}),
+    ],
+)
+def test_what_was_measured_stands_in_place_of_the_peak_and_only_the_rest_is_extrapolated(
+    kind, token_gpu, tokenized, training, extrapolated
+):
+    costs = COSTS if tokenized else replace(COSTS, token=0.0, token_flop=0.0)
+    measured = GpuRates(kind=kind, train=1000.0, tokens=4000.0 if tokenized else None)
+    found = on_gpus(costs, replace(MACHINES, token_gpu=token_gpu), workers=4, utilisation=0.5, block_rows=512, measured=measured)
+    assert found.limits["training"] == pytest.approx(training)
+    assert found.extrapolated == extrapolated
+
+
+def test_a_kind_that_no_data_sheet_is_known_of_is_planned_as_measured():
+    measured = GpuRates(kind="GeForce", train=1000.0, tokens=4000.0)
+    machines = replace(MACHINES, train_gpu="GeForce", token_gpu="GeForce", tokens="spare gpus", most={"train": 8, "tokens": 1})
+    found = on_gpus(COSTS, machines, workers=7, utilisation=0.5, block_rows=10_000, measured=measured)
+    assert (found.bottleneck, found.rate) == ("tokens, at most on 1 x GeForce", pytest.approx(4000))
+    assert found.nodes == {"train": 1, "views": 0}, "the tokenizer's GPU is one of the training node's"
+
+
+def test_tokenizers_on_cores_take_them_from_the_views():
+    machines = replace(MACHINES, token_gpu=None, tokens="cores", train_cores=20, most={"train": 8, "views": 0})
+    found = on_gpus(COSTS, machines, workers=2, utilisation=0.5, block_rows=10_000)
+    assert found.bottleneck == "views and tokens, at most on 18 cores"
+    assert found.rate == pytest.approx(0.9 * 18 / 0.006)
+    assert found.limits["training"] == pytest.approx(2 * 312e12 * 0.5 / 100e9)
 
 
 def test_money_is_that_of_all_nodes_and_unknown_where_a_price_is():

@@ -1,6 +1,7 @@
 """The command: what it measures is a cost, what it prints the arithmetic's. How good forecasts are: docs/measurements.md."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
 from pipelines.cluster import to_come
-from pipelines.forecast import COORDINATOR_BLOCKS, Costs, Machines
-from pipelines.machines import machines_of, machines_of_nodes, most_of
-from pipelines.placement import Node
+from pipelines.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
+from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes, most_of, with_tokenizers
+from pipelines.placement import Node, place
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
 from pipelines.presets import PRESETS, quickstart
 from pipelines.rates import Rates, _time
@@ -32,7 +33,7 @@ def alone(monkeypatch):
 def measured(monkeypatch, alone):
     """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement; what was to be measured, call by call."""
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
-    rates = Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None, machine="a machine", cores=2, load=0.0)
+    rates = Rates(costs=costs, parameters=92_000_000, gpu=None, machine="a machine", cores=2, load=0.0)
     calls = []
     monkeypatch.setattr("pipelines.plan.SCENES", 8)
     monkeypatch.setattr("pipelines.plan.measure", lambda config, source, *args, **options: calls.append((config, source)) or rates)
@@ -82,6 +83,79 @@ def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
     with pytest.raises(UserError, match="the cluster: the kind of the GPUs of a node of 1 GPU"):
         machines_of_nodes([{"CPU": 8.0, "GPU": 1.0, "accelerator_type:X1": 1.0}])
     assert machines_of_nodes([{"CPU": 8.0, "GPU": 1.0}], gpu="H100").train_gpu == "H100"
+
+
+@pytest.fixture
+def with_gpus(monkeypatch, measured):
+    """This machine has four of them, which were measured."""
+    node = Node(cpus=32.0, gpus=4.0)
+    monkeypatch.setattr("pipelines.cluster.this_machine", lambda cpus: [node])
+    monkeypatch.setattr("pipelines.plan.gpu_kind", lambda: "GeForce")
+    gpu = GpuRates(kind="GeForce", train=1000.0, tokens=4000.0)
+    costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
+    rates = Rates(costs=costs, parameters=92_000_000, gpu=gpu, machine="a machine", cores=32, load=0.0)
+    monkeypatch.setattr(
+        "pipelines.plan.measure",
+        lambda config, *args, tokenized, **options: (
+            measured.append(config) or replace(rates, costs=costs if tokenized else replace(costs, token=0.0, token_flop=0.0))
+        ),
+    )
+    return node
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # The run takes all GPUs; its tokenizers share them: 1 ms for the step + 0.25 ms for the tokens of an image.
+        ({}, "4 x GeForce: 3,200 images/s, "),
+        # Two GPUs are left: each has a tokenizer, and 2 x 4,000 is more than 2 x 1,000.
+        ({"resources__workers": 2}, "2 x GeForce: 2,000 images/s, "),
+        ({"target__kind": "pixels"}, "4 x GeForce: 4,000 images/s, "),
+        # 28 cores, of which Ray leaves 90 %, for 2.5 ms of views and 650 ms of tokens.
+        ({"resources__tokenizer_gpus": 0}, "4 x GeForce: 39 images/s, "),
+    ],
+)
+def test_the_gpus_of_this_machine_are_planned_as_the_run_takes_them(with_gpus, measured, options, expected):
+    lines = list(planned(**LARGE, **options))
+    assert next(line for line in lines if " x GeForce: " in line).startswith(expected)
+    assert not any("extrapolated" in line or "dollars" in line for line in lines), "all of it was measured"
+    assert any(line.startswith("one GeForce: trains on 1,000 images/s") for line in lines)
+    assert measured[0].resources.workers == options.get("resources__workers", 4)
+
+
+def test_this_machine_is_planned_for_its_cores_only_where_the_run_is_to_use_them(with_gpus):
+    lines = list(planned(resources__device="cpu"))
+    assert any(line.startswith("this machine (1 workers, 32 cores): ") for line in lines)
+    more = [line for line in planned(resources__workers=2, **LARGE) if " x GeForce: " in line]
+    assert more[-1] == "8 x GeForce: this machine has 4"
+    with pytest.raises(UserError, match=r"resources\.workers=8 need a GPU each, but Ray has 4"):
+        list(planned(resources__workers=8, **LARGE))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"workers": 4},
+        {"workers": 3},
+        {"workers": 2, "tokenizers": 1},
+        {"workers": 3, "tokenizers": 2},
+        {"workers": 3, "tokenizers": 5},
+        {"workers": 2, "tokenizer_gpus": 0.5},
+        {"tokenizer_gpus": 0.25},
+        {"tokenizer_gpus": 0},
+    ],
+)
+def test_tokenizers_are_planned_where_a_run_places_them(options):
+    node = Node(cpus=64.0, gpus=4.0)
+    config = replace(quickstart().resources, **options)
+    placement = place(config, [node], tokenize=True)
+    found = with_tokenizers(machine_of_its_own(node, gpu="H100"), config, workers=placement.workers)
+    on_their_own = placement.tokenizer_gpus > 0 and placement.worker_gpus == 1.0
+    assert (found.tokens == "cores") == (placement.tokenizer_gpus == 0)
+    assert (found.token_gpu is not None) == on_their_own
+    if on_their_own:
+        assert found.most["tokens"] == math.ceil(placement.tokenizers[1] * placement.tokenizer_gpus)
 
 
 def line_of(text, start):
