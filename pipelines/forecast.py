@@ -78,6 +78,8 @@ class Machines:
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
     """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has no limit."""
+    most_nodes: float = math.inf
+    """Nodes that there may be, of all stages together."""
     worker_cpus: float = 1.0
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
@@ -183,6 +185,12 @@ def on_gpus(
     if "views" in machines.most:
         cores = beside + machines.most["views"]
         limits[f"{fed_by_cores}, at most on {cores:g} cores"] = STREAM_SHARE * cores / on_core
+    if machines.most_nodes < math.inf:
+        left = max(0.0, machines.most_nodes - train_nodes)
+        a_node = own * machines.token_gpus if machines.tokens == "gpus" else 0.0
+        limits[f"all nodes, at most {machines.most_nodes:g}"] = _divided(
+            left, a_node, beside * STREAM_SHARE / on_core, machines.view_cores * STREAM_SHARE / on_core
+        )
     fed = min(limits.values())
     streams = streams or min(workers, max(1, *(_ceil(fed / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
     limits |= _stream_limits(costs, streams, block_rows)
@@ -194,6 +202,21 @@ def on_gpus(
         nodes["tokens"] = _ceil(rate / own / machines.token_gpus)
     nodes["views"] = _ceil((rate * on_core / STREAM_SHARE - beside) / machines.view_cores)
     return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams, extrapolated=frozenset(extrapolated))
+
+
+def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
+    """Images a second of so many nodes, at best divided between tokens and views.
+
+    Args:
+        nodes: That there may be of both.
+        tokens: Images a second of a node for tokens; 0: there are none.
+        beside: Views a second that are made elsewhere.
+        views: Views a second of a node for views.
+    """
+    if not tokens:
+        return beside + nodes * views
+    even = math.floor((beside + nodes * views) / (tokens + views))
+    return max(min(number * tokens, beside + (nodes - number) * views) for number in (min(even, nodes), min(even + 1, nodes)))
 
 
 def _stream_limits(costs: Costs, streams: int, block_rows: int) -> dict[str, float]:

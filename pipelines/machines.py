@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from beit.errors import UserError
 from pipelines.cluster import to_come
-from pipelines.cluster_file import NodeType, read_node_types
+from pipelines.cluster_file import UNBOUNDED, NodeType, NodeTypes, read_node_types
 from pipelines.config import ResourceConfig
 from pipelines.forecast import DENSE_TFLOPS, Machines
 from pipelines.placement import EPSILON, Node, nodes_of
@@ -53,21 +52,21 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
     Raises:
         UserError: If it is none, has no GPU to train on, or GPUs of an unknown kind.
     """
-    types = [kind for kind in read_node_types(path) if kind.max_workers]
-    counted = {kind.name: {"resources": kind.resources, "max_workers": kind.max_workers} for kind in types}
-    found = _machines(types, where=f"--cluster {path}", within=to_come(counted, []), gpu=gpu, token_gpu=token_gpu)
+    types = read_node_types(path)
+    kinds = [kind for kind in types.kinds if kind.max_workers]
+    found = _machines(kinds, where=f"--cluster {path}", within=_within(types, []), gpu=gpu, token_gpu=token_gpu)
     if found is None:
         raise UserError(
             f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
         )
-    return found
+    return replace(found, most_nodes=types.most)
 
 
 def machines_of_nodes(
     alive: Sequence[Mapping[str, float]],
     *,
-    types: Mapping[str, Any] | None = None,
-    within: Sequence[Node] = (),
+    types: NodeTypes | None = None,
+    there: Sequence[Node] = (),
     gpu: str | None = None,
     token_gpu: str | None = None,
 ) -> Machines | None:
@@ -75,17 +74,26 @@ def machines_of_nodes(
 
     Args:
         alive: The resources of each that is there.
-        types: Node types of a cluster that grows (`cluster.node_types`).
-        within: All machines that it may have, where that is known.
+        types: Node types of a cluster that grows (`cluster.node_types`). None: nobody says what it may grow to.
+        there: The machines that are there, as a driver sees them.
         gpu: Kind of the training GPUs, where Ray does not name it.
         token_gpu: Likewise of the tokenizers' own.
 
     Raises:
         UserError: If its GPUs are of an unknown kind.
     """
-    there = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
-    coming = [NodeType(name=name, resources=kind["resources"]) for name, kind in (types or {}).items() if kind["max_workers"]]
-    return _machines([*there, *coming], where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
+    kinds = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
+    within: list[Node] = []
+    if types:
+        kinds += [kind for kind in types.kinds if kind.max_workers]
+        within = _within(types, there)
+    found = _machines(kinds, where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
+    return found and replace(found, most_nodes=types.most if types else UNBOUNDED)
+
+
+def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
+    """All machines of each stage that a cluster may have, whatever the others have."""
+    return [*there, *to_come(replace(types, most=UNBOUNDED), there)]
 
 
 def machine_of_its_own(node: Node, *, gpu: str) -> Machines:

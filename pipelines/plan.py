@@ -97,8 +97,8 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         nodes, types = cluster.nodes(), cluster.node_types()
         machines = None
         if config.cluster is None and config.resources.device != "cpu":
-            alive, within = cluster.resources(), nodes if types else ()
-            machines = machines_of_nodes(alive, types=types, within=within, gpu=config.gpu, token_gpu=config.token_gpu)
+            there = [node for node in nodes if node.there]
+            machines = machines_of_nodes(cluster.resources(), types=types, there=there, gpu=config.gpu, token_gpu=config.token_gpu)
         place = _Place(
             nodes=nodes,
             machines=machines or _machines(config),
@@ -350,6 +350,9 @@ def _cluster_lines(
         if count > (most := machines.most.get("train", count)):
             holds = f"this machine has {most:g}" if own else f"{_holder(config)} may have {most:g} (max_workers)"
             yield f"{count:,} x {machines.train_gpu}: {holds}"
+            break
+        if -(-count // machines.train_gpus) >= machines.most_nodes and count > workers:
+            yield f"{count:,} x {machines.train_gpu}: {_holder(config)} may have {machines.most_nodes:g} nodes in all (max_workers)"
             break
         slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
         nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)

@@ -130,6 +130,16 @@ def test_a_kind_that_no_data_sheet_is_known_of_is_planned_as_measured():
     assert found.nodes == {"train": 1, "views": 0}, "the tokenizer's GPU is one of the training node's"
 
 
+@pytest.mark.parametrize("most_nodes", range(2, 12))
+def test_nodes_that_are_bounded_together_are_divided_between_the_stages_as_well_as_can_be(most_nodes):
+    machines = replace(MACHINES, train_cores=12, most_nodes=most_nodes)
+    found = on_gpus(COSTS, machines, workers=16, utilisation=0.5, block_rows=10_000)
+    token, view = 121e12 * 0.5 / 50e9, 0.9 / 0.002
+    best = max(min(n * token, (2 * 12 - 16 + 16 * (most_nodes - 2 - n)) * view) for n in range(most_nodes - 1))
+    assert found.rate == pytest.approx(min(best, 16 * 312e12 * 0.5 / 100e9))
+    assert sum(found.nodes.values()) <= most_nodes
+
+
 def test_tokenizers_on_cores_take_them_from_the_views():
     machines = replace(MACHINES, token_gpu=None, tokens="cores", train_cores=20, most={"train": 8, "views": 0})
     found = on_gpus(COSTS, machines, workers=2, utilisation=0.5, block_rows=10_000)

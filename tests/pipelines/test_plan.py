@@ -11,6 +11,7 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
 from pipelines.cluster import to_come
+from pipelines.cluster_file import node_types_of, read_node_types
 from pipelines.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
 from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes, most_of, with_tokenizers
 from pipelines.placement import Node, place
@@ -250,19 +251,37 @@ def test_a_cluster_is_never_planned_beyond_what_its_file_may_have(measured):
     assert "limited by tokens, at most on 8 x L4; nodes: 4 train, 8 tokens" in lines[2]
 
 
+def test_the_most_nodes_of_a_file_bound_all_its_types_together(measured, tmp_path):
+    content = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    for kind in content["available_node_types"].values():
+        kind.pop("max_workers", None)
+        kind["node_config"].pop("InstanceType") if kind["resources"] == {"CPU": 16} else None
+    content["max_workers"] = 3
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    lines = [line for line in planned(cluster=str(tmp_path / "few.yaml"), **LARGE) if " x A100: " in line]
+    # A training node leaves two for tokens: 2 x 121 TFLOP/s x 0.6 / 52.12 GFLOP; views come from the 88 cores beside the workers.
+    assert "2,786 images/s" in lines[0]
+    assert "limited by all nodes, at most 3; nodes: 1 train, 2 tokens" in lines[0]
+    assert lines[2] == f"32 x A100: {tmp_path / 'few.yaml'} may have 24 (max_workers)"
+    types = read_node_types(str(tmp_path / "few.yaml"))
+    assert {kind.max_workers for kind in types.kinds} == {3}
+    assert {kind.machine for kind in types.kinds if kind.name.startswith("views")} == {""}, "what is not said has no name"
+
+
 def test_the_limits_of_a_growing_cluster_are_those_that_a_driver_counts():
     alive = [{"CPU": 96.0, "GPU": 8.0, "train": 1.0, "accelerator_type:A100": 1.0}]
     train = {"max_workers": 3, "resources": {"CPU": 96, "GPU": 8, "train": 1}}
-    types = {"train": train, "train-spot": train, "views": {"max_workers": 5, "resources": {"CPU": 16}}}
+    types = node_types_of({"train": train, "train-spot": train, "views": {"max_workers": 5, "resources": {"CPU": 16}}})
     there = [Node(cpus=96, gpus=8, stages=frozenset({"train"}))]
-    within = there + to_come(types, there)
-    found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, within=within, gpu="A100")
-    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(within)
+    found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, there=there, gpu="A100")
+    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(there + to_come(types, there))
+    capped = machines_of_nodes(alive, types=replace(types, most=4), there=there, gpu="A100")
+    assert (capped.most, capped.most_nodes) == (found.most, 4), "each stage may have all of its own, but not all of them at once"
     assert machines_of_nodes(alive).most == {}, "nobody said what it may grow to"
     with pytest.raises(UserError, match="the kind of the GPUs of train is not known") as error:
-        machines_of_nodes([{"CPU": 0.0}], types={"train": train}, within=to_come(types, []))
+        machines_of_nodes([{"CPU": 0.0}], types=node_types_of({"train": train}))
     assert "--gpu" in error.value.remedy
-    assert machines_of_nodes([{"CPU": 0.0}], types=types, within=within, gpu="H100").train_gpus == 8
+    assert machines_of_nodes([{"CPU": 0.0}], types=types, gpu="H100").train_gpus == 8
 
 
 @pytest.mark.parametrize(
@@ -286,7 +305,7 @@ def test_files_of_kubernetes_are_understood_but_for_the_kind_of_their_gpus(name,
         for variable in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
         if variable["name"] == "BEIT_NODE_TYPES"
     )
-    assert most_of(to_come(yaml.safe_load(told), [])) == found.most
+    assert most_of(to_come(node_types_of(yaml.safe_load(told)), [])) == found.most
 
 
 @pytest.mark.parametrize(
