@@ -30,6 +30,9 @@ MOST_TO_COME = 1000
 # Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
+# What a container's processes may use of the cores, on Linux.
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
 # Ray gives its processes 30 s to start, too little for a machine that is busy.
 STARTS = 3
 STARTED_TOO_SLOWLY = "timed out during startup"
@@ -290,8 +293,24 @@ def this_machine(cpus: int | None) -> list[Node]:
         import torch
 
         gpus = torch.cuda.device_count()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [Node(cpus=float(cpus or usable), gpus=float(gpus))]
+    return [Node(cpus=float(cpus or _usable_cores()), gpus=float(gpus))]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_here(limit: Path = CPU_LIMIT) -> float:
+    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a container, its limit.
+
+    Args:
+        limit: The file that says it, as microseconds of work in so many of time.
+    """
+    usable = float(_usable_cores())
+    with contextlib.suppress(OSError, ValueError):
+        work, time = limit.read_text().split()
+        usable = min(usable, float(work) / float(time))
+    return usable
 
 
 def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:

@@ -20,7 +20,8 @@ STREAM_SHARE = 0.9
 """What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
-"""Blocks a second that pass one stream's coordinator, by its operators (2: with a tokenizer): the least measured (docs/clusters.md)."""
+"""Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with a tokenizer): the least
+measured (docs/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
@@ -78,6 +79,8 @@ class Machines:
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
     """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has no limit."""
+    head_cores: float | None = None
+    """Cores of the driver's node, on which all coordinators run. None: not known."""
     most_nodes: float = math.inf
     """Nodes that there may be, of all stages together."""
     worker_cpus: float = 1.0
@@ -109,6 +112,8 @@ class Forecast:
     """Nodes of each stage that this takes."""
     streams: int = 1
     """Streams that the workers are divided over."""
+    wanted: int = 1
+    """Coordinators, each with a core of the head, that would pass all that everything else allows."""
     extrapolated: frozenset[str] = frozenset()
     """Kinds of GPUs whose speed is that of their data sheets."""
 
@@ -128,13 +133,14 @@ def on_cores(
     tokenizer_threads: int,
     block_rows: int,
     streams: int = 1,
+    head_cores: float | None = None,
 ) -> Forecast:
     """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads, or than streams pass."""
     limits = {"all cores": STREAM_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
     if costs.token:
         limits["tokens"] = min(cores, tokenizers * tokenizer_threads) / costs.token
-    limits |= _stream_limits(costs, streams, block_rows)
+    limits |= _stream_limits(costs, streams, block_rows, head_cores)
     return Forecast(rate=min(limits.values()), limits=limits, nodes={}, streams=streams)
 
 
@@ -192,8 +198,12 @@ def on_gpus(
             left, a_node, beside * STREAM_SHARE / on_core, machines.view_cores * STREAM_SHARE / on_core
         )
     fed = min(limits.values())
-    streams = streams or min(workers, max(1, *(_ceil(fed / limit) for limit in _stream_limits(costs, 1, block_rows).values())))
-    limits |= _stream_limits(costs, streams, block_rows)
+    passed, read = _stream_limits(costs, 1, block_rows, None).values()
+    wanted = max(1, _ceil(fed / passed))
+    # More streams than the head has cores pass no more blocks: they only have more reading tasks.
+    passing = wanted if machines.head_cores is None else min(wanted, max(1, int(machines.head_cores)))
+    streams = streams or min(workers, max(passing, _ceil(min(fed, passing * passed) / read)))
+    limits |= _stream_limits(costs, streams, block_rows, machines.head_cores)
     rate = min(limits.values())
     nodes = {"train": train_nodes}
     if own and machines.tokens == "spare gpus":
@@ -201,7 +211,7 @@ def on_gpus(
     elif own:
         nodes["tokens"] = _ceil(rate / own / machines.token_gpus)
     nodes["views"] = _ceil((rate * on_core / STREAM_SHARE - beside) / machines.view_cores)
-    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams, extrapolated=frozenset(extrapolated))
+    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams, wanted=wanted, extrapolated=frozenset(extrapolated))
 
 
 def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
@@ -219,11 +229,14 @@ def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
     return max(min(number * tokens, beside + (nodes - number) * views) for number in (min(even, nodes), min(even + 1, nodes)))
 
 
-def _stream_limits(costs: Costs, streams: int, block_rows: int) -> dict[str, float]:
-    """Images a second that so many streams pass: by blocks, and by their reading tasks, each on a core."""
-    coordinators, tasks = f"{streams} coordinator{'s' * (streams > 1)}", streams * MOST_SLOTS
+def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: float | None) -> dict[str, float]:
+    """Images a second that so many streams pass: by blocks, each coordinator with a core of the head at most, and by their reading tasks,
+    each on a core.
+    """
+    at_once, tasks = min(streams, head_cores or streams), streams * MOST_SLOTS
+    coordinators = f"{streams} coordinator{'s' * (streams > 1)}" + (f" on {head_cores:g} cores of the head" if at_once < streams else "")
     blocks = COORDINATOR_BLOCKS[2 if costs.token_flop else 1]
-    return {coordinators: streams * blocks * block_rows, f"{tasks} reading tasks": tasks / costs.view}
+    return {coordinators: at_once * blocks * block_rows, f"{tasks} reading tasks": tasks / costs.view}
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:

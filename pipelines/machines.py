@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -46,6 +47,21 @@ GPU_OF_INSTANCE = {
 }
 
 
+# Threads of a processor in the names of machines: m7i.xlarge and m7i.4xlarge, n2-standard-4, Standard_D4s_v5.
+SIZES = (
+    (re.compile(r"[a-z0-9-]+\.large"), lambda found: 2.0),
+    (re.compile(r"[a-z0-9-]+\.(\d*)xlarge"), lambda found: 4.0 * int(found[1] or 1)),
+    (re.compile(r"[a-z0-9]+-(?:standard|highcpu|highmem)-(\d+)"), lambda found: float(found[1])),
+    (re.compile(r"Standard_[A-Z]+(\d+)[a-z]*(?:_.+)?"), lambda found: float(found[1])),
+)
+
+
+def cores_of(kind: NodeType) -> float | None:
+    """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor its machine's name tell."""
+    named = (cores(found) for size, cores in SIZES if (found := size.fullmatch(kind.machine)))
+    return kind.resources.get("CPU") or next(named, None)
+
+
 def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = None) -> Machines:
     """The machines of a cluster's file.
 
@@ -59,7 +75,7 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
         raise UserError(
             f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
         )
-    return replace(found, most_nodes=types.most)
+    return replace(found, most_nodes=types.most, head_cores=types.head and cores_of(types.head))
 
 
 def machines_of_nodes(
@@ -69,6 +85,7 @@ def machines_of_nodes(
     there: Sequence[Node] = (),
     gpu: str | None = None,
     token_gpu: str | None = None,
+    head_cores: float | None = None,
 ) -> Machines | None:
     """The machines that a Ray cluster has or may get; None if none of them has a GPU to train on.
 
@@ -78,6 +95,7 @@ def machines_of_nodes(
         there: The machines that are there, as a driver sees them.
         gpu: Kind of the training GPUs, where Ray does not name it.
         token_gpu: Likewise of the tokenizers' own.
+        head_cores: Cores of the driver's node.
 
     Raises:
         UserError: If its GPUs are of an unknown kind.
@@ -88,7 +106,7 @@ def machines_of_nodes(
         kinds += [kind for kind in types.kinds if kind.max_workers]
         within = _within(types, there)
     found = _machines(kinds, where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
-    return found and replace(found, most_nodes=types.most if types else UNBOUNDED)
+    return found and replace(found, most_nodes=types.most if types else UNBOUNDED, head_cores=head_cores)
 
 
 def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
@@ -106,6 +124,7 @@ def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
         token_gpus=1,
         view_cores=node.cpus,
         most=most_of([node]),
+        head_cores=node.cpus,
     )
 
 

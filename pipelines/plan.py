@@ -98,7 +98,9 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         machines = None
         if config.cluster is None and config.resources.device != "cpu":
             there = [node for node in nodes if node.there]
-            machines = machines_of_nodes(cluster.resources(), types=types, there=there, gpu=config.gpu, token_gpu=config.token_gpu)
+            machines = machines_of_nodes(
+                cluster.resources(), types=types, there=there, gpu=config.gpu, token_gpu=config.token_gpu, head_cores=cluster.cores_here()
+            )
         place = _Place(
             nodes=nodes,
             machines=machines or _machines(config),
@@ -282,6 +284,7 @@ def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
 
 def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
     """So many machines like this one, each with this one's workers and tokenizers."""
+    from pipelines import cluster
     from pipelines.stream import block_rows
 
     workers = machines * placement.workers
@@ -291,6 +294,7 @@ def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cor
         workers=workers,
         block_rows=block_rows(max(1, config.optim.global_batch_size // workers)),
         streams=placement.streams,
+        head_cores=cluster.cores_here(),
         worker_threads=placement.worker_threads,
         tokenizers=machines * placement.tokenizers[1],
         tokenizer_threads=placement.tokenizer_threads,
@@ -341,6 +345,8 @@ def _cluster_lines(
             f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
             "views from the cores that were measured"
         )
+    if machines.head_cores is not None and not own:
+        yield f"head: {machines.head_cores:g} cores, for the coordinators of as many streams at most"
     if rates.gpu and rates.costs.token_flop and with_tokenizers(machines, config.resources, workers=workers).token_gpu is None:
         yield "on a GPU that workers and tokenizers share, the measured times of both are added; together they were not measured"
     for multiple in MULTIPLES:
@@ -370,7 +376,13 @@ def _cluster_lines(
             passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
             yield (
                 f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
-                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}"
+                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}; "
+                "each stream's coordinator takes a core of the head"
+            )
+        if machines.head_cores is not None and fast.wanted > machines.head_cores:
+            yield (
+                f"  {fast.wanted} coordinators would pass all that the rest allows, each on a core of the head, which has "
+                f"{machines.head_cores:g}: give it more cores, or the workers larger batches"
             )
     if config.price is None:
         if not own:

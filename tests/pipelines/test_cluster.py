@@ -15,7 +15,16 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines.cluster import STARTS, node_types, run_where_workers_train, start_beside_driver, start_private, to_come, without_stderr
+from pipelines.cluster import (
+    STARTS,
+    cores_here,
+    node_types,
+    run_where_workers_train,
+    start_beside_driver,
+    start_private,
+    to_come,
+    without_stderr,
+)
 from pipelines.cluster_file import NodeType, node_types_in, node_types_of
 from pipelines.placement import Node
 
@@ -60,6 +69,16 @@ def test_what_a_file_leaves_out_is_what_ray_fills_in(cloud, most):
         name: kind["max_workers"] for name, kind in filled["available_node_types"].items() if name != "head"
     }
     assert found.most == filled["max_workers"]
+
+
+def test_a_container_has_the_cores_of_its_limit(tmp_path):
+    limit = tmp_path / "cpu.max"
+    everything = cores_here(limit)
+    assert everything >= 1
+    limit.write_text("50000 100000\n")
+    assert cores_here(limit) == 0.5
+    limit.write_text("max 100000\n")
+    assert cores_here(limit) == everything
 
 
 def test_where_nothing_scales_nothing_comes(monkeypatch, tmp_path):

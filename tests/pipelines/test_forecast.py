@@ -67,10 +67,24 @@ def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_stre
     assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
 
 
+def test_coordinators_share_the_cores_of_the_head():
+    small = on_gpus(COSTS, replace(MACHINES, head_cores=4), workers=512, utilisation=0.5, block_rows=64)
+    lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64)
+    assert (small.streams, small.bottleneck) == (4, "4 coordinators")
+    assert small.rate == 4 * 64 * forecast.COORDINATOR_BLOCKS[2]
+    assert small.wanted == lifted.wanted == lifted.streams > 4, "what a larger head would need"
+    asked = on_gpus(COSTS, replace(MACHINES, head_cores=4), workers=512, utilisation=0.5, block_rows=64, streams=200)
+    assert (asked.bottleneck, asked.rate) == ("200 coordinators on 4 cores of the head", small.rate)
+    slow = replace(COSTS, view=1.0, step_flop=1e9)
+    readers = on_gpus(slow, replace(MACHINES, head_cores=1), workers=16, utilisation=0.5, block_rows=10_000)
+    assert readers.streams > 1, "more reading tasks need streams, whatever the head"
+
+
 def test_machines_without_gpus_meet_the_coordinator_too():
     many = {"cores": 8000, "workers": 4000, "worker_threads": 1, "tokenizers": 4000, "tokenizer_threads": 1, "block_rows": 32}
     assert on_cores(COSTS, **many).limits["1 coordinator"] == on_cores(COSTS, **many).rate == 32 * forecast.COORDINATOR_BLOCKS[2]
     assert on_cores(COSTS, **many, streams=4).rate == 4 * 32 * forecast.COORDINATOR_BLOCKS[2]
+    assert on_cores(COSTS, **many, streams=4, head_cores=2).rate == 2 * 32 * forecast.COORDINATOR_BLOCKS[2]
 
 
 def test_views_that_take_more_cores_than_a_stream_has_reading_tasks_are_the_limit_and_streams_lift_it():

@@ -11,9 +11,9 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
 from pipelines.cluster import to_come
-from pipelines.cluster_file import node_types_of, read_node_types
+from pipelines.cluster_file import NodeType, node_types_of, read_node_types
 from pipelines.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
-from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes, most_of, with_tokenizers
+from pipelines.machines import cores_of, machine_of_its_own, machines_of, machines_of_nodes, most_of, with_tokenizers
 from pipelines.placement import Node, place
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
 from pipelines.presets import PRESETS, quickstart
@@ -202,6 +202,34 @@ def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(mea
     asked = next(line for line in lines if line.startswith("8 x H100: "))
     assert "limited by 1 coordinator;" in asked
     assert not any("with --resources.streams" in line for line in lines), "what was asked for is planned"
+
+
+@pytest.mark.parametrize("file", ["aws.yaml", "gcp.yaml", "azure.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+def test_cores_are_told_by_the_machines_names(file):
+    types = read_node_types(str(CLUSTERS / file))
+    assert cores_of(types.head) == (2 if "kuberay" in file else 4)
+    for kind in types.kinds:
+        named = cores_of(replace(kind, resources={}))
+        assert named in (None, kind.resources["CPU"]), kind
+        assert named or not kind.machine or "a2-highgpu" in kind.machine
+    assert cores_of(NodeType(name="head", resources={"CPU": 0.0}, machine="odd")) is None
+
+
+def test_the_heads_cores_bound_the_streams(measured, tmp_path):
+    (tmp_path / "large.yaml").write_text((CLUSTERS / "aws.yaml").read_text().replace("m7i.xlarge", "m7i.2xlarge"))
+    # 8 GPUs for tokens x 312 TFLOP/s x 0.6 / 52.12 GFLOP = 28,735 images/s in blocks of 2048 / 32 images: 449 a second, 90 a coordinator.
+    options = {"token_gpu": "A100", "resources__workers": 32, **LARGE}
+    lines = list(planned(cluster=AWS, **options))
+    assert "head: 4 cores, for the coordinators of as many streams at most" in lines
+    line = next(line for line in lines if line.startswith("32 x A100: "))
+    assert f"to {4 * 64 * COORDINATOR_BLOCKS[2]:,.0f} images/s" in line
+    assert "limited by 4 coordinators" in line
+    assert any(
+        line.startswith("  5 coordinators would pass all that the rest allows, each on a core of the head, which has 4") for line in lines
+    )
+    lines = list(planned(cluster=str(tmp_path / "large.yaml"), **options))
+    assert any(line.startswith("  with --resources.streams 5: ") for line in lines)
+    assert not any("coordinators would pass" in line for line in lines)
 
 
 def test_a_cluster_without_a_core_for_views_is_refused(measured, monkeypatch):
