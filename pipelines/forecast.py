@@ -70,7 +70,7 @@ class Machines:
     train_gpus: int
     """GPUs of a training node."""
     train_cores: float
-    """Its cores: what the workers leave of them makes views."""
+    """Its cores: what the workers leave of them makes views, where `views_beside`."""
     token_gpu: str | None
     """Kind of the tokenizers' own GPUs. None: they share the workers'."""
     token_gpus: int
@@ -83,6 +83,8 @@ class Machines:
     """Cores of the driver's node, on which all coordinators run. None: not known."""
     most_nodes: float = math.inf
     """Nodes that there may be, of all stages together."""
+    views_beside: bool = True
+    """Whether views may be made on training nodes: not where other nodes have the tag for them."""
     worker_cpus: float = 1.0
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
@@ -181,7 +183,7 @@ def on_gpus(
         busy += seconds(machines.train_gpu, costs.token_flop, token_rate)
     fed_by_cores, on_core = ("views and tokens", costs.view + costs.token) if on_cores else ("views", costs.view)
     train_nodes = -(-workers // machines.train_gpus)
-    beside = max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
+    beside = 0.0 if not machines.views_beside else max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
     limits = {"training": workers / busy}
     own = 0.0  # Images a second of one of the tokenizers' own GPUs.
     if tokenized and machines.token_gpu is not None and not on_cores:

@@ -165,7 +165,9 @@ def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], 
     if train is None or not _gpus(train):
         return None
     tokens = max((kind for kind in types if kind.resources.get("tokens") and _gpus(kind)), key=_gpus, default=None)
-    views = max((kind.resources.get("CPU", 0.0) for kind in types if not _gpus(kind)), default=0.0)
+    apart = any(kind.resources.get("views") for kind in types)
+    viewers = [kind for kind in types if not _gpus(kind) and (kind.resources.get("views") or not apart)]
+    views = max((kind.resources.get("CPU", 0.0) for kind in viewers), default=0.0)
     kinds = {"--gpu": gpu or _gpu_of(train), "--token-gpu": token_gpu or _gpu_of(tokens) if tokens else None}
     unknown = {option: kind for option, kind in (("--gpu", train), ("--token-gpu", tokens)) if kind and kinds[option] is None}
     if unknown:
@@ -182,6 +184,7 @@ def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], 
         token_gpus=_gpus(tokens) if tokens else 1,
         view_cores=views or train.resources.get("CPU", 0.0),
         most=most_of(within) if within else {},
+        views_beside=bool(train.resources.get("views")) or not apart,
     )
 
 

@@ -48,6 +48,14 @@ def test_gpus_train_at_their_share_of_the_peak_and_every_stage_gets_the_nodes_to
     assert lean.nodes["views"] == 4  # 49.9 cores at 0.9 x 16 a node: 3.5
 
 
+def test_views_that_have_nodes_of_their_own_get_no_core_of_the_training_nodes():
+    apart = replace(MACHINES, views_beside=False)
+    found = on_gpus(COSTS, apart, workers=16, utilisation=0.5, block_rows=1024)
+    assert found.nodes["views"] == 4  # 49.9 cores at 0.9 x 16 a node: 3.5
+    few = on_gpus(COSTS, replace(apart, most={"views": 32}), workers=16, utilisation=0.5, block_rows=1024)
+    assert (few.bottleneck, few.rate) == ("views, at most on 32 cores", pytest.approx(0.9 * 32 / 0.002))
+
+
 def test_tokenizers_on_the_workers_gpus_take_their_time():
     alone = on_gpus(COSTS, MACHINES, workers=1, utilisation=0.5, block_rows=256)
     shared = on_gpus(COSTS, replace(MACHINES, token_gpu=None), workers=1, utilisation=0.5, block_rows=256)

@@ -79,6 +79,10 @@ def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
     found = machines_of_nodes([head, views, train, tokens])
     assert (found.train_gpu, found.train_gpus, found.train_cores) == ("A100", 8, 96)
     assert (found.token_gpu, found.token_gpus, found.view_cores) == ("L40S", 1, 32)
+    assert not found.views_beside
+    assert machines_of_nodes([head, {"CPU": 32.0}, train]).views_beside
+    assert machines_of_nodes([head, views, {**train, "views": 1.0}]).views_beside, "they have both tags"
+    assert machines_of_nodes([head, views, {"CPU": 64.0}, train]).view_cores == 32, "others have no tag"
     assert machines_of_nodes([head, views]) is None
     assert machines_of_nodes([train]).token_gpu is None
     with pytest.raises(UserError, match="the cluster: the kind of the GPUs of a node of 1 GPU"):
