@@ -18,6 +18,7 @@ from pipelines.machines import machine_of_its_own, machines_of, machines_of_node
 from pipelines.rates import Rates, gpu_kind, measure
 from pipelines.recorder import duration
 from pipelines.schedule import MOST_SLOTS
+from pipelines.worker_range import WorkerRange
 
 if TYPE_CHECKING:
     from pipelines.placement import Node, Placement
@@ -132,6 +133,7 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
+    from pipelines.job import check_batch
     from pipelines.placement import place
 
     machines, prices = at.machines, parse_prices(config.price)
@@ -153,6 +155,10 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
             f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
             f"set --resources.workers {most:g}, or raise max_workers",
         )
+    # The run refuses what does not divide too, once it knows its workers.
+    check_batch(
+        config.optim.global_batch_size, placement.worker_range if machines is None or at.own else asked or WorkerRange(workers, workers)
+    )
     source: Source | None = at.call(functools.partial(find, config))
     images = config.images or (source.manifest.total if source else config.data.scenes)
     steps = config.total_steps(images, config.optim.global_batch_size)
@@ -306,6 +312,9 @@ def _here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores
         found = _on_this_kind(config, costs, placement, cores=cores, machines=machines)
         times = one if machines == 1 else f"{machines} of them"
         workers = machines * placement.workers
+        if left_out := _undivided(config, workers):
+            yield f"{times} ({workers} workers): {left_out}"
+            continue
         yield f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; limited by {found.bottleneck}"
     total = costs.view + costs.token + costs.step
     yield (
@@ -351,8 +360,9 @@ def _cluster_lines(
         yield "on a GPU that workers and tokenizers share, the measured times of both are added; together they were not measured"
     for multiple in MULTIPLES:
         count = multiple * workers
-        if count > config.optim.global_batch_size:
-            break
+        if left_out := _undivided(config, count):
+            yield f"{count:,} x {machines.train_gpu}: {left_out}"
+            continue
         if count > (most := machines.most.get("train", count)):
             holds = f"this machine has {most:g}" if own else f"{_holder(config)} may have {most:g} (max_workers)"
             yield f"{count:,} x {machines.train_gpu}: {holds}"
@@ -419,6 +429,14 @@ def _volume_lines(
         f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
         f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
     )
+
+
+def _undivided(config: PlanConfig, workers: int) -> str:
+    """Why a run of so many workers would be refused; "" where it would not be."""
+    batch, asked = config.optim.global_batch_size, config.resources.worker_range
+    if workers > batch or (batch % workers and not (asked and asked.elastic)):
+        return f"optim.global_batch_size={batch} does not divide among so many workers"
+    return ""
 
 
 def _span(low: str, high: str) -> str:

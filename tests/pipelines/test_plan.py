@@ -420,6 +420,20 @@ def test_workers_that_this_machine_cannot_have_are_referred_to_a_cluster(measure
     assert error.value.remedy.startswith("set the global batch to 512, or")
 
 
+def test_a_batch_that_the_run_would_not_divide_among_its_workers_is_refused_and_larger_groups_say_so(measured):
+    for batch, each in ((4, "0.50"), (100, "12.50")):
+        with pytest.raises(UserError, match=rf"{batch} / resources\.workers=8 = {each} images each"):
+            list(planned(gpu="H100", optim__global_batch_size=batch))
+    assert not measured, "it was refused before anything was measured"
+    lines = [line for line in planned(gpu="H100", optim__global_batch_size=24) if " x H100: " in line]
+    assert "images/s" in lines[0]
+    assert [line.partition(": ")[2] for line in lines[1:]] == ["optim.global_batch_size=24 does not divide among so many workers"] * 3
+    lines = [line for line in planned(gpu="H100", optim__global_batch_size=100, resources__workers="8..64") if " x H100: " in line]
+    assert ["images/s" in line for line in lines] == [True] * 4, "an elastic group takes unequal shares"
+    lines = [line for line in planned(optim__global_batch_size=2) if " limited by " in line or "divide" in line]
+    assert ["images/s" in line for line in lines] == [True, True, False, False]
+
+
 def test_a_short_run_on_many_nodes_costs_what_the_nodes_cost_while_they_come_and_go(measured):
     price = "train=24,tokens=0.6,views=0.6,head=0.6"
     lines = list(planned(cluster=AWS, price=price, steps=1))
