@@ -50,7 +50,7 @@ class ResourceConfig:
 
     micro_batch_size: int | None = None
     """Images that a worker puts through the model at once; gradients accumulate. None: 128, or its whole share of the global batch
-    where that is less."""
+    where that is less; 64 where features are only computed."""
 
     compile: bool = False
     """Compile the model with torch.compile (GPU)."""

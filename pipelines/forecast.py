@@ -16,6 +16,9 @@ from pipelines.schedule import MOST_SLOTS
 Range = tuple[float, float]
 """Least and most."""
 
+STAGES = ("train", "tokens", "views", "head")
+"""That nodes are counted and paid for."""
+
 STREAM_SHARE = 0.9
 """What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
 

@@ -47,19 +47,22 @@ GPU_OF_INSTANCE = {
 }
 
 
-# Threads of a processor in the names of machines: m7i.xlarge and m7i.4xlarge, n2-standard-4, Standard_D4s_v5.
-SIZES = (
-    (re.compile(r"[a-z0-9-]+\.large"), lambda found: 2.0),
-    (re.compile(r"[a-z0-9-]+\.(\d*)xlarge"), lambda found: 4.0 * int(found[1] or 1)),
-    (re.compile(r"[a-z0-9]+-(?:standard|highcpu|highmem)-(\d+)"), lambda found: float(found[1])),
-    (re.compile(r"Standard_[A-Z]+(\d+)[a-z]*(?:_.+)?"), lambda found: float(found[1])),
-)
+# Names of machines that tell their cores, and by what to multiply the number in them:
+# m7i.xlarge, m7i.4xlarge, n2-standard-4, Standard_D4s_v5.
+SIZES = {
+    r"[a-z0-9-]+\.()large": 2,
+    r"[a-z0-9-]+\.(\d*)xlarge": 4,
+    r"[a-z0-9]+-(?:standard|highcpu|highmem)-(\d+)": 1,
+    r"Standard_[A-Z]+(\d+)[a-z]*(?:_.+)?": 1,
+}
 
 
 def cores_of(kind: NodeType) -> float | None:
     """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor its machine's name tell."""
-    named = (cores(found) for size, cores in SIZES if (found := size.fullmatch(kind.machine)))
-    return kind.resources.get("CPU") or next(named, None)
+    if cores := kind.resources.get("CPU"):
+        return cores
+    named = (float(times * int(found[1] or 1)) for size, times in SIZES.items() if (found := re.fullmatch(size, kind.machine)))
+    return next(named, None)
 
 
 def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = None) -> Machines:
@@ -75,7 +78,7 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
         raise UserError(
             f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
         )
-    return replace(found, most_nodes=types.most, head_cores=types.head and cores_of(types.head))
+    return replace(found, most_nodes=types.most, head_cores=cores_of(types.head) if types.head else None)
 
 
 def machines_of_nodes(

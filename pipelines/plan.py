@@ -11,22 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from beit.checks import positive
 from beit.errors import UserError
-from pipelines import forecast, recipe
+from pipelines import recipe
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
-from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machines, Range
-from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes, with_tokenizers
+from pipelines.forecast import DENSE_TFLOPS, STAGES, UTILISATION, Machines, Range
+from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes
+from pipelines.plan_lines import cluster_lines, here_lines, holder, measured_lines, on_cluster, on_this_kind, volume_lines
 from pipelines.rates import Rates, gpu_kind, measure
-from pipelines.recorder import duration
-from pipelines.schedule import MOST_SLOTS
 from pipelines.worker_range import WorkerRange
 
 if TYPE_CHECKING:
-    from pipelines.placement import Node, Placement
+    from pipelines.placement import Node
     from pipelines.sources import Source
-
-STAGES = ("train", "tokens", "views", "head")
-MULTIPLES = (1, 2, 4, 8)
-CACHED_EPOCHS = (1, 10, 50)
 
 # Scenes to measure on where `data.train` is not given.
 SCENES = 200
@@ -152,7 +147,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         workers, machines = placement.workers, replace(machines, worker_cpus=placement.worker_cpus)
     elif workers > (most := machines.most.get("train", workers)):
         raise UserError(
-            f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
+            f"resources.workers={asked} need a GPU each, but {holder(config)} may have {most:g} to train on (max_workers)",
             f"set --resources.workers {most:g}, or raise max_workers",
         )
     # The run refuses what does not divide too, once it knows its workers.
@@ -172,15 +167,15 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         yield "tokenizer: DALL-E's weights do not come with the package; random ones of the same sizes are timed, which cost the same"
     yield f"measuring {at.where} for about {config.seconds:g} s"
     rates: Rates = at.call(functools.partial(look, timed, source, config.seconds))
-    yield from _measured_lines(rates, at.where)
+    yield from measured_lines(rates, at.where)
     if machines is None:
         cores = sum(node.cpus for node in at.nodes)
-        yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
-        rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
+        yield from here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
+        rate = on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
     else:
-        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices, own=at.own)
-        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
-    yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+        yield from cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices, own=at.own)
+        rate = on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
+    yield from volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
 
 
 def find(config: PlanConfig) -> Source | None:
@@ -245,10 +240,6 @@ def _machines(config: PlanConfig) -> Machines | None:
     return machines_of(config.cluster, gpu=config.gpu, token_gpu=config.token_gpu)
 
 
-def _holder(config: PlanConfig) -> str:
-    return config.cluster or "the cluster"
-
-
 def parse_prices(text: str | None) -> dict[str, Range]:
     """'train=10..33,head=0.2' -> dollars an hour of a node, from and to.
 
@@ -266,191 +257,3 @@ def parse_prices(text: str | None) -> dict[str, Range]:
         if stage not in STAGES or not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
             raise UserError(f"--price {text}: {item.strip()} is no price", f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}")
     return prices
-
-
-def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
-    costs = rates.costs
-    yield f"measured {where}: {rates.machine}"
-    if rates.load > rates.cores:
-        yield (
-            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times below are those of a machine "
-            "of its own"
-        )
-    stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
-    shown = {name: seconds for name, seconds in stages.items() if seconds}
-    yield "images/s on one core: " + ", ".join(f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items())
-    yield (
-        f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = {1e3 * sum(shown.values()):.3g} ms of a core; "
-        f"training {costs.step_flop / 1e9:.4g} GFLOP" + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
-    )
-    if rates.gpu:
-        tokens = f", or tokenises {rates.gpu.tokens:,.0f}" if rates.gpu.tokens else ""
-        yield f"one {rates.gpu.kind}: trains on {rates.gpu.train:,.0f} images/s{tokens}"
-
-
-def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
-    """So many machines like this one, each with this one's workers and tokenizers."""
-    from pipelines import cluster
-    from pipelines.stream import block_rows
-
-    workers = machines * placement.workers
-    return forecast.on_cores(
-        costs,
-        cores=machines * cores,
-        workers=workers,
-        block_rows=block_rows(max(1, config.optim.global_batch_size // workers)),
-        streams=placement.streams,
-        head_cores=cluster.cores_here(),
-        worker_threads=placement.worker_threads,
-        tokenizers=machines * placement.tokenizers[1],
-        tokenizer_threads=placement.tokenizer_threads,
-    )
-
-
-def _here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
-    for machines in MULTIPLES:
-        found = _on_this_kind(config, costs, placement, cores=cores, machines=machines)
-        times = one if machines == 1 else f"{machines} of them"
-        workers = machines * placement.workers
-        if left_out := _undivided(config, workers):
-            yield f"{times} ({workers} workers): {left_out}"
-            continue
-        yield f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; limited by {found.bottleneck}"
-    total = costs.view + costs.token + costs.step
-    yield (
-        f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
-        f"Ray is taken to leave {forecast.STREAM_SHARE:.0%} of the cores to them"
-    )
-
-
-def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
-    from pipelines.stream import block_rows
-
-    found = forecast.on_gpus(
-        rates.costs,
-        with_tokenizers(machines, config.resources, workers=workers),
-        workers=workers,
-        utilisation=utilisation,
-        block_rows=block_rows(config.optim.global_batch_size // workers),
-        streams=config.resources.streams,
-        measured=rates.gpu,
-    )
-    if not found.rate:
-        raise UserError(
-            f"the cluster has nothing for one of the stages: {found.bottleneck}", "give it nodes for that, such as CPU nodes for views"
-        )
-    return found
-
-
-def _cluster_lines(
-    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range], own: bool
-) -> Iterator[str]:
-    from pipelines.stream import block_rows
-
-    first = _on_cluster(config, rates, machines, workers, UTILISATION[1])
-    if first.extrapolated:
-        known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))
-        yield (
-            f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
-            "views from the cores that were measured"
-        )
-    if machines.head_cores is not None and not own:
-        yield f"head: {machines.head_cores:g} cores, for the coordinators of as many streams at most"
-    if rates.gpu and rates.costs.token_flop and with_tokenizers(machines, config.resources, workers=workers).token_gpu is None:
-        yield "on a GPU that workers and tokenizers share, the measured times of both are added; together they were not measured"
-    for multiple in MULTIPLES:
-        count = multiple * workers
-        if left_out := _undivided(config, count):
-            yield f"{count:,} x {machines.train_gpu}: {left_out}"
-            continue
-        if count > (most := machines.most.get("train", count)):
-            holds = f"this machine has {most:g}" if own else f"{_holder(config)} may have {most:g} (max_workers)"
-            yield f"{count:,} x {machines.train_gpu}: {holds}"
-            break
-        if -(-count // machines.train_gpus) >= machines.most_nodes and count > workers:
-            yield f"{count:,} x {machines.train_gpu}: {_holder(config)} may have {machines.most_nodes:g} nodes in all (max_workers)"
-            break
-        slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
-        nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
-        line = (
-            f"{count:,} x {machines.train_gpu}: {_span(f'{slow.rate:,.0f}', f'{fast.rate:,.0f}')} images/s, "
-            f"{_span(duration(seen / fast.rate), duration(seen / slow.rate))}; limited by {fast.bottleneck}"
-            + ("" if own else f"; nodes: {nodes}")
-        )
-        costs = [forecast.money(found, prices, hours=seen / found.rate / 3600) for found in (fast, slow)]
-        if costs[0] is not None and costs[1] is not None:
-            line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
-        yield line
-        if fast.streams > 1 and config.resources.streams is None:
-            rows = block_rows(config.optim.global_batch_size // count)
-            passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
-            yield (
-                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
-                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}; "
-                "each stream's coordinator takes a core of the head"
-            )
-        if machines.head_cores is not None and fast.wanted > machines.head_cores:
-            yield (
-                f"  {fast.wanted} coordinators would pass all that the rest allows, each on a core of the head, which has "
-                f"{machines.head_cores:g}: give it more cores, or the workers larger batches"
-            )
-    if config.price is None:
-        if not own:
-            yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
-    else:
-        if missing := [stage for stage in STAGES if stage not in prices]:
-            yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
-        yield f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, and are idle before they go"
-
-
-def _volume_lines(
-    config: PlanConfig, rates: Rates, *, images: int, seen: int, steps: int, rate: float, tokenized: bool, preset: str
-) -> Iterator[str]:
-    costs, output = rates.costs, config.output
-    a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
-    yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
-    size = forecast.checkpoint_bytes(rates.parameters)
-    written = -(-steps // output.checkpoint_steps)
-    yield (
-        f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), {written:,} of them, "
-        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; {output.keep_checkpoints} are kept, "
-        f"{_bytes(written * size)} are written"
-    )
-    if not tokenized:
-        return
-    sizes = ", ".join(
-        f"{epochs} epochs {_bytes(forecast.cache_bytes(images=images, patches=config.model.patches, epochs=epochs))}"
-        for epochs in CACHED_EPOCHS
-        if epochs <= max(1, seen // images)
-    )
-    flop = costs.token_flop / (costs.token_flop + costs.step_flop)
-    core = costs.token / (costs.view + costs.token + costs.step)
-    yield (
-        f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
-        f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
-    )
-
-
-def _undivided(config: PlanConfig, workers: int) -> str:
-    """Why a run of so many workers would be refused; "" where it would not be."""
-    batch, asked = config.optim.global_batch_size, config.resources.worker_range
-    if workers > batch or (batch % workers and not (asked and asked.elastic)):
-        return f"optim.global_batch_size={batch} does not divide among so many workers"
-    return ""
-
-
-def _span(low: str, high: str) -> str:
-    """Both ends, or what both are where nothing is extrapolated."""
-    return low if low == high else f"{low} to {high}"
-
-
-def _speed(rate: float, seen: int) -> str:
-    return f"{rate:,.3g} images/s, {duration(seen / rate)}"
-
-
-def _bytes(amount: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    raise AssertionError
