@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines import storage
+from pipelines.cluster_file import NodeTypes, node_types_in, node_types_of
 from pipelines.placement import STAGES, Node
 
 # Where `ray up` leaves the cluster's file on the head.
@@ -27,6 +29,9 @@ MOST_TO_COME = 1000
 
 # Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+# What a container's processes may use of the cores, on Linux.
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 # Ray gives its processes 30 s to start, too little for a machine that is busy.
 STARTS = 3
@@ -257,8 +262,8 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def node_types() -> Mapping[str, Any]:
-    """The node types of a cluster that grows, by name; none where nothing says so.
+def node_types() -> NodeTypes:
+    """The node types of a cluster that grows; none where nothing says so.
 
     Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs; elsewhere the head's environment
     says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
@@ -271,13 +276,12 @@ def node_types() -> Mapping[str, Any]:
     given = os.environ.get("BEIT_NODE_TYPES", "")
     file = Path(given or RAY_UP_FILE).expanduser()
     if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):
-        return {}
+        return NodeTypes()
     try:
         # JSON is YAML.
         content = yaml.safe_load(given if given.startswith("{") else file.read_text())
-        types: Mapping[str, Any] = content.get("available_node_types", content)
-        return {name: {"resources": kind["resources"], "max_workers": int(kind.get("max_workers", 0))} for name, kind in types.items()}
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return node_types_in(content) or node_types_of(content)
+    except (OSError, yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
             'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a file for ray up',
@@ -295,25 +299,47 @@ def this_machine(cpus: int | None) -> list[Node]:
         import torch
 
         gpus = torch.cuda.device_count()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [Node(cpus=float(cpus or usable), gpus=float(gpus))]
+    return [Node(cpus=float(cpus or _usable_cores()), gpus=float(gpus))]
 
 
-def to_come(types: Mapping[str, Any], alive: Sequence[Node]) -> list[Node]:
-    """The machines that an autoscaler may still add.
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_here(limit: Path = CPU_LIMIT) -> float:
+    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a container, its limit.
 
     Args:
-        types: {name: {"resources": …, "max_workers": …}}.
-        alive: The machines that are there.
+        limit: The file that says it, as microseconds of work in so many of time.
+    """
+    usable = float(_usable_cores())
+    with contextlib.suppress(OSError, ValueError):
+        work, time = limit.read_text().split()
+        usable = min(usable, float(work) / float(time))
+    return usable
+
+
+def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
+    """The machines that an autoscaler may still add: where it may not add all, some of every kind, and rather those with GPUs.
+
+    Args:
+        types: Of the cluster.
+        alive: The machines that are there, its head among them.
     """
     found: list[Node] = []
-    for kind in types.values():
-        node = _node(kind["resources"], there=False)
+    for kind in types.kinds:
+        node = _node(kind.resources, there=False)
         if node.cpus or node.gpus:
             # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
             known = found.count(node) + alive.count(replace(node, there=True))
-            found += [node] * max(0, min(kind["max_workers"], MOST_TO_COME) - known)
-    return found
+            found += [node] * max(0, min(kind.max_workers, MOST_TO_COME) - known)
+    room = max(0, types.most - max(0, len(alive) - 1))
+    if len(found) <= room:
+        return found
+    rest = Counter(found)
+    one_each = list(rest)
+    rest.subtract(one_each)
+    return [*one_each, *sorted(rest.elements(), key=lambda node: -node.gpus)][:room]
 
 
 def _node(resources: Mapping[str, float], *, there: bool) -> Node:

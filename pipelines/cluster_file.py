@@ -1,11 +1,11 @@
-"""What a cluster's file says of its nodes: a file for `ray up`, or a RayCluster or RayJob of Kubernetes."""
+"""What a cluster's file says of its nodes: a file for `ray up`, or a RayCluster or RayJob of Kubernetes, or only their types."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ REMEDY = "clusters/ has files for ray up and for Kubernetes; or name the GPUs by
 # KubeRay's own default of maxReplicas.
 UNBOUNDED = 2**31 - 1
 
+# Ray's own default of a file's max_workers, on AWS, GCP and Azure.
+RAY_UP_MOST = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
-    """One kind of node, without the head's."""
+    """One kind of node."""
 
     name: str
     resources: Mapping[str, float]
@@ -30,7 +33,21 @@ class NodeType:
     """The cloud's name of the machine; "" in files of Kubernetes, which do not say it."""
 
 
-def read_node_types(path: str) -> list[NodeType]:
+@dataclass(frozen=True, kw_only=True)
+class NodeTypes:
+    """Which nodes a cluster may have beside its head."""
+
+    kinds: tuple[NodeType, ...] = ()
+    most: int = UNBOUNDED
+    """Most nodes of all kinds together, the head not counted."""
+    head: NodeType | None = None
+    """None: nothing says what it is."""
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds)
+
+
+def read_node_types(path: str) -> NodeTypes:
     """The node types of a file.
 
     Raises:
@@ -49,38 +66,77 @@ def read_node_types(path: str) -> list[NodeType]:
         if not isinstance(content, dict):
             continue
         try:
-            if "available_node_types" in content:
-                return list(_of_ray_up(content))
-            if content.get("kind") == "RayCluster":
-                return list(_of_kubernetes(content["spec"]))
-            if content.get("kind") == "RayJob":
-                return list(_of_kubernetes(content["spec"]["rayClusterSpec"]))
+            if found := node_types_in(content):
+                return found
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"--cluster {path} does not describe its nodes as it should: {missing}", REMEDY) from error
     raise UserError(f"--cluster {path} is neither a file for ray up nor a RayCluster or RayJob", REMEDY)
 
 
-def _of_ray_up(content: Mapping[str, Any]) -> Iterator[NodeType]:
-    for name, kind in content["available_node_types"].items():
-        if name != content["head_node_type"]:
-            node = kind["node_config"]
-            machine = node.get("InstanceType") or node.get("machineType") or node.get("azure_arm_parameters", {}).get("vmSize")
-            yield NodeType(
+def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
+    """The node types in a document that has been read; None if it is of neither kind.
+
+    Raises:
+        AttributeError, IndexError, KeyError, TypeError, ValueError: If it is of one, but not as it should be.
+    """
+    if "available_node_types" in content:
+        return _of_ray_up(content)
+    if content.get("kind") == "RayCluster":
+        return _of_kubernetes(content["spec"])
+    if content.get("kind") == "RayJob":
+        return _of_kubernetes(content["spec"]["rayClusterSpec"])
+    return None
+
+
+def node_types_of(kinds: Mapping[str, Any], *, most: int = UNBOUNDED) -> NodeTypes:
+    """Types by name, each with its resources and `max_workers`: where that is not said, what all may have together, as Ray has it."""
+    return NodeTypes(
+        kinds=tuple(
+            NodeType(
                 name=name,
                 resources={resource: float(amount) for resource, amount in kind["resources"].items()},
-                max_workers=int(kind.get("max_workers", 0)),  # As `cluster.node_types` has it.
-                machine=str(machine),
+                max_workers=min(most, int(kind.get("max_workers", most))),
+                machine=_machine(kind.get("node_config") or {}),
             )
+            for name, kind in kinds.items()
+        ),
+        most=most,
+    )
 
 
-def _of_kubernetes(spec: Mapping[str, Any]) -> Iterator[NodeType]:
+def _of_ray_up(content: Mapping[str, Any]) -> NodeTypes:
+    name = content["head_node_type"]
+    found = node_types_of(content["available_node_types"], most=int(content.get("max_workers", RAY_UP_MOST)))
+    return replace(
+        found,
+        kinds=tuple(kind for kind in found.kinds if kind.name != name),
+        head=next(kind for kind in found.kinds if kind.name == name),
+    )
+
+
+def _machine(node: Mapping[str, Any]) -> str:
+    return str(node.get("InstanceType") or node.get("machineType") or node.get("azure_arm_parameters", {}).get("vmSize") or "")
+
+
+def _of_kubernetes(spec: Mapping[str, Any]) -> NodeTypes:
+    kinds = tuple(_groups(spec))
+    head = {"CPU": float(_whole(_amounts(spec["headGroupSpec"]).get("cpu", 0)))}
+    return NodeTypes(kinds=kinds, head=NodeType(name="head", resources=head))
+
+
+def _amounts(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first container of a group's pods may have."""
+    asked = group["template"]["spec"]["containers"][0].get("resources", {})
+    return {**asked.get("requests", {}), **asked.get("limits", {})}
+
+
+def _groups(spec: Mapping[str, Any]) -> Iterator[NodeType]:
     """KubeRay starts Ray with the limits of a pod's first container, unless `rayStartParams` say otherwise."""
     import yaml
 
     for group in spec["workerGroupSpecs"]:
-        asked = group["template"]["spec"]["containers"][0].get("resources", {})
-        amounts = {**asked.get("requests", {}), **asked.get("limits", {})}
+        amounts = _amounts(group)
         start = group.get("rayStartParams") or {}
         gpus = sum(_whole(amount) for name, amount in amounts.items() if name.endswith("/gpu"))
         # The text passes a shell: "{\"train\": 1}".

@@ -67,7 +67,8 @@ class ResourceConfig:
     """Arithmetic of the training step. auto: bf16 on a GPU, fp32 on a CPU."""
 
     micro_batch_size: int | None = None
-    """Images that a worker puts through the model at once; gradients accumulate. None: its whole share of the global batch."""
+    """Images that a worker puts through the model at once; gradients accumulate. None: 128, or its whole share of the global batch
+    where that is less; 64 where features are only computed."""
 
     compile: bool = False
     """Compile the model with torch.compile (GPU)."""
@@ -82,7 +83,7 @@ class ResourceConfig:
     """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker, or as many as spare GPUs hold."""
 
     tokenizer_cpus: float | None = None
-    """Cores reserved for each tokenizer actor. None: 1, less on a machine of few cores."""
+    """Cores reserved for each tokenizer actor. None: 1 beside a GPU, 2 without one, less on a machine of few cores."""
 
     tokenizer_gpus: float | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a quarter of a worker's."""

@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from beit.checks import positive
 from beit.errors import UserError
-from pipelines import forecast, recipe
+from pipelines import recipe
 from pipelines.config import MOST_SCENE_PX, PretrainConfig
-from pipelines.forecast import DENSE_TFLOPS, UTILISATION, Costs, Forecast, Machines, Range
-from pipelines.machines import machines_of, machines_of_nodes
-from pipelines.rates import Rates, measure
-from pipelines.recorder import duration
-from pipelines.schedule import MOST_SLOTS
+from pipelines.forecast import DENSE_TFLOPS, STAGES, UTILISATION, Machines, Range
+from pipelines.machines import machine_of_its_own, machines_of, machines_of_nodes
+from pipelines.plan_lines import cluster_lines, here_lines, holder, measured_lines, on_cluster, on_this_kind, volume_lines
+from pipelines.rates import Rates, gpu_kind, measure
+from pipelines.worker_range import WorkerRange
 
 if TYPE_CHECKING:
-    from pipelines.placement import Node, Placement
+    from pipelines.placement import Node
     from pipelines.sources import Source
-
-STAGES = ("train", "tokens", "views", "head")
-MULTIPLES = (1, 2, 4, 8)
-CACHED_EPOCHS = (1, 10, 50)
 
 # Scenes to measure on where `data.train` is not given.
 SCENES = 200
@@ -87,14 +83,20 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     config = with_absolute_data(config)
     nodes = cluster.this_machine(config.resources.cpus)
     if nodes:
-        yield from _lines(config, _Place(nodes=nodes, machines=_machines(config), call=_call), preset=preset)
+        machines = _machines(config)
+        own = machines is None and nodes[0].gpus >= 1 and config.resources.device != "cpu"
+        if own:
+            machines = machine_of_its_own(nodes[0], gpu=gpu_kind())
+        yield from _lines(config, _Place(nodes=nodes, machines=machines, call=_call, own=own), preset=preset)
         return
     with cluster.start():
         nodes, types = cluster.nodes(), cluster.node_types()
         machines = None
-        if config.cluster is None:
-            alive, within = cluster.resources(), nodes if types else ()
-            machines = machines_of_nodes(alive, types=types, within=within, gpu=config.gpu, token_gpu=config.token_gpu)
+        if config.cluster is None and config.resources.device != "cpu":
+            there = [node for node in nodes if node.there]
+            machines = machines_of_nodes(
+                cluster.resources(), types=types, there=there, gpu=config.gpu, token_gpu=config.token_gpu, head_cores=cluster.cores_here()
+            )
         place = _Place(
             nodes=nodes,
             machines=machines or _machines(config),
@@ -117,6 +119,8 @@ class _Place:
     """Calls a function where the data is looked at and the stages are timed."""
     where: str = "here"
     one: str = "this machine"
+    own: bool = False
+    """Whether `machines` are this one."""
 
 
 def _call(function: Callable[[], Any]) -> Any:
@@ -124,6 +128,7 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
+    from pipelines.job import check_batch
     from pipelines.placement import place
 
     machines, prices = at.machines, parse_prices(config.price)
@@ -137,32 +142,40 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
             if "no GPU" not in error.cause:
                 raise
             raise UserError(error.cause, "name the GPUs that the plan is for: --cluster FILE, or --gpu KIND, such as --gpu H100") from error
+    elif at.own:
+        placement = place(config.resources, at.nodes, tokenize=tokenized)
+        workers, machines = placement.workers, replace(machines, worker_cpus=placement.worker_cpus)
     elif workers > (most := machines.most.get("train", workers)):
         raise UserError(
-            f"resources.workers={asked} need a GPU each, but {_holder(config)} may have {most:g} to train on (max_workers)",
+            f"resources.workers={asked} need a GPU each, but {holder(config)} may have {most:g} to train on (max_workers)",
             f"set --resources.workers {most:g}, or raise max_workers",
         )
+    # The run refuses what does not divide too, once it knows its workers.
+    check_batch(
+        config.optim.global_batch_size, placement.worker_range if machines is None or at.own else asked or WorkerRange(workers, workers)
+    )
     source: Source | None = at.call(functools.partial(find, config))
     images = config.images or (source.manifest.total if source else config.data.scenes)
     steps = config.total_steps(images, config.optim.global_batch_size)
     seen = steps * config.optim.global_batch_size
     yield _data_line(config, source)
     yield f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} epochs"
-    timed = config
+    # A worker's share of the batch, over which the optimizer's time is divided, depends on how many there are.
+    timed = config if asked else replace(config, resources=replace(config.resources, workers=workers))
     if tokenized and config.tokenizer.path is None and config.tokenizer.name == PUBLISHED:
-        timed = replace(config, tokenizer=replace(config.tokenizer, name=RANDOM))
+        timed = replace(timed, tokenizer=replace(config.tokenizer, name=RANDOM))
         yield "tokenizer: DALL-E's weights do not come with the package; random ones of the same sizes are timed, which cost the same"
     yield f"measuring {at.where} for about {config.seconds:g} s"
     rates: Rates = at.call(functools.partial(look, timed, source, config.seconds))
-    yield from _measured_lines(rates, at.where)
+    yield from measured_lines(rates, at.where)
     if machines is None:
         cores = sum(node.cpus for node in at.nodes)
-        yield from _here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
-        rate = _on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
+        yield from here_lines(config, rates.costs, placement, cores=cores, seen=seen, one=at.one)
+        rate = on_this_kind(config, rates.costs, placement, cores=cores, machines=1).rate
     else:
-        yield from _cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices)
-        rate = _on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
-    yield from _volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
+        yield from cluster_lines(config, rates, machines, workers=workers, seen=seen, prices=prices, own=at.own)
+        rate = on_cluster(config, rates, machines, workers, UTILISATION[1]).rate
+    yield from volume_lines(config, rates, images=images, seen=seen, steps=steps, rate=rate, tokenized=tokenized, preset=preset)
 
 
 def find(config: PlanConfig) -> Source | None:
@@ -227,10 +240,6 @@ def _machines(config: PlanConfig) -> Machines | None:
     return machines_of(config.cluster, gpu=config.gpu, token_gpu=config.token_gpu)
 
 
-def _holder(config: PlanConfig) -> str:
-    return config.cluster or "the cluster"
-
-
 def parse_prices(text: str | None) -> dict[str, Range]:
     """'train=10..33,head=0.2' -> dollars an hour of a node, from and to.
 
@@ -248,157 +257,3 @@ def parse_prices(text: str | None) -> dict[str, Range]:
         if stage not in STAGES or not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
             raise UserError(f"--price {text}: {item.strip()} is no price", f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}")
     return prices
-
-
-def _measured_lines(rates: Rates, where: str) -> Iterator[str]:
-    costs = rates.costs
-    yield f"measured {where}: {rates.machine}"
-    if rates.load > rates.cores:
-        yield (
-            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times below are those of a machine "
-            "of its own"
-        )
-    stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
-    shown = {name: seconds for name, seconds in stages.items() if seconds}
-    yield "images/s on one core: " + ", ".join(f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items())
-    yield (
-        f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = {1e3 * sum(shown.values()):.3g} ms of a core; "
-        f"training {costs.step_flop / 1e9:.4g} GFLOP" + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
-    )
-    if rates.gpu_rate:
-        yield f"one {rates.gpu}: trains on {rates.gpu_rate:,.0f} images/s"
-
-
-def _on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
-    """So many machines like this one, each with this one's workers and tokenizers."""
-    from pipelines.stream import block_rows
-
-    workers = machines * placement.workers
-    return forecast.on_cores(
-        costs,
-        cores=machines * cores,
-        workers=workers,
-        block_rows=block_rows(max(1, config.optim.global_batch_size // workers)),
-        streams=placement.streams,
-        worker_threads=placement.worker_threads,
-        tokenizers=machines * placement.tokenizers[1],
-        tokenizer_threads=placement.tokenizer_threads,
-    )
-
-
-def _here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
-    for machines in MULTIPLES:
-        found = _on_this_kind(config, costs, placement, cores=cores, machines=machines)
-        times = one if machines == 1 else f"{machines} of them"
-        workers = machines * placement.workers
-        yield f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; limited by {found.bottleneck}"
-    total = costs.view + costs.token + costs.step
-    yield (
-        f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
-        f"Ray is taken to leave {forecast.STREAM_SHARE:.0%} of the cores to them"
-    )
-
-
-def _on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
-    from pipelines.stream import block_rows
-
-    measured = rates.gpu_rate if rates.gpu == machines.train_gpu and machines.token_gpu is not None else None
-    found = forecast.on_gpus(
-        rates.costs,
-        machines,
-        workers=workers,
-        utilisation=utilisation,
-        block_rows=block_rows(config.optim.global_batch_size // workers),
-        streams=config.resources.streams,
-        train_rate=measured,
-    )
-    if not found.rate:
-        raise UserError(
-            f"the cluster has nothing for one of the stages: {found.bottleneck}", "give it nodes for that, such as CPU nodes for views"
-        )
-    return found
-
-
-def _cluster_lines(
-    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range]
-) -> Iterator[str]:
-    from pipelines.stream import block_rows
-
-    kinds = sorted({machines.train_gpu, machines.token_gpu or machines.train_gpu} - {rates.gpu})
-    if kinds:
-        known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in kinds)
-        yield (
-            f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
-            "views from this machine's cores"
-        )
-    for multiple in MULTIPLES:
-        count = multiple * workers
-        if count > config.optim.global_batch_size:
-            break
-        if count > (most := machines.most.get("train", count)):
-            yield f"{count:,} x {machines.train_gpu}: {_holder(config)} may have {most:g} (max_workers)"
-            break
-        slow, fast = (_on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
-        nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
-        line = (
-            f"{count:,} x {machines.train_gpu}: {slow.rate:,.0f} to {fast.rate:,.0f} images/s, "
-            f"{duration(seen / fast.rate)} to {duration(seen / slow.rate)}; limited by {fast.bottleneck}; nodes: {nodes}"
-        )
-        costs = [forecast.money(found, prices, hours=seen / found.rate / 3600) for found in (fast, slow)]
-        if costs[0] is not None and costs[1] is not None:
-            line += f"; {costs[0][0]:,.0f} to {costs[1][1]:,.0f} dollars"
-        yield line
-        if fast.streams > 1 and config.resources.streams is None:
-            rows = block_rows(config.optim.global_batch_size // count)
-            passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
-            yield (
-                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
-                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}"
-            )
-    missing = [stage for stage in STAGES if stage not in prices]
-    if config.price is None:
-        yield "costs: give --price train=FROM..TO,tokens=…,views=…,head=… (dollars an hour of a node)"
-    elif missing:
-        yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
-    if config.price is not None:
-        yield f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, and are idle before they go"
-
-
-def _volume_lines(
-    config: PlanConfig, rates: Rates, *, images: int, seen: int, steps: int, rate: float, tokenized: bool, preset: str
-) -> Iterator[str]:
-    costs, output = rates.costs, config.output
-    a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
-    yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
-    size = forecast.checkpoint_bytes(rates.parameters)
-    written = -(-steps // output.checkpoint_steps)
-    yield (
-        f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), {written:,} of them, "
-        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; {output.keep_checkpoints} are kept, "
-        f"{_bytes(written * size)} are written"
-    )
-    if not tokenized:
-        return
-    sizes = ", ".join(
-        f"{epochs} epochs {_bytes(forecast.cache_bytes(images=images, patches=config.model.patches, epochs=epochs))}"
-        for epochs in CACHED_EPOCHS
-        if epochs <= max(1, seen // images)
-    )
-    flop = costs.token_flop / (costs.token_flop + costs.step_flop)
-    core = costs.token / (costs.view + costs.token + costs.step)
-    yield (
-        f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
-        f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
-    )
-
-
-def _speed(rate: float, seen: int) -> str:
-    return f"{rate:,.3g} images/s, {duration(seen / rate)}"
-
-
-def _bytes(amount: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    raise AssertionError

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines import forecast
 from pipelines.config import PretrainConfig
-from pipelines.forecast import DENSE_TFLOPS, Costs
+from pipelines.forecast import DENSE_TFLOPS, Costs, GpuRates
 
 if TYPE_CHECKING:
     from pipelines.samples import SampleConfig
@@ -32,10 +32,8 @@ class Rates:
 
     costs: Costs
     parameters: int
-    gpu: str | None
-    """Kind of the GPU at hand, if its rate was measured."""
-    gpu_rate: float | None
-    """Images a second that it trains on."""
+    gpu: GpuRates | None
+    """Of the GPU at hand; None where there is none, or the run is to do without."""
     machine: str
     """Where it was measured: processors and versions."""
     cores: int
@@ -46,8 +44,8 @@ class Rates:
 def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
     """Time the stages one after the other, each as the run will execute it, on one thread by this process's CPU time.
 
-    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is timed with the training step
-    by the clock.
+    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is timed by the clock, with the
+    training step and with the tokenizer, one after the other.
     """
     import torch
 
@@ -65,11 +63,11 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
             spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MOST_IMAGES, seconds=seconds / 3)
             token = spent / images
         step, step_flop, parameters = _time_step(config, batch, device="cpu", seconds=seconds / 3)
-        gpu, gpu_rate = None, None
-        if torch.cuda.is_available():
-            name = torch.cuda.get_device_name(0)
-            gpu = next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
-            gpu_rate = 1 / _time_step(config, batch, device="cuda", seconds=seconds / 3)[0]
+        gpu = None
+        if torch.cuda.is_available() and config.resources.device != "cpu":
+            train = 1 / _time_step(config, batch, device="cuda", seconds=seconds / 3)[0]
+            tokens = 1 / _time_tokens_on_gpu(config, batch, seconds=seconds / 3) if tokenized else None
+            gpu = GpuRates(kind=gpu_kind(), train=train, tokens=tokens)
     finally:
         torch.set_num_threads(threads)
     costs = Costs(
@@ -86,11 +84,18 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
         costs=costs,
         parameters=parameters,
         gpu=gpu,
-        gpu_rate=gpu_rate,
         machine=header("torch", "ray"),
         cores=os.cpu_count() or 1,
         load=os.getloadavg()[0],
     )
+
+
+def gpu_kind() -> str:
+    """The kind of the first GPU of this machine: a key of `DENSE_TFLOPS`, or else its own name."""
+    import torch
+
+    name = torch.cuda.get_device_name(0)
+    return next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
 
 
 def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
@@ -152,6 +157,17 @@ def _time(work: Callable[[int], Any], *, most: int, seconds: float, clock: Calla
         work(images)
         rounds.append(clock() - start)
     return float(np.median(rounds)), images
+
+
+def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, seconds: float) -> float:
+    """Seconds an image, with the copies to the GPU and of the tokens back, for which each call waits."""
+    from pipelines.job import MICRO_BATCH
+    from pipelines.stream import Tokenize
+
+    tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
+    tokenize(_part(batch, MICRO_BATCH))  # It warms up.
+    spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MICRO_BATCH, seconds=seconds, clock=time.perf_counter)
+    return spent / images
 
 
 def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float) -> tuple[float, float, int]:

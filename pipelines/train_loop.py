@@ -104,7 +104,6 @@ class Worker:
         """Time spent training over the whole run, without starts."""
         self.generation, self.restarts = 0, 0
         self.keys: list[Batch] = []
-        self.settling: list[Any] = []
         self.stop, self.training = False, False
         self.question: Any = None
         self.asked_at = time.monotonic()

@@ -7,15 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config
 from ray.exceptions import AuthenticationError
 
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.cluster import (
     STARTS,
+    cores_here,
     node_types,
     run_where_workers_train,
     start,
@@ -23,13 +29,15 @@ from pipelines.cluster import (
     start_private,
     to_come,
 )
+from pipelines.cluster_file import NodeType, node_types_in, node_types_of
 from pipelines.placement import Node
 
+CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 A100 = {"CPU": 96, "GPU": 8, "train": 1}
 
 
 def types(*kinds):
-    return {str(number): {"resources": resources, "max_workers": most} for number, (resources, most) in enumerate(kinds)}
+    return node_types_of({str(number): {"resources": resources, "max_workers": most} for number, (resources, most) in enumerate(kinds)})
 
 
 def test_machines_that_are_there_are_not_counted_twice():
@@ -42,12 +50,47 @@ def test_the_same_machine_on_spot_and_on_demand_counts_once():
     assert len(to_come(types((A100, 4), (A100, 4)), [])) == 4
 
 
+def test_a_cluster_never_has_more_machines_than_all_its_types_together_may():
+    train, views = Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False), Node(cpus=16, gpus=0, there=False)
+    most = replace(types(({"CPU": 16}, 16), (A100, 4)), most=6)
+    assert Counter(to_come(most, [])) == {train: 4, views: 2}
+    assert Counter(to_come(most, [Node(cpus=0, gpus=0), replace(views, there=True)])) == {train: 4, views: 1}, "the head is not counted"
+    assert Counter(to_come(replace(most, most=2), [])) == {train: 1, views: 1}, "every stage has one"
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
+@pytest.mark.parametrize("most", [None, 5])
+def test_what_a_file_leaves_out_is_what_ray_fills_in(cloud, most):
+    content = yaml.safe_load((CLUSTERS / f"{cloud}.yaml").read_text())
+    content.pop("max_workers")
+    for kind in content["available_node_types"].values():
+        kind.pop("max_workers", None)
+    if most:
+        content["max_workers"] = most
+    filled = prepare_config(content)
+    found = node_types_in(content)
+    assert {kind.name: kind.max_workers for kind in found.kinds} == {
+        name: kind["max_workers"] for name, kind in filled["available_node_types"].items() if name != "head"
+    }
+    assert found.most == filled["max_workers"]
+
+
+def test_a_container_has_the_cores_of_its_limit(tmp_path):
+    limit = tmp_path / "cpu.max"
+    everything = cores_here(limit)
+    assert everything >= 1
+    limit.write_text("50000 100000\n")
+    assert cores_here(limit) == 0.5
+    limit.write_text("max 100000\n")
+    assert cores_here(limit) == everything
+
+
 def test_where_nothing_scales_nothing_comes(monkeypatch, tmp_path):
     monkeypatch.delenv("BEIT_NODE_TYPES", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert node_types() == {}
-    assert to_come({}, [Node(cpus=2, gpus=0)]) == []
+    assert not node_types()
+    assert to_come(node_types(), [Node(cpus=2, gpus=0)]) == []
 
 
 @pytest.mark.parametrize(
@@ -75,12 +118,18 @@ def test_a_heads_file_says_them_and_its_environment_comes_first(monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "ray_bootstrap_config.yaml").write_text(
-        "available_node_types: {train: {max_workers: 2, resources: {CPU: 8}, node_config: {}}}"
+        "{max_workers: 7, head_node_type: head, available_node_types: {"
+        "head: {resources: {CPU: 0}, node_config: {InstanceType: m7i.xlarge}}, "
+        "train: {max_workers: 2, resources: {CPU: 8}, node_config: {}}, views: {resources: {CPU: 4}}}}"
     )
-    assert node_types() == {"train": {"max_workers": 2, "resources": {"CPU": 8}}}
+    assert node_types().kinds == (
+        NodeType(name="train", resources={"CPU": 8}, max_workers=2),
+        NodeType(name="views", resources={"CPU": 4}, max_workers=7),  # as Ray fills it in
+    )
+    assert (node_types().most, node_types().head.machine) == (7, "m7i.xlarge")
     views = {"views": {"max_workers": 3, "resources": {"CPU": 16}}}
     monkeypatch.setenv("BEIT_NODE_TYPES", json.dumps(views))
-    assert node_types() == views
+    assert node_types() == node_types_of(views)
     for wrong in ("{not: [closed", str(tmp_path / "none"), '{"views": 3}'):
         monkeypatch.setenv("BEIT_NODE_TYPES", wrong)
         with pytest.raises(UserError, match="names no node types"):

@@ -1,6 +1,7 @@
 """The command: what it measures is a cost, what it prints the arithmetic's. How good forecasts are: docs/measurements.md."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from beit.config import override
 from beit.errors import UserError
 from pipelines.cli import main
 from pipelines.cluster import to_come
-from pipelines.forecast import COORDINATOR_BLOCKS, Costs, Machines
-from pipelines.machines import machines_of, machines_of_nodes, most_of
-from pipelines.placement import Node
+from pipelines.cluster_file import NodeType, node_types_of, read_node_types
+from pipelines.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
+from pipelines.machines import cores_of, machine_of_its_own, machines_of, machines_of_nodes, most_of, with_tokenizers
+from pipelines.placement import Node, place
 from pipelines.plan import PlanConfig, config_of, parse_prices, plan
 from pipelines.presets import PRESETS, quickstart
 from pipelines.rates import Rates, _time
@@ -32,7 +34,7 @@ def alone(monkeypatch):
 def measured(monkeypatch, alone):
     """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement; what was to be measured, call by call."""
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
-    rates = Rates(costs=costs, parameters=92_000_000, gpu=None, gpu_rate=None, machine="a machine", cores=2, load=0.0)
+    rates = Rates(costs=costs, parameters=92_000_000, gpu=None, machine="a machine", cores=2, load=0.0)
     calls = []
     monkeypatch.setattr("pipelines.plan.SCENES", 8)
     monkeypatch.setattr("pipelines.plan.measure", lambda config, source, *args, **options: calls.append((config, source)) or rates)
@@ -77,11 +79,88 @@ def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
     found = machines_of_nodes([head, views, train, tokens])
     assert (found.train_gpu, found.train_gpus, found.train_cores) == ("A100", 8, 96)
     assert (found.token_gpu, found.token_gpus, found.view_cores) == ("L40S", 1, 32)
+    assert not found.views_beside
+    assert machines_of_nodes([head, {"CPU": 32.0}, train]).views_beside
+    assert machines_of_nodes([head, views, {**train, "views": 1.0}]).views_beside, "they have both tags"
+    assert machines_of_nodes([head, views, {"CPU": 64.0}, train]).view_cores == 32, "others have no tag"
     assert machines_of_nodes([head, views]) is None
     assert machines_of_nodes([train]).token_gpu is None
     with pytest.raises(UserError, match="the cluster: the kind of the GPUs of a node of 1 GPU"):
         machines_of_nodes([{"CPU": 8.0, "GPU": 1.0, "accelerator_type:X1": 1.0}])
     assert machines_of_nodes([{"CPU": 8.0, "GPU": 1.0}], gpu="H100").train_gpu == "H100"
+
+
+@pytest.fixture
+def with_gpus(monkeypatch, measured):
+    """This machine has four of them, which were measured."""
+    node = Node(cpus=32.0, gpus=4.0)
+    monkeypatch.setattr("pipelines.cluster.this_machine", lambda cpus: [node])
+    monkeypatch.setattr("pipelines.plan.gpu_kind", lambda: "GeForce")
+    gpu = GpuRates(kind="GeForce", train=1000.0, tokens=4000.0)
+    costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
+    rates = Rates(costs=costs, parameters=92_000_000, gpu=gpu, machine="a machine", cores=32, load=0.0)
+    monkeypatch.setattr(
+        "pipelines.plan.measure",
+        lambda config, *args, tokenized, **options: (
+            measured.append(config) or replace(rates, costs=costs if tokenized else replace(costs, token=0.0, token_flop=0.0))
+        ),
+    )
+    return node
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # The run takes all GPUs; its tokenizers share them: 1 ms for the step + 0.25 ms for the tokens of an image.
+        ({}, "4 x GeForce: 3,200 images/s, "),
+        # Two GPUs are left: each has a tokenizer, and 2 x 4,000 is more than 2 x 1,000.
+        ({"resources__workers": 2}, "2 x GeForce: 2,000 images/s, "),
+        ({"target__kind": "pixels"}, "4 x GeForce: 4,000 images/s, "),
+        # 28 cores, of which Ray leaves 90 %, for 2.5 ms of views and 650 ms of tokens.
+        ({"resources__tokenizer_gpus": 0}, "4 x GeForce: 39 images/s, "),
+    ],
+)
+def test_the_gpus_of_this_machine_are_planned_as_the_run_takes_them(with_gpus, measured, options, expected):
+    lines = list(planned(**LARGE, **options))
+    assert next(line for line in lines if " x GeForce: " in line).startswith(expected)
+    assert not any("extrapolated" in line or "dollars" in line for line in lines), "all of it was measured"
+    assert any(line.startswith("one GeForce: trains on 1,000 images/s") for line in lines)
+    assert measured[0].resources.workers == options.get("resources__workers", 4)
+
+
+def test_this_machine_is_planned_for_its_cores_only_where_the_run_is_to_use_them(with_gpus):
+    lines = list(planned(resources__device="cpu"))
+    assert any(line.startswith("this machine (1 workers, 32 cores): ") for line in lines)
+    more = [line for line in planned(resources__workers=2, **LARGE) if " x GeForce: " in line]
+    assert more[-1] == "8 x GeForce: this machine has 4"
+    with pytest.raises(UserError, match=r"resources\.workers=8 need a GPU each, but Ray has 4"):
+        list(planned(resources__workers=8, **LARGE))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"workers": 4},
+        {"workers": 3},
+        {"workers": 2, "tokenizers": 1},
+        {"workers": 3, "tokenizers": 2},
+        {"workers": 3, "tokenizers": 5},
+        {"workers": 2, "tokenizer_gpus": 0.5},
+        {"tokenizer_gpus": 0.25},
+        {"tokenizer_gpus": 0},
+    ],
+)
+def test_tokenizers_are_planned_where_a_run_places_them(options):
+    node = Node(cpus=64.0, gpus=4.0)
+    config = replace(quickstart().resources, **options)
+    placement = place(config, [node], tokenize=True)
+    found = with_tokenizers(machine_of_its_own(node, gpu="H100"), config, workers=placement.workers)
+    on_their_own = placement.tokenizer_gpus > 0 and placement.worker_gpus == 1.0
+    assert (found.tokens == "cores") == (placement.tokenizer_gpus == 0)
+    assert (found.token_gpu is not None) == on_their_own
+    if on_their_own:
+        assert found.most["tokens"] == math.ceil(placement.tokenizers[1] * placement.tokenizer_gpus)
 
 
 def line_of(text, start):
@@ -127,6 +206,34 @@ def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(mea
     asked = next(line for line in lines if line.startswith("8 x H100: "))
     assert "limited by 1 coordinator;" in asked
     assert not any("with --resources.streams" in line for line in lines), "what was asked for is planned"
+
+
+@pytest.mark.parametrize("file", ["aws.yaml", "gcp.yaml", "azure.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+def test_cores_are_told_by_the_machines_names(file):
+    types = read_node_types(str(CLUSTERS / file))
+    assert cores_of(types.head) == (2 if "kuberay" in file else 4)
+    for kind in types.kinds:
+        named = cores_of(replace(kind, resources={}))
+        assert named in (None, kind.resources["CPU"]), kind
+        assert named or not kind.machine or "a2-highgpu" in kind.machine
+    assert cores_of(NodeType(name="head", resources={"CPU": 0.0}, machine="odd")) is None
+
+
+def test_the_heads_cores_bound_the_streams(measured, tmp_path):
+    (tmp_path / "large.yaml").write_text((CLUSTERS / "aws.yaml").read_text().replace("m7i.xlarge", "m7i.2xlarge"))
+    # 8 GPUs for tokens x 312 TFLOP/s x 0.6 / 52.12 GFLOP = 28,735 images/s in blocks of 2048 / 32 images: 449 a second, 90 a coordinator.
+    options = {"token_gpu": "A100", "resources__workers": 32, **LARGE}
+    lines = list(planned(cluster=AWS, **options))
+    assert "head: 4 cores, for the coordinators of as many streams at most" in lines
+    line = next(line for line in lines if line.startswith("32 x A100: "))
+    assert f"to {4 * 64 * COORDINATOR_BLOCKS[2]:,.0f} images/s" in line
+    assert "limited by 4 coordinators" in line
+    assert any(
+        line.startswith("  5 coordinators would pass all that the rest allows, each on a core of the head, which has 4") for line in lines
+    )
+    lines = list(planned(cluster=str(tmp_path / "large.yaml"), **options))
+    assert any(line.startswith("  with --resources.streams 5: ") for line in lines)
+    assert not any("coordinators would pass" in line for line in lines)
 
 
 def test_a_cluster_without_a_core_for_views_is_refused(measured, monkeypatch):
@@ -176,19 +283,37 @@ def test_a_cluster_is_never_planned_beyond_what_its_file_may_have(measured):
     assert "limited by tokens, at most on 8 x L4; nodes: 4 train, 8 tokens" in lines[2]
 
 
+def test_the_most_nodes_of_a_file_bound_all_its_types_together(measured, tmp_path):
+    content = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    for kind in content["available_node_types"].values():
+        kind.pop("max_workers", None)
+        kind["node_config"].pop("InstanceType") if kind["resources"] == {"CPU": 16} else None
+    content["max_workers"] = 3
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    lines = [line for line in planned(cluster=str(tmp_path / "few.yaml"), **LARGE) if " x A100: " in line]
+    # A training node leaves two for tokens: 2 x 121 TFLOP/s x 0.6 / 52.12 GFLOP; views come from the 88 cores beside the workers.
+    assert "2,786 images/s" in lines[0]
+    assert "limited by all nodes, at most 3; nodes: 1 train, 2 tokens" in lines[0]
+    assert lines[2] == f"32 x A100: {tmp_path / 'few.yaml'} may have 24 (max_workers)"
+    types = read_node_types(str(tmp_path / "few.yaml"))
+    assert {kind.max_workers for kind in types.kinds} == {3}
+    assert {kind.machine for kind in types.kinds if kind.name.startswith("views")} == {""}, "what is not said has no name"
+
+
 def test_the_limits_of_a_growing_cluster_are_those_that_a_driver_counts():
     alive = [{"CPU": 96.0, "GPU": 8.0, "train": 1.0, "accelerator_type:A100": 1.0}]
     train = {"max_workers": 3, "resources": {"CPU": 96, "GPU": 8, "train": 1}}
-    types = {"train": train, "train-spot": train, "views": {"max_workers": 5, "resources": {"CPU": 16}}}
+    types = node_types_of({"train": train, "train-spot": train, "views": {"max_workers": 5, "resources": {"CPU": 16}}})
     there = [Node(cpus=96, gpus=8, stages=frozenset({"train"}))]
-    within = there + to_come(types, there)
-    found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, within=within, gpu="A100")
-    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(within)
+    found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, there=there, gpu="A100")
+    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(there + to_come(types, there))
+    capped = machines_of_nodes(alive, types=replace(types, most=4), there=there, gpu="A100")
+    assert (capped.most, capped.most_nodes) == (found.most, 4), "each stage may have all of its own, but not all of them at once"
     assert machines_of_nodes(alive).most == {}, "nobody said what it may grow to"
     with pytest.raises(UserError, match="the kind of the GPUs of train is not known") as error:
-        machines_of_nodes([{"CPU": 0.0}], types={"train": train}, within=to_come(types, []))
+        machines_of_nodes([{"CPU": 0.0}], types=node_types_of({"train": train}))
     assert "--gpu" in error.value.remedy
-    assert machines_of_nodes([{"CPU": 0.0}], types=types, within=within, gpu="H100").train_gpus == 8
+    assert machines_of_nodes([{"CPU": 0.0}], types=types, gpu="H100").train_gpus == 8
 
 
 @pytest.mark.parametrize(
@@ -212,7 +337,7 @@ def test_files_of_kubernetes_are_understood_but_for_the_kind_of_their_gpus(name,
         for variable in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
         if variable["name"] == "BEIT_NODE_TYPES"
     )
-    assert most_of(to_come(yaml.safe_load(told), [])) == found.most
+    assert most_of(to_come(node_types_of(yaml.safe_load(told)), [])) == found.most
 
 
 @pytest.mark.parametrize(
@@ -293,6 +418,20 @@ def test_workers_that_this_machine_cannot_have_are_referred_to_a_cluster(measure
     with pytest.raises(UserError, match=r"= 0\.12 images each") as error:
         list(planned(resources__workers=512))
     assert error.value.remedy.startswith("set the global batch to 512, or")
+
+
+def test_a_batch_that_the_run_would_not_divide_among_its_workers_is_refused_and_larger_groups_say_so(measured):
+    for batch, each in ((4, "0.50"), (100, "12.50")):
+        with pytest.raises(UserError, match=rf"{batch} / resources\.workers=8 = {each} images each"):
+            list(planned(gpu="H100", optim__global_batch_size=batch))
+    assert not measured, "it was refused before anything was measured"
+    lines = [line for line in planned(gpu="H100", optim__global_batch_size=24) if " x H100: " in line]
+    assert "images/s" in lines[0]
+    assert [line.partition(": ")[2] for line in lines[1:]] == ["optim.global_batch_size=24 does not divide among so many workers"] * 3
+    lines = [line for line in planned(gpu="H100", optim__global_batch_size=100, resources__workers="8..64") if " x H100: " in line]
+    assert ["images/s" in line for line in lines] == [True] * 4, "an elastic group takes unequal shares"
+    lines = [line for line in planned(optim__global_batch_size=2) if " limited by " in line or "divide" in line]
+    assert ["images/s" in line for line in lines] == [True, True, False, False]
 
 
 def test_a_short_run_on_many_nodes_costs_what_the_nodes_cost_while_they_come_and_go(measured):
