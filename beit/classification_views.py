@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from beit.config import AugmentConfig, ViewConfig
+from beit.classification_config import AugmentConfig
+from beit.config import ViewConfig
 from beit.decode import Status, UndecodableImage, decode
 from beit.randaugment import randaugment
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beit.classification_config import MixConfig
 from beit.classification_views import erase
 from beit.classifier import Classifier
-from beit.config import MixConfig, OptimConfig, ViewConfig
+from beit.config import OptimConfig, ViewConfig
 from beit.mixing import draw_mix, mix_pixels, mixed_cross_entropy
 from beit.objective import derive, worker_rank
 from beit.pixels import normalise

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from beit.config import MixConfig
+from beit.classification_config import MixConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from beit.config import AugmentConfig
+from beit.classification_config import AugmentConfig
 
 MOST = 10.0
 """The largest magnitude."""

@@ -61,17 +61,21 @@ def make_segment_view(
     except (UndecodableImage, BadAnnotation) as problem:
         blank = np.full((side, side), IGNORED, np.int16)
         return SegmentView(patch_view=np.zeros((side, side, 3), np.uint8), labels=blank, status=problem.status)
-    patch_view, labels = _transform(image, labels, draws, view=view, side=side)
+    patch_view, labels = transform(image, labels, draws, view=view, side=side)
     return SegmentView(patch_view=patch_view, labels=labels, status=Status.DECODED)
 
 
-def transform(image: Pixels, labels: Labels, rng: np.random.Generator, *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
+# Scale, flip; order, four chances and four amounts of colour; two for each crop.
+DRAWS = 2 + 9 + 2 * CROP_TRIES
+
+
+def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
     """One random crop of an image and of its labels.
 
     Args:
         image: uint8 [H, W, 3].
         labels: int16 [H, W].
-        rng: Source of all randomness. Always `DRAWS` numbers are drawn.
+        draws: float64 [DRAWS], in [0, 1): all that is random.
         view: What is random. What lies outside of an image smaller than the crop has its mean colour: 0 after normalisation, to within
             half a level.
         side: P, in pixels.
@@ -79,14 +83,6 @@ def transform(image: Pixels, labels: Labels, rng: np.random.Generator, *, view: 
     Returns:
         uint8 [P, P, 3] and int16 [P, P]; outside of the image labels are IGNORED.
     """
-    return _transform(image, labels, rng.random(DRAWS), view=view, side=side)
-
-
-# Scale, flip; order, four chances and four amounts of colour; two for each crop.
-DRAWS = 2 + 9 + 2 * CROP_TRIES
-
-
-def _transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
     height, width = labels.shape
     low, high = view.scale
     rows, columns = _scaled(height, width, view, low + float(draws[0]) * (high - low))

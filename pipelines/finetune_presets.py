@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beit.checks import not_negative, positive, share
-from beit.config import AugmentConfig, MixConfig, ModelConfig, OptimConfig, ViewConfig
+from beit.classification_config import AugmentConfig, MixConfig
+from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE, find_preset

@@ -16,9 +16,9 @@ from pipelines import cluster, evaluations, runs, storage, tracking
 from pipelines.config import HasData, JobConfig
 from pipelines.dispatcher import Dispatcher, Plan
 from pipelines.failures import cause_of, going_on, job_failed
+from pipelines.page import REPORT_FILE
 from pipelines.placement import Placement, place
 from pipelines.recorder import Recorder, last_metrics, read_metrics
-from pipelines.report import REPORT_FILE
 from pipelines.samples import Batch, Samples
 from pipelines.scenes import write_scenes
 from pipelines.schedule import slots_of_round

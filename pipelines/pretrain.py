@@ -323,9 +323,10 @@ def write_run_report(training: Training, run: str, checkpoint: str) -> str:
     from beit.checkpoints import load_model
     from beit.mim import Beit
     from pipelines.knn import FOLDER
-    from pipelines.report import reconstruction_picture, write_report
+    from pipelines.report import write_report
     from pipelines.report_attention import attention_picture
     from pipelines.report_probe import knn_section
+    from pipelines.report_reconstructions import reconstruction_picture
 
     with storage.local_copy(checkpoint, MODEL_FILES) as folder:
         model = load_model(folder, Beit)

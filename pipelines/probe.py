@@ -19,8 +19,8 @@ from pipelines import cluster, runs, storage, tracking
 from pipelines.config import FolderConfig, ResourceConfig
 from pipelines.failures import going_on
 from pipelines.finetune_presets import ClassifyDataConfig
+from pipelines.page import REPORT_FILE
 from pipelines.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
-from pipelines.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from beit.checkpoints import SavedConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -10,41 +9,25 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipelines import runs, storage
 from pipelines.charts import Line, line_chart
+from pipelines.page import MOST_LISTED, Picture, figure_cards, listed_images, picture_section, write_page
 from pipelines.recorder import duration, read_metrics
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from beit.pictures import Reconstructions
 
 Row = dict[str, Any]
 
-REPORT_FILE = "report/index.html"
 NOT_METRICS = ("step", "images", "time")
 WITHOUT_STEPS = ("probe",)
 """Jobs that train nothing, so have no metrics over steps, nor a quarantine."""
 
 NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
 """What a target is one of, in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture of the page with what there is to know about it."""
-
-    title: str
-    image: Image.Image
-    legend: Sequence[tuple[str, str]] = ()
-    """(what, explanation in a sentence)."""
 
 
 def write_report(
@@ -76,11 +59,10 @@ def write_report(
         class_counts = _counts_of_checkpoint(run)
     target = saved.get("config", {}).get("target", {})
     noun = NOUNS[target.get("kind", "tokens")]
-    name = run.rstrip("/").rpartition("/")[2]
     parts = [
         "" if saved.get("job") in WITHOUT_STEPS else _key_figures(rows, noun),
         *sections,
-        *(_picture(picture) for picture in pictures),
+        *(picture_section(picture) for picture in pictures),
         _curves(rows, noun),
         _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
         _mask_check(rows, saved.get("config", {})),
@@ -89,44 +71,7 @@ def write_report(
         _details(saved, _json(run, runs.ENVIRONMENT_FILE)),
     ]
     heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
-    page = PAGE.format(
-        title=escape(name), heading=escape(heading or "run"), style=STYLE, sections="\n".join(part for part in parts if part)
-    )
-    path = storage.join(run, *REPORT_FILE.split("/"))
-    storage.write_text(path, page)
-    return path
-
-
-def reconstruction_picture(shown: Reconstructions) -> Picture:
-    """The sheet of reconstructions with a legend that says what each column is."""
-    from beit.pictures import FILLED_COLUMN, PREDICTED_COLUMN, TRUE_COLUMN, reconstruction_sheet
-
-    legend = [("original", "The view as the data pipeline delivers it.")]
-    if shown.masks.any():
-        legend.append(("what the model sees", "The same with the hidden patches covered; the model gets a learned mask token there."))
-    noun, everywhere = NOUNS[shown.kind], bool(shown.asked.all())
-    truth = {
-        "tokens": "What the tokenizer keeps of the original. This is the ceiling: its blur is the tokenizer's, not the model's.",
-        "colour": "The mean colour of every patch, at 3 bits a channel: all that the model is asked for.",
-        "pixels": "",
-    }[shown.kind]
-    if shown.painted_true is None:
-        legend.append(("no decoded columns", "This tokenizer has no decoder, so tokens cannot be shown as images."))
-    else:
-        legend += [(TRUE_COLUMN[shown.kind], truth)] if truth else []
-        if shown.masks.any():
-            asked = "" if everywhere else ": what pretraining asks for"
-            legend.append((FILLED_COLUMN, f"The true {noun}s, with the model's predictions in the hidden patches only{asked}."))
-        trained = "" if everywhere else " It was never trained on visible ones, so expect less there."
-        legend.append((PREDICTED_COLUMN, f"The model's prediction for every patch.{trained}"))
-    if shown.right is not None:
-        text = f"Green: the model's first choice is the true {noun}. Red: it is not."
-        if shown.kind == "tokens":
-            text += " Many tokens look alike, so a red patch can still decode well."
-        if not math.isnan(shown.accuracy):
-            text += f" Here {shown.accuracy:.1%} of the {'patches' if everywhere else 'hidden patches'} are right."
-        legend.append(("right and wrong", text))
-    return Picture(title="What the model fills in", image=reconstruction_sheet(shown), legend=legend)
+    return write_page(run, heading=heading or "run", sections=parts)
 
 
 # -- sections: each is HTML, or "" if the run has nothing to say about it -----------------------------------------------------
@@ -178,14 +123,6 @@ def _key_figures(rows: list[Row], noun: str) -> str:
             "what was learned." + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token") + "</p>"
         )
     return figure_cards(figures) + meaning
-
-
-def figure_cards(figures: Sequence[tuple[str, str, str]]) -> str:
-    """Figures side by side, each as (title, value, note)."""
-    cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
-    )
-    return f'<dl class="figures">{cards}</dl>'
 
 
 def _curves(rows: list[Row], noun: str) -> str:
@@ -248,18 +185,6 @@ def _curves(rows: list[Row], noun: str) -> str:
     return f'<h2>Curves</h2><div class="charts">{"".join(parts)}</div>' if parts else ""
 
 
-def _picture(picture: Picture) -> str:
-    buffer = io.BytesIO()
-    picture.image.save(buffer, "PNG", optimize=True)
-    source = base64.b64encode(buffer.getvalue()).decode()
-    legend = "".join(f"<dt>{escape(what)}</dt><dd>{escape(text)}</dd>" for what, text in picture.legend)
-    return (
-        f'<h2>{escape(picture.title)}</h2><div class="wide"><img alt="{escape(picture.title, quote=True)}" '
-        f'width="{picture.image.width}" height="{picture.image.height}" src="data:image/png;base64,{source}"></div>'
-        + (f'<dl class="legend">{legend}</dl>' if legend else "")
-    )
-
-
 def _classes(counts: Sequence[int] | None, noun: str, where: str) -> str:
     if counts is None or not sum(counts):
         return ""
@@ -309,12 +234,12 @@ def _quarantine(run: str) -> str:
         return "<h2>Quarantine</h2><p>Every image could be used.</p>"
     reasons = Counter(entry["reason"] for entry in entries).most_common()
     counted = "".join(f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons)
-    first = "".join(f"<li><code>{escape(entry['image'])}</code> {escape(entry['reason'])}</li>" for entry in entries[:20])
-    more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > 20 else ""
+    first = listed_images([(entry["image"], entry["reason"]) for entry in entries])
+    more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > MOST_LISTED else ""
     return (
         f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be used "
         "and took no part in the loss.</p>"
-        f"<table>{counted}</table><details><summary>Which ones</summary><ul>{first}</ul>{more}</details>"
+        f"<table>{counted}</table><details><summary>Which ones</summary>{first}{more}</details>"
     )
 
 
@@ -358,51 +283,3 @@ def _column(rows: list[Row], metric: str) -> list[float]:
 
 def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222; background: #fff; max-width: 1080px;
-  margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #e4e4e4; padding-bottom: .2rem; }
-p { max-width: 70ch; }
-.kind { color: #666; margin: 0 0 1.2rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 0 0 .6rem; }
-.figures div { background: #f6f7f8; border-radius: 6px; padding: .6rem .8rem; }
-.figures dt { color: #666; font-size: .85rem; }
-.figures dd { margin: 0; }
-.figures b { display: block; font-size: 1.4rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.figures span { color: #666; font-size: .8rem; line-height: 1.3; display: block; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
-figure { margin: 0; }
-svg { width: 100%; height: auto; }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
-.wide { overflow-x: auto; }
-.wide img { max-width: 100%; min-width: min(40rem, 250%); height: auto; }
-.legend, .commands { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; max-width: 90ch; }
-.legend dt, .commands dt { font-weight: 600; }
-.legend dd, .commands dd { margin: 0; min-width: 0; }
-pre { background: #f6f7f8; border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; overflow-x: auto; font-size: .85rem; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-table { border-collapse: collapse; }
-td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p class="kind">{heading}</p>
-{sections}
-</body>
-</html>
-"""

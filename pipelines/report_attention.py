@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.report import Picture
+from pipelines.page import Picture
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.charts import Line, line_chart
+from pipelines.page import listed_images, png_element
 
 MOST_NAMED = 40
 MOST_DRAWN = 2000
@@ -28,13 +28,13 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
     loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
     confusion = np.array(last["confusion"], np.int64).reshape(-1, 3)
     names = list(class_names) if class_names else [str(number) for number in range(last["classes"])]
-    unread = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in last["unusable"][:20])
+    unread = last["unusable"]
     return (
         f"<h2>Validation</h2><p>Top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%}, loss {last['loss']:.3f} nats after step "
         f"{last['step']:,}, on {last['images']:,} images, each counted once.</p>"
         f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
         f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"
-        + (f"<p>{len(last['unusable']):,} images could not be decoded and count nowhere:</p><ul>{unread}</ul>" if unread else "")
+        + (f"<p>{len(unread):,} images could not be decoded and count nowhere:</p>{listed_images(unread)}" if unread else "")
         + "<h2>Confusion</h2>"
         + (_matrix(confusion, names) if len(names) <= MOST_DRAWN else f"<p>{len(names):,} classes are more than a picture can show.</p>")
         + f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
@@ -58,10 +58,7 @@ def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
     axes.set_ylabel("label")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return (
-        "<p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>"
-        f'<div class="wide"><img alt="Confusion matrix" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>'
-    )
+    return "<p>Rows: the label. Columns: the prediction. Each row adds up to 1.</p>" + png_element(buffer.getvalue(), "Confusion matrix")
 
 
 def _pairs(confusion: NDArray[np.int64], names: list[str]) -> list[str]:

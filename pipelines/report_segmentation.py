@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -13,6 +12,7 @@ from pipelines import storage
 from pipelines.charts import Line, line_chart
 from pipelines.evaluate import FOLDER
 from pipelines.evaluations import alike
+from pipelines.page import listed_images, png_element
 
 CURVES = (("mean_iou", "mean IoU"), ("mean_accuracy", "mean accuracy"), ("overall_accuracy", "overall accuracy"))
 
@@ -63,8 +63,7 @@ def _way(test: dict[str, Any]) -> str:
 def _unusable(images: Sequence[tuple[str, str]]) -> str:
     if not images:
         return ""
-    listed = "".join(f"<li><code>{escape(where)}</code> {escape(why)}</li>" for where, why in images[:20])
-    return f"<p>{len(images):,} images or annotations could not be used and count nowhere:</p><ul>{listed}</ul>"
+    return f"<p>{len(images):,} images or annotations could not be used and count nowhere:</p>{listed_images(images)}"
 
 
 def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
@@ -85,8 +84,7 @@ def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
 def _pictures(run: str, found: dict[str, Any]) -> str:
     if found["pictures"] is None:
         return ""
-    source = base64.b64encode(storage.read_bytes(storage.join(run, FOLDER, found["pictures"]))).decode()
-    return (
-        "<h2>Image, truth and prediction</h2><p>Images of the validation set, drawn once at random.</p>"
-        f'<div class="wide"><img alt="Image, truth and prediction" src="data:image/png;base64,{source}"></div>'
+    sheet = storage.read_bytes(storage.join(run, FOLDER, found["pictures"]))
+    return "<h2>Image, truth and prediction</h2><p>Images of the validation set, drawn once at random.</p>" + png_element(
+        sheet, "Image, truth and prediction"
     )

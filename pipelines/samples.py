@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config import AugmentConfig, MaskConfig, ViewConfig
+from beit.classification_config import AugmentConfig
+from beit.config import MaskConfig, ViewConfig
 from pipelines import seeds
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from beit.resolution import AbsoluteMode
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
+    from pipelines.page import Picture
     from pipelines.placement import Placement
-    from pipelines.report import Picture
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)

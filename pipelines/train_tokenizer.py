@@ -217,7 +217,8 @@ def write_run_report(training: Training, run: str, trained: Trained) -> str:
     """The report with originals and reconstructions, how often each token occurs and what single tokens look like; returns its path."""
     from beit.pictures import code_sheet, token_sheet
     from beit.tokenizer.codes import count_tokens, describe_codes
-    from pipelines.report import Picture, write_report
+    from pipelines.page import Picture
+    from pipelines.report import write_report
 
     tokenizer, figures = trained.tokenizer, trained.figures
     shown = slice(0, REPORT_IMAGES)

@@ -10,8 +10,8 @@ from typing import Any
 from beit.config import to_dict
 from pipelines import storage
 from pipelines.config import PretrainConfig
+from pipelines.page import figure_cards, write_page
 from pipelines.recorder import duration
-from pipelines.report import PAGE, REPORT_FILE, STYLE, figure_cards
 from tune.charts import heat_map, learning_curves, parallel_coordinates
 from tune.config import SweepConfig
 from tune.goal import Goal
@@ -62,22 +62,14 @@ def write_sweep_report(
         _parallel(trials, goal),
         _table(trials, goal, best),
     ]
-    return write_page(sweep, parts, heading=f"sweep {preset}, {config.space}", lines=lines, config=config)
+    return write_report_page(sweep, parts, heading=f"sweep {preset}, {config.space}", lines=lines, config=config)
 
 
-def write_page(folder: str, parts: Sequence[str], *, heading: str, lines: Sequence[str], config: PretrainConfig) -> str:
+def write_report_page(folder: str, parts: Sequence[str], *, heading: str, lines: Sequence[str], config: PretrainConfig) -> str:
     """Write a page of several runs: its parts, how it was done, and the configuration; returns its path or URI."""
     how = "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
     details = f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>"
-    page = PAGE.format(
-        title=escape(storage.name(folder)),
-        heading=escape(heading),
-        style=STYLE + TABLE_STYLE,
-        sections="\n".join(part for part in (*parts, how, details) if part),
-    )
-    path = storage.join(folder, *REPORT_FILE.split("/"))
-    storage.write_text(path, page)
-    return path
+    return write_page(folder, heading=heading, sections=[*parts, how, details], style=TABLE_STYLE)
 
 
 def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: float) -> str:

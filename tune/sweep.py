@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from beit.config import override
 from beit.errors import UserError
 from pipelines import cluster, runs, storage
+from pipelines.page import REPORT_FILE
 from pipelines.pretrain import prepare as prepare_pretraining
-from pipelines.report import REPORT_FILE
 from tune.config import SweepConfig
 from tune.explain import in_words
 from tune.goal import GOALS, Goal

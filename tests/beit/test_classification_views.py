@@ -9,8 +9,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from beit import classification_views
+from beit.classification_config import AugmentConfig
 from beit.classification_views import draw_erased, erase, make_centre_view
-from beit.config import AugmentConfig, ViewConfig
+from beit.config import ViewConfig
 from beit.decode import Status
 
 

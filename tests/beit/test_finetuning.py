@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from beit.classification_config import MixConfig
 from beit.classifier import Classifier
-from beit.config import MixConfig, ModelConfig, OptimConfig, ViewConfig
+from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.finetuning import ClassifyObjective
 from beit.pixels import normalise
 

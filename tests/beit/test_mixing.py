@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from beit.config import MixConfig
+from beit.classification_config import MixConfig
 from beit.mixing import Mix, draw_mix, mix_pixels, mixed_cross_entropy
 
 

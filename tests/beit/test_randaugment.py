@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.config import AugmentConfig
+from beit.classification_config import AugmentConfig
 from beit.randaugment import OPERATIONS, draw_operations, randaugment
 
 GREY = (128, 128, 128)

@@ -10,7 +10,7 @@ from PIL import Image
 from beit.annotations import IGNORED, AnnotationStatus
 from beit.decode import Status
 from beit.segment_config import AnnotationConfig, SegmentViewConfig
-from beit.segment_views import make_segment_view, recoloured, transform, whole_view
+from beit.segment_views import DRAWS, make_segment_view, recoloured, transform, whole_view
 
 MEAN = (0.5, 0.25, 0.75)
 PLAIN = SegmentViewConfig(short_side=64, long_side=256, distort=0.0, mean=MEAN)
@@ -23,6 +23,10 @@ def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat((labels * 50).astype(np.uint8)[..., None], 3, 2), labels
 
 
+def drawn(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(DRAWS)
+
+
 def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -32,7 +36,7 @@ def png(pixels: np.ndarray) -> bytes:
 def test_labels_stay_on_their_pixels_whatever_is_drawn():
     for seed in range(30):
         image, labels = painted(90 + seed, 140 - seed)
-        view, seen = transform(image, labels, np.random.default_rng(seed), view=PLAIN, side=64)
+        view, seen = transform(image, labels, drawn(seed), view=PLAIN, side=64)
         inside = seen != IGNORED
         # Only pixels at the borders of areas are blends of two.
         agree = np.abs(view[inside][:, 0].astype(int) - 50 * seen[inside]) <= 1
@@ -45,7 +49,7 @@ def test_a_crop_is_that_of_the_whole_image_resized():
     labels = (np.arange(50 * 70).reshape(50, 70) % 5).astype(np.int16)
     config = dataclasses.replace(PLAIN, scale=(2, 2), flip=0.0)  # 128 x 179
     whole = np.asarray(Image.fromarray(image).resize((179, 128), Image.Resampling.BILINEAR)).astype(int)
-    view, _ = transform(image, labels, np.random.default_rng(3), view=config, side=64)
+    view, _ = transform(image, labels, drawn(3), view=config, side=64)
     windows = np.lib.stride_tricks.sliding_window_view(whole, (64, 64), (0, 1))
     furthest = np.abs(windows[..., ::16, ::16] - view[::16, ::16].transpose(2, 0, 1)).max((2, 3, 4))
     top, left = np.unravel_index(furthest.argmin(), furthest.shape)
@@ -60,8 +64,7 @@ def test_a_crop_of_almost_one_class_is_drawn_again():
 
     def share(most: float) -> float:
         views = [
-            transform(image, labels, np.random.default_rng(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64)
-            for seed in range(200)
+            transform(image, labels, drawn(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64) for seed in range(200)
         ]
         return float(np.mean([np.bincount(seen.ravel()).max() < 0.75 * seen.size for _, seen in views]))
 
@@ -86,13 +89,13 @@ def test_colours_turn_and_saturate_as_in_hsv():
 def test_colours_change_within_their_limits_and_labels_do_not():
     image, labels = np.full((64, 64, 3), (100, 120, 140), np.uint8), painted(64, 64)[1]
     config = SegmentViewConfig(short_side=64, long_side=256, scale=(1, 1), flip=0.0, hue=0, saturation=(1, 1))
-    seen = np.array([transform(image, labels, np.random.default_rng(seed), view=config, side=64)[0][0, 0] for seed in range(300)])
+    seen = np.array([transform(image, labels, drawn(seed), view=config, side=64)[0][0, 0] for seed in range(300)])
     unchanged = (seen == (100, 120, 140)).all(1).mean()
     assert 0.15 < unchanged < 0.35, "brightness and contrast both stay in a quarter of the cases"
     assert seen.min() >= (100 - 32) * 0.5 - 1
     assert seen[:, 0].max() <= (100 + 32) * 1.5 + 1
-    distorted, same = transform(image, labels, np.random.default_rng(0), view=config, side=64)
-    _, plain = transform(image, labels, np.random.default_rng(0), view=dataclasses.replace(config, distort=0), side=64)
+    distorted, same = transform(image, labels, drawn(0), view=config, side=64)
+    _, plain = transform(image, labels, drawn(0), view=dataclasses.replace(config, distort=0), side=64)
     np.testing.assert_array_equal(same, plain)
     assert distorted.dtype == np.uint8
 

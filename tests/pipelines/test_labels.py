@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from beit.config import AugmentConfig, ViewConfig
+from beit.classification_config import AugmentConfig
+from beit.config import ViewConfig
 from beit.errors import UserError
 from pipelines.finetune_presets import ClassifyDataConfig, FinetuneConfig
 from pipelines.labelled import open_labelled

@@ -10,7 +10,9 @@ from beit.config import MaskConfig, ModelConfig, TargetConfig, to_dict
 from beit.pictures import Reconstructions
 from pipelines.charts import Line, line_chart
 from pipelines.config import PretrainConfig
-from pipelines.report import Picture, reconstruction_picture, write_report
+from pipelines.page import Picture
+from pipelines.report import write_report
+from pipelines.report_reconstructions import reconstruction_picture
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from beit.config import override
 from pipelines import runs
 from pipelines.config import PretrainConfig
+from pipelines.page import REPORT_FILE
 from pipelines.recorder import METRICS_FILE
-from pipelines.report import REPORT_FILE
 from tune.config import sweep_preset
 from tune.goal import GOALS
 from tune.report import write_sweep_report

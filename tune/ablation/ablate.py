@@ -14,7 +14,7 @@ from typing import Any
 
 from beit.errors import UserError
 from pipelines import cluster, runs, storage
-from pipelines.report import REPORT_FILE
+from pipelines.page import REPORT_FILE
 from tune.ablation.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
 from tune.ablation.chain_run import CHAIN, Setup, run_chain
 from tune.ablation.config import AblationConfig

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from html import escape
 
 from pipelines import storage
+from pipelines.page import figure_cards
 from pipelines.recorder import duration
-from pipelines.report import figure_cards
 from tune.ablation.config import AblationConfig
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 from tune.charts import dot_rows
-from tune.report import go_on, write_page
+from tune.report import go_on, write_report_page
 from tune.space import described
 
 SOURCE = "BEiT, arXiv 2106.08254, table 4: ViT-B, 300 epochs of ImageNet-1k unless a row says otherwise, one run each."
@@ -44,7 +44,7 @@ def write_ablation_report(
         _missing(table, folder),
         _go_on(folder, mlflow),
     ]
-    return write_page(folder, parts, heading=f"ablation {preset}", lines=lines, config=config)
+    return write_report_page(folder, parts, heading=f"ablation {preset}", lines=lines, config=config)
 
 
 def _figures(table: Table, orders: Sequence[Order], seconds: float) -> str:
