@@ -153,9 +153,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     def end(*_: object) -> None:
         nonlocal terminated
         terminated = True
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a script's `… &` has it, and all that it starts
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before, interrupt = signal.signal(signal.SIGTERM, end), signal.getsignal(signal.SIGINT)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -164,6 +166,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if terminated:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:

@@ -15,13 +15,14 @@ from pipelines.worker_range import WorkerRange
 MOST_SCENE_PX = 128
 
 
-def check_has_data(train: str | None, image_size: int, *, works: str) -> None:
+def check_has_data(train: str | None, image_size: int, *, works: str, wanted: str = "--data.train to a folder or bucket of images") -> None:
     """Refuse images of a size for which the built-in scenes are no data, where no other data is given.
 
     Args:
         train: `data.train`.
         image_size: Side of the images, in pixels.
         works: A command that runs on the scenes.
+        wanted: What to set.
 
     Raises:
         UserError: If so.
@@ -29,7 +30,7 @@ def check_has_data(train: str | None, image_size: int, *, works: str) -> None:
     if train is None and image_size > MOST_SCENE_PX:
         raise UserError(
             f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",
-            f"set --data.train to a folder or bucket of images; {works} runs on the scenes",
+            f"set {wanted}; {works} runs on the scenes",
         )
 
 

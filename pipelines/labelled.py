@@ -50,7 +50,7 @@ def checked_data(data: Data, *, image_size: int, job: str) -> Data:
     Raises:
         UserError: Naming the option.
     """
-    check_has_data(data.train, image_size, works=f"beit {job} with a smaller model")
+    check_has_data(data.train, image_size, works=f"beit {job} quickstart", wanted="--data.train to labelled images, and --data.val")
     train, val = (None if path is None else storage.absolute(path) for path in (data.train, data.val))
     return replace(data, train=train, val=val)
 

@@ -87,7 +87,7 @@ def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_checkpoint(head, tmp_path):
-    images, epochs, batch = 96, 12, 16
+    images, epochs, batch = 96, 60, 16
     # No periodic checkpoint is due.
     output = ["--output.root", tmp_path, "--output.name", "run", "--output.checkpoint-steps", 1_000_000, "--output.log-seconds", 0.5]
     data = ["--data.scenes", images, "--epochs", epochs, "--optim.global-batch-size", batch, "--evaluation.images", 0]

@@ -155,8 +155,15 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
     assert len(set(tried)) == len(tried) == min(late + 1, STARTS)
 
 
-@pytest.mark.parametrize(("sent", "raised"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp_path, sent, raised):
+@pytest.mark.parametrize(
+    ("interrupt", "sent", "raised"),
+    [
+        (signal.default_int_handler, signal.SIGTERM, TerminatedError),
+        (signal.SIG_IGN, signal.SIGTERM, TerminatedError),  # Started by a script's `… &`.
+        (signal.default_int_handler, signal.SIGINT, KeyboardInterrupt),
+    ],
+)
+def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp_path, interrupt, sent, raised):
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.shutdown", lambda: cleaned.append("Ray"))
     cleaned, before = [], signal.getsignal(signal.SIGTERM)
@@ -168,11 +175,15 @@ def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp
             finally:
                 cleaned.append("job")
 
-    with pytest.raises(KeyboardInterrupt) as stop:
-        job()
+    outside = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt) as stop:
+            job()
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == (before, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, outside)
     assert stop.type is raised
     assert cleaned == ["job", "Ray"]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):

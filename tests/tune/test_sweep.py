@@ -54,7 +54,7 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
     def say(line):
         lines.append(line)
         if line.startswith("trial 2 ("):  # It will find a folder that is not its own.
-            saved = {"job": "pretrain", "inputs": {"data.train": "others"}}
+            saved = {"job": "pretrain", "preset": "quickstart", "inputs": {"data.train": "others"}, "config": {}}
             Path(folder, "trial-002", runs.CONFIG_FILE).write_text(json.dumps(saved))
 
     saved, preset = runs.saved_config(folder, SweepConfig, job="sweep")

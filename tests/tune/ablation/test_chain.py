@@ -103,7 +103,9 @@ def test_rows_that_predict_tokens_read_those_of_their_seed_and_the_others_none(t
 
 def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_protocol(tmp_path, monkeypatch):
     pretrained = tmp_path / "pixels-seed3-pretrain"
-    save_model(Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2), 16, seed=1), pretrained / "model")
+    save_model(
+        Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2), 16, seed=1), pretrained / "model", extra={"view": {}}
+    )
     protocol = {"recipe": "quickstart", "steps": 7, "peak_lr": 0.5, "val": "/val"}
     setup = setup_of(
         tmp_path,
