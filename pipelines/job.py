@@ -27,7 +27,7 @@ from pipelines.stream import block_rows, build_stream
 from pipelines.tracking import MlflowRun
 from pipelines.train_loop import LoopConfig, train_worker
 from pipelines.watch import Follow, Watch
-from pipelines.worker_range import WorkerRange
+from pipelines.worker_range import WorkerRange, check_batch
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -113,7 +113,7 @@ def run_job(
         else:
             folder = runs.create(config, job=training.job, preset=training.preset, inputs=training.inputs)
         say(f"run folder: {folder.uri}")
-        for line in (*cluster.local_paths(nodes, {"data.train": training.source.uri, "output.root": folder.uri}), *placement.lines()):
+        for line in (*cluster.local_paths(nodes, _paths(training, folder)), *placement.lines()):
             say(line)
         place_in_mlflow = mlflow_place(training, folder.uri)
         if place_in_mlflow is None and config.output.mlflow:
@@ -330,6 +330,13 @@ def run_training(
     return Result(folder.uri, runs.step_of(path), last_metrics(read_metrics(folder.uri)), path)
 
 
+def _paths(training: Training, folder: runs.RunFolder) -> dict[str, str]:
+    """What every machine looks for, by the option that names it."""
+    cache, tokenizer = training.samples.cache, training.tokenizer
+    others = {"data.tokens": cache.path if cache else None, "tokenizer.path": tokenizer.path if tokenizer else None}
+    return {"data.train": training.source.uri, **{name: path for name, path in others.items() if path}, "output.root": folder.uri}
+
+
 def _failed(error: Exception, folder: runs.RunFolder, restarts: int) -> JobFailedError:
     """What the workers died of."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
@@ -349,29 +356,6 @@ def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
-    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
-
-    Raises:
-        UserError: With the division and the nearest numbers that go.
-    """
-    if workers is None:
-        return
-    if workers.elastic and workers.most > global_batch_size:
-        raise UserError(
-            f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would have no image",
-            f"set --resources.workers {workers.fewest}..{global_batch_size}, or a larger batch",
-        )
-    count = workers.fewest
-    if not workers.elastic and global_batch_size % count:
-        down = global_batch_size // count * count
-        nearest = f"{down} or {down + count}" if down else str(count)
-        raise UserError(
-            f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
-            f"set the global batch to {nearest}, or another number of workers",
-        )
 
 
 def _scaling(placement: Placement) -> Any:

@@ -128,8 +128,8 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
-    from pipelines.job import check_batch
     from pipelines.placement import place
+    from pipelines.worker_range import check_batch
 
     machines, prices = at.machines, parse_prices(config.price)
     tokenized = config.target.kind == "tokens" and config.data.tokens is None

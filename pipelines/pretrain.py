@@ -151,7 +151,7 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         UserError: Naming the first of them that does not go with another.
     """
-    from pipelines.job import check_batch
+    from pipelines.worker_range import check_batch
 
     config.mask.check(config.model.grid)
     config.target.check(config.mask)

@@ -85,8 +85,8 @@ def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
     Raises:
         UserError: For what cannot be.
     """
-    from pipelines.job import check_batch
     from pipelines.labelled import checked_data
+    from pipelines.worker_range import check_batch
 
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.worker_range)

@@ -117,9 +117,10 @@ def train_tokenizer(
 
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
-    from pipelines.job import Training, check_batch, open_data, with_absolute_data
+    from pipelines.job import Training, open_data, with_absolute_data
     from pipelines.recipe import warmup_warnings
     from pipelines.samples import SampleConfig
+    from pipelines.worker_range import check_batch
 
     check_has_data(config.data.train, config.image_size, works="beit tokenizer train scenes64")
     check_batch(config.optim.global_batch_size, config.resources.worker_range)

@@ -39,3 +39,26 @@ class WorkerRange:
         if found[2] and most <= fewest:
             raise UserError(f"resources.workers={value} does not grow", f"set {fewest}, or a larger second number")
         return cls(fewest, most)
+
+
+def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
+    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
+
+    Raises:
+        UserError: With the division and the nearest numbers that go.
+    """
+    if workers is None:
+        return
+    if workers.elastic and workers.most > global_batch_size:
+        raise UserError(
+            f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            f"set --resources.workers {workers.fewest}..{global_batch_size}, or a larger batch",
+        )
+    count = workers.fewest
+    if not workers.elastic and global_batch_size % count:
+        down = global_batch_size // count * count
+        nearest = f"{down} or {down + count}" if down else str(count)
+        raise UserError(
+            f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
+            f"set the global batch to {nearest}, or another number of workers",
+        )

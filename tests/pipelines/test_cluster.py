@@ -22,6 +22,7 @@ from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.cluster import (
     STARTS,
     cores_here,
+    local_paths,
     node_types,
     run_where_workers_train,
     start,
@@ -184,6 +185,13 @@ def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp
         signal.signal(signal.SIGINT, outside)
     assert stop.type is raised
     assert cleaned == ["job", "Ray"]
+
+
+def test_local_paths_are_pointed_out_where_there_are_other_machines():
+    paths = {"data.train": "/images", "output.root": "s3://bucket/runs"}
+    assert local_paths([Node(cpus=2, gpus=0)], paths) == []
+    (line,) = local_paths([Node(cpus=2, gpus=0)] * 3, paths)
+    assert line.startswith("warning: 3 machines, and data.train is the local path /images")
 
 
 def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
