@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from beit.config import ModelConfig
+from beit.pooling import Pooling
 from beit.vit import INIT_STD, NORM_EPS, Backbone, Block, Linear
-
-Pooling = Literal["mean", "cls"]
 
 FINETUNING_HEAD_SCALE = 1e-3
 """The authors' factor on a fresh head behind pretrained blocks: its first logits are nearly 0, and so are its gradients to the blocks."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.probe_config import Pooling
+from beit.pooling import Pooling
 from beit.vit import Backbone
 
 

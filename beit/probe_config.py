@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from beit.checks import not_negative, positive
-
-Pooling = Literal["mean", "cls"]
-
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-"""mean: mean of the patch tokens, the class token left out. cls: the class token."""
 
 
 @dataclass(frozen=True, kw_only=True)

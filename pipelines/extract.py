@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from beit.config import ViewConfig, to_dict
 from beit.errors import UserError
-from beit.probe_config import Pooling
+from beit.pooling import Pooling
 from pipelines import storage
 from pipelines.evaluate import Batch, pool
 from pipelines.evaluate_classification import centre_batch

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from beit.decode import Status
 from beit.errors import UserError
-from beit.probe_config import Pooling
+from beit.pooling import Pooling
 from pipelines import storage
 from pipelines.runs import flatten
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from beit.checks import positive, share
 from beit.errors import UserError
 from beit.features import check_layers, middle_layer
-from beit.probe_config import Pooling
+from beit.pooling import Pooling, check_poolings
 from pipelines import cluster, storage
 from pipelines.config import ResourceConfig
 from pipelines.extract import IMAGES_AT_ONCE, extract
@@ -68,8 +68,7 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         positive(self, "--", "images_per_file", "centre")
         share(self, "--", "centre")
-        if not self.poolings:
-            raise UserError("--poolings is given without a name", "write --poolings mean, cls, or both")
+        check_poolings(self.poolings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from beit.checks import not_negative, positive, share
 from beit.classification_config import AugmentConfig, MixConfig
 from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
+from beit.pooling import Pooling
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE, find_preset
 
@@ -29,7 +29,7 @@ class FinetuneConfig(SupervisedConfig):
     classes: int | None = None
     """Classes of the head. None: as many as the data names, or its largest label + 1."""
 
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling = "mean"
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
     warmup_epochs: float | None = None

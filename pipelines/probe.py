@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from beit.checks import not_negative, positive, share
 from beit.errors import UserError
-from beit.probe_config import POOLINGS, KnnConfig, LinearConfig, Pooling
+from beit.pooling import POOLINGS, Pooling, check_poolings
+from beit.probe_config import KnnConfig, LinearConfig
 from pipelines import cluster, runs, storage, tracking
 from pipelines.config import FolderConfig, ResourceConfig
 from pipelines.failures import going_on
@@ -77,8 +78,7 @@ class ProbeConfig:
         positive(self, "--", "classes", "most_images", "centre")
         not_negative(self, "--", "seed")
         share(self, "--", "centre")
-        if not self.poolings:
-            raise UserError("--poolings is given without a name", "write --poolings mean, cls, or both")
+        check_poolings(self.poolings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from beit.probe_config import POOLINGS, Pooling
+from beit.pooling import POOLINGS, Pooling
 from pipelines import storage
 
 TABLE_FILE = "probe.csv"
