@@ -80,12 +80,11 @@ class ClassJudge:
     """A checkpoint's classifier. Loaded once an actor; computes in full precision."""
 
     def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
-        import torch
-
         from beit.checkpoints import load_model, read_config
         from beit.classifier import Classifier
+        from beit.cores import compute_with
 
-        torch.set_num_threads(threads)
+        compute_with(threads, device=device)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
             self._view = view_of(read_config(folder), checkpoint)

@@ -146,12 +146,11 @@ class PixelJudge:
     def __init__(
         self, checkpoint: str, *, device: str, threads: int, view: SegmentViewConfig, test: SlidingConfig, shown: Collection[Key]
     ) -> None:
-        import torch
-
         from beit.checkpoints import load_model
+        from beit.cores import compute_with
         from beit.segmenter import Segmenter
 
-        torch.set_num_threads(threads)
+        compute_with(threads, device=device)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Segmenter).to(device)
         self._device, self._view, self._test, self._shown = device, view, test, shown

@@ -226,12 +226,11 @@ class Embed:
     """Computes the features of a file's images and writes it. The model is loaded once an actor."""
 
     def __init__(self, files: FeatureFiles, checkpoint: str, view: ViewConfig, *, device: str, threads: int, images_at_once: int) -> None:
-        import torch
-
         from beit.attention import backbone_of
         from beit.checkpoints import load_model
+        from beit.cores import compute_with
 
-        torch.set_num_threads(threads)
+        compute_with(threads, device=device)
         with storage.local_copy(checkpoint, MODEL_FILES) as folder:
             self._backbone = backbone_of(load_model(folder)).to(device)
         self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once

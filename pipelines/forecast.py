@@ -20,7 +20,10 @@ STAGES = ("train", "tokens", "views", "head")
 """That nodes are counted and paid for."""
 
 STREAM_SHARE = 0.9
-"""What Ray leaves of the cores to the work: an ingest of two actors reached 0.91 of two bare processes' rate (docs/measurements.md)."""
+"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of two bare processes' rate."""
+
+RUN_SHARE = 0.8
+"""What Ray leaves to the stages of cores that do all of a run, its driver and control included (docs/measurements.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
 """Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with a tokenizer): the least
@@ -141,7 +144,7 @@ def on_cores(
     head_cores: float | None = None,
 ) -> Forecast:
     """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads, or than streams pass."""
-    limits = {"all cores": STREAM_SHARE * cores / (costs.view + costs.token + costs.step)}
+    limits = {"all cores": RUN_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
     if costs.token:
         limits["tokens"] = min(cores, tokenizers * tokenizer_threads) / costs.token

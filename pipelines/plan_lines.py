@@ -79,7 +79,7 @@ def here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores:
     total = costs.view + costs.token + costs.step
     yield (
         f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
-        f"Ray is taken to leave {forecast.STREAM_SHARE:.0%} of the cores to them"
+        f"Ray is taken to leave {forecast.RUN_SHARE:.0%} of the cores to them"
     )
 
 

@@ -49,11 +49,12 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
     """
     import torch
 
+    from beit.cores import compute_with
     from pipelines.benchmark import header
     from pipelines.stream import Tokenize
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    compute_with(1, device="cpu")
     try:
         batch, view = _time_views(source, samples, seconds=seconds / 3)
         token, token_flop = 0.0, 0.0

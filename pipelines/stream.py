@@ -114,9 +114,9 @@ class Tokenize:
     """Adds the visual tokens of the token view. Loaded once an actor."""
 
     def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
-        import torch
+        from beit.cores import compute_with
 
-        torch.set_num_threads(threads)
+        compute_with(threads, device=device)
         self._device = device
         self._tokenizer = open_tokenizer(config, device=device)
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beit.cores import compute_with
 from beit.objective import Objective
 from pipelines import seeds
 from pipelines.runs import PROGRESS_FILE
@@ -86,7 +87,7 @@ class Worker:
         import ray.train.torch
 
         self.config = config
-        torch.set_num_threads(config.threads)
+        compute_with(config.threads, device=config.device)
         self.device = ray.train.torch.get_device() if config.device == "cuda" else torch.device("cpu")
         self.objective = config.make_objective().to(self.device)
         self.stepper = Stepper(

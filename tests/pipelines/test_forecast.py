@@ -19,7 +19,7 @@ def on_machines(costs, **options):
 def test_stages_that_share_cores_add_up():
     found = on_machines(COSTS, cores=18, workers=18, worker_threads=1, tokenizers=18, tokenizer_threads=1)
     assert found.bottleneck == "all cores"
-    assert found.rate == pytest.approx(forecast.STREAM_SHARE * 18 / 0.009)
+    assert found.rate == pytest.approx(forecast.RUN_SHARE * 18 / 0.009)
 
 
 @pytest.mark.parametrize(("workers", "tokenizers", "limit", "rate"), [(1, 9, "training", 1 / 0.003), (9, 1, "tokens", 1 / 0.004)])
