@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -347,11 +348,12 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     for dotted, value in values.items():
         *path, last = dotted.split(".")
         branch = tree
-        for part in path:
-            if not isinstance(branch.get(part), dict):
-                raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"fields at that place: {', '.join(branch)}")
-            branch = branch[part]
-        if last not in branch:
-            raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"fields at that place: {', '.join(branch)}")
+        for depth, part in enumerate([*path, last]):
+            if part not in branch or (depth < len(path) and not isinstance(branch[part], dict)):
+                close = [".".join([*path[:depth], name]) for name in difflib.get_close_matches(part, branch, n=1) if name != part]
+                meant = f"perhaps you meant {close[0]}; " if close else ""
+                raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"{meant}fields at that place: {', '.join(branch)}")
+            if depth < len(path):
+                branch = branch[part]
         branch[last] = value
     return from_dict(type(config), tree)

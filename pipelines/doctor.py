@@ -259,7 +259,7 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             Level.PROBLEM,
             f"RAY_API_SERVER_ADDRESS={address} does not answer: {_first_line(error)}",
-            "open the tunnel: ray dashboard CLUSTER.yaml, or kubectl port-forward",
+            "start the head (clusters/local.sh start) or open the tunnel (ray dashboard, kubectl port-forward), or unset it",
         )
     else:
         if there != here:

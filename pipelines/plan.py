@@ -42,7 +42,7 @@ class PlanConfig(PretrainConfig):
     them than it allows. None: this machine, or the connected cluster, or `gpu`."""
 
     gpu: str | None = None
-    """Kind of the training GPUs, such as H100. None: that of the cluster's machines."""
+    """Kind of the training GPUs, such as H100: plans as if the cluster's machines had these. None: those that they have."""
 
     token_gpu: str | None = None
     """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster's machines."""
@@ -254,6 +254,8 @@ def parse_prices(text: str | None) -> dict[str, Range]:
             prices[stage] = float(low), float(high or low)
         except ValueError:
             prices[stage] = (-1.0, -1.0)
-        if stage not in STAGES or not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
-            raise UserError(f"--price {text}: {item.strip()} is no price", f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}")
+        if stage not in STAGES:
+            raise UserError(f"--price {text}: {stage} is no stage", f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}")
+        if not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
+            raise UserError(f"--price {text}: {item.strip()} is no price", f"write {stage}=DOLLARS an hour, or {stage}=LEAST..MOST")
     return prices

@@ -170,7 +170,7 @@ def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
         counts = " x ".join(str(len(values)) for values in grids.values())
         raise UserError(
             f"--trials {trials} does not fit the grid of {counts} = {len(combinations)} combinations",
-            f"set --trials {len(combinations)}, or leave it out",
+            f"set --trials {len(combinations)}" + (", or leave it out" if len(grids) == len(space) else ", or a multiple of it"),
         )
     rng = np.random.default_rng(seed)
     return [

@@ -137,8 +137,8 @@ class _Sweep:
         if self.log.link:
             self.say(f"mlflow: {self.log.link}")
         if self.earlier:
-            ended = [str(trial.number) for trial in self.earlier if trial.ended]
-            others = [str(trial.number) for trial in self.earlier if not trial.ended]
+            ended = [f"#{trial.number}" for trial in self.earlier if trial.ended]
+            others = [f"#{trial.number}" for trial in self.earlier if not trial.ended]
             self.say(f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to go on with: {', '.join(others) or 'none'}")
 
     def _base(self) -> PretrainConfig:
