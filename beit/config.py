@@ -348,12 +348,18 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     for dotted, value in values.items():
         *path, last = dotted.split(".")
         branch = tree
-        for depth, part in enumerate([*path, last]):
-            if part not in branch or (depth < len(path) and not isinstance(branch[part], dict)):
-                close = [".".join([*path[:depth], name]) for name in difflib.get_close_matches(part, branch, n=1) if name != part]
-                meant = f"perhaps you meant {close[0]}; " if close else ""
-                raise UserError(f"{dotted} is not a field of {type(config).__name__}", f"{meant}fields at that place: {', '.join(branch)}")
-            if depth < len(path):
-                branch = branch[part]
+        for part in path:
+            if not isinstance(branch.get(part), dict):
+                raise _no_field(config, dotted, part, branch)
+            branch = branch[part]
+        if last not in branch:
+            raise _no_field(config, dotted, last, branch)
         branch[last] = value
     return from_dict(type(config), tree)
+
+
+def _no_field(config: Any, dotted: str, part: str, there: Mapping[str, Any]) -> UserError:
+    """What is said of a name of which a part is not among the fields at its place, or has none below it."""
+    close = [] if part in there else difflib.get_close_matches(part, there, n=1)
+    meant = f"perhaps you meant {close[0]}; " if close else ""
+    return UserError(f"{dotted} is not a field of {type(config).__name__}", f"{meant}fields at that place: {', '.join(there)}")

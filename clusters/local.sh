@@ -21,6 +21,11 @@ start)
         echo "it runs already (pid $(< "$pid_file")); stop it by: $0 stop" >&2
         exit 1
     fi
+    if ((port + 3 >= 10002 && port <= 19999)); then
+        echo "BEIT_RAY_PORT=$port: Ray gives the ports 10002 to 19999 to its workers" >&2
+        echo "set BEIT_RAY_PORT=6390, or 20000 and above" >&2
+        exit 2
+    fi
     mkdir -p "$folder"
     if [[ ! -f $token ]]; then
         (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$token")

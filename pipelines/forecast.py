@@ -20,10 +20,11 @@ STAGES = ("train", "tokens", "views", "head")
 """That nodes are counted and paid for."""
 
 STREAM_SHARE = 0.9
-"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of two bare processes' rate."""
+"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of two bare processes' rate
+in the stream's prototype."""
 
 RUN_SHARE = 0.8
-"""What Ray leaves to the stages of cores that do all of a run, its driver and control included (docs/measurements.md)."""
+"""What Ray leaves to the stages of cores that do all of a run, its driver and control included: fitted to runs (docs/measurements.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
 """Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with a tokenizer): the least
@@ -95,6 +96,8 @@ class Machines:
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
     """What the tokenizers run on: GPUs as above, those that the workers leave on the training nodes, or cores, as views do."""
+    supposed: tuple[str, ...] = ()
+    """Kinds that were asked for in place of those that the machines have, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,12 @@ def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], 
             f"{where}: the kind of the GPUs of {names} is not known",
             f"say it by {' and '.join(unknown)}, of {', '.join(DENSE_TFLOPS)}",
         )
+    given = ((train, gpu), (tokens, token_gpu))
+    supposed = (
+        f"{kind.name}: {named} in place of {has}" for kind, named in given if kind and named and (has := _gpu_of(kind)) not in (None, named)
+    )
     return Machines(
+        supposed=tuple(supposed),
         train_gpu=str(kinds["--gpu"]),
         train_gpus=_gpus(train),
         train_cores=train.resources.get("CPU", 0.0),

@@ -113,6 +113,8 @@ def cluster_lines(
     """Time, limits, nodes and costs on GPUs, of more and more workers."""
     from pipelines.stream import block_rows
 
+    if machines.supposed:
+        yield f"warning: other GPUs than the machines have are supposed: {', '.join(machines.supposed)}"
     first = on_cluster(config, rates, machines, workers, UTILISATION[1])
     if first.extrapolated:
         known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))

@@ -185,9 +185,13 @@ def test_a_cluster_is_extrapolated_and_says_so_with_nodes_and_money(measured):
     # 8 L4 x 121 TFLOP/s x 0.4 / 52.12 GFLOP, and at 0.6: less than the 9,246 to 13,869 images/s that 8 A100 train on.
     assert "7,429 to 11,144 images/s" in rates[0]
     assert "dollars" in rates[0]
-    faster = [line for line in planned(cluster=AWS, token_gpu="A100") if line.startswith("8 x A100")]
+    supposed = list(planned(cluster=AWS, token_gpu="A100"))
+    faster = [line for line in supposed if line.startswith("8 x A100")]
     assert "9,246 to 13,869 images/s" in faster[0]  # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP, and at 0.6
     assert "limited by training" in faster[0]
+    warning = "warning: other GPUs than the machines have are supposed"
+    assert [line for line in supposed if line.startswith(warning)] == [f"{warning}: tokens-spot: A100 in place of L4"]
+    assert not any(line.startswith(warning) for line in lines)
 
 
 def test_more_streams_are_named_where_one_coordinator_cannot_pass_all_blocks(measured):
