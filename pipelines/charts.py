@@ -36,6 +36,8 @@ class Chart:
     lines: Sequence[Line]
     """Those without a finite value are left out."""
     x_label: str = "step"
+    points: bool = False
+    """The horizontal axis is a quantity with few values, each marked; logarithmic where the largest is 8 times the least or more."""
     percent: bool = False
     """Values are shares."""
     from_zero: bool = False
@@ -86,7 +88,7 @@ def _style(salt: str) -> Any:
 
 
 def _draw(axes: Any, chart: Chart) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
     colours = iter(COLOURS * (1 + len(chart.lines) // len(COLOURS)))
     for line in chart.lines:
@@ -94,7 +96,9 @@ def _draw(axes: Any, chart: Chart) -> None:
         if not np.isfinite(y).any():
             continue
         style: dict[str, Any] = {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
-        axes.plot(x, y, label=line.name, linewidth=1.5, marker="o" if np.isfinite(y).sum() < 3 else "", markersize=4, **style)
+        axes.plot(
+            x, y, label=line.name, linewidth=1.5, marker="o" if chart.points or np.isfinite(y).sum() < 3 else "", markersize=4, **style
+        )
         if line.band is not None:
             low, high = (_thinned(np.asarray(line.x, dtype=float), np.asarray(edge, dtype=float))[1] for edge in line.band)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
@@ -106,8 +110,15 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GRID)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if chart.points:
+        values = sorted({float(value) for line in chart.lines for value in np.asarray(line.x, dtype=float)})
+        if 0 < 8 * values[0] <= values[-1]:
+            axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if chart.log:
         axes.set_yscale("log")
     if chart.percent:

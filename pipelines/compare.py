@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ TITLES = SHARES | OTHERS
 # Options that say who computes a run and where it is written, not what it is.
 NOT_COMPARED = ("output.", "resources.", "stop_at")
 
+# The name of runs that share all options.
+ALL = "all"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
@@ -40,6 +44,9 @@ class CompareConfig:
 
     runs: tuple[str, ...]
     """Run folders, each as RUN or NAME=RUN."""
+
+    over: str | None = None
+    """An option of these runs for the horizontal axis in place of the step, such as data.fraction: a point for each of its values."""
 
     out: str = "comparison.png"
     """Where the picture goes. The figures go beside it, as .csv."""
@@ -79,6 +86,27 @@ class Group:
         steps = sorted({step for curve in curves for step in curve if first <= step <= last})
         return steps, np.array([np.interp(steps, sorted(curve), [curve[step] for step in sorted(curve)]) for curve in curves])
 
+    def over(self, option: str) -> list[tuple[float, Group]]:
+        """The group in parts, one for each value of an option, in their order.
+
+        Raises:
+            UserError: If a run has no number for it.
+        """
+        parts: dict[float, Group] = {}
+        for run in self.runs:
+            value = run.options.get(option)
+            if option not in run.options:
+                close = difflib.get_close_matches(option, run.options, n=1)
+                remedy = f"perhaps you meant {close[0]}" if close else "give an option as in config.json, such as data.fraction"
+                raise UserError(f"--over {option} is no option of {run.uri}", remedy)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(
+                    f"--over {option} is {json.dumps(value)} in {run.uri}", "give an option that is a number in all of these runs"
+                )
+            name = f"{option} {value:g}" if self.name == ALL else f"{self.name}, {option} {value:g}"
+            parts.setdefault(value, Group(name, [])).runs.append(run)
+        return sorted(parts.items(), key=lambda part: part[0])
+
 
 def compare(config: CompareConfig) -> list[str]:
     """Write the picture and the table; returns the lines to print.
@@ -95,15 +123,21 @@ def compare(config: CompareConfig) -> list[str]:
         raise UserError(
             f"these runs belong to different jobs: {', '.join(f'{run.uri} ({run.job})' for run in found)}", "give runs of the same job"
         )
-    groups = group(found)
+    lines = group(found, config.over)
+    points = [one.over(config.over) for one in lines] if config.over else []
+    groups = [point for line in points for _, point in line] or lines
     metrics = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
     if not metrics:
         raise UserError(
             "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
         )
-    # A single value is no curve: it stands in the table.
-    curves = [metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)] or metrics
-    storage.write_bytes(storage.absolute(config.out), chart_picture([_chart(groups, metric) for metric in curves]))
+    if config.over:
+        charts = [_chart_over(config.over, lines, points, metric) for metric in metrics]
+    else:
+        # A single value is no curve: it stands in the table.
+        curves = [metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)] or metrics
+        charts = [_chart(groups, metric) for metric in curves]
+    storage.write_bytes(storage.absolute(config.out), chart_picture(charts))
     figures = str(Path(config.out).with_suffix(".csv"))
     storage.write_text(storage.absolute(figures), _csv(groups, metrics))
     return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
@@ -129,14 +163,14 @@ def read_run(argument: str) -> Run:
     return Run(uri=uri, name=name or None, job=saved.job, options=options, curves=curves, rows=rows)
 
 
-def group(found: Sequence[Run]) -> list[Group]:
-    """Runs of one name, or without names those with the same options but for the seed, in the order given."""
+def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
+    """Runs of one name, or without names those with the same options but for the seed and for `over`, in the order given."""
     unnamed = [run.options for run in found if run.name is None]
-    names = sorted({name for options in unnamed for name in options} - {"seed"})
+    names = sorted({name for options in unnamed for name in options} - {"seed", over})
     different = [name for name in names if len({json.dumps(options.get(name)) for options in unnamed}) > 1]
     groups: dict[str, Group] = {}
     for run in found:
-        name = run.name or ", ".join(f"{option} {_short(run.options.get(option))}" for option in different) or "all"
+        name = run.name or ", ".join(f"{option} {_short(run.options.get(option))}" for option in different) or ALL
         groups.setdefault(name, Group(name, [])).runs.append(run)
     return list(groups.values())
 
@@ -153,6 +187,15 @@ def _chart(groups: Sequence[Group], metric: str) -> Chart:
         band = (values.min(0), values.max(0)) if len(values) > 1 else None
         lines.append(Line(name=one.name, x=steps, y=values.mean(0), band=band))
     return Chart(title=TITLES[metric], lines=lines, percent=metric in SHARES)
+
+
+def _chart_over(option: str, groups: Sequence[Group], points: Sequence[Sequence[tuple[float, Group]]], metric: str) -> Chart:
+    lines = []
+    for one, parts in zip(groups, points, strict=True):
+        values = [_last(part, metric)[1] for _, part in parts]
+        band = ([each.min() for each in values], [each.max() for each in values]) if any(len(each) > 1 for each in values) else None
+        lines.append(Line(name=one.name, x=[value for value, _ in parts], y=[each.mean() for each in values], band=band))
+    return Chart(title=TITLES[metric], lines=lines, x_label=option, points=True, percent=metric in SHARES)
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:

@@ -77,6 +77,40 @@ def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):
     assert all((half.std(axis=2) > 20).any() for half in halves)  # a coloured curve in each
 
 
+def test_over_an_option_the_last_values_stand_at_its_values_and_seeds_are_averaged(tmp_path):
+    arms = [("scratch", 0.1), ("scratch", 1.0), ("beit", 1.0), ("beit", 0.1)]
+    top1 = {("scratch", 0.1): 0.1, ("scratch", 1.0): 0.5, ("beit", 0.1): 0.3, ("beit", 1.0): 0.6}
+    paths = {
+        (name, fraction, seed): make_run(
+            tmp_path / f"{name}-{fraction}-{seed}", seed=seed, data={"fraction": fraction}, top1=(0.05, top1[name, fraction] + 0.02 * seed)
+        )
+        for name, fraction in arms
+        for seed in range(2)
+    }
+    named = tuple(f"{name}={path}" for (name, _, _), path in paths.items())
+    lines = compare(CompareConfig(runs=named, over="data.fraction", out=str(tmp_path / "out.png")))
+    assert [line.split(", validation")[0].split(": validation")[0] for line in lines[:4]] == [
+        "scratch, data.fraction 0.1 (2 runs)",
+        "scratch, data.fraction 1 (2 runs)",
+        "beit, data.fraction 0.1 (2 runs)",
+        "beit, data.fraction 1 (2 runs)",
+    ]
+    assert [line.split("top-1 ")[1].split(",")[0] for line in lines[:4]] == [
+        "11.00% ± 1.41%",
+        "51.00% ± 1.41%",
+        "31.00% ± 1.41%",
+        "61.00% ± 1.41%",
+    ]
+    unnamed = [read_run(path) for (name, _, _), path in paths.items() if name == "beit"]
+    assert [(one.name, len(one.runs)) for one in group(unnamed, "data.fraction")] == [("all", 4)]
+
+
+@pytest.mark.parametrize(("option", "cause"), [("optim.peak_rl", "perhaps you meant optim.peak_lr"), ("start", 'is "runs/x" in')])
+def test_an_axis_that_is_no_number_is_refused(tmp_path, option, cause):
+    with pytest.raises(UserError, match=cause):
+        compare(CompareConfig(runs=(make_run(tmp_path / "a", start="runs/x"),), over=option, out=str(tmp_path / "out.png")))
+
+
 @pytest.mark.parametrize(
     ("make", "cause"),
     [
