@@ -17,7 +17,7 @@ from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.pixels import normalise
 from beit.resolution import at_size
-from beit.vit import Backbone, Block, take_biases, take_tokens
+from beit.vit import Backbone, Block, backbone_of, take_biases, take_tokens
 
 FIGURE_GRID = 30
 """Patches along a side in the paper's figure: 480 px, of 16 px each."""
@@ -48,12 +48,6 @@ class PointAttention:
 
     kept: NDArray[np.bool_]
     """The smallest set of patches that holds `KEPT_MASS` of the mean over heads, [P, grid, grid]."""
-
-
-def backbone_of(model: nn.Module) -> Backbone:
-    """The one `Backbone` that a model is, or has."""
-    (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
-    return backbone
 
 
 def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from beit.config import ModelConfig, from_dict, to_dict
 from beit.errors import UserError
-from beit.vit import Backbone
+from beit.vit import Backbone, backbone_of
 
 if typing.TYPE_CHECKING:
     from beit.classifier import Classifier
@@ -66,7 +66,7 @@ def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = 
         folder: Made if it does not exist.
         extra: JSON types to keep in `config.json`.
     """
-    (grid,) = (module.grid for module in model.modules() if isinstance(module, Backbone))
+    grid = backbone_of(model).grid
     if grid != (model.config.grid, model.config.grid):
         raise ValueError(
             f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square grids: save the first model"

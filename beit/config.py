@@ -16,6 +16,10 @@ from beit.errors import UserError
 Config = TypeVar("Config")
 
 
+AbsoluteMode = Literal["bicubic", "bilinear"]
+"""How absolute positions are resampled for another grid of patches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The Vision Transformer. Defaults: ViT-B/16 as in the paper (arXiv 2106.08254, section 3)."""

@@ -15,13 +15,13 @@ NO_DECAY = ("pos_embed", "cls_token")
 EMBEDDING = ("patch_embed", "cls_token", "mask_token", "pos_embed")
 
 
-def decays(name: str, parameter: torch.Tensor) -> bool:
+def decays(name: str, parameter: torch.Tensor, *, tokens: bool = False) -> bool:
     """Whether a parameter is drawn towards 0.
 
     As the authors have it (microsoft/unilm, beit/optim_factory.py): nothing with one dimension (biases, gains of norms and LayerScale),
-    nor position embeddings, nor the class token. The mask token and relative position biases do decay.
+    nor position embeddings, nor the class token, unless `tokens` do. The mask token and relative position biases do decay.
     """
-    return parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+    return parameter.ndim > 1 and (tokens or name.rpartition(".")[2] not in NO_DECAY)
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -40,7 +40,9 @@ def layer_of(name: str, depth: int) -> int:
     return int(parts[1]) + 1 if parts[0] == "blocks" else depth + 1
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0, tokens_decay: bool = False
+) -> torch.optim.AdamW:
     """AdamW over a module's trainable parameters, in a group with and a group without decay; for layer-wise rates, two for each layer.
 
     Args:
@@ -48,13 +50,14 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, layer_decay: floa
         config: The optimizer's.
         layer_decay: d: the learning rate of layer i is d ** (depth + 1 - i) of the head's. Kept in each group as "lr_scale". 1: all alike.
         depth: Blocks of the backbone; needed for a decay other than 1.
+        tokens_decay: Whether position embeddings and the class token do.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
-        decayed = decays(name, parameter)
+        decayed = decays(name, parameter, tokens=tokens_decay)
         empty = {"params": [], "weight_decay": config.weight_decay if decayed else 0.0, "lr_scale": layer_decay ** (depth + 1 - layer)}
         groups.setdefault((layer, not decayed), empty)["params"].append(parameter)
     return torch.optim.AdamW(

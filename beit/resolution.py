@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from beit.config import AbsoluteMode
 from beit.errors import UserError
-from beit.vit import Backbone, relative_position_index
+from beit.vit import backbone_of, relative_position_index
 
 Model = TypeVar("Model", bound=nn.Module)
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
-AbsoluteMode = Literal["bicubic", "bilinear"]
 
 CLASS_ROWS = 3
 """Rows at the end of a bias table that serve the class token, whatever the grid."""
@@ -150,10 +150,8 @@ def at_size(model: Model, height: int, width: int) -> Model:
     Raises:
         UserError: If the size is no multiple of the patch size.
     """
-    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
-    if len(backbones) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(backbones)} backbones instead of one")
-    patch, source = backbones[0].config.patch_size, backbones[0].grid
+    backbone = backbone_of(model)
+    patch, source = backbone.config.patch_size, backbone.grid
     if min(height, width) < patch or height % patch or width % patch:
         near = [max(1, round(side / patch)) * patch for side in (height, width)]
         raise UserError(f"an image of {height} x {width} pixels is not made of patches of {patch}", f"resize it to {near[0]} x {near[1]}")
@@ -162,7 +160,7 @@ def at_size(model: Model, height: int, width: int) -> Model:
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     resized = copy.deepcopy(model, shared)
-    (backbone,) = (module for module in resized.modules() if isinstance(module, Backbone))
+    backbone = backbone_of(resized)
     for module in backbone.modules():
         for name, parameter in module.named_parameters(recurse=False):
             changed = resample(name, parameter, source, target)

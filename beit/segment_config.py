@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from beit.checks import not_negative, positive, share
 from beit.config import PixelConfig
 from beit.errors import UserError
+
+Head = Literal["upernet", "setr-pup"]
+"""What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,11 @@ class AnnotationConfig:
         not_negative(self, "annotation.", "ignore_index")
         if self.classes is not None and self.classes > 1 << 15:
             raise UserError(f"annotation.classes={self.classes} does not fit 16 bits", f"set at most annotation.classes={1 << 15}")
+        if self.classes is not None and self.classes > 255 and self.ignore_index == 255:
+            raise UserError(
+                f"annotation.classes={self.classes} has a class of id 255, and annotation.ignore_index=255 leaves it out",
+                "set annotation.ignore_index=None, or the id that stands for no class",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

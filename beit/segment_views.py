@@ -85,7 +85,7 @@ def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view
     """
     height, width = labels.shape
     low, high = view.scale
-    rows, columns = _scaled(height, width, view, low + float(draws[0]) * (high - low))
+    rows, columns = scaled_size(height, width, view, low + float(draws[0]) * (high - low))
     inner_rows, inner_columns = min(side, rows), min(side, columns)
     # A scaled pixel's label is that of the pixel that its centre lies in.
     row_of = ((np.arange(rows) + 0.5) * height / rows).astype(np.int64)
@@ -109,14 +109,16 @@ def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view
     return patch_view, padded
 
 
-def whole_view(image: Pixels, view: SegmentViewConfig) -> Pixels:
-    """An image uint8 [H, W, 3] scaled as for training with factor 1, nothing cut off: what is tested on. Predictions go back to H x W."""
-    rows, columns = _scaled(image.shape[0], image.shape[1], view, 1.0)
+def whole_view(image: Pixels, view: SegmentViewConfig, *, largest: float = 1.0) -> Pixels:
+    """An image uint8 [H, W, 3] to be tested on, whole: as large as the largest of the test's ratios asks for, but not enlarged."""
+    rows, columns = scaled_size(image.shape[0], image.shape[1], view, largest)
+    if rows >= image.shape[0]:
+        return image
     return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
-def _scaled(height: int, width: int, view: SegmentViewConfig, factor: float) -> tuple[int, int]:
-    """Rows and columns of a scaled image, sides in proportion."""
+def scaled_size(height: int, width: int, view: SegmentViewConfig, factor: float) -> tuple[int, int]:
+    """Rows and columns of an image scaled as for training with a factor, sides in proportion."""
     factor *= min(view.short_side / min(height, width), view.long_side / max(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 

@@ -33,6 +33,8 @@ class SegmentObjective(VitObjective[Segmenter]):
 
     purpose: ClassVar = DEVICE
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "labels")
+    # The authors' list of what is left out compares names without the backbone's prefix here (spec section 7.1).
+    tokens_decay: ClassVar = True
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
         """Pixels of the batch that are not ignored. An image or annotation that could not be decoded has none."""

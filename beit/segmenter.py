@@ -6,7 +6,7 @@ upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ from beit.errors import UserError
 from beit.heads.layers import initialise_head, resized
 from beit.heads.setr import CHANNELS, SetrPupHead
 from beit.heads.upernet import FcnHead, PyramidBackbone, UperHead
+from beit.segment_config import Head
 from beit.vit import Backbone
-
-Head = Literal["upernet", "setr-pup"]
 
 TAPS = (4 / 12, 6 / 12, 8 / 12, 12 / 12)
 """Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24, from 0."""

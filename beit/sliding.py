@@ -14,6 +14,9 @@ from torch.nn.functional import interpolate, pad
 
 from beit.heads.layers import resized
 
+PIXELS_AT_ONCE = 1 << 21
+"""Pixels of windows that go through the model together: eight windows of 512. What the model holds of them bounds the memory."""
+
 MOST_CROPS = 8
 """Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take 100."""
 
@@ -42,10 +45,14 @@ def slide(model: Model, pixels: Tensor, *, crop: int, stride: int) -> Tensor:
     pixels = pad(pixels, (0, max(0, crop - width), 0, max(0, crop - height)))
     total: Tensor | None = None
     count = pixels.new_zeros(pixels.shape[2:], dtype=torch.float32)
-    for top in window_starts(pixels.shape[2], crop, stride):
-        for left in window_starts(pixels.shape[3], crop, stride):
-            window = (..., slice(top, top + crop), slice(left, left + crop))
-            logits = model(pixels[window]).float()
+    tops, lefts = (window_starts(length, crop, stride) for length in pixels.shape[2:])
+    windows = [(..., slice(top, top + crop), slice(left, left + crop)) for top in tops for left in lefts]
+    images = len(pixels)
+    at_once = max(1, PIXELS_AT_ONCE // (images * crop**2))
+    for start in range(0, len(windows), at_once):
+        part = windows[start : start + at_once]
+        found = model(torch.cat([pixels[window] for window in part])).float()
+        for window, logits in zip(part, torch.split(found, images), strict=True):
             if total is None:
                 total = logits.new_zeros(*logits.shape[:2], *pixels.shape[2:])
             total[window] += logits
@@ -65,6 +72,7 @@ def segment(
     pixels: Tensor,
     *,
     size: tuple[int, int],
+    scaled: tuple[int, int],
     crop: int,
     stride: int,
     ratios: Sequence[float] = (1.0,),
@@ -74,23 +82,23 @@ def segment(
 
     Args:
         model: Sees windows, all of the crop's size, in evaluation mode.
-        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` scales them.
+        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` gives them. Each scale is made of these, not of another scale.
         size: Height and width of the result: those of the annotation.
+        scaled: Height and width at ratio 1.
         crop: Side of a window.
         stride: From window to window.
-        ratios: Scales, as multiples of H and W. Each is raised so that the shorter side is at least the crop, unless the longer one would
+        ratios: Scales, as multiples of `scaled`. Each is raised so that the shorter side is at least the crop, unless the longer one would
             have more than 8 crops: a thin strip is padded.
         flip: Add the mirror image.
     """
     total: Tensor | None = None
-    height, width = pixels.shape[2:]
     for ratio in ratios:
-        scaled_size = scaled_to(height, width, ratio=ratio, crop=crop)
-        scaled = pixels
-        if scaled_size != (height, width):
-            scaled = interpolate(pixels, scaled_size, mode="bilinear", align_corners=False, antialias=True)
+        shape = scaled_to(*scaled, ratio=ratio, crop=crop)
+        images = pixels
+        if shape != tuple(pixels.shape[2:]):
+            images = interpolate(pixels, shape, mode="bilinear", align_corners=False, antialias=True)
         for mirrored in (False, True) if flip else (False,):
-            logits = slide(model, scaled.flip(3) if mirrored else scaled, crop=crop, stride=stride)
+            logits = slide(model, images.flip(3) if mirrored else images, crop=crop, stride=stride)
             probabilities = resized(logits.flip(3) if mirrored else logits, size).softmax(1)
             total = probabilities if total is None else total + probabilities
     if total is None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from beit.checkpoints import read_config, read_tensors
-from beit.config import ModelConfig
+from beit.config import AbsoluteMode, ModelConfig
 from beit.errors import UserError
-from beit.resolution import AbsoluteMode, resample
+from beit.resolution import resample
 from beit.vit import Backbone
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"

@@ -354,6 +354,12 @@ class Backbone(nn.Module):
         return draw_paths(generator, images=images, blocks=self.config.depth, rate=self.config.drop_path)
 
 
+def backbone_of(model: nn.Module) -> Backbone:
+    """The one `Backbone` that a model is, or has."""
+    (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
+    return backbone
+
+
 @torch.no_grad()
 def initialise(model: Backbone, generator: torch.Generator) -> None:
     """Draw all weights as the authors do for pretraining (microsoft/unilm, beit/modeling_pretrain.py).

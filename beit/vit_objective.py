@@ -26,6 +26,9 @@ class VitObjective(Objective, Generic[Model]):
     purpose: ClassVar[int]
     """Keeps the generators of the objectives apart: [seed, purpose, step, worker]."""
 
+    tokens_decay: ClassVar[bool] = False
+    """Whether weight decay takes position embeddings and the class token too."""
+
     def __init__(
         self,
         model: Model,
@@ -72,7 +75,8 @@ class VitObjective(Objective, Generic[Model]):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW with the authors' groups, and a learning rate for each layer where `layer_decay` is not 1."""
-        return optim.build_optimizer(self.model, self.optim_config, layer_decay=self.layer_decay, depth=self.model.config.depth)
+        depth, tokens = self.model.config.depth, self.tokens_decay
+        return optim.build_optimizer(self.model, self.optim_config, layer_decay=self.layer_decay, depth=depth, tokens_decay=tokens)
 
     def learning_rate(self, step: int) -> float:
         """Linear warmup, cosine decay."""

@@ -57,7 +57,7 @@ def judge_all(
         judge,
         fn_constructor_args=(checkpoint,),
         fn_constructor_kwargs={"device": placement.device, "threads": placement.worker_threads, **options},
-        **pool(placement),
+        **pool(placement, len(blocks)),
     )
     parts = list(judged.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -67,12 +67,17 @@ def judge_all(
     return columns
 
 
-def pool(placement: Placement) -> dict[str, Any]:
-    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training workers have."""
+def pool(placement: Placement, blocks: int) -> dict[str, Any]:
+    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training workers have.
+
+    All of them are asked for at once, and work begins with the first that is there: grown step by step, a pool of many GPUs would be
+    complete when a short set is judged.
+    """
     import ray.data
 
+    size = min(placement.workers, blocks)
     return {
-        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=placement.most_workers),
+        "compute": ray.data.ActorPoolStrategy(min_size=1, initial_size=size, max_size=placement.most_workers),
         "batch_size": None,
         "num_cpus": placement.worker_cpus,
         "num_gpus": placement.worker_gpus,

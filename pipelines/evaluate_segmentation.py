@@ -16,7 +16,7 @@ from beit.annotations import BadAnnotation, decode_annotation
 from beit.decode import UndecodableImage, decode
 from beit.metrics_segmentation import confusion, summarise
 from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
-from beit.segment_views import whole_view
+from beit.segment_views import scaled_size, whole_view
 from pipelines import seeds, storage
 from pipelines.evaluate import FOLDER, Batch, judge_all, unusable
 from pipelines.models import MODEL_FILES
@@ -30,7 +30,8 @@ BATCH_BYTES = 16 << 20
 
 LOGITS_AT_ONCE = 1 << 27
 """Images of one size go through the model together, as long as what `segment` holds of them at a time, its largest scale counted, is no
-more numbers than this: half a gigabyte. An image by itself is never divided, however large; maps inside the model are not counted."""
+more numbers than this: half a gigabyte, and on a GPU a quarter of its free memory. An image by itself is never divided, however large;
+maps inside the model are not counted."""
 
 MAPS_HELD = 3
 """Maps of K numbers a pixel that `segment` holds at a time: logits, probabilities, and their sum over scales."""
@@ -71,7 +72,7 @@ def evaluate(
         there is one.
     """
     shown = draw_shown(manifest.rows)
-    views = functools.partial(whole_views, view=view, ids=ids)
+    views = functools.partial(whole_views, view=view, ids=ids, largest=max(test.ratios))
     columns = judge_all(
         manifest, placement, views=views, judge=PixelJudge, checkpoint=checkpoint, view=view, test=test, shown=frozenset(shown)
     )
@@ -107,13 +108,24 @@ def draw_shown(rows: NDArray[np.int32]) -> list[Key]:
     return list(zip(unit.tolist(), (chosen - (ends - rows)[unit]).tolist(), strict=True))
 
 
-def whole_views(unit: Unit, index: int, count: int, *, view: SegmentViewConfig, ids: AnnotationConfig) -> Iterator[Batch]:
-    """The images and labels of a unit as they are judged, some at a time: arrays of any size, as bytes with their sizes."""
+def whole_views(
+    unit: Unit, index: int, count: int, *, view: SegmentViewConfig, ids: AnnotationConfig, largest: float = 1.0
+) -> Iterator[Batch]:
+    """The images and labels of a unit as they are judged, some at a time: arrays of any size, as bytes with their sizes.
+
+    Args:
+        unit: Of the images.
+        index: Its number.
+        count: Its rows.
+        view: How whole images are scaled.
+        ids: What the annotations' ids stand for.
+        largest: The largest ratio to test at.
+    """
     rows: list[dict[str, Any]] = []
     size = 0
     found = read_patiently(unit.read, np.arange(count), ("image", "annotation"))
     for row, (image, annotation) in enumerate(zip(found["image"], found["annotation"], strict=True)):
-        rows.append({"unit": index, "row": row, **_whole_view(image, annotation, view, ids)})
+        rows.append({"unit": index, "row": row, **_whole_view(image, annotation, view, ids, largest)})
         size += len(rows[-1]["pixels"]) + len(rows[-1]["labels"])
         if size >= BATCH_BYTES:
             yield _columns(rows)
@@ -122,21 +134,21 @@ def whole_views(unit: Unit, index: int, count: int, *, view: SegmentViewConfig, 
         yield _columns(rows)
 
 
-def _whole_view(image: bytes, annotation: bytes, view: SegmentViewConfig, ids: AnnotationConfig) -> dict[str, Any]:
+def _whole_view(image: bytes, annotation: bytes, view: SegmentViewConfig, ids: AnnotationConfig, largest: float) -> dict[str, Any]:
     try:
         pixels = decode(image, view)
         labels = decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])
     except (UndecodableImage, BadAnnotation) as problem:
         reason = f"image: {problem}" if isinstance(problem, UndecodableImage) else str(problem)
-        nothing = {"pixels": b"", "scaled": (0, 0), "labels": b"", "size": (0, 0)}
+        nothing = {"pixels": b"", "shape": (0, 0), "labels": b"", "size": (0, 0)}
         return {"status": int(problem.status), "reason": reason, **nothing}
-    scaled = whole_view(pixels, view)
-    sizes = {"scaled": scaled.shape[:2], "size": labels.shape}
-    return {"status": 0, "reason": "", "pixels": scaled.tobytes(), "labels": labels.tobytes(), **sizes}
+    seen = whole_view(pixels, view, largest=largest)
+    sizes = {"shape": seen.shape[:2], "size": labels.shape}
+    return {"status": 0, "reason": "", "pixels": seen.tobytes(), "labels": labels.tobytes(), **sizes}
 
 
 def _columns(rows: list[dict[str, Any]]) -> Batch:
-    kinds = {"unit": np.int64, "row": np.int64, "status": np.uint8, "scaled": np.int64, "size": np.int64}
+    kinds = {"unit": np.int64, "row": np.int64, "status": np.uint8, "shape": np.int64, "size": np.int64}
     return {name: np.array([row[name] for row in rows], kinds.get(name, object)) for name in rows[0]}
 
 
@@ -146,14 +158,18 @@ class PixelJudge:
     def __init__(
         self, checkpoint: str, *, device: str, threads: int, view: SegmentViewConfig, test: SlidingConfig, shown: Collection[Key]
     ) -> None:
+        import torch
+
         from beit.checkpoints import load_model
         from beit.cores import compute_with
         from beit.segmenter import Segmenter
 
         compute_with(threads, device=device)
+        torch.backends.cudnn.allow_tf32 = False  # It would round what the head's convolutions multiply to 10 bits.
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Segmenter).to(device)
         self._device, self._view, self._test, self._shown = device, view, test, shown
+        self._room = LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16  # Bytes; a number has four.
 
     def __call__(self, batch: Batch) -> Batch:
         """What `whole_views` yields -> "unit", "row", "status", "reason", "counts", "predicted".
@@ -165,9 +181,9 @@ class PixelJudge:
         counts, shown = np.full(judged, b"", object), np.full(judged, b"", object)
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i in np.flatnonzero(batch["status"] == 0).tolist():
-            alike[(*batch["scaled"][i].tolist(), *batch["size"][i].tolist())].append(i)
+            alike[(*batch["shape"][i].tolist(), *batch["size"][i].tolist())].append(i)
         for (rows, columns, height, width), members in alike.items():
-            at_once = self._images_at_once((rows, columns), (height, width))
+            at_once = self._images_at_once((height, width))
             for start in range(0, len(members), at_once):
                 part = members[start : start + at_once]
                 pixels = [np.frombuffer(batch["pixels"][i], np.uint8).reshape(rows, columns, 3) for i in part]
@@ -178,13 +194,14 @@ class PixelJudge:
                         shown[i] = predicted.astype(np.int16).tobytes()
         return {**{name: batch[name] for name in ("unit", "row", "status", "reason")}, "counts": counts, "predicted": shown}
 
-    def _images_at_once(self, scaled: tuple[int, int], size: tuple[int, int]) -> int:
-        """How many images of a size, and of annotations of another, go through the model together."""
-        from beit.sliding import scaled_to
+    def _images_at_once(self, size: tuple[int, int]) -> int:
+        """How many images with annotations of a size go through the model together."""
+        from beit.sliding import PIXELS_AT_ONCE, scaled_to
 
-        crop = self._model.config.image_size
+        crop, scaled = self._model.config.image_size, scaled_size(*size, self._view, 1.0)
         largest = max(math.prod(scaled_to(*scaled, ratio=ratio, crop=crop)) for ratio in self._test.ratios)
-        return max(1, LOGITS_AT_ONCE // (MAPS_HELD * self._model.classes * max(largest, math.prod(size))))
+        by_logits = self._room // (MAPS_HELD * self._model.classes * max(largest, math.prod(size)))
+        return max(1, min(by_logits, PIXELS_AT_ONCE // crop**2))
 
     def _predict(self, images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.int64]:
         """Classes [B, *size] of images uint8 [B, H, W, 3]."""
@@ -198,7 +215,14 @@ class PixelJudge:
             pixels = normalise(torch.from_numpy(images).to(self._device), self._view)
             stride = self._test.stride_for(crop)
             probabilities = segment(
-                self._model, pixels, size=size, crop=crop, stride=stride, ratios=self._test.ratios, flip=self._test.flip
+                self._model,
+                pixels,
+                size=size,
+                scaled=scaled_size(*size, self._view, 1.0),
+                crop=crop,
+                stride=stride,
+                ratios=self._test.ratios,
+                flip=self._test.flip,
             )
             found: NDArray[np.int64] = probabilities.argmax(1).cpu().numpy()
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,19 @@ from pipelines.feature_files import Description, FeatureFiles, Piece
 from pipelines.models import MODEL_FILES, model_config, model_digest, view_of
 from pipelines.placement import Placement
 from pipelines.sources import Manifest
+from pipelines.sources.base import Kind
 from pipelines.stream import read_patiently
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PROGRESS_SECONDS = 10.0
 
 IMAGES_AT_ONCE = 64
 """Images that a model is given at once, unless it is told otherwise."""
+
+PIECE = ("unit", "first", "last")
+"""Fields of a `Piece`, as columns of the blocks that tasks are given."""
 
 FILES_PER_ROUND = 2000
 """Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so many files."""
@@ -93,6 +100,7 @@ def extract(
         numbers=numbers,
         bf16=bf16,
         label=label,
+        label_kind=None if label is None else manifest.kind_of(label),
         class_names=None if manifest.class_names is None else list(manifest.class_names),
         images_per_file=images_per_file,
     )
@@ -145,7 +153,6 @@ def _run(
     images_at_once: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each file as it is written."""
-    import pyarrow as pa
     import ray
     import ray.data
 
@@ -156,9 +163,9 @@ def _run(
     block_size, context.target_max_block_size = context.target_max_block_size, None  # A file is a block, however large.
     try:
         for start in range(0, len(missing), FILES_PER_ROUND):
-            blocks = [pa.table({"file": [number]}) for number in missing[start : start + FILES_PER_ROUND]]
+            blocks = [_block(number, files.pieces[number]) for number in missing[start : start + FILES_PER_ROUND]]
             views = ray.data.from_blocks(blocks).map_batches(
-                functools.partial(_views_of_file, files=files, shared=shared, view=view),
+                functools.partial(_views_of_file, shared=shared, description=files.description, view=view),
                 batch_size=1,
                 num_cpus=placement.view_cpus,
                 resources=placement.tag("views"),
@@ -171,23 +178,28 @@ def _run(
                     "threads": placement.worker_threads,
                     "images_at_once": images_at_once,
                 },
-                **pool(placement),
+                **pool(placement, len(blocks)),
             )
             yield from written.iter_rows()
     finally:
         context.target_max_block_size = block_size
 
 
-def _views_of_file(batch: Batch, *, files: FeatureFiles, shared: Any, view: ViewConfig) -> Batch:
+def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
+    """A file's number and pieces. The pieces of all files would be unpickled by every task."""
+    import pyarrow as pa
+
+    return pa.table({"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}})
+
+
+def _views_of_file(batch: Batch, *, shared: Any, description: Description, view: ViewConfig) -> Batch:
     import ray
     import torch
 
     torch.set_num_threads(1)
-    number = int(batch["file"][0])
-    return {
-        "file": np.full(files.images_of(number), number),
-        **views_of_pieces(ray.get(shared), files.pieces[number], files.description, view),
-    }
+    pieces = [Piece(*map(int, numbers)) for numbers in zip(*(batch[name][0] for name in PIECE), strict=True)]
+    found = views_of_pieces(ray.get(shared), pieces, description, view)
+    return {"file": np.full(len(found["row"]), int(batch["file"][0])), **found}
 
 
 def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig) -> Batch:
@@ -208,17 +220,17 @@ def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: De
         part |= {"unit": np.full(len(rows), piece.unit), "row": rows}
         part["path"] = np.array([name or unit.describe(int(row)) for name, row in zip(names, rows, strict=True)], object)
         if description.label is not None:
-            part["label"] = _plain_labels(read[description.label])
+            part["label"] = plain_labels(read[description.label], description.label_kind)
         found.append(part)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def _plain_labels(values: NDArray[Any]) -> NDArray[Any]:
-    """Whole numbers, -1 where there is none; or text, empty where there is none."""
-    if values.dtype.kind in "iub":
-        return values.astype(np.int64)
-    if values.dtype.kind == "f" and (whole := np.isfinite(values) & (values == np.floor(values))).sum() == np.isfinite(values).sum():
-        return np.where(whole, values, -1).astype(np.int64)
+def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
+    """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or text, empty."""
+    if kind == "whole":  # With nulls among them they come as floats.
+        return np.where(np.isnan(values), -1, values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+    if kind == "number":
+        return np.array([np.nan if value is None else float(value) for value in values.tolist()])
     return np.array(["" if value is None else str(value) for value in values.tolist()], object)
 
 
@@ -226,9 +238,9 @@ class Embed:
     """Computes the features of a file's images and writes it. The model is loaded once an actor."""
 
     def __init__(self, files: FeatureFiles, checkpoint: str, view: ViewConfig, *, device: str, threads: int, images_at_once: int) -> None:
-        from beit.attention import backbone_of
         from beit.checkpoints import load_model
         from beit.cores import compute_with
+        from beit.vit import backbone_of
 
         compute_with(threads, device=device)
         with storage.local_copy(checkpoint, MODEL_FILES) as folder:

@@ -27,6 +27,7 @@ from beit.errors import UserError
 from beit.pooling import Pooling
 from pipelines import storage
 from pipelines.runs import flatten
+from pipelines.sources.base import READERS, Kind
 
 FORMAT = 1
 
@@ -38,8 +39,6 @@ MODEL_FOLDER = "model"
 
 # Key in the footer of every file: [path, reason] of its images that could not be decoded.
 _UNDECODABLE = b"undecodable"
-
-READERS = 16
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,8 @@ class Description:
 
     label: str | None
     """Column of the data that is the column label here. None: there is none."""
+    label_kind: Kind | None
+    """What its values are, in every file."""
     class_names: list[str] | None
     images_per_file: int
 
@@ -263,7 +264,9 @@ class FeatureFiles:
 
 
 def _label_array(values: NDArray[Any]) -> pa.Array:
-    """Labels with nulls where there are none: -1, or an empty text."""
+    """Labels with nulls where there are none: -1, a number that is none, or an empty text."""
     if values.dtype.kind == "i":
         return pa.array(values.astype(np.int64), mask=values < 0)
+    if values.dtype.kind == "f":
+        return pa.array(values, mask=np.isnan(values))
     return pa.array([value or None for value in values.tolist()], pa.string())

@@ -32,7 +32,7 @@ class FeaturesConfig:
     """Features of every image of a data set, as Parquet files."""
 
     run: str
-    """Run folder, of which its model/ (or else its newest checkpoint) is taken, or the folder of a checkpoint."""
+    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
 
     data: str
     """Folder, glob or bucket URI of Parquet shards, image files or tars."""

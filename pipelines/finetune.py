@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 JOB = "finetune"
 
-SHOWN = [
-    ("loss {:.3f}", "train/loss"),
-    ("acc {:.1%}", "train/accuracy"),
-    ("lr {:.2e}", "optim/lr"),
-    ("grad {:.2f}", "optim/grad_norm"),
-]
-
 
 def finetune(
     config: FinetuneConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
@@ -105,7 +98,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
         inputs=supervised.inputs_of(config, train, val),
-        shown=SHOWN,
+        shown=supervised.SHOWN,
     )
     transfer = None if config.start is None else _build(config, classes, names)[1]
     return Prepared(training=training, val=val, classes=classes, transfer=transfer)

@@ -253,8 +253,9 @@ def finetune_preset(name: str) -> FinetuneConfig:
     return find_preset(PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset")
 
 
-def recipe_for(model: ModelConfig) -> str:
-    """The preset whose recipe suits a pretrained model best."""
+def recipe_for(model: ModelConfig, kind: str) -> str:
+    """The preset whose recipe suits the model of a run best; `kind` is the checkpoint's: a classifier was fine-tuned already."""
     if model.image_size <= 128:
         return "quickstart" if model.dim <= 128 else "tiny64" if model.dim <= 256 else "small64"
-    return "large" if model.dim >= LARGE.dim else "base"
+    size = "large" if model.dim >= LARGE.dim else "base"
+    return f"{size}-after-22k" if kind == "classifier" else size

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FOLDER = "knn"
 
+SEED = 0
+"""Draws the part of the images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnnSets:
@@ -26,7 +29,6 @@ class KnnSets:
     val: LabelledManifest
     classes: int
     layers: tuple[int, ...]
-    seed: int
 
     def evaluate(self, say: Callable[[str], None], folder: runs.RunFolder, placement: Placement, checkpoint: str) -> dict[str, float]:
         """Judge a checkpoint, unless that was done before the run was interrupted.
@@ -122,20 +124,18 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
     return KnnSets(
         config=knn,
-        train=_capped(train, option, config, say),
-        val=_capped(val, "knn.val", config, say),
+        train=_capped(train, option, knn, say),
+        val=_capped(val, "knn.val", knn, say),
         classes=classes,
         layers=layers,
-        seed=config.seed,
     )
 
 
-def _capped(manifest: LabelledManifest, option: str, config: PretrainConfig, say: Callable[[str], None]) -> LabelledManifest:
-    from pipelines.sources.labels import take_fraction
+def _capped(manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]) -> LabelledManifest:
+    """The same images for every run, so that the figures of runs compare."""
+    from pipelines.sources.labels import take_at_most
 
-    most = config.knn.most_images
-    if manifest.total <= most:
-        return manifest
-    part = take_fraction(manifest, most / manifest.total, config.seed)
-    say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
+    part = take_at_most(manifest, config.most_images, SEED)
+    if part.total < manifest.total:
+        say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
     return part

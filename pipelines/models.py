@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +16,33 @@ if TYPE_CHECKING:
     from beit.checkpoints import Model, SavedConfig
 
 MODEL_FILES = ("model.safetensors", "config.json")
+STEP_FILE = "step.json"
+"""Beside the files of a run's model: the step that they are of."""
+
 TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_model(path: str) -> str:
-    """The folder with the weights that a path means: itself, a run's model, or a running run's newest checkpoint.
+    """The folder with the weights that a path means: itself, or a run's model, or its newest checkpoint where that has done more steps.
 
     Raises:
         UserError: If there are none.
     """
     uri = storage.absolute(path)
-    newest = runs.latest_checkpoint(uri) if storage.is_folder(uri) else None
-    for folder in (uri, storage.join(uri, "model"), newest):
+    model, newest = storage.join(uri, "model"), runs.latest_checkpoint(uri) if storage.is_folder(uri) else None
+    for folder in (uri, *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest))):
         if folder is not None and holds_model(folder):
             return folder
     raise UserError(
         f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
         "name the folder of a run, such as runs/NAME, or of a checkpoint",
     )
+
+
+def _has_gone_on(model: str, newest: str) -> bool:
+    """Whether a run that once ended, and left a model, has a checkpoint of a later step: it was gone on with."""
+    file = storage.join(model, STEP_FILE)
+    return storage.entry(file) is not None and runs.step_of(newest) > json.loads(storage.read_text(file))["step"]
 
 
 def holds_model(folder: str) -> bool:
@@ -47,9 +57,11 @@ def find_tokenizer(path: str) -> str:
 
 
 def keep_model(checkpoint: str, run: str) -> None:
-    """Copy the weights of a run's last checkpoint into its `model` folder, where whatever comes next finds them."""
+    """Copy the weights of a run's last checkpoint, and their step, into its `model` folder, where whatever comes next finds them."""
     for name in MODEL_FILES:
         storage.write_bytes(storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name)))
+    if storage.entry(storage.join(checkpoint, runs.PROGRESS_FILE)) is not None:
+        storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": runs.step_of(checkpoint)}) + "\n")
 
 
 def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:

@@ -104,11 +104,12 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
         from pipelines import storage
+        from pipelines.models import find_model, model_config
 
         if not storage.exists(storage.absolute(first)):
             job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
-        default = presets.recipe_for(job.config_for(start, default).model)
+        default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
     return parse_job(
         arguments,
         kind,

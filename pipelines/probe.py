@@ -38,7 +38,7 @@ class ProbeConfig:
     """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
 
     start: str | None = None
-    """Run folder, of which its model/ (or else its newest checkpoint) is taken, or the folder of a checkpoint."""
+    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
 
@@ -173,12 +173,12 @@ def probe(
 
 
 def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], None]) -> LabelledData:
-    from pipelines.sources.labels import take_fraction
+    from pipelines.sources.labels import take_at_most
 
     total = labelled.train.total
-    if total <= config.most_images:
+    train = take_at_most(labelled.train, config.most_images, config.seed)
+    if train.total == total:
         return labelled
-    train = take_fraction(labelled.train, config.most_images / total, config.seed)
     say(f"warning: {train.total:,} of {total:,} training images are taken, the same share of every class; --most-images takes more")
     return replace(labelled, train=train, source=replace(labelled.source, manifest=train))
 

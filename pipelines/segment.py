@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 
 JOB = "segment"
 
-SHOWN = [
-    ("loss {:.3f}", "train/loss"),
-    ("acc {:.1%}", "train/accuracy"),
-    ("lr {:.2e}", "optim/lr"),
-    ("grad {:.2f}", "optim/grad_norm"),
-]
-
 LOOKED_AT = 8
 """Images that are looked at before anything starts: a wrong option spoils all of them."""
 
@@ -140,7 +133,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
         inputs=supervised.inputs_of(config, source.manifest, None if val is None else val.manifest),
-        shown=SHOWN,
+        shown=supervised.SHOWN,
         check_workers=functools.partial(check_parts, config),
     )
     transfer = None if config.start is None else _build(config, names)[1]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from beit.checks import positive
-from beit.config import ModelConfig, OptimConfig
+from beit.config import AbsoluteMode, ModelConfig, OptimConfig
 from beit.errors import UserError
-from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
+from beit.segment_config import AnnotationConfig, Head, SegmentViewConfig, SlidingConfig
 from pipelines.config import OutputConfig, SupervisedConfig, SupervisedDataConfig
 from pipelines.presets import BASE, LARGE, find_preset
 
@@ -38,13 +37,13 @@ class SegmentConfig(SupervisedConfig):
 
     free_on_resume = (*SupervisedConfig.free_on_resume, "test.")
 
-    head: Literal["upernet", "setr-pup"] = "upernet"
+    head: Head = "upernet"
     """What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
 
     channels: int | None = None
     """Width of the head. None: the authors', the model's for upernet and 256 for setr-pup."""
 
-    positions: Literal["bicubic", "bilinear"] = "bicubic"
+    positions: AbsoluteMode = "bicubic"
     """How absolute positions are resampled for another image size."""
 
     data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
@@ -171,10 +170,12 @@ def segment_preset(name: str) -> SegmentConfig:
     return find_preset(PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset")
 
 
-def recipe_for(model: ModelConfig) -> str:
-    """The preset whose recipe suits a pretrained model best."""
+def recipe_for(model: ModelConfig, kind: str) -> str:
+    """The preset whose recipe suits the model of a run best; `kind` is the checkpoint's: a classifier was fine-tuned already."""
     if model.image_size <= 128:
         return "quickstart" if model.dim <= 128 else "camvid"
     if model.position == "absolute":
         return "ade20k"
-    return "ade20k-upernet-large-22k" if model.dim >= LARGE.dim else "ade20k-upernet"
+    if model.dim >= LARGE.dim:  # Straight from pretraining nothing is published for it.
+        return "ade20k-upernet-large-22k"
+    return "ade20k-upernet-22k" if kind == "classifier" else "ade20k-upernet"

@@ -29,7 +29,7 @@ class AttentionConfig:
     """
 
     run: str
-    """Run folder, of which its model/ (or else its newest checkpoint) is taken, or the folder of a checkpoint."""
+    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
 
     images: tuple[str, ...] = ()
     """Image files, local or on a bucket."""
@@ -78,8 +78,9 @@ def show(config: AttentionConfig) -> Iterator[str]:
     Raises:
         UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no whole number of patches.
     """
-    from beit.attention import backbone_of, check_size, figure_size, look
+    from beit.attention import check_size, figure_size, look
     from beit.attention_sheet import attention_sheet
+    from beit.vit import backbone_of
 
     if not config.images:
         raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")

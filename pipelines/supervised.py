@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from beit.config import ViewConfig
-    from beit.resolution import AbsoluteMode
+    from beit.config import AbsoluteMode, ViewConfig
     from beit.transfer import Transfer
     from pipelines.job import Result, Training
     from pipelines.page import Picture
@@ -25,6 +24,14 @@ if TYPE_CHECKING:
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
+SHOWN = [
+    ("loss {:.3f}", "train/loss"),
+    ("acc {:.1%}", "train/accuracy"),
+    ("lr {:.2e}", "optim/lr"),
+    ("grad {:.2f}", "optim/grad_norm"),
+]
+"""What a progress line has of the metrics."""
+
 Evaluations = Sequence[dict[str, Any]]
 Names = Sequence[str] | None
 
@@ -230,7 +237,7 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
         saved, model = read_config(folder), load_model(folder)
     view = view_of(saved, run)
-    pictures, note = _attention(model, config, view)
+    pictures, note = _attention(model, config, view, root=uri.rpartition("/")[0])
     return write_report(
         uri,
         sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names")), note],
@@ -239,7 +246,7 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     )
 
 
-def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig) -> tuple[list[Picture], str]:
+def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig, *, root: str) -> tuple[list[Picture], str]:
     """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is lost over a picture."""
     import html
 
@@ -248,7 +255,7 @@ def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig) -> 
     from pipelines.report_attention import attention_picture
 
     try:
-        images = _some_images(config, view)
+        images = _some_images(config, view, root=root)
         why = "" if len(images) else "none of the images that were looked at can be decoded"
     except (UserError, OSError, pa.ArrowException) as error:
         images, why = None, str(error).partition("\n")[0]
@@ -257,8 +264,8 @@ def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig) -> 
     return [attention_picture(model, images, view)], ""
 
 
-def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8]:
-    """Centre squares of some images that the run is judged by, or else trained on."""
+def _some_images(config: SupervisedConfig, view: ViewConfig, *, root: str) -> NDArray[np.uint8]:
+    """Centre squares of some images that the run is judged by, or else trained on; rendered scenes lie in `root`, beside the run."""
     from pipelines.fixed_samples import centre
     from pipelines.job import open_data
     from pipelines.labelled import open_val
@@ -266,7 +273,8 @@ def _some_images(config: SupervisedConfig, view: ViewConfig) -> NDArray[np.uint8
     from pipelines.samples import SampleConfig, draw_unseen
 
     size = config.model.image_size
-    val = open_val(config.data, config.output.root, image_size=size, say=lambda line: None)
+    config = replace(config, output=replace(config.output, root=root))  # What the run was given may have been relative to another place.
+    val = open_val(config.data, root, image_size=size, say=lambda line: None)
     source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
     return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,12 @@ Rows = NDArray[np.int64]
 
 Columns = dict[str, NDArray[Any]]
 """Column name -> values [n]; encoded images are an object array of bytes."""
+
+Kind = Literal["whole", "number", "text"]
+"""What the values of a column are: whole numbers, other numbers, or text and all else."""
+
+READERS = 16
+"""Files that are read side by side on the driver."""
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
 """Names with these endings, in any case, are taken for images."""
@@ -79,6 +86,19 @@ class Manifest(ABC):
     @abstractmethod
     def unit(self, index: int) -> Unit:
         """A unit by its number."""
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Values [images] of a column, unit after unit."""
+
+        def read(index: int) -> NDArray[Any]:
+            return self.unit(index).read(np.arange(int(self.rows[index])), (name,))[name]
+
+        with ThreadPoolExecutor(READERS) as threads:
+            return np.concatenate(list(threads.map(read, range(len(self.rows)))))
+
+    def kind_of(self, column: str) -> Kind:
+        """What the values of a column are. Those of folders and tars are labels, unless they are names."""
+        return "text" if column == PATH_COLUMN else "whole"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +85,7 @@ def label_source(
     """
     manifest = source.manifest
     column = _label_column(manifest, option, source.uri, column)
-    values = _read_all(manifest, column)
+    values = manifest.column(column)
     names = manifest.class_names
     if values.dtype == object:
         found = sorted({value for value in values.tolist() if value})
@@ -110,8 +109,9 @@ def label_source(
     bad = np.flatnonzero((labels < 0) | (labels >= count))
     if len(bad):
         unit, row = _place(manifest, int(bad[0]))
+        first = values[bad[:1]].tolist()[0]
         raise UserError(
-            f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, the first {values[bad[0]]!r} "
+            f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, the first {first!r} "
             f"of {manifest.unit(unit).describe(row)}",
             "mend or leave out these images" + ("" if classes is None else ", or raise --classes"),
         )
@@ -137,11 +137,24 @@ def class_count(manifest: LabelledManifest, classes: int | None) -> int:
 
 def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> LabelledManifest:
     """A part of the images, the same share of every class (at least one image of each)."""
-    if fraction >= 1:
+    return manifest if fraction >= 1 else _part(manifest, _draw(manifest.labels, fraction, seed), f"{fraction!r}\0{seed}")
+
+
+def take_at_most(manifest: LabelledManifest, images: int, seed: int) -> LabelledManifest:
+    """So many images at most, the same share of every class, or of some classes one image where there are more classes than that."""
+    if manifest.total <= images:
         return manifest
-    taken = _draw(manifest.labels, fraction, seed)
+    taken = _draw(manifest.labels, images / manifest.total, seed)
+    if taken.sum() > images:  # At least one of each class, and shares are rounded.
+        order = seeds.generator(seed, seeds.FRACTION, 0, 0, 1).permutation(np.flatnonzero(taken))
+        taken[order[images:]] = False
+    return _part(manifest, taken, f"at most {images}\0{seed}")
+
+
+def _part(manifest: LabelledManifest, taken: NDArray[np.bool_], what: str) -> LabelledManifest:
+    """Some images [images]; `what` tells them from other parts."""
     rows = np.bincount(np.repeat(np.arange(len(manifest.rows)), manifest.rows)[taken], minlength=len(manifest.rows))
-    state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
+    state = hashlib.blake2b(f"{manifest.digest}\0{what}".encode(), digest_size=16)
     return replace(
         manifest,
         rows=rows[rows > 0].astype(np.int32),
@@ -177,16 +190,6 @@ def _label_column(manifest: Manifest, option: str, uri: str, column: str | None)
         remedy = "put the images into a folder for each class, give tars with .cls members, or Parquet shards with a column label"
     what = f"data.label={column} is no column of {option}={uri}" if column is not None else f"{option}={uri} has no labels"
     raise UserError(what, remedy)
-
-
-def _read_all(manifest: Manifest, column: str) -> NDArray[Any]:
-    """Values [images] of a column; of the class folders and tars they are in memory."""
-
-    def read(index: int) -> NDArray[Any]:
-        return manifest.unit(index).read(np.arange(int(manifest.rows[index])), (column,))[column]
-
-    with ThreadPoolExecutor(16) as threads:
-        return np.concatenate(list(threads.map(read, range(len(manifest.rows)))))
 
 
 def _renumbered(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import PATH_COLUMN, Columns, Manifest, Rows, Unit, bytes_column, listing_digest
+from pipelines.sources.base import PATH_COLUMN, READERS, Columns, Kind, Manifest, Rows, Unit, bytes_column, listing_digest
 from pipelines.sources.cache import cached
 from pipelines.sources.listing import Listing
 
@@ -99,6 +99,25 @@ class ParquetManifest(Manifest):
         uri = storage.join(self.root, self.names[file])
         return ParquetUnit(uri, int(self.sizes[file]), int(self.group[index]), self.image, self.nested)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """Values [images] of a column, row group after row group; a file is opened once for all of its row groups."""
+
+        def read(file: int) -> NDArray[Any]:
+            system, path = storage.resolve(storage.join(self.root, self.names[file]))
+            with system.open_input_file(path) as opened:
+                return _values(pq.ParquetFile(opened, pre_buffer=True).read(columns=[name]).column(name), name)
+
+        with ThreadPoolExecutor(READERS) as threads:
+            return np.concatenate(list(threads.map(read, np.unique(self.file).tolist())))
+
+    def kind_of(self, column: str) -> Kind:
+        """What the schema of the first file says."""
+        footer = _footer(storage.join(self.root, self.names[0]), int(self.sizes[0]))
+        kind = footer.schema.to_arrow_schema().field(column).type
+        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+            return "whole"
+        return "number" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "text"
+
 
 def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str, tuple[str, ...]]:
     """The manifest of Parquet files, what was found, and warnings.
@@ -144,7 +163,7 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
 
 def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
     """What the manifest needs of all footers, read side by side."""
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(READERS) as threads:
         footers = list(threads.map(lambda entry: _summarise(listing.uri(entry.name), option), listing.entries))
     first = footers[0]
     for entry, footer in zip(listing.entries, footers, strict=True):

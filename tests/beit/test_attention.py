@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import torch
 
-from beit.attention import KEPT_MASS, attention, backbone_of, figure_size, look, patch_under, smallest_set
+from beit.attention import KEPT_MASS, attention, figure_size, look, patch_under, smallest_set
 from beit.classifier import Classifier
 from beit.config import ModelConfig, ViewConfig
 from beit.pixels import normalise
 from beit.resolution import at_size
+from beit.vit import backbone_of
 
 SMALL = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=3)
 

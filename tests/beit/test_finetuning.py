@@ -7,7 +7,9 @@ import torch
 from beit.classification_config import MixConfig
 from beit.classifier import Classifier
 from beit.config import ModelConfig, OptimConfig, ViewConfig
-from beit.finetuning import ClassifyObjective
+from beit.finetuning import MIX, ClassifyObjective
+from beit.mixing import draw_mix
+from beit.objective import derive
 from beit.pixels import normalise
 
 MODEL = ModelConfig(image_size=16, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0)
@@ -46,6 +48,32 @@ def test_the_loss_is_the_smoothed_cross_entropy_summed_over_the_decoded_images()
     torch.testing.assert_close(sums["loss"], expected)
     assert sums["correct"] == (logits.argmax(1) == labels).sum()
     assert trained.weight(host) == 11
+
+
+@pytest.mark.parametrize("mix", [MixConfig(cutmix=0), MixConfig(mixup=0)])
+def test_mixed_images_count_for_both_their_labels_as_they_share_the_pixels(mix):
+    trained, host = objective(mix, head_scale=30), batch()
+    trained.start_step(3)
+    sums = trained(tensors(host))
+    drawn = draw_mix(np.random.default_rng(derive(4, MIX, 3, 0)), mix, 16)
+    pixels, targets = normalise(torch.from_numpy(host["patch_view"]), ViewConfig()), torch.eye(3)[torch.from_numpy(host["label"])]
+    inputs, wanted = pixels.clone(), targets.clone()
+    for image in range(12):
+        partner = 11 - image
+        if host["status"][partner]:
+            continue
+        wanted[image] = drawn.share * targets[image] + (1 - drawn.share) * targets[partner]
+        if drawn.box is None:
+            inputs[image] = drawn.share * pixels[image] + (1 - drawn.share) * pixels[partner]
+        else:
+            top, bottom, left, right = drawn.box
+            inputs[image, :, top:bottom, left:right] = pixels[partner, :, top:bottom, left:right]
+    good = host["status"] == 0
+    logits, wanted = trained.model(inputs)[good], wanted[good]
+    expected = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(sums["loss"], expected)
+    assert sums["correct"] == (logits.argmax(1) == wanted.argmax(1)).sum()
+    assert 0.05 < drawn.share < 0.95
 
 
 def test_a_broken_image_changes_no_gradient_though_images_are_mixed():

@@ -11,6 +11,9 @@ from beit.config import ModelConfig, OptimConfig
 from beit.errors import UserError
 from beit.mim import Beit
 from beit.optim import build_optimizer, check_schedule, layer_of, learning_rate
+from beit.segment_config import SegmentViewConfig
+from beit.segmentation import SegmentObjective
+from beit.segmenter import Segmenter
 
 CONFIG = OptimConfig(peak_lr=1e-3, min_lr=1e-5, warmup_steps=10)
 
@@ -32,6 +35,15 @@ def test_weights_the_mask_token_and_bias_tables_decay_and_nothing_else():
     assert released[0.05] == weights | {"rel_pos_bias.relative_position_bias_table"}
     assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.q_bias", "lm_head.bias"} <= paper[0.0]
     assert {"cls_token", "blocks.0.gamma_1", "blocks.0.norm2.bias"} <= released[0.0]
+
+
+def test_of_a_segmenter_positions_and_class_token_decay_too_as_the_authors_have_it():
+    model = Segmenter(ModelConfig(image_size=32, dim=8, depth=1, heads=2), 3, head="setr-pup", channels=4)
+    trained = SegmentObjective(model, OptimConfig(weight_decay=0.1), SegmentViewConfig(), total_steps=10, seed=0)
+    decayed = {id(parameter) for group in trained.optimizer().param_groups if group["weight_decay"] for parameter in group["params"]}
+    found = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert {"backbone.cls_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"} <= found
+    assert not any(name.endswith("bias") for name in found)
 
 
 def test_a_step_moves_every_layer_by_its_own_rate_as_a_plain_recomputation_does():

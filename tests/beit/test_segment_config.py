@@ -17,7 +17,11 @@ def test_configs_come_back_from_json_and_impossible_ones_are_refused():
     ):
         with pytest.raises(UserError, match=cause):
             SegmentViewConfig(**wrong)
-    for wrong, cause in (({"classes": 0}, "annotation.classes=0 is not positive"), ({"classes": 40_000}, "does not fit 16 bits")):
+    for wrong, cause in (
+        ({"classes": 0}, "annotation.classes=0 is not positive"),
+        ({"classes": 40_000}, "does not fit 16 bits"),
+        ({"classes": 847}, "has a class of id 255"),
+    ):
         with pytest.raises(UserError, match=cause):
             AnnotationConfig(**wrong)
 

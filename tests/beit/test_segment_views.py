@@ -10,7 +10,7 @@ from PIL import Image
 from beit.annotations import IGNORED, AnnotationStatus
 from beit.decode import Status
 from beit.segment_config import AnnotationConfig, SegmentViewConfig
-from beit.segment_views import DRAWS, make_segment_view, recoloured, transform, whole_view
+from beit.segment_views import DRAWS, make_segment_view, recoloured, scaled_size, transform, whole_view
 
 MEAN = (0.5, 0.25, 0.75)
 PLAIN = SegmentViewConfig(short_side=64, long_side=256, distort=0.0, mean=MEAN)
@@ -120,7 +120,10 @@ def test_as_much_is_drawn_for_any_files_and_bad_ones_weigh_nothing():
     assert len(set(left)) == 1
 
 
-def test_the_view_for_testing_has_the_short_side_asked_for():
+def test_the_view_for_testing_has_the_short_side_asked_for_and_is_never_enlarged():
     assert whole_view(np.zeros((360, 480, 3), np.uint8), PLAIN).shape == (64, 85, 3)
-    assert whole_view(np.zeros((30, 20, 3), np.uint8), PLAIN).shape == (96, 64, 3)
+    assert whole_view(np.zeros((360, 480, 3), np.uint8), PLAIN, largest=1.75).shape == (112, 149, 3)
     assert whole_view(np.zeros((10, 1000, 3), np.uint8), PLAIN).shape == (3, 256, 3)
+    small = np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)
+    assert (whole_view(small, PLAIN) == small).all()
+    assert scaled_size(30, 20, PLAIN, 1.0) == (96, 64)

@@ -18,7 +18,7 @@ from beit.errors import UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines.config import ResourceConfig
-from pipelines.extract import Embed
+from pipelines.extract import Embed, views_of_pieces
 from pipelines.feature_files import Description, FeatureFiles, plan_files
 from pipelines.features import FeaturesConfig, default_layer, features
 from pipelines.scenes import write_scenes
@@ -30,7 +30,15 @@ VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 
 def describe(**changes):
     values = {"data": "d", "images": 5, "model": "m", "image_size": 32, "view": VIEW, "centre": 1.0, "layers": [2], "poolings": ["mean"]}
-    values |= {"dim": 4, "numbers": "float16", "bf16": False, "label": "label", "class_names": None, "images_per_file": 3}
+    values |= {
+        "dim": 4,
+        "numbers": "float16",
+        "bf16": False,
+        "label": "label",
+        "label_kind": "whole",
+        "class_names": None,
+        "images_per_file": 3,
+    }
     return Description(**{**values, **changes})
 
 
@@ -158,3 +166,25 @@ def test_the_layer_of_a_deep_pretrained_model_is_a_middle_one():
     assert default_layer(saved) == 9
     assert default_layer(replace(saved, kind="classifier")) == 12
     assert default_layer(replace(saved, model=TINY)) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "written"),
+    [
+        (pa.array([1, 2, None, 4], pa.int32()), "whole", [1, 2, None, 4]),
+        (pa.array([1.0, 2.0, 1.5, None]), "number", [1.0, 2.0, 1.5, None]),
+        (pa.array(["a", "b", None, "d"]), "text", ["a", "b", None, "d"]),
+    ],
+)
+def test_labels_have_one_type_in_all_files_whatever_a_row_group_holds(tmp_path, values, kind, written):
+    image = pa.array([{"bytes": b"", "path": f"{row}.png"} for row in range(4)])
+    pq.write_table(pa.table({"image": image, "target": values}), tmp_path / "train.parquet", row_group_size=2)
+    manifest = open_source(str(tmp_path / "train.parquet")).manifest
+    description = describe(label="target", label_kind=manifest.kind_of("target"), images_per_file=2)
+    assert description.label_kind == kind
+    files = FeatureFiles.create(str(tmp_path / "out"), description, manifest.rows)
+    view = ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"]))
+    for number, pieces in enumerate(files.pieces):
+        found = {**views_of_pieces(manifest, pieces, description, view), "status": np.zeros(2, int)}
+        files.write(number, found, {(2, "mean"): np.zeros((2, 4), np.float16)})
+    assert pq.read_table(tmp_path / "out" / "parts")["label"].to_pylist() == written

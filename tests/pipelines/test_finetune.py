@@ -49,7 +49,8 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_pres
     assert (config.model.dim, config.model.position, config.model.drop_path) == (32, "relative-per-block", 0.1)
     assert (config.view.mean, config.view.min_area, config.view.jitter) == ((0.5, 0.5, 0.5), 0.2, 0.0)
     assert config.layer_decay == PRESETS["tiny64"]().layer_decay
-    assert recipe_for(ModelConfig(dim=1024, depth=24, heads=16)) == "large"
+    assert recipe_for(ModelConfig(dim=1024, depth=24, heads=16), "mim") == "large"
+    assert recipe_for(ModelConfig(), "classifier") == "base-after-22k"
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

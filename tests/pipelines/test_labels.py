@@ -20,7 +20,7 @@ from pipelines.ledger import Ledger
 from pipelines.samples import SampleConfig, make_samples
 from pipelines.schedule import Part
 from pipelines.sources import open_source
-from pipelines.sources.labels import class_count, label_source, take_fraction
+from pipelines.sources.labels import class_count, label_source, take_at_most, take_fraction
 from pipelines.stream import read_slot
 
 NAMES = ("cat", "dog", "eel")
@@ -163,6 +163,18 @@ def test_a_fraction_takes_the_same_share_of_every_class_and_of_every_smaller_fra
     for unit, rows in enumerate(tenth.rows.tolist()):
         ledger.settle(np.zeros(rows, int), np.full(rows, unit), np.arange(rows), np.zeros(rows, int))
     assert (ledger.complete, ledger.settled) == (1, 15)
+
+
+@pytest.mark.parametrize("most", [7, 20, 143, 500])
+def test_no_more_images_are_taken_than_were_allowed_though_there_are_more_classes(tmp_path, most):
+    labels = [*range(20)] * 7 + [0, 0, 1]
+    write_parquet(tmp_path / "a.parquet", labels, names=None)
+    whole = label_source(open_source(str(tmp_path))).manifest
+    part = take_at_most(whole, most, 3)
+    assert part.total == min(most, len(labels))
+    assert all(labels[i] == label for i, label in found_in(type("Part", (), {"manifest": part})).items())
+    if most == 20:
+        assert sorted(part.labels.tolist()) == [*range(20)]
 
 
 def test_samples_carry_labels_through_the_mixing_of_a_slot_and_the_same_key_gives_the_same_sample(tmp_path):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from beit.checkpoints import save_model
@@ -5,7 +7,8 @@ from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.mim import Beit
 from pipelines.cli import main
-from pipelines.models import find_model, find_tokenizer, holds_model
+from pipelines.models import MODEL_FILES, find_model, find_tokenizer, holds_model, keep_model
+from pipelines.runs import PROGRESS_FILE
 
 
 def touch(*paths):
@@ -34,6 +37,25 @@ def test_no_command_guesses_how_a_model_wants_its_pixels(command, tmp_path, monk
         2,
         "error: MODEL: its config.json does not say how pixels were normalised",
     )
+
+
+def test_of_a_run_that_was_gone_on_with_the_newer_weights_are_taken(tmp_path):
+    def checkpoint(step):
+        folder = tmp_path / "attempt-1" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        for name in MODEL_FILES:
+            (folder / name).write_text(f"{name} of {step}")
+        files = {name: (folder / name).stat().st_size for name in MODEL_FILES}
+        (folder / PROGRESS_FILE).write_text(json.dumps({"step": step, "seconds": 1.0, "files": files}))
+        return str(folder)
+
+    run = str(tmp_path)
+    keep_model(checkpoint(10), run)
+    assert find_model(run) == str(tmp_path / "model")
+    newer = checkpoint(20)
+    assert find_model(run) == newer
+    keep_model(newer, run)
+    assert find_model(run) == str(tmp_path / "model")
 
 
 def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from beit.checkpoints import load_model
 from beit.config import override
 from beit.pixels import normalise
 from beit.tokenizer.registry import load_tokenizer
-from pipelines import presets, runs
+from pipelines import evaluations, presets, runs
 from pipelines.config import PretrainConfig
+from pipelines.knn import KnnSets
 from pipelines.ledger import Ledger
 from pipelines.pretrain import prepare, pretrain, rebuild_report
 from pipelines.recorder import read_metrics
@@ -79,6 +80,30 @@ def assert_hugging_face_predicts_the_same(run, out):
     assert len(logits) > 100
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert (logits.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.slow
+def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_interruption(scenes, tmp_path, monkeypatch):
+    values = {"data.train": scenes, "epochs": 2, "optim.global_batch_size": 16, "optim.warmup_steps": 2, "output.root": str(tmp_path)}
+    values |= {"knn.every_steps": 4, "knn.train": scenes, "knn.val": scenes, "evaluation.images": 0, "output.name": "run"}
+    config, lines, judge = override(presets.quickstart(), values), [], KnnSets._judge
+
+    def interrupted(sets, folder, placement, checkpoint, step):
+        if step == 8:
+            raise KeyboardInterrupt
+        return judge(sets, folder, placement, checkpoint, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.knn.KnnSets._judge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, say=lines.append)
+    result = pretrain(config, resume=str(tmp_path / "run"), say=lines.append)
+    assert [int(line.split()[3].rstrip(":")) for line in lines if line.startswith("k-NN at step")] == [4, 8, 12]
+    figures = {row["step"]: row["top1"]["4"] for row in evaluations.read(result.run, "knn")}
+    logged = {row["step"]: row["knn/layer_4"] for row in read_metrics(result.run) if "knn/layer_4" in row}
+    assert logged == figures
+    assert sorted(figures) == [4, 8, 12]
+    assert Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes()).settled == 192
 
 
 def test_a_trained_tokenizer_is_a_folder_that_pretraining_can_load(scenes, tmp_path):

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from torchmetrics import classification
 
+from beit import sliding
 from beit.annotations import IGNORED
 from beit.checkpoints import load_model, read_config, save_model
 from beit.config import ModelConfig, from_dict, override, to_dict
 from beit.errors import UserError
 from beit.mim import Beit
+from beit.pixels import normalise
 from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
+from beit.segment_views import scaled_size, whole_view
 from beit.segmenter import Segmenter
 from pipelines import evaluations, runs
 from pipelines.evaluate_segmentation import PixelJudge, add_up, whole_views
@@ -109,8 +112,9 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_
     assert (config.view.mean, config.annotation) == ((0.5, 0.5, 0.5), AnnotationConfig(classes=11, ignore_index=11))
     released = config_for(pretrained, "ade20k-upernet-22k-640")
     assert (released.model.image_size, released.view.short_side, released.view.mean[0]) == (640, 640, 0.485)
-    assert recipe_for(ModelConfig(position="relative")) == "ade20k-upernet"
-    assert recipe_for(ModelConfig()) == "ade20k"
+    assert recipe_for(ModelConfig(position="relative"), "mim") == "ade20k-upernet"
+    assert recipe_for(ModelConfig(position="relative"), "classifier") == "ade20k-upernet-22k"
+    assert recipe_for(ModelConfig(), "mim") == "ade20k"
 
 
 @pytest.mark.parametrize(
@@ -190,18 +194,31 @@ def test_image_files_take_their_annotations_from_a_folder_beside_them(pretrained
 
 
 @pytest.mark.parametrize("test", [SlidingConfig(), SlidingConfig(ratios=(0.75, 1.5), flip=True, stride=20)])
-def test_the_judge_counts_the_pixels_that_torchmetrics_counts(test, tmp_path):
+def test_the_judge_predicts_what_the_model_does_and_counts_the_pixels_that_torchmetrics_counts(test, tmp_path):
     model = Segmenter(TINY, 3, head="setr-pup", channels=8, generator=torch.Generator().manual_seed(3))
     save_model(model, tmp_path / "model")
-    view, ids = SegmentViewConfig(short_side=40, long_side=400), AnnotationConfig(classes=3, ignore_index=VOID)
+    view, ids = SegmentViewConfig(short_side=40, long_side=400, mean=(0.3, 0.5, 0.6)), AnnotationConfig(classes=3, ignore_index=VOID)
     unit = open_source(write_streets(tmp_path / "val", range(8))).unit(0)
     judge = PixelJudge(str(tmp_path / "model"), device="cpu", threads=1, view=view, test=test, shown={(0, row) for row in range(8)})
-    judged = [judge(batch) for batch in whole_views(unit, 0, 8, view=view, ids=ids)]
+    judged = [judge(batch) for batch in whole_views(unit, 0, 8, view=view, ids=ids, largest=max(test.ratios))]
     counts, shown = (np.concatenate([part[name] for part in judged]) for name in ("counts", "predicted"))
     metric = classification.MulticlassConfusionMatrix(num_classes=3, ignore_index=IGNORED)
     for row in range(8):
-        truth = street(row)[1].astype(int)
+        image, truth = street(row)[0], street(row)[1].astype(int)
         predicted = np.frombuffer(shown[row], np.int16).reshape(truth.shape).astype(int)
+        pixels = normalise(torch.from_numpy(whole_view(image, view, largest=max(test.ratios))[None].copy()), view)
+        with torch.inference_mode():
+            directly = sliding.segment(
+                model.eval(),
+                pixels,
+                size=truth.shape,
+                scaled=scaled_size(*truth.shape, view, 1.0),
+                crop=32,
+                stride=test.stride or 21,
+                ratios=test.ratios,
+                flip=test.flip,
+            )
+        assert (predicted == directly.argmax(1)[0].numpy()).mean() > 0.995  # A tie may go either way.
         assert len(np.unique(predicted)) > 1
         metric.update(torch.from_numpy(predicted), torch.from_numpy(np.where(truth == VOID, IGNORED, truth)))
     assert (add_up(counts, 3) == metric.compute().numpy()).all()
@@ -275,7 +292,7 @@ def test_images_go_through_the_model_together_only_as_far_as_the_largest_scale_h
     rng = np.random.default_rng(0)
     view, ids = SegmentViewConfig(short_side=32, long_side=64), AnnotationConfig(classes=3)
     block = {name: np.arange(4) for name in ("unit", "row")} | {"status": np.zeros(4, np.uint8), "reason": np.full(4, "", object)}
-    block |= {"scaled": np.full((4, 2), 32), "size": np.full((4, 2), 40)}
+    block |= {"shape": np.full((4, 2), 32), "size": np.full((4, 2), 40)}
     block["pixels"] = np.array([rng.integers(0, 256, (32, 32, 3), np.uint8).tobytes() for _ in range(4)], object)
     block["labels"] = np.array([rng.integers(0, ids.classes, (40, 40)).astype(np.int16).tobytes() for _ in range(4)], object)
 

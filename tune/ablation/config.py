@@ -164,8 +164,8 @@ def ablation_preset(name: str) -> AblationConfig:
 def _of(config: PretrainConfig) -> AblationConfig:
     return AblationConfig(
         **vars(config),
-        classify=ClassifyProtocol(recipe=finetune_presets.recipe_for(config.model)),
-        segment=SegmentProtocol(recipe=segment_presets.recipe_for(config.model)),
+        classify=ClassifyProtocol(recipe=finetune_presets.recipe_for(config.model, "mim")),
+        segment=SegmentProtocol(recipe=segment_presets.recipe_for(config.model, "mim")),
     )
 
 
