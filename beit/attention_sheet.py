@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,8 @@ COLOURS = np.array([(8, 8, 32), (66, 20, 104), (158, 42, 99), (226, 93, 60), (25
 def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, side: int = 180) -> Image.Image:
     """A row a point: the image with the asking patch in red, the mean over heads on it, every head's map, the patches that hold most.
 
-    Each map goes from 0 to its own largest weight, which stands below it; below the mean stands the class token's, too. Patches are
-    enlarged as squares, without smoothing.
+    Each map goes from 0 to its own largest weight, which stands below it; below the mean stands the class token's, too, and below the
+    kept patches how many even weights would keep. Patches are enlarged as squares, without smoothing.
 
     Args:
         shown: From `beit.attention.look`, an image each, all of one size and model.
@@ -39,9 +40,10 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
             mean = maps.mean(0)
             kept = one.kept[number]
             pictures = [mark(image, patch, zoom), overlay(image, mean), *(heat(head, zoom) for head in maps), cover(image, ~kept)]
+            even = 1 / (maps[0].size + 1)  # With the class token.
             lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.1%}, class {max(0, 1 - mean.sum()):.1%}"]
-            lines += [f"most {head.max():.2%}" for head in maps]
-            lines += [f"{kept.sum()} of {kept.size} patches"]
+            lines += [f"most {head.max():.1%}, {head.max() / even:.1f} x even" for head in maps]
+            lines += [f"{kept.sum()} of {kept.size}, even {math.ceil(KEPT_MASS * kept.size)}"]
             for place, (picture, line) in enumerate(zip(pictures, lines, strict=True)):
                 columns[place].append(picture)
                 captions[place].append(line)

@@ -30,6 +30,12 @@ def not_negative(config: Any, prefix: str, *names: str) -> None:
 def share(config: Any, prefix: str, *names: str) -> None:
     """Refuse fields that are not between 0 and 1, these two included."""
     for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and 5 <= value <= 100:
+            raise UserError(
+                f"{option(prefix, name, value)} is not between 0 and 1",
+                f"set {option(prefix, name, f'{value / 100:g}')} if {value:g} % is meant",
+            )
         _check(config, prefix, name, lambda value: 0 <= value <= 1, "is not between 0 and 1", "0 to 1")
 
 

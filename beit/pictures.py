@@ -30,27 +30,31 @@ RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 
 
 def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """Images in rows, a caption under each.
+    """Images in rows, each as high as its highest image, a caption under each.
 
     Args:
-        images: uint8 [H, W, 3] each, of any sizes: scaled to fit their square without being distorted.
+        images: uint8 [H, W, 3] each, of any sizes: scaled to fit a square without being distorted.
         columns: Images in a row.
-        side: Side of an image's square, in pixels.
+        side: Longer side of an image, in pixels.
         captions: One for each image; cut to its width.
     """
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(captions)} captions for {len(images)} images")
     columns = max(1, min(columns, len(images)))
-    rows = -(-len(images) // columns)
-    step_x, step_y = side + GAP_PX, side + GAP_PX + (LINE_PX if captions is not None else 0)
-    sheet = Image.new("RGB", (GAP_PX + columns * step_x, GAP_PX + rows * step_y), PAPER)
+    tiles = [_fit(pixels, side) for pixels in images]
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    below = GAP_PX + (LINE_PX if captions is not None else 0)
+    sheet = Image.new("RGB", (GAP_PX + columns * (side + GAP_PX), GAP_PX + sum(heights) + below * len(rows)), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
-    for number, pixels in enumerate(images):
-        x, y = GAP_PX + number % columns * step_x, GAP_PX + number // columns * step_y
-        tile = _fit(pixels, side)
-        sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
-        if captions is not None:
-            draw.text((x, y + side + 1), _shorten(captions[number], side, font), INK, font)
+    y = GAP_PX
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for place, tile in enumerate(row):
+            x = GAP_PX + place * (side + GAP_PX)
+            sheet.paste(tile, (x + (side - tile.width) // 2, y + (height - tile.height) // 2))
+            if captions is not None:
+                draw.text((x, y + height + 1), _shorten(captions[number * columns + place], side, font), INK, font)
+        y += height + below
     return sheet
 
 

@@ -204,8 +204,8 @@ class EvaluationConfig:
 class JobConfig:
     """What all jobs that train have in common."""
 
-    free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at")
-    """Options, or their beginnings, that a resumed run may change: they are about who does the work and what is written."""
+    free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at", "data.max_bad")
+    """Options, or their beginnings, that a resumed run may change: who does the work, what is written, when to give up."""
 
     epochs: float = 1.0
     """Passes over the data, unless `steps` is given."""

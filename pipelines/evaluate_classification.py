@@ -58,6 +58,12 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
     }
 
 
+def commonest(found: dict[str, Any]) -> float:
+    """The share of the images, of those that `evaluate` found, that is of the commonest class: the top-1 of who always names it."""
+    confusion = np.array(found["confusion"], np.int64).reshape(-1, 3)
+    return float(np.bincount(confusion[:, 0], confusion[:, 2], minlength=1).max() / max(1, found["images"]))
+
+
 def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
     """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be decoded."""
     from beit.classification_views import make_centre_view

@@ -2,7 +2,7 @@
 
 features.json                      what the features were made from; missing until every file is there
 unfinished.json                    the same, until then
-part-00000-of-00040.parquet        unit, row, path, label, layer_9_mean, layer_9_cls, …: a row for each image that could be decoded
+part-00000-of-00040.parquet        unit, row, path, label, class_name, layer_9_mean, …: a row for each image that could be decoded
 undecodable.csv                    the others, with the reason
 """
 
@@ -189,13 +189,18 @@ class FeatureFiles:
         }
         if self.description.label is not None:
             columns["label"] = _label_array(about["label"][good])
+            if (names := self.description.class_names) is not None and self.description.label_kind == "whole":
+                found = [names[label] if 0 <= label < len(names) else None for label in about["label"][good].tolist()]
+                columns["class_name"] = pa.array(found, pa.string())
         kind = pa.list_(pa.float16() if self.description.numbers == "float16" else pa.float32(), self.description.dim)
         for (layer, pooling), values in features.items():
             columns[column_name(layer, pooling)] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         bad = [[about["path"][i], Status(int(about["status"][i])).reason] for i in np.flatnonzero(~good)]
         schema = pa.schema({name: column.type for name, column in columns.items()}, metadata={_UNDECODABLE: json.dumps(bad)})
         with storage.open_output(storage.join(self.path, *self._name(number).split("/"))) as file:
-            pq.write_table(pa.Table.from_arrays(list(columns.values()), schema=schema), file, compression="zstd", use_dictionary=["path"])
+            pq.write_table(
+                pa.Table.from_arrays(list(columns.values()), schema=schema), file, compression="zstd", use_dictionary=["path", "class_name"]
+            )
 
     def finish(self) -> None:
         """Check that every image is there once, then say that the features are complete.

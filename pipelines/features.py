@@ -107,6 +107,7 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
     data, out = storage.absolute(config.data), storage.absolute(config.out)
     if not storage.is_remote(data) and (out + "/").startswith(data.rstrip("/") + "/"):
         raise UserError(f"out={config.out} lies in data={config.data}: the features would become part of it", "give a folder elsewhere")
+    check_folder(out)
     source = open_source(config.data, option="data", split=config.split, say=say)
     label = _label_column(source.manifest, config.label)
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
@@ -140,7 +141,6 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
 
 def _kept(checkpoint: str, out: str) -> str:
     """The copy of the model beside its features: a running training deletes its older checkpoints."""
-    check_folder(out)
     kept = storage.join(out, MODEL_FOLDER)
     if not holds_model(kept):
         keep_model(checkpoint, out)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from beit.transfer import Transfer
     from pipelines.job import Result
     from pipelines.placement import Placement
+    from pipelines.sources.labels import LabelledManifest
 
 JOB = "finetune"
 
@@ -83,6 +84,8 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     config = supervised.checked(config, job=JOB, say=say)
     labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
     train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
+    if val is not None and (line := _unjudged(val, classes, names)):
+        say(line)
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)
     config = config.with_warmup_counted(total_steps)
     supervised.check_warmup(config, total_steps, say=say)
@@ -102,6 +105,15 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     )
     transfer = None if config.start is None else _build(config, classes, names)[1]
     return Prepared(training=training, val=val, classes=classes, transfer=transfer)
+
+
+def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None) -> str | None:
+    """A warning where classes have no image to be judged by."""
+    missing = sorted(set(range(classes)) - set(val.labels.tolist()))
+    if not missing:
+        return None
+    shown = ", ".join(names[number] if names else str(number) for number in missing[:3])
+    return f"warning: {len(missing):,} of {classes:,} classes have no validation image: {shown}{', …' * (len(missing) > 3)}"
 
 
 def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) -> tuple[Classifier, Transfer | None]:
@@ -147,7 +159,10 @@ def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, 
 
 def evaluation_line(found: dict[str, Any]) -> str:
     """The result in a line."""
-    figures = f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.3f}"
+    from pipelines.evaluate_classification import commonest
+
+    top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
+    figures = f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
     return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
 

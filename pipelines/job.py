@@ -61,6 +61,10 @@ class Training:
     evaluate_at: tuple[int, ...] = ()
     check_workers: Callable[[WorkerRange], None] = lambda workers: None
     """Refuses numbers of workers that the job cannot do with."""
+    ends_at: int | None = None
+    """Of a part of a run, up to a pause: the step that the run ends at. None: that of `config`."""
+    after_pause: bool = False
+    """Of a part of a run: whether it goes on from a pause."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def run_job(
             with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
                 return at_pause(folder, placement, checkpoint)
 
+        paused = False
         for step in [*(step for step in pauses if step < stop_at), stop_at]:
             checkpoint = runs.latest_checkpoint(folder.uri) if goes_on else None
             if checkpoint is not None and step < stop_at and runs.step_of(checkpoint) > step:
@@ -136,7 +141,7 @@ def run_job(
             if goes_on and at_pause is not None and checkpoint is not None and runs.step_of(checkpoint) == step < stop_at:
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, judged(checkpoint), say)
                 continue
-            part = replace(training, config=replace(config, stop_at=step))
+            part = replace(training, config=replace(config, stop_at=step), ends_at=stop_at, after_pause=paused)
             folder, result = train_while_it_advances(part, folder, placement, say=say, follow=follow, resume=goes_on)
             if at_pause is not None:
                 figures = judged(result.checkpoint)
@@ -144,7 +149,7 @@ def run_job(
                 result = replace(result, metrics={**result.metrics, **figures})
             if result.step < step:
                 break  # Whoever follows has ended it: no later part goes on.
-            folder, goes_on = runs.RunFolder(folder.uri, folder.attempt + 1), True
+            folder, goes_on, paused = runs.RunFolder(folder.uri, folder.attempt + 1), True, True
         return folder, result
 
 
@@ -259,6 +264,8 @@ def run_training(
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
         stop_at=min(training.total_steps, config.stop_at or training.total_steps),
+        ends_at=training.ends_at or min(training.total_steps, config.stop_at or training.total_steps),
+        after_pause=training.after_pause,
         streams=streams,
         clip_norm=training.clip_norm,
         device=placement.device,

@@ -8,6 +8,7 @@ import itertools
 import re
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beit.errors import UserError
@@ -73,7 +74,10 @@ def _fields(kind: type[Any]) -> Iterator[str]:
 
 def _no_option(typed: str, command: str, kind: type[Any]) -> UserError:
     if not typed.startswith("-"):
-        return UserError(f"{command}: {typed} belongs to no option", f"options begin with --; {command} --help lists them")
+        remedy = f"options begin with --; {command} --help lists them"
+        if Path(typed).exists():
+            remedy = "options begin with --; a pattern such as 'FOLDER/train-*' goes in quotes, or the shell replaces it by its files"
+        return UserError(f"{command}: {typed} belongs to no option", remedy)
     name = typed.partition("=")[0]
     close = nearest(name, [*option_names(kind), *OF_EVERY_JOB])
     return UserError(

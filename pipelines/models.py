@@ -33,6 +33,9 @@ def find_model(path: str) -> str:
     for folder in (uri, *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest))):
         if folder is not None and holds_model(folder):
             return folder
+    if all(storage.exists(storage.join(uri, name)) for name in (runs.CONFIG_FILE, runs.ENVIRONMENT_FILE)):
+        job = runs.saved_run(path).job
+        raise UserError(f"{path} has no checkpoint yet", f"go on by beit {job} --resume {path}, or name another run")
     raise UserError(
         f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
         "name the folder of a run, such as runs/NAME, or of a checkpoint",

@@ -215,7 +215,7 @@ def progress_line(row: dict[str, Any], *, total_steps: int, seconds_left: float,
     parts.append(f"{row['speed/images_per_second']:,.0f} img/s")
     parts.append(f"data wait {row['speed/data_wait']:.0%}")
     if row.get("data/quarantined"):
-        parts.append(f"{row['data/quarantined']:,} bad samples")
+        parts.append(f"{row['data/quarantined']:,} bad sample{'s' * (row['data/quarantined'] > 1)}")
     return " | ".join([*parts, f"eta {duration(seconds_left)}"])
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 JOB = "segment"
 
 LOOKED_AT = 8
+
+VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown")
+"""Names of classes that are most likely no class."""
 """Images that are looked at before anything starts: a wrong option spoils all of them."""
 
 
@@ -111,6 +114,8 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     ids, names = annotated_classes(source.manifest, config.annotation)
     config = replace(config, annotation=ids)
     assert ids.classes is not None
+    for line in _void_lines(names):
+        say(line)
     _look(source, config)
     source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
     val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
@@ -168,6 +173,15 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
         "BatchNorm has no statistics",
         ("set --optim.global-batch-size 2" if fitting is None else f"set --resources.micro-batch-size {fitting}") + ", or --head setr-pup",
     )
+
+
+def _void_lines(names: tuple[str, ...] | None) -> list[str]:
+    """A warning for each class whose name says that it is none."""
+    return [
+        f"warning: class {number} is called {name}, and is learned and counted like any other; --annotation.ignore-index leaves an id out"
+        for number, name in enumerate(names or ())
+        if name.lower() in VOID
+    ]
 
 
 def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> None:

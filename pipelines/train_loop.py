@@ -43,6 +43,10 @@ class LoopConfig:
     micro_batch_size: int | None
     stop_at: int
     """Step to end at."""
+    ends_at: int
+    """Step that the run ends at, behind any pauses: the time left is counted to it."""
+    after_pause: bool
+    """Whether this part goes on from a pause of the same run, not from an interruption."""
     streams: int
     """That the workers are divided over."""
     clip_norm: float | None
@@ -261,13 +265,13 @@ class Worker:
             **{f"eval/{name}": value for name, value in self.evaluation.items()},
         }
         self.evaluation = {}
-        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.stop_at - self.step))
+        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.ends_at - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of {counts['settled']:,} images cannot be used, "
+                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in every epoch, cannot be used: "
                 f"more than data.max_bad={self.config.max_bad:g} allows",
-                "look at quarantine.csv in the run folder; raise --data.max-bad if that is how the data is",
+                "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume with a larger --data.max-bad",
             )
             self.stop = True
 
@@ -335,7 +339,8 @@ class Worker:
             self.restarts = ray.get(self.config.recorder.begin.remote(self.step))
             if self.restarts or checkpoint is not None:
                 again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
-                ray.get(self.config.recorder.say.remote(f"{again if self.restarts else 'resumed'}: going on from step {self.step:,}"))
+                what = again if self.restarts else "after the pause" if self.config.after_pause else "resumed"
+                ray.get(self.config.recorder.say.remote(f"{what}: going on from step {self.step:,}"))
         self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step

@@ -113,7 +113,9 @@ def label_source(
         raise UserError(
             f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, the first {first!r} "
             f"of {manifest.unit(unit).describe(row)}",
-            "mend or leave out these images" + ("" if classes is None else ", or raise --classes"),
+            "mend or leave out these images" + ("" if classes is None else ", or raise --classes")
+            if follows is None
+            else f"give images of the {count} classes of the training data",
         )
     labelled = LabelledManifest(
         rows=manifest.rows,

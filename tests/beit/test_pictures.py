@@ -37,6 +37,7 @@ def test_contact_sheet_shows_every_image_undistorted_in_its_place():
         assert (columns.mean() > sheet.shape[1] / 2) == (number == 1)
         assert (rows.mean() > sheet.shape[0] / 2) == (number == 2)
     assert (sheet[:, -6:] == 255).all(), "the long caption is cut at its image's edge"
+    assert sheet.shape[0] < 2 * 40 + 30, "no row is higher than its images and a caption"
 
 
 def test_contact_sheet_refuses_captions_that_do_not_match():

@@ -132,6 +132,7 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
         assert table["label"][place] == found["label"][0]
         np.testing.assert_allclose(table["layer_2_mean"][place], second[0, 1:].mean(0), atol=1e-5)
         np.testing.assert_allclose(table["layer_3_cls"][place], last[0, 0], atol=1e-5)
+        assert table["class_name"][place] == manifest.class_names[found["label"][0]]
     with open(tmp_path / "out" / "undecodable.csv") as file:
         [bad] = list(csv.DictReader(file))
     assert bad["reason"] == Status.TRUNCATED.reason

@@ -58,6 +58,14 @@ def test_of_a_run_that_was_gone_on_with_the_newer_weights_are_taken(tmp_path):
     assert find_model(run) == str(tmp_path / "model")
 
 
+def test_a_run_that_has_no_checkpoint_yet_is_told_from_a_folder_that_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "run" / "environment.json")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"job": "finetune", "preset": "x", "inputs": {}, "config": {}}))
+    with pytest.raises(UserError, match=r"^run has no checkpoint yet\ngo on by beit finetune --resume run"):
+        find_model("run")
+
+
 def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "run" / "config.json")

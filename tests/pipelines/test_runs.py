@@ -49,7 +49,7 @@ def test_a_saved_run_gives_back_its_configuration(preset, tmp_path):
 
 def test_a_resumed_run_may_change_who_works_and_where_to_stop_but_nothing_else():
     saved = presets.tiny64()
-    runs.check_same(saved, override(saved, {"resources.workers": 2, "output.checkpoint_steps": 5, "stop_at": 100}))
+    runs.check_same(saved, override(saved, {"resources.workers": 2, "output.checkpoint_steps": 5, "stop_at": 100, "data.max_bad": 0.1}))
     with pytest.raises(UserError) as error:
         runs.check_same(saved, override(saved, {"mask.ratio": 0.5, "seed": 1, "resources.workers": 2}))
     assert "mask.ratio was 0.3826" in error.value.cause

@@ -147,6 +147,9 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     other = write_streets(tmp_path / "other", range(4), names=("sky", "tree", "road", "void"))
     with pytest.raises(UserError, match=r"data.val calls class 1 of 3 tree, data.train road"):
         prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
+    lines = []
+    prepare(job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255}), preset="test", say=lines.append)
+    assert [line for line in lines if "class 3 is called void" in line]
     longer = write_streets(tmp_path / "longer", range(4), names=("sky", "road", "tree", "car", "void"))
     with pytest.raises(UserError, match=r"data.val names 5 ids, which do not come to the 3 classes of data.train"):
         prepare(job_config(pretrained, tmp_path, **{"data.val": longer}), preset="test", say=print)
@@ -222,6 +225,22 @@ def test_the_judge_predicts_what_the_model_does_and_counts_the_pixels_that_torch
         assert len(np.unique(predicted)) > 1
         metric.update(torch.from_numpy(predicted), torch.from_numpy(np.where(truth == VOID, IGNORED, truth)))
     assert (add_up(counts, 3) == metric.compute().numpy()).all()
+
+
+def test_wrong_annotations_have_no_pixel_that_counts_and_are_named_with_figures(pretrained, tmp_path):
+    wrong = wrong_files()
+    write_streets(tmp_path / "train", range(24), broken={row: files for row, (files, _) in wrong.items()})
+    write_streets(tmp_path / "val", range(40, 44))
+    training = prepare(job_config(pretrained, tmp_path), preset="test", say=print).training
+    named = {}
+    for index in range(3):
+        unit = training.source.unit(index)
+        keys = {"epoch": np.zeros(8, int), "unit": np.full(8, index), "row": np.arange(8)}
+        made = training.samples.make({**unit.read(np.arange(8), ("image", "annotation")), **keys})
+        for row in np.flatnonzero(made["status"]).tolist():
+            assert (made["labels"][row] == IGNORED).all()
+            named[8 * index + row] = training.samples.reason(unit, row, int(made["status"][row]))
+    assert named == {row: reason for row, (_, reason) in wrong.items()}
 
 
 @pytest.mark.slow
