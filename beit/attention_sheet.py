@@ -41,14 +41,19 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
             kept = one.kept[number]
             pictures = [mark(image, patch, zoom), overlay(image, mean), *(heat(head, zoom) for head in maps), cover(image, ~kept)]
             even = 1 / (maps[0].size + 1)  # With the class token.
-            lines = [f"{x:g},{y:g}  {name}", f"most {mean.max():.1%}, class {max(0, 1 - mean.sum()):.1%}"]
-            lines += [f"most {head.max():.1%}, {head.max() / even:.1f} x even" for head in maps]
+            lines = [f"{x:g},{y:g}  {name}", f"most {_percent(mean.max())}, class {_percent(max(0, 1 - mean.sum()))}"]
+            lines += [f"most {_percent(head.max())}, {head.max() / even:.{head.max() < 10 * even:d}f} x even" for head in maps]
             lines += [f"{kept.sum()} of {kept.size}, even {math.ceil(KEPT_MASS * kept.size)}"]
             for place, (picture, line) in enumerate(zip(pictures, lines, strict=True)):
                 columns[place].append(picture)
                 captions[place].append(line)
     titles = ["asking patch", "mean over heads", *(f"head {number + 1}" for number in range(heads)), f"{KEPT_MASS:.0%} of the mean"]
     return table(list(zip(titles, columns, strict=True)), side=side, captions=dict(enumerate(captions)))
+
+
+def _percent(share: float) -> str:
+    """Short enough for a caption, with a digit behind the point where it counts."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def heat(weights: NDArray[np.float32], zoom: int) -> Pixels:

@@ -60,7 +60,7 @@ def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
     figure = Figure(figsize=(6, 5.4), layout="constrained", dpi=110)
     axes = figure.add_subplot()
     axes.set_facecolor("#e4e4e4")
-    picture = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    picture = axes.imshow(share, vmin=0, vmax=max(0.01, float(share.max())), cmap="Blues", interpolation="nearest")
     figure.colorbar(picture, ax=axes, shrink=0.8)
     if len(names) <= MOST_NAMED:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
