@@ -29,6 +29,11 @@ def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
     return image.point([min(255, value + amount) if value < 128 else value for value in range(256)] * 3)
 
 
+def _posterize(image: Image.Image, bits: int) -> Image.Image:
+    """Keep the first bits of each value. With none left the image is black, as timm's is; Pillow's own function refuses that by now."""
+    return image.point([value >> 8 - bits << 8 - bits for value in range(256)] * 3)
+
+
 # (image, strength in [0, 1], its sign where an operation goes both ways, colour of what comes in from outside) -> image
 Operation = Callable[[Image.Image, float, int, Colour], Image.Image]
 
@@ -37,8 +42,7 @@ OPERATIONS: dict[str, Operation] = {
     "Equalize": lambda image, strength, sign, fill: ImageOps.equalize(image),
     "Invert": lambda image, strength, sign, fill: ImageOps.invert(image),
     "Rotate": lambda image, strength, sign, fill: image.rotate(sign * 30 * strength, Image.Resampling.BICUBIC, fillcolor=fill),
-    # With 0 bits left Pillow gives black, as timm's does.
-    "PosterizeIncreasing": lambda image, strength, sign, fill: ImageOps.posterize(image, 4 - int(4 * strength)),
+    "PosterizeIncreasing": lambda image, strength, sign, fill: _posterize(image, 4 - int(4 * strength)),
     "SolarizeIncreasing": lambda image, strength, sign, fill: ImageOps.solarize(image, 256 - min(256, int(256 * strength))),
     "SolarizeAdd": lambda image, strength, sign, fill: _solarize_add(image, min(128, int(110 * strength))),
     "ColorIncreasing": lambda image, strength, sign, fill: ImageEnhance.Color(image).enhance(_factor(strength, sign)),

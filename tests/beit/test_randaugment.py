@@ -34,12 +34,22 @@ def test_without_strength_the_operations_that_grow_change_nothing_but_where_they
     assert set(OPERATIONS) - set(unchanged) <= {"AutoContrast", "Equalize", "Invert", "PosterizeIncreasing"}
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_can_be_done_at_every_magnitude_that_is_drawn(name):
+    view = picture()
+    for strength in (0.0, 0.25, 0.9, 1.0):
+        for sign in (1, -1):
+            done = np.asarray(OPERATIONS[name](Image.fromarray(view), strength, sign, GREY))
+            assert (done.shape, done.dtype) == (view.shape, np.uint8)
+
+
 def test_operations_do_what_their_names_say():
     view = picture().astype(int)
     image = Image.fromarray(view.astype(np.uint8))
     done = {name: np.asarray(operate(image, 0.5, 1, GREY)).astype(int) for name, operate in OPERATIONS.items()}
     np.testing.assert_array_equal(done["Invert"], 255 - view)
     np.testing.assert_array_equal(done["PosterizeIncreasing"], view & 0b11000000)
+    assert not np.asarray(OPERATIONS["PosterizeIncreasing"](image, 1.0, 1, GREY)).any(), "no bit is left"
     np.testing.assert_array_equal(done["SolarizeIncreasing"], np.where(view < 128, view, 255 - view))
     np.testing.assert_array_equal(done["SolarizeAdd"], np.where(view < 128, np.minimum(view + 55, 255), view))
     np.testing.assert_allclose(done["BrightnessIncreasing"], np.minimum(1.45 * view, 255), atol=1)
