@@ -71,6 +71,24 @@ def test_every_preset_survives_its_file():
         assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
+    write_scenes(str(tmp_path / "train"), images=12, seed=0, image_size=64)
+    small = {"model.dim": 24, "model.depth": 1, "model.heads": 2, "model.image_size": 64, "optim.global_batch_size": 4, "steps": 20_000}
+    config = override(PRESETS[name](), {**small, "data.train": str(tmp_path / "train")})
+    training = prepare(config, preset=name, say=print).training
+    keys = {"epoch": np.zeros(12, int), "unit": np.zeros(12, int), "row": np.arange(12)}
+    batch = training.samples.make({**training.source.unit(0).read(np.arange(12), ("image", "label")), **keys})
+    objective = training.make_objective()
+    objective.start_step(5)
+    loss = objective({column: torch.from_numpy(batch[column]) for column in objective.columns})["loss"] / objective.weight(batch)
+    loss.backward()
+    assert abs(loss.item() - np.log(10)) < 0.5
+    optimizer = objective.optimizer()
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(objective.model.parameters()))
+    optimizer.step()
+
+
 def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_these_are(tmp_path):
     write_scenes(str(tmp_path / "train"), images=40, seed=0, image_size=64)
     values = {"data.train": str(tmp_path / "train"), "optim.global_batch_size": 8, "output.root": str(tmp_path / "runs")}

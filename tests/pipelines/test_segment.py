@@ -106,6 +106,23 @@ def test_every_preset_survives_its_file():
         assert from_dict(SegmentConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
+    write_streets(tmp_path / "train", range(8), names=[f"kind {number}" for number in range(PRESETS[name]().annotation.classes or 4)])
+    small = {"model.dim": 24, "model.depth": 4, "model.heads": 2, "channels": 8, "steps": 20_000, "optim.global_batch_size": 2}
+    small |= {"model.image_size": 64, "view.short_side": 64, "view.long_side": 256}
+    config = override(PRESETS[name](), {**small, "data.train": str(tmp_path / "train")})
+    training = prepare(config, preset=name, say=print).training
+    keys = {"epoch": np.zeros(2, int), "unit": np.zeros(2, int), "row": np.arange(2)}
+    batch = training.samples.make({**training.source.unit(0).read(np.arange(2), ("image", "annotation")), **keys})
+    objective = training.make_objective()
+    objective.start_step(5)
+    sums = objective({column: torch.from_numpy(batch[column]) for column in objective.columns})
+    (sums["loss"] / objective.weight(batch)).backward()
+    assert abs(float(sums["main"]) / objective.weight(batch) - np.log(training.config.annotation.classes)) < 1
+    objective.optimizer().step()
+
+
 def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_size(pretrained):
     config = config_for(pretrained, "camvid")
     assert (config.model.image_size, config.model.position, config.view.short_side) == (32, "relative-per-block", 64)
