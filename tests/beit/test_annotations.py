@@ -55,7 +55,7 @@ def test_ids_arrive_from_grey_and_palette_of_any_depth():
         few = IDS % 2**bits
         np.testing.assert_array_equal(labels(grey_of_few_bits(few, bits), AnnotationConfig(classes=16)), few)
     many = np.full((7, 9), 846, np.uint16)
-    assert (labels(png(Image.fromarray(many)), AnnotationConfig(classes=847)) == 846).all()
+    assert (labels(png(Image.fromarray(many)), AnnotationConfig(classes=847, ignore_index=None)) == 846).all()
 
 
 def test_ignored_ids_and_zero_labels():
