@@ -24,7 +24,6 @@ Model = TypeVar("Model", bound=nn.Module)
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
-
 CLASS_ROWS = 3
 """Rows at the end of a bias table that serve the class token, whatever the grid."""
 

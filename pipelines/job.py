@@ -256,6 +256,7 @@ def run_training(
     # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
     dispatcher = cluster.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = cluster.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
+    stop_at = min(training.total_steps, config.stop_at or training.total_steps)
     loop = LoopConfig(
         make_objective=training.make_objective,
         dispatcher=dispatcher,
@@ -263,8 +264,8 @@ def run_training(
         seed=config.seed,
         global_batch_size=training.global_batch_size,
         micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
-        stop_at=min(training.total_steps, config.stop_at or training.total_steps),
-        ends_at=training.ends_at or min(training.total_steps, config.stop_at or training.total_steps),
+        stop_at=stop_at,
+        ends_at=training.ends_at or stop_at,
         after_pause=training.after_pause,
         streams=streams,
         clip_norm=training.clip_norm,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from beit.checkpoints import Model, SavedConfig
 
 MODEL_FILES = ("model.safetensors", "config.json")
+MODEL_JOBS = ("pretrain", "finetune", "segment")
+"""Jobs whose runs come to hold a model."""
+
 STEP_FILE = "step.json"
 """Beside the files of a run's model: the step that they are of."""
 
@@ -33,8 +36,8 @@ def find_model(path: str) -> str:
     for folder in (uri, *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest))):
         if folder is not None and holds_model(folder):
             return folder
-    if all(storage.exists(storage.join(uri, name)) for name in (runs.CONFIG_FILE, runs.ENVIRONMENT_FILE)):
-        job = runs.saved_run(path).job
+    is_run = all(storage.exists(storage.join(uri, name)) for name in (runs.CONFIG_FILE, runs.ENVIRONMENT_FILE))
+    if is_run and (job := runs.saved_run(path).job) in MODEL_JOBS:
         raise UserError(f"{path} has no checkpoint yet", f"go on by beit {job} --resume {path}, or name another run")
     raise UserError(
         f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",

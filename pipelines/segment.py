@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 JOB = "segment"
 
 LOOKED_AT = 8
+"""Images that are looked at before anything starts: a wrong option spoils all of them."""
 
 VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown")
 """Names of classes that are most likely no class."""
-"""Images that are looked at before anything starts: a wrong option spoils all of them."""
 
 
 def segment(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pipelines.sources import Manifest
 
 Config = TypeVar("Config", bound=SupervisedConfig)
+Evaluations = Sequence[dict[str, Any]]
+Names = Sequence[str] | None
+
 SHOWN = [
     ("loss {:.3f}", "train/loss"),
     ("acc {:.1%}", "train/accuracy"),
@@ -31,9 +34,6 @@ SHOWN = [
     ("grad {:.2f}", "optim/grad_norm"),
 ]
 """What a progress line has of the metrics."""
-
-Evaluations = Sequence[dict[str, Any]]
-Names = Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,8 @@ class ParquetManifest(Manifest):
 
     def column(self, name: str) -> NDArray[Any]:
         """Values [images] of a column, row group after row group; a file is opened once for all of its row groups."""
+        if name in ("image", PATH_COLUMN):  # Parts of the image column, which a unit knows to take apart.
+            return super().column(name)
 
         def read(file: int) -> NDArray[Any]:
             system, path = storage.resolve(storage.join(self.root, self.names[file]))
@@ -113,7 +115,10 @@ class ParquetManifest(Manifest):
     def kind_of(self, column: str) -> Kind:
         """What the schema of the first file says."""
         footer = _footer(storage.join(self.root, self.names[0]), int(self.sizes[0]))
-        kind = footer.schema.to_arrow_schema().field(column).type
+        schema = footer.schema.to_arrow_schema()
+        if column not in schema.names:  # A part of the image column.
+            return super().kind_of(column)
+        kind = schema.field(column).type
         if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             return "whole"
         return "number" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "text"

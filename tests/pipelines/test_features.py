@@ -181,6 +181,7 @@ def test_labels_have_one_type_in_all_files_whatever_a_row_group_holds(tmp_path, 
     image = pa.array([{"bytes": b"", "path": f"{row}.png"} for row in range(4)])
     pq.write_table(pa.table({"image": image, "target": values}), tmp_path / "train.parquet", row_group_size=2)
     manifest = open_source(str(tmp_path / "train.parquet")).manifest
+    assert (manifest.kind_of("image.path"), manifest.column("image.path").tolist()) == ("text", [f"{row}.png" for row in range(4)])
     description = describe(label="target", label_kind=manifest.kind_of("target"), images_per_file=2)
     assert description.label_kind == kind
     files = FeatureFiles.create(str(tmp_path / "out"), description, manifest.rows)
