@@ -168,6 +168,9 @@ class OutputConfig(FolderConfig):
 class HasData(Protocol):
     """The configuration of any job that reads images and writes a run folder."""
 
+    free_on_resume: ClassVar[tuple[str, ...]]
+    """Options, or their beginnings, that a resumed run may change."""
+
     @property
     def data(self) -> DataConfig: ...
     @property
@@ -205,7 +208,7 @@ class JobConfig:
     """What all jobs that train have in common."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at", "data.max_bad")
-    """Options, or their beginnings, that a resumed run may change: who does the work, what is written, when to give up."""
+    """Who does the work, what is written, when to give up."""
 
     epochs: float = 1.0
     """Passes over the data, unless `steps` is given."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from pipelines import storage
-from pipelines.config import FolderConfig, SupervisedDataConfig, check_has_data
+from pipelines.config import HasData, SupervisedDataConfig, check_has_data
 from pipelines.finetune_presets import ClassifyDataConfig
 from pipelines.job import open_data
 from pipelines.scenes import write_scenes
@@ -17,13 +17,11 @@ from pipelines.sources.labels import LabelledManifest, class_count, label_source
 Data = TypeVar("Data", bound=SupervisedDataConfig)
 
 
-class HasLabelledData(Protocol):
+class HasLabelledData(HasData, Protocol):
     """The configuration of a job that learns from labels."""
 
     @property
     def data(self) -> ClassifyDataConfig: ...
-    @property
-    def output(self) -> FolderConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from beit.checks import not_negative, positive, share
 from beit.errors import UserError
@@ -36,6 +36,8 @@ FEATURES_FOLDER = "features"
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
+
+    free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "keep_features")
 
     start: str | None = None
     """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from beit.config import from_dict, to_dict
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.config import HasData, JobConfig
+from pipelines.config import HasData
 
 Config = TypeVar("Config", bound=HasData)
 
@@ -167,7 +167,7 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
     return from_dict(kind, saved.config), saved.preset
 
 
-def check_same(saved: JobConfig, asked: JobConfig) -> None:
+def check_same(saved: HasData, asked: HasData) -> None:
     """Refuse to go on with options that would change the result.
 
     Raises:

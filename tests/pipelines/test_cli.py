@@ -11,9 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beit.config import override
 from pipelines import presets, runs
 from pipelines.cli import main
+from pipelines.finetune_presets import FinetuneConfig
+from pipelines.probe import ProbeConfig
 from pipelines.scenes import write_scenes
+from pipelines.segment_presets import SegmentConfig
+from pipelines.train_tokenizer import TrainTokenizerConfig
+from tune.ablation.config import AblationConfig
+from tune.config import sweep_preset
 
 
 @pytest.fixture
@@ -148,6 +155,27 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
     cause, _ = error_lines(["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"], capsys)
     assert "optim.peak_lr was 0.002 and is now 0.5" in cause
     assert "workers" not in cause
+
+
+@pytest.mark.parametrize(
+    ("job", "config"),
+    [
+        ("pretrain", presets.quickstart()),
+        ("tokenizer train", TrainTokenizerConfig()),
+        ("finetune", FinetuneConfig()),
+        ("segment", SegmentConfig()),
+        ("probe", ProbeConfig()),
+        ("sweep", sweep_preset("quickstart")),
+        ("ablate", AblationConfig()),
+    ],
+)
+def test_every_job_goes_on_with_other_resources_and_without_other_settings(job, config, tmp_path, capsys):
+    config = override(config, {"output.root": str(tmp_path), "output.name": "mine"})
+    runs.create(config, job=job, preset="mine")
+    main([*job.split(), "--resume", str(tmp_path / "mine"), "--resources.cpus", "3", "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["resources"]["cpus"] == 3
+    cause, _ = error_lines([*job.split(), "--resume", tmp_path / "mine", "--seed", "7"], capsys)
+    assert "seed was 0 and is now 7" in cause
 
 
 def test_a_dry_run_prints_a_configuration_that_a_run_accepts(tmp_path, capsys):

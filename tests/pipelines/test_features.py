@@ -147,6 +147,36 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
     assert lost.exists()
 
 
+@pytest.mark.slow
+def test_a_killed_job_goes_on_by_the_same_command_and_every_image_is_there_once_with_the_same_features(beit, tmp_path):
+    write_scenes(tmp_path / "scenes", images=300, seed=0, image_size=48, rows_per_group=32)
+    slow_enough = replace(TINY, image_size=64, dim=96, depth=6)
+    save_model(Beit(slow_enough, 16, seed=1), tmp_path / "model", extra={"view": VIEW})
+
+    def command(out):
+        return "features", tmp_path / "model", tmp_path / "scenes", out, "--images-per-file", 8, "--resources.cpus", 2
+
+    def parts(out):
+        return {path.name: path.stat().st_mtime_ns for path in out.glob("parts/*.parquet")}
+
+    out, kills = tmp_path / "out", []
+    for at_least in (1, 12):
+        beit(*command(out), until=lambda least=at_least: len(parts(out)) >= least)
+        kills.append(parts(out))
+    assert 0 < len(kills[0]) < len(kills[1]) < 38
+    assert not (out / "features.json").exists()
+    printed = beit(*command(out))
+    assert "300 images" in printed
+    after = parts(out)
+    assert len(after) == 38
+    assert kills[0].items() <= kills[1].items() <= after.items(), "a file was written twice"
+
+    beit(*command(tmp_path / "whole"))
+    broken, whole = (pq.read_table(folder / "parts") for folder in (out, tmp_path / "whole"))
+    assert len(set(zip(broken["unit"].to_pylist(), broken["row"].to_pylist(), strict=True))) == len(broken) == 300
+    assert broken.equals(whole)
+
+
 def test_numbers_that_float16_cannot_hold_are_noticed_and_not_written(tmp_path):
     model = Beit(TINY, 16, seed=1)
     with torch.no_grad():

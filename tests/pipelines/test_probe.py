@@ -1,6 +1,7 @@
 """Probing a model: the job against features computed directly, and what reaches its table and report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,37 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
         assert row.train_images == taken.total
         assert row.knn_top1 == pytest.approx(probe_knn(train, val, 10, config.knn).top1, abs=0.041)  # float16: a tie may go either way
         assert row.linear_top1 == pytest.approx(probe_linear(train, val, 10, config.linear, seed=0).top1, abs=0.041)
+
+
+@pytest.mark.slow
+def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_the_table_of_one_that_was_not(beit, tmp_path):
+    save_model(Beit(replace(TINY, depth=4), 16, seed=1), tmp_path / "model", extra={"view": VIEW})
+    write_scenes(tmp_path / "train", images=1300, seed=0, image_size=32)
+    write_scenes(tmp_path / "val", images=100, seed=0, image_size=32, first=1300, split="val")
+    given = ["probe", tmp_path / "model", "--data.train", tmp_path / "train", "--data.val", tmp_path / "val", "--linear.epochs", 3]
+    given += ["--output.root", tmp_path / "runs", "--output.no-mlflow", "--resources.cpus", 2, "--output.name"]
+    run = tmp_path / "runs" / "killed"
+
+    def features():
+        return {path: path.stat().st_mtime_ns for path in run.glob("features/trained/*/parts/*.parquet")}
+
+    beit(*given, "killed", until=features)
+    first, table = features(), run / "probe.csv"
+    assert not table.exists()
+    beit("probe", "--resume", run, until=table.exists)
+    assert first.items() <= features().items(), "features were computed again"
+    judged = read_table(str(run))
+    assert len(judged) < 16
+    beit("probe", "--resume", run)
+
+    beit(*given, "whole")
+    ended, whole = (
+        {(row.weights, row.layer, row.pooling): row for row in read_table(str(tmp_path / "runs" / name))} for name in ("killed", "whole")
+    )
+    assert len(whole) == 16
+    assert ended == whole
+    assert all(ended[row.weights, row.layer, row.pooling] == row for row in judged)
+    assert not (run / "features").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
