@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,7 +137,7 @@ def compare(config: CompareConfig) -> list[str]:
         curves = [metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)] or metrics
         charts = [_chart(groups, metric) for metric in curves]
     storage.write_bytes(storage.absolute(config.out), chart_picture(charts))
-    figures = str(Path(config.out).with_suffix(".csv"))
+    figures = config.out.removesuffix(".png") + ".csv"
     storage.write_text(storage.absolute(figures), _csv(groups, metrics))
     return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.weights import COPY, DOWNLOAD, check_local
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
@@ -15,7 +17,7 @@ class ConvertConfig:
     """encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's dalle_encoder.pth, or unilm's pytorch_model.bin."""
 
     out: str
-    """The folder to write."""
+    """The folder to write, on this machine."""
 
     decoder: str | None = None
     """decoder.pkl of openai/DALL-E. None: the tokenizer only encodes, which is all that pretraining needs."""
@@ -28,9 +30,15 @@ class ConvertConfig:
 
 
 def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
-    """Convert, and say in lines what came of it."""
+    """Convert, and say in lines what came of it.
+
+    Raises:
+        UserError: For addresses, and for files that are not what they should be.
+    """
     from beit.tokenizer.convert import convert
 
+    check_local(config.file, DOWNLOAD)
+    check_local(config.out, COPY)
     done = convert(
         Path(config.file),
         Path(config.out),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,8 +97,14 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[s
             f"{optim.peak_lr:g}, which is never rescaled: in proportion to the batch, --optim.peak-lr "
             f"{optim.peak_lr * optim.global_batch_size / theirs.global_batch_size:.3g}"
         )
-    if config.target.kind == "tokens" and config.tokenizer.path is None and config.tokenizer.name.startswith("random"):
+    built_in = config.tokenizer.name if config.target.kind == "tokens" and config.tokenizer.path is None else ""
+    if built_in.startswith("random"):
         lines.append("warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning")
+    if built_in == "scenes64" and config.data.train is not None:
+        lines.append(
+            "warning: the tokens of scenes64 were learned from the built-in scenes and say little about photographs: "
+            f"beit tokenizer train photo64 --data.train {shlex.quote(config.data.train)}, then --tokenizer.path runs/NAME"
+        )
     return lines
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from beit.foreign.layout import Described
 
 COPY = "give a local OUT, and copy it from there"
+DOWNLOAD = "download it first, and give the file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,8 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     from beit.foreign.incoming import import_weights
     from beit.foreign.translation import SPELLINGS
 
-    _check_local(config.file, "download it first, and give the file")
-    _check_local(config.out, COPY)
+    check_local(config.file, DOWNLOAD)
+    check_local(config.out, COPY)
     out = Path(config.out)
     with _refusals_told():
         fresh = not out.exists()
@@ -105,7 +106,7 @@ def _behind(described: Described) -> str:
     return f"{head['classes']:,} classes"
 
 
-def _check_local(path: str, remedy: str) -> None:
+def check_local(path: str, remedy: str) -> None:
     """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be made of what is to go there.
 
     Raises:
@@ -132,7 +133,7 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
     from pipelines import storage
     from pipelines.models import MODEL_FILES, find_model
 
-    _check_local(config.out, COPY)
+    check_local(config.out, COPY)
     with _refusals_told():
         _check_own(config.run)
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ def test_what_cannot_be_converted_is_refused_in_two_lines(tmp_path, capsys):
     shown = refused(["tokenizer", "convert", page, tmp_path / "out"], capsys)
     assert shown.splitlines()[0] == f"error: {page} is an HTML page; nothing in it was run"
     assert len(shown.splitlines()) == 2
+    assert "s3://bucket/out is an address" in refused(["tokenizer", "convert", page, "s3://bucket/out"], capsys)
     save_file({"blocks.input.w": torch.zeros(8, 3, 7, 7)}, page)
     with torch.device("meta"):
         names = len(Encoder(DALLE).state_dict())

@@ -138,6 +138,14 @@ def test_a_dry_run_counts_the_images_that_are_there(real_data):
     assert " images in " in text
 
 
+def test_photographs_with_the_tokens_of_scenes_are_warned_of_with_what_makes_others():
+    photographs = override(PRESETS["tiny64"](), {"data.train": "my photographs"})
+    (line,) = recipe.warnings(photographs, preset="tiny64", total_steps=500_000)
+    assert "beit tokenizer train photo64 --data.train 'my photographs'" in line
+    for others in ({"data.train": None}, {"tokenizer.path": "runs/photo64"}, {"target.kind": "pixels"}):
+        assert recipe.warnings(override(photographs, others), preset="tiny64", total_steps=500_000) == []
+
+
 def test_another_batch_at_the_same_learning_rate_is_warned_of_with_the_rate_in_proportion():
     smaller = override(PRESETS["base"](), {"optim.global_batch_size": 512})
     (line,) = recipe.warnings(smaller, preset="base", total_steps=500_000)

@@ -12,7 +12,7 @@ from tune.sweep import sweep
 def small(out, space):
     values = {
         "space": space,
-        "steps": 24,
+        "steps": 96,
         "data.scenes": 96,
         "optim.global_batch_size": 16,
         "optim.warmup_steps": 2,

@@ -45,7 +45,7 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
     before = times(Path(folder, "trial-000"))
     tokens = json.loads(Path(folder, "tokens.json").read_text())
     computed = times(Path(tokens["path"]))
-    assert (tokens["views"], tokens["computed"]) == (4 * 96, tokens["parts"])
+    assert (tokens["views"], tokens["computed"]) == (16 * 96, tokens["parts"])
     assert len([name for name in computed if name.startswith("extra/evaluation-")]) == 1
     assert max(computed.values()) < min(before.values()), "there were tokens computed after the first trial began"
 
