@@ -47,6 +47,9 @@ class CompareConfig:
     over: str | None = None
     """An option of these runs for the horizontal axis in place of the step, such as data.fraction: a point for each of its values."""
 
+    metrics: tuple[str, ...] = ()
+    """Which to draw and to list, such as top1 train/loss. None given: all that every one of the runs has."""
+
     out: str = "comparison.png"
     """Where the picture goes. The figures go beside it, as .csv."""
 
@@ -125,11 +128,7 @@ def compare(config: CompareConfig) -> list[str]:
     lines = group(found, config.over)
     points = [one.over(config.over) for one in lines] if config.over else []
     groups = [point for line in points for _, point in line] or lines
-    metrics = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
-    if not metrics:
-        raise UserError(
-            "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
-        )
+    metrics = _metrics(config, groups)
     if config.over:
         charts = [_chart_over(config.over, lines, points, metric) for metric in metrics]
     else:
@@ -140,6 +139,23 @@ def compare(config: CompareConfig) -> list[str]:
     figures = config.out.removesuffix(".png") + ".csv"
     storage.write_text(storage.absolute(figures), _csv(groups, metrics))
     return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
+
+
+def _metrics(config: CompareConfig, groups: Sequence[Group]) -> list[str]:
+    """What is compared, in the order asked for.
+
+    Raises:
+        UserError: If the runs do not all have it.
+    """
+    shared = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
+    if not shared:
+        raise UserError(
+            "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
+        )
+    for metric in config.metrics:
+        if metric not in shared:
+            raise UserError(f"--metrics {metric} is nothing that every one of these runs has", f"they have {', '.join(shared)}")
+    return list(config.metrics) or shared
 
 
 def read_run(argument: str) -> Run:

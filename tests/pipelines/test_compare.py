@@ -77,6 +77,17 @@ def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):
     assert all((half.std(axis=2) > 20).any() for half in halves)  # a coloured curve in each
 
 
+def test_chosen_metrics_are_compared_in_their_order_and_no_others(tmp_path):
+    runs = tuple(make_run(tmp_path / f"{seed}", seed=seed, top1=(0.1, 0.2)) for seed in range(2))
+    [line, *_] = compare(CompareConfig(runs=runs, metrics=("train/loss", "top1"), out=str(tmp_path / "both.png")))
+    assert line.index("loss in training") < line.index("validation top-1")
+    [line, *_] = compare(CompareConfig(runs=runs, metrics=("top1",), out=str(tmp_path / "one.png")))
+    assert line == "all (2 runs): validation top-1 20.00% ± 0.00%"
+    with pytest.raises(UserError, match="--metrics mean_iou is nothing that every one of these runs has") as caught:
+        compare(CompareConfig(runs=runs, metrics=("mean_iou",), out=str(tmp_path / "none.png")))
+    assert caught.value.remedy == "they have top1, train/loss"
+
+
 def test_over_an_option_the_last_values_stand_at_its_values_and_seeds_are_averaged(tmp_path):
     arms = [("scratch", 0.1), ("scratch", 1.0), ("beit", 1.0), ("beit", 0.1)]
     top1 = {("scratch", 0.1): 0.1, ("scratch", 1.0): 0.5, ("beit", 0.1): 0.3, ("beit", 1.0): 0.6}
