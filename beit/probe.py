@@ -21,6 +21,8 @@ from beit.probe_config import KnnConfig, LinearConfig
 
 QUERIES_AT_ONCE = 256
 ROWS_AT_ONCE = 4096
+LOGITS_AT_ONCE = 1 << 22
+"""Judging them takes about 20 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def probe_knn(train: Labelled, val: Labelled, classes: int, config: KnnConfig, *
 
 @torch.inference_mode()
 def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
-    for part in torch.split(features, ROWS_AT_ONCE):
+    for part in torch.split(features, max(64, min(ROWS_AT_ONCE, LOGITS_AT_ONCE // len(weight)))):
         yield F.linear(part.float(), weight, bias)
 
 

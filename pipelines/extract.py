@@ -65,7 +65,7 @@ def extract(
     """Compute what is missing of the features of a manifest's images, on a connected Ray.
 
     Args:
-        manifest: The images; each is read once.
+        manifest: The images. A row group is read once, or for each of its files if it has more images than a file.
         checkpoint: Folder or URI with the model.
         out: Folder or URI.
         layers: Numbers of blocks from 1.
@@ -101,7 +101,7 @@ def extract(
         bf16=bf16,
         label=label,
         label_kind=None if label is None else manifest.kind_of(label),
-        class_names=None if manifest.class_names is None else list(manifest.class_names),
+        class_names=None if label is None or (names := manifest.names_of(label)) is None else list(names),
         images_per_file=images_per_file,
     )
     files = FeatureFiles.create(out, description, manifest.rows)
@@ -130,7 +130,7 @@ def _extract_missing(
     last = start
     for count, result in enumerate(_run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1):
         if layer := result["overflow"]:
-            if files.description.numbers == "float16":
+            if files.description.numbers == "float16" and not result["broken"]:
                 raise UserError(
                     f"layer {layer} has features above 65,504, which float16 cannot hold", "set --numbers float32, in a new folder"
                 )
@@ -227,6 +227,8 @@ def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: De
 
 def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
     """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or text, empty."""
+    if kind == "whole" and values.dtype == object:  # Yes, no and null.
+        return np.array([-1 if value is None else int(value) for value in values.tolist()])
     if kind == "whole":  # With nulls among them they come as floats.
         return np.where(np.isnan(values), -1, values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
     if kind == "number":
@@ -248,7 +250,12 @@ class Embed:
         self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once
 
     def __call__(self, batch: Batch) -> Batch:
-        """What `views_of_pieces` made -> "file", "images" and "overflow", each [1]: the layer whose numbers are not finite, or 0."""
+        """What `views_of_pieces` made -> what became of it, each [1].
+
+        Returns:
+            "file", "images"; "overflow": the layer with numbers that are not finite, or 0, and then nothing is written; "broken": whether
+            there are some that are no numbers at all, which no other format would hold either.
+        """
         number = int(batch["file"][0])
         if (batch["file"] != number).any() or len(batch["file"]) != self._files.images_of(number):
             raise RuntimeError(f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}")
@@ -256,7 +263,9 @@ class Embed:
         overflow = next((layer for (layer, _), values in found.items() if not np.isfinite(values).all()), 0)
         if not overflow:
             self._files.write(number, batch, found)
-        return {"file": np.array([number]), "images": np.array([len(batch["file"])]), "overflow": np.array([overflow])}
+        broken = bool(overflow) and any(np.isnan(values).any() for values in found.values())
+        made = {"file": number, "images": len(batch["file"]), "overflow": overflow, "broken": broken}
+        return {name: np.array([value]) for name, value in made.items()}
 
     def _features(self, views: NDArray[np.uint8]) -> dict[tuple[int, Pooling], NDArray[np.floating]]:
         import torch

@@ -105,7 +105,7 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
     view_of(saved, config.run)  # Refuses a model that does not say how it wants its pixels.
     layers = check_layers(config.layers or (default_layer(saved),), saved.model.depth)
     data, out = storage.absolute(config.data), storage.absolute(config.out)
-    if not storage.is_remote(data) and (out + "/").startswith(data.rstrip("/") + "/"):
+    if storage.lies_in(out, data):
         raise UserError(f"out={config.out} lies in data={config.data}: the features would become part of it", "give a folder elsewhere")
     check_folder(out)
     source = open_source(config.data, option="data", split=config.split, say=say)
@@ -158,7 +158,7 @@ def default_layer(saved: SavedConfig) -> int:
 
 
 def _label_column(manifest: Manifest, asked: str | None) -> str | None:
-    from pipelines.sources.labels import LABEL_COLUMNS
+    from pipelines.sources.base import LABEL_COLUMNS
 
     if asked is not None and asked not in manifest.columns:
         there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"

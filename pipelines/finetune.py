@@ -65,12 +65,21 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
 
     A classifier goes on with the pooling that its head knows, whatever the recipe's.
     """
-    from pipelines.models import find_model, model_config
-
     recipe = finetune_preset(name)
     if start is None:
         return recipe
-    config = supervised.for_start(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+    return _begun(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
+
+
+def with_start(config: FinetuneConfig, start: str, name: str) -> FinetuneConfig:
+    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same image size."""
+    return _begun(config, start, image_size=config.model.image_size)
+
+
+def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> FinetuneConfig:
+    from pipelines.models import find_model, model_config
+
+    config = supervised.for_start(recipe, start, image_size=image_size)
     saved = model_config(find_model(start))
     return replace(config, pooling=saved.head["pooling"]) if saved.kind == "classifier" else config
 
@@ -82,6 +91,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     from pipelines.samples import SampleConfig
 
     config = supervised.checked(config, job=JOB, say=say)
+    supervised.compare_pixels(config, say=say)
     labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
     train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     if val is not None and (line := _unjudged(val, classes, names)):

@@ -96,7 +96,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     from pipelines.job import open_data
     from pipelines.labelled import held_out_scenes
     from pipelines.sources import open_source
-    from pipelines.sources.labels import LabelledManifest, class_count, label_source
+    from pipelines.sources.labels import LabelledManifest, class_count, label_source, unnamed
 
     knn, side, depth = config.knn, config.model.image_size, config.model.depth
     if knn.every_steps is None:
@@ -121,6 +121,8 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         )
     val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, follows=train).manifest
     assert isinstance(val, LabelledManifest)
+    for line in unnamed(train, val, "knn.val"):
+        say(line)
     say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
     return KnnSets(
         config=knn,

@@ -12,7 +12,7 @@ from pipelines.finetune_presets import ClassifyDataConfig
 from pipelines.job import open_data
 from pipelines.scenes import write_scenes
 from pipelines.sources import Source, open_source
-from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction
+from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction, unnamed
 
 Data = TypeVar("Data", bound=SupervisedDataConfig)
 
@@ -76,6 +76,8 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
     if (found := open_val(config.data, config.output.root, image_size=image_size, say=say)) is not None:
         labelled = label_source(found, option="data.val", column=config.data.label, classes=count, follows=source.manifest).manifest
         assert isinstance(labelled, LabelledManifest)
+        for line in unnamed(source.manifest, labelled, "data.val"):
+            say(line)
         val = labelled
     return LabelledData(source=replace(source, manifest=train), train=train, val=val, classes=count, class_names=names)
 

@@ -45,6 +45,14 @@ def find_model(path: str) -> str:
     )
 
 
+def model_step(folder: str) -> int | None:
+    """The step that the weights of a run are of; None for others, such as imported ones."""
+    for name in (runs.PROGRESS_FILE, STEP_FILE):
+        if storage.entry(file := storage.join(folder, name)) is not None:
+            return int(json.loads(storage.read_text(file))["step"])
+    return None
+
+
 def _has_gone_on(model: str, newest: str) -> bool:
     """Whether a run that once ended, and left a model, has a checkpoint of a later step: it was gone on with."""
     file = storage.join(model, STEP_FILE)
@@ -66,8 +74,8 @@ def keep_model(checkpoint: str, run: str) -> None:
     """Copy the weights of a run's last checkpoint, and their step, into its `model` folder, where whatever comes next finds them."""
     for name in MODEL_FILES:
         storage.write_bytes(storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name)))
-    if storage.entry(storage.join(checkpoint, runs.PROGRESS_FILE)) is not None:
-        storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": runs.step_of(checkpoint)}) + "\n")
+    if (step := model_step(checkpoint)) is not None:
+        storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": step}) + "\n")
 
 
 def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:

@@ -46,11 +46,14 @@ def parse_job(
     preset: Callable[[str], Any],
     explained_by: str | None = None,
     usage: str | None = None,
+    start: str | None = None,
+    with_start: Callable[[Any, str], Any] | None = None,
 ) -> JobCommand | None:
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
     A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a configuration and its preset goes to
-    the standard error.
+    the standard error. A RUN that was given before all that is `start`, which `preset` knows of; `with_start` makes it that of the
+    configuration of an earlier run and its preset.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
@@ -64,14 +67,16 @@ def parse_job(
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     resume = _take(arguments, "--resume")
     if resume is not None:
-        if name is not None:
-            raise UserError(f"{name} and --resume {resume}: a resumed run has its own configuration", f"leave out {name}")
+        if given := start or name:
+            raise UserError(f"{given} and --resume {resume}: a resumed run has its own configuration", f"leave out {given}")
         base, name = runs.saved_config(resume, kind, job=job)
         if hasattr(base, "stop_at"):
             base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
     elif name is not None and name.endswith(".json"):
         base, name = runs.saved_config(name, kind, job=job)
         base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))
+        if start is not None and with_start is not None:
+            base = with_start(base, name)
     else:
         name = name or default
         base = preset(name)
@@ -109,7 +114,8 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
         if not storage.exists(storage.absolute(first)):
             job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
-        default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
+        if not {"--resume"} & {argument.partition("=")[0] for argument in arguments}:
+            default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
     return parse_job(
         arguments,
         kind,
@@ -118,6 +124,8 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
         presets=presets.PRESETS,
         preset=functools.partial(job.config_for, start),
         usage=f"{job.JOB} [RUN] [PRESET]",
+        start=start,
+        with_start=lambda config, name: job.with_start(config, start, name),
     )
 
 

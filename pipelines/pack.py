@@ -26,12 +26,10 @@ from beit.checks import file_name, not_negative, positive
 from beit.errors import UserError
 from pipelines import seeds, storage
 from pipelines.sources import Manifest, Source, open_source
-from pipelines.sources.base import PATH_COLUMN, Columns
+from pipelines.sources.base import LABEL_COLUMNS, PATH_COLUMN, Columns
 
 PLAN_FILE = "pack.json"
 """Lies beside the shards and says what they were made from."""
-
-_LABEL_COLUMNS = ("label", "annotation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +130,8 @@ def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = No
         UserError: Where the source holds no images, or `out` holds something else.
     """
     source = open_source(config.source, option="source", split=config.split, say=say)
+    for line in _columns_line(source.manifest):
+        say(line)
     plan = _plan(source, config)
     shards = len(plan.bounds) - 1
     out = storage.absolute(config.out)
@@ -159,7 +159,7 @@ def _plan(source: Source, config: PackConfig) -> Plan:
 def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> frozenset[str]:
     """Write the plan's file or compare with the one that is there; return the names that `out` holds."""
     root = storage.absolute(config.source)
-    if not storage.is_remote(root) and (out + "/").startswith(root.rstrip("/") + "/"):
+    if storage.lies_in(out, root):
         raise UserError(f"out={config.out} lies in source={config.source}: the shards would become part of it", "give a folder elsewhere")
     options = {name: value for name, value in asdict(config).items() if name not in ("source", "out")}
     made_from = {"source": source.manifest.digest, "images": source.manifest.total, "shards": shards, **options}
@@ -213,9 +213,12 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
         places: Number of a shard -> path of its file.
         rows_per_group: Images of a row group.
     """
-    kept = tuple(name for name in (PATH_COLUMN, *_LABEL_COLUMNS) if name in manifest.columns)
+    labels = _label_column(manifest)
+    kept = tuple(name for name in (PATH_COLUMN, labels, "annotation") if name in manifest.columns)
     spans = {shard: plan.order[plan.bounds[shard] : plan.bounds[shard + 1]] for shard in places}
     columns = gather(manifest, np.concatenate(list(spans.values())), ("image", *kept))
+    if labels is not None:
+        columns["label"] = columns.pop(labels)
     names = {"class_names": manifest.class_names, "annotation_names": manifest.annotation_names}
     metadata = {name: json.dumps(values) for name, values in names.items() if values is not None}
     start = 0
@@ -231,6 +234,20 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
             if writer is not None:
                 writer.close()
         start += len(images)
+
+
+def _label_column(manifest: Manifest) -> str | None:
+    """The column that becomes `label`."""
+    return next((name for name in LABEL_COLUMNS if name in manifest.columns), None)
+
+
+def _columns_line(manifest: Manifest) -> list[str]:
+    """A line, where a column becomes another one or none."""
+    labels = _label_column(manifest)
+    left = [name for name in manifest.columns if name not in ("image", PATH_COLUMN, labels, "annotation")]
+    renamed = f"the column {labels} becomes label" if labels not in (None, "label") else ""
+    dropped = f"left out: {', '.join(left)}" if left else ""
+    return [f"columns: {'; '.join(filter(None, (renamed, dropped)))}"] if renamed or dropped else []
 
 
 def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ...]) -> Columns:

@@ -86,10 +86,19 @@ def config_for(start: str | None, name: str) -> SegmentConfig:
         replace(recipe, test=replace(recipe.test, stride=None)),
         start,
         image_size=side if name.startswith("ade20k") else None,
-        pixels=not name.startswith("ade20k-upernet"),
+        pixels=_pixels_of_start(name),
     )
     view, times = config.view, config.model.image_size / side
     return replace(config, view=replace(view, short_side=round(times * view.short_side), long_side=round(times * view.long_side)))
+
+
+def with_start(config: SegmentConfig, start: str, name: str) -> SegmentConfig:
+    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same image size."""
+    return supervised.for_start(config, start, image_size=config.model.image_size, pixels=_pixels_of_start(name))
+
+
+def _pixels_of_start(name: str) -> bool:
+    return not name.startswith("ade20k-upernet")
 
 
 def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
@@ -102,6 +111,8 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     from pipelines.sources.part import take_part
 
     config = supervised.checked(config, job=JOB, say=say)
+    if _pixels_of_start(preset):
+        supervised.compare_pixels(config, say=say)
     annotations, val_annotations = (
         None if path is None else storage.absolute(path) for path in (config.data.annotations, config.data.val_annotations)
     )

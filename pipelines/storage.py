@@ -58,23 +58,23 @@ def absolute(uri: str | Path) -> str:
     """A path that means the same to every process: local paths from the root, URIs as they are; no slash at the end."""
     if not is_remote(uri):
         return resolve(uri)[1]
-    base, query = _split(uri)
+    base, query = split_query(uri)
     return base + query
 
 
 def name(uri: str | Path) -> str:
     """The last name of a path; a URI's query is no part of it."""
-    return _split(absolute(uri))[0].rpartition("/")[2]
+    return split_query(absolute(uri))[0].rpartition("/")[2]
 
 
 def parent(uri: str | Path) -> str:
     """The absolute path of the folder above; a URI's query stays at its end, and above a bucket there is only itself."""
-    base, query = _split(absolute(uri))
+    base, query = split_query(absolute(uri))
     above = base.rpartition("/")[0]
     return (base if above.endswith(":/") else above or "/") + query
 
 
-def _split(uri: str | Path) -> tuple[str, str]:
+def split_query(uri: str | Path) -> tuple[str, str]:
     """A path without slashes at its end, and the query of a URI with its question mark."""
     base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
     return base.rstrip("/"), mark + query
@@ -96,8 +96,14 @@ def _file_system(root: str) -> fs.FileSystem:
 
 def join(uri: str | Path, *names: str) -> str:
     """A path below another one; a URI's query stays at its end."""
-    base, query = _split(uri)
+    base, query = split_query(uri)
     return "/".join([base, *names]) + query
+
+
+def lies_in(uri: str | Path, folder: str | Path) -> bool:
+    """Whether a path is a folder or lies below it."""
+    (system, path), (other, above) = resolve(uri), resolve(folder)
+    return system == other and (path + "/").startswith(above.rstrip("/") + "/")
 
 
 def exists(uri: str | Path) -> bool:

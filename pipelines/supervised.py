@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from beit.errors import UserError
 from pipelines import evaluations, runs, storage
 from pipelines.config import SupervisedConfig
-from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_digest, view_of
+from pipelines.models import MODEL_FILES, find_model, holds_model, keep_model, model_config, model_digest, model_step, view_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=SupervisedConfig)
 Evaluations = Sequence[dict[str, Any]]
 Names = Sequence[str] | None
+
+STARTS = "starts"
+"""Folder, beside the runs, of the weights that fine-tunings begin with."""
 
 SHOWN = [
     ("loss {:.3f}", "train/loss"),
@@ -100,18 +103,30 @@ def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
     return replace(config, data=data, start=None if config.start is None else _kept_start(config.start, config.output.root, say))
 
 
-def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
-    """The folder with the weights of a run or checkpoint; of a checkpoint a copy beside the runs.
+def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> None:
+    """Warn where pixels are normalised in another way than the weights to begin with are used to."""
+    if config.start is None:
+        return
+    theirs = view_of(model_config(config.start), config.start)
+    ours = (*config.view.mean, *config.view.std)
+    if any(abs(one - other) > 1e-3 for one, other in zip(ours, (*theirs.mean, *theirs.std), strict=True)):
+        options = " ".join(f"--view.{name} {' '.join(f'{value:g}' for value in getattr(theirs, name))}" for name in ("mean", "std"))
+        say(f"warning: the weights to begin with are used to pixels of another mean and std; unless that is meant, give {options}")
 
-    Workers read it whenever they start, also after a pause or a failure, and a running training deletes its older checkpoints.
+
+def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
+    """The folder with the weights of a run or checkpoint; of one that a training may yet delete or write again a copy beside the runs.
+
+    Workers read it whenever they start, also after a pause or a failure.
     """
     found = find_model(start)
-    if storage.entry(storage.join(found, runs.PROGRESS_FILE)) is None:
+    step = model_step(found)
+    if step is None or storage.name(storage.parent(storage.parent(found))) == STARTS:
         return found
-    place = storage.join(storage.absolute(root), "starts", f"step-{runs.step_of(found)}-{model_digest(found)[:12]}")
+    place = storage.join(storage.absolute(root), STARTS, f"step-{step}-{model_digest(found)[:12]}")
     kept = storage.join(place, "model")
     if not holds_model(kept):
-        say(f"start: a copy of {found} goes into {place}, for the checkpoints of a training are deleted")
+        say(f"start: a copy of {found} goes into {place}: a training that goes on deletes or replaces its own")
         keep_model(found, place)
     return kept
 
@@ -237,7 +252,7 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
         saved, model = read_config(folder), load_model(folder)
     view = view_of(saved, run)
-    pictures, note = _attention(model, config, view, root=uri.rpartition("/")[0])
+    pictures, note = _attention(model, config, view, root=storage.parent(uri))
     return write_report(
         uri,
         sections=[section(uri, evaluations.read(uri, FOLDER), saved.head.get("class_names")), note],

@@ -29,6 +29,9 @@ READERS = 16
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
 """Names with these endings, in any case, are taken for images."""
 
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+"""Names that label columns go by, the hub's first."""
+
 PATH_COLUMN = "image.path"
 """Column with the name under which an image was stored, as object array of str."""
 
@@ -73,7 +76,7 @@ class Manifest(ABC):
     """What `Unit.read` can deliver."""
 
     class_names: tuple[str, ...] | None
-    """Name of each label, where the data says."""
+    """Name of each label, where the data says: of the first of `LABEL_COLUMNS` where there are several columns of labels."""
 
     annotation_names: tuple[str, ...] | None = None
     """Name of each id in annotations, from 0, where the data says."""
@@ -95,6 +98,10 @@ class Manifest(ABC):
 
         with ThreadPoolExecutor(READERS) as threads:
             return np.concatenate(list(threads.map(read, range(len(self.rows)))))
+
+    def names_of(self, column: str) -> tuple[str, ...] | None:
+        """Name of each number in a column of labels, where the data says."""
+        return self.class_names
 
     def kind_of(self, column: str) -> Kind:
         """What the values of a column are. Those of folders and tars are labels, unless they are names."""

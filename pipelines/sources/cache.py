@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.sources.listing import Listing
 
 # Part of the key: counted up when what is stored changes.
-_VERSION = 3
+_VERSION = 4
 
 
 def cache_folder() -> Path:

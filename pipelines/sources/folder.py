@@ -48,7 +48,7 @@ class FolderUnit(Unit):
         found: Columns = {}
         names = self.names.split(b"\0")
         if PATH_COLUMN in columns:
-            found[PATH_COLUMN] = np.array([names[row].decode(errors="replace") for row in rows], object)
+            found[PATH_COLUMN] = np.array([names[row].decode(errors="backslashreplace") for row in rows], object)
         if "image" in columns:
             uris = [storage.join(self.root, os.fsdecode(names[row])) for row in rows]
             with ThreadPoolExecutor(max(1, min(16, len(uris)))) as threads:
@@ -59,7 +59,7 @@ class FolderUnit(Unit):
 
     def describe(self, row: int) -> str:
         """Path of the file."""
-        return storage.join(self.root, os.fsdecode(self.names.split(b"\0")[row]))
+        return storage.join(self.root, self.names.split(b"\0")[row].decode(errors="backslashreplace"))
 
 
 def read_start(uri: str) -> bytes:

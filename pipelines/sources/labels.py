@@ -6,18 +6,15 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import seeds
-from pipelines.sources.base import Columns, Manifest, Rows, Source
+from pipelines.sources.base import LABEL_COLUMNS, Columns, Manifest, Rows, Source
 from pipelines.sources.part import PartUnit
-
-LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
-"""Names that label columns go by, the hub's first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +82,7 @@ def label_source(
     """
     manifest = source.manifest
     column = _label_column(manifest, option, source.uri, column)
-    values = manifest.column(column)
-    names = manifest.class_names
+    values, names = _whole_or_names(manifest.column(column), column, option, source.uri), manifest.names_of(column)
     if values.dtype == object:
         found = sorted({value for value in values.tolist() if value})
         names = tuple(found) if names is None else names
@@ -192,6 +188,36 @@ def _label_column(manifest: Manifest, option: str, uri: str, column: str | None)
         remedy = "put the images into a folder for each class, give tars with .cls members, or Parquet shards with a column label"
     what = f"data.label={column} is no column of {option}={uri}" if column is not None else f"{option}={uri} has no labels"
     raise UserError(what, remedy)
+
+
+def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) -> NDArray[Any]:
+    """Labels [images] as numbers, or as names, None where there is none; yes and no as 1 and 0.
+
+    Raises:
+        UserError: If they are anything else, such as lists of labels.
+    """
+    if values.dtype != object:
+        return values
+    kinds = {type(value) for value in values.tolist()} - {type(None)}
+    if kinds <= {bool}:
+        return np.array([np.nan if value is None else value for value in values.tolist()], np.float64)
+    if kinds <= {str}:
+        return values
+    other = next(value for value in values.tolist() if not isinstance(value, str | bool | None))
+    raise UserError(
+        f"{option}={uri}: the column {column} holds what is neither a number nor a name, such as {' '.join(repr(other).split())[:60]}",
+        "an image has one label here; name another column by --data.label",
+    )
+
+
+def unnamed(train: LabelledManifest, other: LabelledManifest, option: str) -> list[str]:
+    """A warning, where images to be judged by have numbers and those to learn from have names."""
+    if train.class_names is None or other.class_names is not None:
+        return []
+    return [
+        f"warning: {option} has labels by number only, taken as places in the training data's list of classes: "
+        f"0 is {train.class_names[0]}, {len(train.class_names) - 1} is {train.class_names[-1]}"
+    ]
 
 
 def _renumbered(

@@ -31,21 +31,21 @@ def find_files(path: str, *, option: str) -> Listing:
     Raises:
         UserError: Naming `option`, where nothing is there.
     """
-    if re.search(r"[*\[]" if storage.is_remote(path) else r"[*?\[]", path) and not storage.exists(path):
-        return _glob(path, option)
+    pattern, query = storage.split_query(path)
+    if re.search(r"[*?\[]", pattern) and not storage.exists(path):
+        return _glob(pattern, query, option)
     if (found := storage.entry(path)) is not None:
-        parent, _, _ = path.rpartition("/")
-        return Listing(storage.absolute(parent or ("/" if path.startswith("/") else ".")), [found])
+        return Listing(storage.parent(path), [found])
     if not storage.exists(path):
         raise _missing(path, option)
     return Listing(storage.absolute(path), storage.list_files(path))
 
 
-def _glob(pattern: str, option: str) -> Listing:
-    """Files that match; * and ? stay within a folder's name, ** crosses folders."""
+def _glob(pattern: str, query: str, option: str) -> Listing:
+    """Files that match; * and ? stay within a folder's name, ** crosses folders. `query` is that of a bucket's URI."""
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    root = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
+    root = ("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")) + query
     if not storage.is_folder(root):
         raise _missing(root, option)
     rest = "/".join(parts[fixed:])
@@ -67,11 +67,12 @@ def _translate(pattern: str) -> str:
 
 def _missing(path: str, option: str) -> UserError:
     """Says where the path stops existing, and what it may have meant."""
-    scheme, mark, rest = path.partition("://") if storage.is_remote(path) else ("", "", path)
+    base, query = storage.split_query(path)
+    scheme, mark, rest = base.partition("://") if storage.is_remote(path) else ("", "", base)
     parent, name = rest.rstrip("/"), ""
     while parent not in ("", "/"):
         parent, _, name = parent.rpartition("/")
-        here = scheme + mark + parent if mark else parent or ("/" if path.startswith("/") else ".")
+        here = scheme + mark + parent + query if mark else parent or ("/" if path.startswith("/") else ".")
         if mark and not parent:
             break
         if storage.is_folder(here):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import PATH_COLUMN, READERS, Columns, Kind, Manifest, Rows, Unit, bytes_column, listing_digest
+from pipelines.sources.base import LABEL_COLUMNS, PATH_COLUMN, READERS, Columns, Kind, Manifest, Rows, Unit, bytes_column, listing_digest
 from pipelines.sources.cache import cached
 from pipelines.sources.listing import Listing
 
@@ -92,6 +92,13 @@ class ParquetManifest(Manifest):
     """int32 [U]: which row group of its file each unit is."""
     image: str
     nested: bool
+    names_of_columns: dict[str, tuple[str, ...]]
+    """What the Hugging Face library has written: for columns of labels the name of each number."""
+
+    def names_of(self, column: str) -> tuple[str, ...] | None:
+        """Those of the column itself; `class_names` belong to the first of `LABEL_COLUMNS`, or to any column where none of these is."""
+        labels = next((name for name in LABEL_COLUMNS if name in self.columns), column)
+        return self.class_names if column == labels and self.class_names is not None else self.names_of_columns.get(column)
 
     def unit(self, index: int) -> ParquetUnit:
         """A row group by its number."""
@@ -148,6 +155,7 @@ def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str
         group=arrays["group"],
         image=about["image"],
         nested=about["nested"],
+        names_of_columns={name: tuple(names) for name, names in about["names_of_columns"].items()},
     )
     summary = f"{manifest.total:,} images in {len(rows):,} row groups of {len(listing.entries):,} Parquet files"
     return manifest, summary, _warnings(manifest, arrays["bytes"], listing)
@@ -178,7 +186,12 @@ def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
                 "give files of one layout, for example with a glob",
             )
     common = [column for column in first["columns"] if all(column in footer["columns"] for footer in footers)]
-    about = {"image": first["image"], "nested": first["nested"], "columns": common, **{name: first[name] for name in _NAMES}}
+    about = {
+        "image": first["image"],
+        "nested": first["nested"],
+        "columns": common,
+        **{name: first[name] for name in (*_NAMES, "names_of_columns")},
+    }
     flat = [(file, group, rows, size) for file, footer in enumerate(footers) for group, (rows, size) in enumerate(footer["groups"]) if rows]
     table = np.array(flat, np.int64).reshape(-1, 4)
     return {
@@ -239,15 +252,17 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _names(schema: pa.Schema) -> dict[str, list[str] | None]:
-    """Names of the labels and of the ids in annotations: JSON lists, or what the Hugging Face library writes for labels.
+def _names(schema: pa.Schema) -> dict[str, Any]:
+    """Names of the labels and of the ids in annotations: JSON lists, or what the Hugging Face library writes for each column of labels.
 
     Where there are annotations and no labels, `class_names` are those of the ids.
     """
     metadata: dict[bytes, bytes] = schema.metadata or {}
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    written = next((feature["names"] for feature in features.values() if isinstance(feature, dict) and "names" in feature), None)
+    of_columns = {name: feature["names"] for name, feature in features.items() if isinstance(feature, dict) and "names" in feature}
     given = {name: [str(value) for value in json.loads(metadata[name.encode()])] for name in _NAMES if name.encode() in metadata}
-    of_labels = given.get("class_names", written)
-    only_annotations = "annotation" in schema.names and "label" not in schema.names
-    return {"class_names": of_labels, "annotation_names": given.get("annotation_names", of_labels if only_annotations else None)}
+    labels = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    of_labels = given.get("class_names", of_columns.get(labels))
+    only_annotations = "annotation" in schema.names and labels is None
+    of_ids = given.get("annotation_names", given.get("class_names") if only_annotations else None)
+    return {"class_names": of_labels, "annotation_names": of_ids, "names_of_columns": of_columns}

@@ -65,6 +65,7 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
         (["ablate", "--rows", "beit", "beit"], "--rows beit beit: each is to be given once", "leave out --rows"),
         (["ablate", "base-300"], "data.train is not given", "beit ablate quickstart"),
         (["finetune", "nosuch"], "nosuch is neither a run folder", "quickstart"),
+        (["probe", "runs/a", "images"], "images belongs to no option", "--data.train"),
         (["finetune", "base"], "data.train is not given", "--data.val"),
         (["finetune", "--data.fraction", "2"], "data.fraction=2.0", "data.fraction=1"),
         (["segment", "nosuch"], "nosuch is neither a run folder", "camvid"),

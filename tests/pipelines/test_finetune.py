@@ -20,9 +20,11 @@ from beit.errors import JobFailedError, UserError
 from beit.mim import Beit
 from beit.pixels import normalise
 from pipelines import evaluations, runs
+from pipelines.cli import main
 from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
 from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
 from pipelines.ledger import Ledger
+from pipelines.models import keep_model
 from pipelines.scenes import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source
@@ -133,6 +135,39 @@ def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need
     again = prepare(training.config, preset="test", say=lines.append).training
     assert all(torch.equal(first[name], tensor) for name, tensor in again.make_objective().model.state_dict().items())
     assert again.inputs == training.inputs
+
+
+def test_a_run_that_starts_from_a_run_keeps_its_weights_while_that_one_goes_on(pretrained, tmp_path):
+    keep_model(pretrained, str(tmp_path / "earlier"))
+    (tmp_path / "earlier" / "model" / "step.json").write_text('{"step": 7}')
+    output = {"output.root": str(tmp_path / "runs"), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
+    config = override(config_for(str(tmp_path / "earlier"), "quickstart"), output)
+    training = prepare(config, preset="test", say=print).training
+    save_model(Beit(TINY, 16, seed=2), tmp_path / "earlier" / "model", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    assert prepare(training.config, preset="test", say=print).training.inputs == training.inputs
+    assert prepare(config, preset="test", say=print).training.inputs != training.inputs
+
+
+def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named(pretrained, tmp_path, capsys):
+    other = {"mean": [0.25] * 3, "std": [0.5] * 3}
+    save_model(Classifier(TINY, 10, pooling="cls", generator=torch.Generator().manual_seed(0)), tmp_path / "other", extra={"view": other})
+    config = override(config_for(pretrained, "quickstart"), {"output.root": str(tmp_path), "output.name": "earlier", "layer_decay": 0.5})
+    runs.create(config, job="finetune", preset="quickstart")
+    main(["finetune", str(tmp_path / "other"), str(tmp_path / "earlier" / "config.json"), "--dry-run"])
+    begun = from_dict(FinetuneConfig, json.loads(capsys.readouterr().out))
+    assert (begun.start, begun.layer_decay, begun.pooling) == (str(tmp_path / "other"), 0.5, "cls")
+    assert begun.view.mean == (0.25, 0.25, 0.25)
+    with pytest.raises(SystemExit):
+        main(["finetune", str(tmp_path / "other"), "--resume", str(tmp_path / "earlier")])
+    assert f"{tmp_path}/other and --resume" in capsys.readouterr().err
+
+
+def test_other_pixels_than_those_of_the_weights_are_warned_of(pretrained, tmp_path):
+    output = {"output.root": str(tmp_path), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
+    for mean, warnings in (((0.5, 0.5, 0.5), 0), ((0.4, 0.5, 0.5), 1)):
+        lines = []
+        prepare(override(config_for(pretrained, "quickstart"), {**output, "view.mean": mean}), preset="test", say=lines.append)
+        assert sum("give --view.mean 0.5 0.5 0.5 --view.std 0.5 0.5 0.5" in line for line in lines) == warnings
 
 
 @pytest.mark.usefixtures("ray_cluster")

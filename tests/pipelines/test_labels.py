@@ -98,6 +98,41 @@ def test_a_bad_label_is_an_error_that_names_its_file(labels, kind, message, tmp_
     assert "bad.parquet" in told.value.cause
 
 
+def test_yes_and_no_are_two_classes_and_lists_of_labels_are_none(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [True, False, True], names=("no", "yes"))
+    assert label_source(open_source(str(tmp_path / "a.parquet"))).manifest.labels.tolist() == [1, 0, 1]
+    write_parquet(tmp_path / "b.parquet", [True, None, False], names=None)
+    with pytest.raises(UserError, match="1 of 3 labels are none of 0 to 1"):
+        label_source(open_source(str(tmp_path / "b.parquet")), classes=2)
+    write_parquet(tmp_path / "c.parquet", [[0, 2], [1], []], names=None)
+    with pytest.raises(UserError, match="the column label holds what is neither a number nor a name"):
+        label_source(open_source(str(tmp_path / "c.parquet")))
+
+
+def test_of_several_columns_of_labels_each_has_its_own_names(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [0, 1, 2, 1], names=None)
+    table = pq.read_table(tmp_path / "a.parquet")
+    table = table.append_column("coarse", pa.array([0, 0, 1, 0])).append_column("source", pa.array([7, 7, 8, 8]))
+    features = {"coarse": {"names": ["mammal", "fish"]}, "label": {"names": list(NAMES)}, "source": {"dtype": "int64"}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "a.parquet")
+    for column, names, labels in (
+        (None, NAMES, [0, 1, 2, 1]),
+        ("coarse", ("mammal", "fish"), [0, 0, 1, 0]),
+        ("source", None, [7, 7, 8, 8]),
+    ):
+        manifest = label_source(open_source(str(tmp_path)), column=column).manifest
+        assert (manifest.class_names, manifest.labels.tolist()) == (names, labels)
+
+
+def test_numbers_that_are_judged_by_names_are_said_to_be_taken_in_their_order(tmp_path):
+    for place, labels, names in (("train", [0, 1, 2], NAMES), ("val", [2, 1], None)):
+        write_parquet(tmp_path / f"{place}.parquet", labels, names=names)
+    data = ClassifyDataConfig(train=str(tmp_path / "train.parquet"), val=str(tmp_path / "val.parquet"))
+    lines = []
+    open_labelled(FinetuneConfig(data=data), image_size=8, classes=None, seed=0, say=lines.append)
+    assert [line for line in lines if line.startswith("warning: data.val has labels by number only") and "0 is cat, 2 is eel" in line]
+
+
 def test_data_without_labels_is_told_so_with_a_remedy(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(png(i))

@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -119,6 +120,21 @@ def test_packing_an_archive_of_archives_twice(packed: PackConfig, tmp_path: Path
     key = str
     assert sorted(second, key=key) == sorted(rows, key=key)
     assert second != rows
+
+
+def test_the_labels_keep_their_names_whatever_their_column_is_called_and_what_is_left_out_is_said(tmp_path: Path, ray_cluster):
+    images = pa.array([{"bytes": b"%d" % i, "path": f"{i}.png"} for i in range(4)])
+    table = pa.table({"image": images, "coarse_label": [1, 0, 1, 0], "fine_label": [0, 1, 2, 1], "note": ["a", "b", "c", "d"]})
+    features = {"coarse_label": {"names": ["mammal", "fish"]}, "fine_label": {"names": ["cat", "dog", "eel"]}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "a.parquet")
+    lines: list[str] = []
+    pack(PackConfig(source=str(tmp_path / "a.parquet"), out=str(tmp_path / "out")), say=lines.append)
+    assert "columns: the column fine_label becomes label; left out: coarse_label, note" in lines
+    [shard] = (tmp_path / "out").glob("*.parquet")
+    packed = pq.read_table(shard)
+    assert packed.column_names == ["image", "label"]
+    assert {row["image"]["bytes"]: row["label"] for row in packed.to_pylist()} == {b"0": 0, b"1": 1, b"2": 2, b"3": 1}
+    assert json.loads(packed.schema.metadata[b"class_names"]) == ["cat", "dog", "eel"]
 
 
 def test_several_shards_of_a_task_are_written_like_one_by_one(ilsvrc: Path, tmp_path: Path):

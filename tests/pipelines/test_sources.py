@@ -131,11 +131,14 @@ def test_a_manifest_is_the_same_again_and_another_for_other_data(path: str, imag
 
 
 def test_a_bucket_gives_the_same_data_as_a_folder(path: str, monkeypatch):
-    local = open_source(path)
-    monkeypatch.setattr(storage, "_file_system", lambda root: fs.SubTreeFileSystem("/", fs.LocalFileSystem()))
-    bucket = open_source(f"s3:/{path}")
+    local, asked = open_source(path), set()
+    monkeypatch.setattr(storage, "_file_system", lambda root: asked.add(root) or fs.SubTreeFileSystem("/", fs.LocalFileSystem()))
+    bucket = open_source(f"s3:/{path}?region=here")
     assert bucket.manifest.digest == local.manifest.digest
     assert read_all(bucket) == read_all(local)
+    some = open_source(f"s3:/{path}/**?region=here" if Path(path).is_dir() else f"s3:/{path[:-1]}*?region=here")
+    assert some.manifest.total == local.manifest.total
+    assert {root.partition("?")[2] for root in asked} == {"region=here"}, "the query says where the bucket is"
 
 
 def test_units_of_a_folder_mix_the_classes(tmp_path: Path, images):

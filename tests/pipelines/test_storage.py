@@ -84,6 +84,21 @@ def test_a_path_is_its_parent_and_its_name(uri: str, absolute: str, parent: str 
         assert storage.join(parent, name) == absolute
 
 
+@pytest.mark.parametrize(
+    ("path", "folder", "lies"),
+    [
+        ("/a/b/c", "/a/b", True),
+        ("/a/b", "/a/b/", True),
+        ("/a/bc", "/a/b", False),
+        ("s3://b/x/y?r=1", "s3://b/x?r=1", True),
+        ("/b/x", "s3://b/x", False),
+    ],
+)
+def test_what_lies_in_a_folder(path: str, folder: str, lies: bool, monkeypatch):
+    monkeypatch.setattr(storage, "_file_system", lambda root: root)  # No bucket is asked.
+    assert storage.lies_in(path, folder) == lies
+
+
 @pytest.mark.parametrize("name", ["file/result.txt", "file/deep/result.txt"])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("no folder")
