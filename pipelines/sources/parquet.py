@@ -66,6 +66,8 @@ def _values(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
         return bytes_column([None if value is None else value["bytes"] for value in column.to_pylist()])
     if _is_binary(column.type):
         return bytes_column(column.to_pylist())
+    if pa.types.is_dictionary(column.type):  # As it is, a null would become the last name.
+        column = column.cast(column.type.value_type)
     return np.asarray(column.to_numpy())
 
 

@@ -98,12 +98,15 @@ def test_a_bad_label_is_an_error_that_names_its_file(labels, kind, message, tmp_
     assert "bad.parquet" in told.value.cause
 
 
-def test_yes_and_no_are_two_classes_and_lists_of_labels_are_none(tmp_path):
+def test_yes_and_no_are_two_classes_a_missing_name_is_none_and_so_is_a_list_of_labels(tmp_path):
     write_parquet(tmp_path / "a.parquet", [True, False, True], names=("no", "yes"))
     assert label_source(open_source(str(tmp_path / "a.parquet"))).manifest.labels.tolist() == [1, 0, 1]
     write_parquet(tmp_path / "b.parquet", [True, None, False], names=None)
     with pytest.raises(UserError, match="1 of 3 labels are none of 0 to 1"):
         label_source(open_source(str(tmp_path / "b.parquet")), classes=2)
+    write_parquet(tmp_path / "d.parquet", pa.array(["a", None, "b"]).dictionary_encode(), names=None)
+    with pytest.raises(UserError, match="1 of 3 labels are none of 0 to 1, the first None"):
+        label_source(open_source(str(tmp_path / "d.parquet")))
     write_parquet(tmp_path / "c.parquet", [[0, 2], [1], []], names=None)
     with pytest.raises(UserError, match="the column label holds what is neither a number nor a name"):
         label_source(open_source(str(tmp_path / "c.parquet")))
