@@ -139,7 +139,7 @@ def look(model: nn.Module, image: NDArray[np.uint8], points: Sequence[tuple[floa
     grid, _ = backbone.grid
     patches = [patch_under(point, grid) for point in points]
     rows = torch.tensor([[1 + row * grid + column for row, column in patches]])
-    weights = attention(backbone, normalise(torch.from_numpy(image)[None], view), rows=rows)[0, :, :, 1:].transpose(0, 1)
+    weights = attention(backbone, normalise(torch.tensor(image)[None], view), rows=rows)[0, :, :, 1:].transpose(0, 1)
     kept = smallest_set(weights.mean(1), KEPT_MASS)
     return PointAttention(
         image=image,
