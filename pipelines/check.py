@@ -175,7 +175,8 @@ def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, ND
 
 def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
     """Decode some images of a unit; return one row for each: where it is, what it is, and what became of it."""
-    columns = manifest.unit(unit).read(rows, tuple(name for name in ("image", "label") if name in manifest.columns))
+    label = manifest.label_column
+    columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
     looks = [_look(encoded, view) for encoded in columns["image"]]
     statuses, widths, heights, formats, modes = zip(*looks, strict=True) if looks else ((),) * 5
     found: Columns = {
@@ -188,7 +189,7 @@ def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewCo
         "format": np.array(formats, "U12"),
         "mode": np.array(modes, "U12"),
     }
-    return found | ({"label": columns["label"]} if "label" in columns else {})
+    return found | ({} if label is None else {"label": columns[label]})
 
 
 def _look(encoded: bytes, view: ViewConfig) -> tuple[int, int, int, str, str]:
@@ -222,11 +223,20 @@ def _percentiles(values: NDArray[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in np.percentile(values, _PERCENTILES, method="nearest"))
 
 
+def _as_key(label: Any) -> str | float | None:
+    """A label as what can be counted; None where there is none."""
+    if isinstance(label, str | int | float):
+        return label if label == label else None
+    return None if label is None else str(label)
+
+
 def _count_classes(labels: NDArray[Any], names: tuple[str, ...] | None) -> dict[str, int]:
-    counts = Counter(labels.tolist())
+    """How many images have which label; those that have none come last."""
+    counts = Counter(_as_key(label) for label in labels.tolist())
+    unlabelled = {"no label": counts.pop(None)} if None in counts else {}
     if names is None:
-        return {str(label): count for label, count in sorted(counts.items())}
-    return {name: counts.get(label, 0) for label, name in enumerate(names)}
+        return {str(label): count for label, count in sorted(counts.items())} | unlabelled
+    return {name: counts.get(label, 0) for label, name in enumerate(names)} | unlabelled
 
 
 def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> None:

@@ -65,7 +65,7 @@ def extract(
     """Compute what is missing of the features of a manifest's images, on a connected Ray.
 
     Args:
-        manifest: The images. A row group is read once, or for each of its files if it has more images than a file.
+        manifest: The images. A row group is read once; one with more images than a file holds, once for each of its files.
         checkpoint: Folder or URI with the model.
         out: Folder or URI.
         layers: Numbers of blocks from 1.

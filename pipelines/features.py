@@ -158,12 +158,10 @@ def default_layer(saved: SavedConfig) -> int:
 
 
 def _label_column(manifest: Manifest, asked: str | None) -> str | None:
-    from pipelines.sources.base import LABEL_COLUMNS
-
     if asked is not None and asked not in manifest.columns:
         there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
         raise UserError(f"--label {asked} is no column of the data", f"name one of those that are there: {there}")
-    return asked or next((name for name in LABEL_COLUMNS if name in manifest.columns), None)
+    return asked or manifest.label_column
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     total_steps = config.total_steps(train.total, config.optim.global_batch_size)
     config = config.with_warmup_counted(total_steps)
     supervised.check_warmup(config, total_steps, say=say)
+    config = supervised.keep_start(config, say=say)
     training = Training(
         job=JOB,
         config=config,

@@ -75,8 +75,8 @@ def _fields(kind: type[Any]) -> Iterator[str]:
 def _no_option(typed: str, command: str, kind: type[Any]) -> UserError:
     if not typed.startswith("-"):
         remedy = f"options begin with --; {command} --help lists them"
-        if Path(typed, "config.json").exists():
-            remedy = f"a run is named first: {command} {typed}"
+        if "start" in _fields(kind) and Path(typed, "config.json").exists():
+            remedy = f"name the run before the preset: {command} {typed} [PRESET]"
         elif Path(typed).exists():
             remedy = "options begin with --; a pattern such as 'FOLDER/train-*' goes in quotes, or the shell replaces it by its files"
         return UserError(f"{command}: {typed} belongs to no option", remedy)

@@ -52,8 +52,8 @@ def parse_job(
     """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
 
     A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a configuration and its preset goes to
-    the standard error. A RUN that was given before all that is `start`, which `preset` knows of; `with_start` makes it that of the
-    configuration of an earlier run and its preset.
+    the standard error. `start` is the RUN given before PRESET: `preset` applies it already, `with_start` applies it to
+    the configuration of an earlier run, whose preset it gets too.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
@@ -146,7 +146,7 @@ def _take(arguments: list[str], option: str) -> str | None:
     """Remove `option VALUE` or `option=VALUE` from the arguments and return the value."""
     for index, argument in enumerate(arguments):
         if argument == option:
-            if index + 1 == len(arguments):
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
                 raise UserError(f"{option} needs a value", f"write {option} VALUE")
             arguments.pop(index)
             return arguments.pop(index)

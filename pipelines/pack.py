@@ -26,7 +26,7 @@ from beit.checks import file_name, not_negative, positive
 from beit.errors import UserError
 from pipelines import seeds, storage
 from pipelines.sources import Manifest, Source, open_source
-from pipelines.sources.base import LABEL_COLUMNS, PATH_COLUMN, Columns
+from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
 PLAN_FILE = "pack.json"
 """Lies beside the shards and says what they were made from."""
@@ -213,10 +213,11 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
         places: Number of a shard -> path of its file.
         rows_per_group: Images of a row group.
     """
-    labels = _label_column(manifest)
+    labels = manifest.label_column
     kept = tuple(name for name in (PATH_COLUMN, labels, "annotation") if name in manifest.columns)
     spans = {shard: plan.order[plan.bounds[shard] : plan.bounds[shard + 1]] for shard in places}
     columns = gather(manifest, np.concatenate(list(spans.values())), ("image", *kept))
+    kind = None if labels is None else manifest.kind_of(labels)
     if labels is not None:
         columns["label"] = columns.pop(labels)
     names = {"class_names": manifest.class_names, "annotation_names": manifest.annotation_names}
@@ -227,7 +228,7 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
             writer: pq.ParquetWriter | None = None
             for first in range(start, start + len(images), rows_per_group):
                 last = min(first + rows_per_group, start + len(images))
-                table = _table({name: column[first:last] for name, column in columns.items()}, metadata)
+                table = _table({name: column[first:last] for name, column in columns.items()}, metadata, kind)
                 # Encoded images cannot be compressed any further.
                 writer = writer or pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False)
                 writer.write_table(table)
@@ -236,14 +237,9 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
         start += len(images)
 
 
-def _label_column(manifest: Manifest) -> str | None:
-    """The column that becomes `label`."""
-    return next((name for name in LABEL_COLUMNS if name in manifest.columns), None)
-
-
 def _columns_line(manifest: Manifest) -> list[str]:
     """A line, where a column becomes another one or none."""
-    labels = _label_column(manifest)
+    labels = manifest.label_column
     left = [name for name in manifest.columns if name not in ("image", PATH_COLUMN, labels, "annotation")]
     renamed = f"the column {labels} becomes label" if labels not in (None, "label") else ""
     dropped = f"left out: {', '.join(left)}" if left else ""
@@ -258,12 +254,11 @@ def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ..
     by_unit = np.argsort(unit, kind="stable")
     groups = np.split(by_unit, np.flatnonzero(np.diff(unit[by_unit])) + 1)
     read = functools.partial(_read, manifest, unit, row, columns)
-    found: Columns = {}
     with ThreadPoolExecutor(4 if manifest.kind == "parquet" else 16) as threads:
-        for places, values in zip(groups, threads.map(read, groups), strict=True):
-            for name, column in values.items():
-                found.setdefault(name, np.empty(len(images), column.dtype))[places] = column
-    return found
+        parts = list(threads.map(read, groups))
+    order = np.argsort(np.concatenate(groups))
+    # Joined, and not written into what the first unit has: where a value is missing, a unit's column has another type.
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in columns}
 
 
 def _read(
@@ -272,14 +267,15 @@ def _read(
     return manifest.unit(int(unit[places[0]])).read(row[places], columns)
 
 
-def _table(columns: Columns, metadata: dict[str, str]) -> pa.Table:
-    """One row group in the layout of the hub."""
+def _table(columns: Columns, metadata: dict[str, str], kind: Kind | None) -> pa.Table:
+    """One row group in the layout of the hub; `kind` is that of the labels, if there are any."""
     encoded = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     paths = columns.get(PATH_COLUMN, np.full(len(columns["image"]), None))
     fields: dict[str, pa.Array] = {"image": _files(columns["image"], paths, encoded)}
-    if "label" in columns:
-        whole = columns["label"].dtype.kind in "iu"
-        fields["label"] = pa.array(columns["label"].astype(np.int64) if whole else columns["label"].tolist())
+    if kind == "whole":  # With nulls among them they come as floats, yes and no as objects.
+        fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True).cast(pa.int64())
+    elif kind is not None:
+        fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True)
     if "annotation" in columns:
         fields["annotation"] = _files(columns["annotation"], np.full(len(columns["image"]), None), encoded)
     schema = pa.schema({name: column.type for name, column in fields.items()}, metadata=metadata)

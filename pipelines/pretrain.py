@@ -187,6 +187,7 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
     from pipelines.presets import meant_for
+    from pipelines.scenes import are_scenes
     from pipelines.sources import open_source
     from pipelines.stream import px_per_token
 
@@ -195,14 +196,14 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
         check_grid(config, px_per_token(config.tokenizer))
     if config.data.train is not None:
         manifest = open_source(config.data.train, split="train").manifest
-        images, data = manifest.total, recipe.data_line(manifest)
+        images, data, scenes = manifest.total, recipe.data_line(manifest), are_scenes(manifest)
     elif config.model.image_size <= MOST_SCENE_PX:
-        images, data = config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)"
+        images, data, scenes = config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)", True
     else:
-        images, name = meant_for(preset)
+        (images, name), scenes = meant_for(preset), False
         data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
     checked_length(config, images)
-    return recipe.explain(config, preset=preset, data=data, images=images)
+    return recipe.explain(config, preset=preset, data=data, images=images, scenes=scenes)
 
 
 def check_grid(config: PretrainConfig, px_per_token: int) -> None:
@@ -296,6 +297,8 @@ def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokeni
 
 def summary(training: Training) -> list[str]:
     """What is about to run, in the lines that a run opens with."""
+    from pipelines.scenes import are_scenes
+
     config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
     return recipe.summary(
@@ -304,6 +307,7 @@ def summary(training: Training) -> list[str]:
         data=recipe.data_line(manifest),
         images=manifest.total,
         total_steps=training.total_steps,
+        scenes=are_scenes(manifest),
         cache=training.samples.cache,
     )
 

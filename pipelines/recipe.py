@@ -23,7 +23,9 @@ def data_line(manifest: Manifest) -> str:
     return f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})"
 
 
-def summary(config: PretrainConfig, *, preset: str, data: str, images: int, total_steps: int, cache: TokenCache | None = None) -> list[str]:
+def summary(
+    config: PretrainConfig, *, preset: str, data: str, images: int, total_steps: int, scenes: bool, cache: TokenCache | None = None
+) -> list[str]:
     """What a run says at its start, with what is probably not meant.
 
     Args:
@@ -32,10 +34,11 @@ def summary(config: PretrainConfig, *, preset: str, data: str, images: int, tota
         data: A line on the data.
         images: Images of an epoch.
         total_steps: Length of the schedule.
+        scenes: Whether the images are the built-in scenes.
         cache: Where tokens are read from.
     """
     facts = _facts(config, data=data, images=images, total_steps=total_steps, cache=cache)
-    return facts + warnings(config, preset=preset, total_steps=total_steps)
+    return facts + warnings(config, preset=preset, total_steps=total_steps, scenes=scenes)
 
 
 def _facts(config: PretrainConfig, *, data: str, images: int, total_steps: int, cache: TokenCache | None = None) -> list[str]:
@@ -87,7 +90,7 @@ def mask_line(config: PretrainConfig) -> str:
     return f"mask: {mask.kind}, at most {mask.budget(grid)} of {patches} patches hidden, {mean:.1f} on average = {mean / patches:.1%}"
 
 
-def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[str]:
+def warnings(config: PretrainConfig, *, preset: str, total_steps: int, scenes: bool) -> list[str]:
     """What is allowed, and probably not meant."""
     optim, lines = config.optim, warmup_warnings(config.optim, total_steps)
     theirs = PRESETS[preset]().optim if preset in PRESETS else optim
@@ -100,7 +103,7 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int) -> list[s
     built_in = config.tokenizer.name if config.target.kind == "tokens" and config.tokenizer.path is None else ""
     if built_in.startswith("random"):
         lines.append("warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning")
-    if built_in == "scenes64" and config.data.train is not None:
+    if built_in == "scenes64" and config.data.train is not None and not scenes:
         lines.append(
             "warning: the tokens of scenes64 were learned from the built-in scenes and say little about photographs: "
             f"beit tokenizer train photo64 --data.train {shlex.quote(config.data.train)}, then --tokenizer.path runs/NAME"
@@ -120,7 +123,7 @@ def warmup_warnings(optim: OptimConfig, total_steps: int) -> list[str]:
     return [f"warning: {warmup}: the learning rate never reaches {optim.peak_lr:g}"] if optim.warmup >= total_steps else []
 
 
-def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> list[str]:
+def explain(config: PretrainConfig, *, preset: str, data: str, images: int, scenes: bool) -> list[str]:
     """All of it: the summary, and how steps, batches and the schedule come about.
 
     Raises:
@@ -144,7 +147,7 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int) -> l
         + f", drop path {model.drop_path:g}",
         f"views: crops of {view.min_area:.0%} to {view.max_area:.0%} of the area, flip {view.flip:g}, jitter {view.jitter:g}, "
         f"mean {_numbers(view.mean)}, std {_numbers(view.std)}",
-        *warnings(config, preset=preset, total_steps=total),
+        *warnings(config, preset=preset, total_steps=total, scenes=scenes),
     ]
 
 

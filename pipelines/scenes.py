@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from PIL import Image
 from beit.checks import file_name, not_negative, positive
 from pipelines import drawing, seeds, storage
 from pipelines.drawing import Field, Grid, box, convex, disc, ellipse, line, ring, star, union, without
+
+if TYPE_CHECKING:
+    from pipelines.sources import Manifest
 
 CLASS_NAMES = ("fish", "house", "tree", "boat", "mushroom", "flower", "mug", "butterfly", "rocket", "umbrella")
 """Names of the labels 0 to 9. In masks 0 is the background, distractors included, and label + 1 the main object."""
@@ -326,6 +329,11 @@ class ScenesConfig:
         positive(self, "--", "images", "image_size")
         not_negative(self, "--", "seed", "first")
         file_name(self, "--", "split")
+
+
+def are_scenes(manifest: Manifest) -> bool:
+    """Whether images are the built-in scenes, by the names of their classes."""
+    return manifest.class_names == CLASS_NAMES
 
 
 def write_scenes(

@@ -137,6 +137,7 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
         _look(val, config, option="data.val")
     total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
     supervised.check_warmup(config, total_steps, say=say)
+    config = supervised.keep_start(config, say=say)
     training = Training(
         job=JOB,
         config=config,

@@ -101,7 +101,7 @@ def join(uri: str | Path, *names: str) -> str:
 
 
 def lies_in(uri: str | Path, folder: str | Path) -> bool:
-    """Whether a path is a folder or lies below it."""
+    """Whether `uri` is `folder` itself or lies below it."""
     (system, path), (other, above) = resolve(uri), resolve(folder)
     return system == other and (path + "/").startswith(above.rstrip("/") + "/")
 

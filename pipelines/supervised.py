@@ -90,7 +90,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
 
 
 def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
-    """The configuration with absolute paths, after what can be checked without opening data; weights to begin with are there to stay.
+    """The configuration with absolute paths, after what can be checked without opening data.
 
     Raises:
         UserError: For what cannot be.
@@ -100,7 +100,7 @@ def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
 
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
-    return replace(config, data=data, start=None if config.start is None else _kept_start(config.start, config.output.root, say))
+    return replace(config, data=data, start=None if config.start is None else find_model(config.start))
 
 
 def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> None:
@@ -114,21 +114,22 @@ def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> N
         say(f"warning: the weights to begin with are used to pixels of another mean and std; unless that is meant, give {options}")
 
 
-def _kept_start(start: str, root: str, say: Callable[[str], None]) -> str:
-    """The folder with the weights of a run or checkpoint; of one that a training may yet delete or write again a copy beside the runs.
+def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
+    """The same with weights to begin with that stay: of those that a training may still delete or rewrite a copy beside the runs.
 
-    Workers read it whenever they start, also after a pause or a failure.
+    Workers read them whenever they start, also after a pause or a failure.
     """
-    found = find_model(start)
-    step = model_step(found)
-    if step is None or storage.name(storage.parent(storage.parent(found))) == STARTS:
-        return found
-    place = storage.join(storage.absolute(root), STARTS, f"step-{step}-{model_digest(found)[:12]}")
+    if config.start is None:
+        return config
+    step = model_step(config.start)
+    if step is None or storage.name(storage.parent(storage.parent(config.start))) == STARTS:
+        return config
+    place = storage.join(storage.absolute(config.output.root), STARTS, f"step-{step}-{model_digest(config.start)[:12]}")
     kept = storage.join(place, "model")
     if not holds_model(kept):
-        say(f"start: a copy of {found} goes into {place}: a training that goes on deletes or replaces its own")
-        keep_model(found, place)
-    return kept
+        say(f"start: a copy of {config.start} goes into {place}: a training that goes on deletes or replaces its own")
+        keep_model(config.start, place)
+    return replace(config, start=kept)
 
 
 def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[str], None]) -> None:

@@ -99,6 +99,11 @@ class Manifest(ABC):
         with ThreadPoolExecutor(READERS) as threads:
             return np.concatenate(list(threads.map(read, range(len(self.rows)))))
 
+    @property
+    def label_column(self) -> str | None:
+        """The first of `LABEL_COLUMNS` that is there."""
+        return next((name for name in LABEL_COLUMNS if name in self.columns), None)
+
     def names_of(self, column: str) -> tuple[str, ...] | None:
         """Name of each number in a column of labels, where the data says."""
         return self.class_names

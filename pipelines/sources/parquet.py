@@ -99,8 +99,8 @@ class ParquetManifest(Manifest):
 
     def names_of(self, column: str) -> tuple[str, ...] | None:
         """Those of the column itself; `class_names` belong to the first of `LABEL_COLUMNS`, or to any column where none of these is."""
-        labels = next((name for name in LABEL_COLUMNS if name in self.columns), column)
-        return self.class_names if column == labels and self.class_names is not None else self.names_of_columns.get(column)
+        own = self.class_names if column == (self.label_column or column) else None
+        return own if own is not None else self.names_of_columns.get(column)
 
     def unit(self, index: int) -> ParquetUnit:
         """A row group by its number."""
@@ -188,12 +188,7 @@ def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
                 "give files of one layout, for example with a glob",
             )
     common = [column for column in first["columns"] if all(column in footer["columns"] for footer in footers)]
-    about = {
-        "image": first["image"],
-        "nested": first["nested"],
-        "columns": common,
-        **{name: first[name] for name in (*_NAMES, "names_of_columns")},
-    }
+    about = {"image": first["image"], "nested": first["nested"], "columns": common, **_names(first["names"], common)}
     flat = [(file, group, rows, size) for file, footer in enumerate(footers) for group, (rows, size) in enumerate(footer["groups"]) if rows]
     table = np.array(flat, np.int64).reshape(-1, 4)
     return {
@@ -222,7 +217,7 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
         "image": image,
         "nested": nested,
         "columns": ["image", *([PATH_COLUMN] if pathed else []), *(name for name in schema.names if name not in (image, "image"))],
-        **_names(schema),
+        "names": _all_names(schema),
         "groups": [(group.num_rows, group.total_byte_size) for group in groups],
     }
 
@@ -254,17 +249,18 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _names(schema: pa.Schema) -> dict[str, Any]:
-    """Names of the labels and of the ids in annotations: JSON lists, or what the Hugging Face library writes for each column of labels.
-
-    Where there are annotations and no labels, `class_names` are those of the ids.
-    """
+def _all_names(schema: pa.Schema) -> dict[str, Any]:
+    """The lists of names in a file's metadata: ours, and what the Hugging Face library writes for each column of labels."""
     metadata: dict[bytes, bytes] = schema.metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    of_columns = {name: feature["names"] for name, feature in features.items() if isinstance(feature, dict) and "names" in feature}
     given = {name: [str(value) for value in json.loads(metadata[name.encode()])] for name in _NAMES if name.encode() in metadata}
-    labels = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    of_labels = given.get("class_names", of_columns.get(labels))
-    only_annotations = "annotation" in schema.names and labels is None
-    of_ids = given.get("annotation_names", given.get("class_names") if only_annotations else None)
-    return {"class_names": of_labels, "annotation_names": of_ids, "names_of_columns": of_columns}
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    named = {name: feature.get("names") for name, feature in features.items() if isinstance(feature, dict)}
+    return {**given, "names_of_columns": {name: names for name, names in named.items() if isinstance(names, list)}}
+
+
+def _names(found: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    """Names of the labels, and of the ids in annotations. Where there are annotations and no labels, `class_names` are those of the ids."""
+    labels = next((name for name in LABEL_COLUMNS if name in columns), "")
+    of_columns, of_all = found["names_of_columns"], found.get("class_names")
+    of_ids = found.get("annotation_names", of_all if "annotation" in columns and not labels else None)
+    return {"class_names": of_all or of_columns.get(labels), "annotation_names": of_ids, "names_of_columns": of_columns}

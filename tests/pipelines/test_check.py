@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -54,6 +56,21 @@ def test_everything_is_counted_and_the_broken_are_named(folder: Path, tmp_path: 
     assert result.percentiles["width"][-1] == 64
     assert "decoded 12 of 16 (all of them)" in result.lines()
     assert Image.open(tmp_path / "sheet.png").width > 10 * 96
+
+
+@pytest.mark.parametrize(
+    ("labels", "counted"),
+    [
+        (pa.array(["b", None, "a", "b"]).dictionary_encode(), {"a": 1, "b": 2, "no label": 1}),
+        (pa.array([True, None, True, False]), {"False": 1, "True": 2, "no label": 1}),
+        (pa.array([[1, 2], [1], [], [1]]), {"[1 2]": 1, "[1]": 2, "[]": 1}),
+    ],
+)
+def test_labels_of_every_kind_are_counted_with_those_that_are_missing(labels, counted, tmp_path: Path):
+    image = encode((8, 8), "RGB", "PNG")
+    table = pa.table({"image": pa.array([{"bytes": image, "path": f"{i}.png"} for i in range(4)]), "labels": labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert check(CheckConfig(source=str(tmp_path / "a.parquet"), sheet=str(tmp_path / "sheet.png"))).classes == counted
 
 
 def test_all_images_by_ray_and_a_sample_of_all_agree(folder: Path, ray_cluster):

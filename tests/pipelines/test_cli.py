@@ -66,6 +66,7 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
         (["ablate", "base-300"], "data.train is not given", "beit ablate quickstart"),
         (["finetune", "nosuch"], "nosuch is neither a run folder", "quickstart"),
         (["probe", "runs/a", "images"], "images belongs to no option", "--data.train"),
+        (["pretrain", "--resume", "--dry-run"], "--resume needs a value", "write --resume VALUE"),
         (["finetune", "base"], "data.train is not given", "--data.val"),
         (["finetune", "--data.fraction", "2"], "data.fraction=2.0", "data.fraction=1"),
         (["segment", "nosuch"], "nosuch is neither a run folder", "camvid"),

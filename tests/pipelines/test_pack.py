@@ -137,6 +137,17 @@ def test_the_labels_keep_their_names_whatever_their_column_is_called_and_what_is
     assert json.loads(packed.schema.metadata[b"class_names"]) == ["cat", "dog", "eel"]
 
 
+def test_a_missing_label_is_packed_as_missing_whatever_the_first_row_group_has(tmp_path: Path):
+    for name, labels in {"bool": [True, True, True, None], "whole": [1, 2, None, 0], "text": ["a", "b", "c", None]}.items():
+        images = pa.array([{"bytes": b"%d" % i, "path": f"{i}.png"} for i in range(4)])
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet", row_group_size=2)
+        manifest = open_source(str(tmp_path / f"{name}.parquet")).manifest
+        plan = plan_shards(manifest.rows, shard_rows=4, window_rows=4, seed=0)
+        write_shards(manifest, plan, {0: str(tmp_path / "out.parquet")}, rows_per_group=3)
+        rows = sorted(pq.read_table(tmp_path / "out.parquet").to_pylist(), key=lambda row: row["image"]["bytes"])
+        assert [row["label"] for row in rows] == labels
+
+
 def test_several_shards_of_a_task_are_written_like_one_by_one(ilsvrc: Path, tmp_path: Path):
     manifest = open_source(str(ilsvrc)).manifest
     plan = plan_shards(manifest.rows, shard_rows=150, window_rows=None, seed=0)

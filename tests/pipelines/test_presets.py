@@ -140,20 +140,21 @@ def test_a_dry_run_counts_the_images_that_are_there(real_data):
 
 def test_photographs_with_the_tokens_of_scenes_are_warned_of_with_what_makes_others():
     photographs = override(PRESETS["tiny64"](), {"data.train": "my photographs"})
-    (line,) = recipe.warnings(photographs, preset="tiny64", total_steps=500_000)
+    (line,) = recipe.warnings(photographs, preset="tiny64", total_steps=500_000, scenes=False)
     assert "beit tokenizer train photo64 --data.train 'my photographs'" in line
     for others in ({"data.train": None}, {"tokenizer.path": "runs/photo64"}, {"target.kind": "pixels"}):
-        assert recipe.warnings(override(photographs, others), preset="tiny64", total_steps=500_000) == []
+        assert recipe.warnings(override(photographs, others), preset="tiny64", total_steps=500_000, scenes=False) == []
+    assert recipe.warnings(photographs, preset="tiny64", total_steps=500_000, scenes=True) == []
 
 
 def test_another_batch_at_the_same_learning_rate_is_warned_of_with_the_rate_in_proportion():
     smaller = override(PRESETS["base"](), {"optim.global_batch_size": 512})
-    (line,) = recipe.warnings(smaller, preset="base", total_steps=500_000)
+    (line,) = recipe.warnings(smaller, preset="base", total_steps=500_000, scenes=False)
     assert "512 images a step instead of base's 2,048" in line
     assert "--optim.peak-lr 0.000375" in line
     chosen = override(smaller, {"optim.peak_lr": 7.5e-4})
-    assert recipe.warnings(chosen, preset="base", total_steps=500_000) == []
-    assert recipe.warnings(smaller, preset="custom", total_steps=500_000) == []
+    assert recipe.warnings(chosen, preset="base", total_steps=500_000, scenes=False) == []
+    assert recipe.warnings(smaller, preset="custom", total_steps=500_000, scenes=False) == []
 
 
 def test_what_options_say_to_each_other_is_checked():

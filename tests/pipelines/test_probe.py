@@ -119,7 +119,7 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
 
 
 @pytest.mark.slow
-def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_the_table_of_one_that_was_not(beit, tmp_path):
+def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_the_table_of_one_that_was_not(run_beit, tmp_path):
     save_model(Beit(replace(TINY, depth=4), 16, seed=1), tmp_path / "model", extra={"view": VIEW})
     write_scenes(tmp_path / "train", images=1300, seed=0, image_size=32)
     write_scenes(tmp_path / "val", images=100, seed=0, image_size=32, first=1300, split="val")
@@ -130,16 +130,16 @@ def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_
     def features():
         return {path: path.stat().st_mtime_ns for path in run.glob("features/trained/*/parts/*.parquet")}
 
-    beit(*given, "killed", until=features)
+    run_beit(*given, "killed", until=features)
     first, table = features(), run / "probe.csv"
     assert not table.exists()
-    beit("probe", "--resume", run, until=table.exists)
+    run_beit("probe", "--resume", run, until=table.exists)
     assert first.items() <= features().items(), "features were computed again"
     judged = read_table(str(run))
     assert len(judged) < 16
-    beit("probe", "--resume", run)
+    run_beit("probe", "--resume", run)
 
-    beit(*given, "whole")
+    run_beit(*given, "whole")
     ended, whole = (
         {(row.weights, row.layer, row.pooling): row for row in read_table(str(tmp_path / "runs" / name))} for name in ("killed", "whole")
     )
