@@ -124,7 +124,9 @@ def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
     step = model_step(config.start)
     if step is None or storage.name(storage.parent(storage.parent(config.start))) == STARTS:
         return config
-    place = storage.join(storage.absolute(config.output.root), STARTS, f"step-{step}-{model_digest(config.start)[:12]}")
+    above = storage.parent(config.start)  # RUN/model, or RUN/attempt-1/step-00001000
+    run = storage.name(storage.parent(above) if storage.name(above).startswith("attempt-") else above)
+    place = storage.join(storage.absolute(config.output.root), STARTS, f"{run}-step-{step}-{model_digest(config.start)[:12]}")
     kept = storage.join(place, "model")
     if not holds_model(kept):
         say(f"start: a copy of {config.start} goes into {place}: a training that goes on deletes or replaces its own")

@@ -143,6 +143,7 @@ def test_a_run_that_starts_from_a_run_keeps_its_weights_while_that_one_goes_on(p
     output = {"output.root": str(tmp_path / "runs"), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
     config = override(config_for(str(tmp_path / "earlier"), "quickstart"), output)
     training = prepare(config, preset="test", say=print).training
+    assert training.config.start.startswith(f"{tmp_path}/runs/starts/earlier-step-7-")
     save_model(Beit(TINY, 16, seed=2), tmp_path / "earlier" / "model", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
     assert prepare(training.config, preset="test", say=print).training.inputs == training.inputs
     assert prepare(config, preset="test", say=print).training.inputs != training.inputs
