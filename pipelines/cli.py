@@ -267,24 +267,19 @@ def _export(arguments: list[str], debug: bool) -> None:
 
 
 def _probe(arguments: list[str], debug: bool) -> None:
+    import functools
     from dataclasses import replace
 
     from pipelines import probe as job
 
     start = arguments.pop(0) if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".json") else None
-
-    def preset(name: str) -> job.ProbeConfig:
-        if name != job.JOB:
-            raise UserError(f"beit probe: {name} belongs to no option", "images are given by --data.train and --data.val")
-        return replace(job.default(), start=start)
-
     command = parse_job(
         arguments,
         job.ProbeConfig,
         job=job.JOB,
         default=job.JOB,
         presets={job.JOB: job.default},
-        preset=preset,
+        preset=functools.partial(job.config_for, start),
         usage="probe RUN",
         start=start,
         with_start=lambda config, name: replace(config, start=start),

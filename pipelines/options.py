@@ -114,8 +114,7 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
         if not storage.exists(storage.absolute(first)):
             job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
-        if not {"--resume"} & {argument.partition("=")[0] for argument in arguments}:
-            default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
+        default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
     return parse_job(
         arguments,
         kind,

@@ -158,8 +158,7 @@ def _plan(source: Source, config: PackConfig) -> Plan:
 
 def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> frozenset[str]:
     """Write the plan's file or compare with the one that is there; return the names that `out` holds."""
-    root = storage.absolute(config.source)
-    if storage.lies_in(out, root):
+    if storage.lies_in(out, config.source):
         raise UserError(f"out={config.out} lies in source={config.source}: the shards would become part of it", "give a folder elsewhere")
     options = {name: value for name, value in asdict(config).items() if name not in ("source", "out")}
     made_from = {"source": source.manifest.digest, "images": source.manifest.total, "shards": shards, **options}
@@ -256,7 +255,7 @@ def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ..
     read = functools.partial(_read, manifest, unit, row, columns)
     with ThreadPoolExecutor(4 if manifest.kind == "parquet" else 16) as threads:
         parts = list(threads.map(read, groups))
-    order = np.argsort(np.concatenate(groups))
+    order = np.argsort(by_unit)
     # Joined, and not written into what the first unit has: where a value is missing, a unit's column has another type.
     return {name: np.concatenate([part[name] for part in parts])[order] for name in columns}
 

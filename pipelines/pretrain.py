@@ -369,13 +369,12 @@ def _reconstructions(training: Training, model: Beit) -> Reconstructions:
 def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     config = training.config
     assert isinstance(config, PretrainConfig)
-    if config.data.train is None and config.target.kind == "tokens":
-        return [
-            ("A tokenizer for your own images", "beit tokenizer train photo64 --data.train FOLDER_OR_BUCKET --output.name photo64"),
-            ("The same on them", "beit pretrain tiny64 --data.train FOLDER_OR_BUCKET --tokenizer.path runs/photo64"),
-        ]
+    yours = "--data.train FOLDER_OR_BUCKET"
+    if config.data.train is None and config.target.kind != "tokens":
+        return [("The same on your own images", f"beit pretrain tiny64 {yours} --target.kind {config.target.kind}")]
     if config.data.train is None:
-        return [("The same on your own images", f"beit pretrain tiny64 --data.train FOLDER_OR_BUCKET --target.kind {config.target.kind}")]
+        tokenizer = ("A tokenizer for your own images", f"beit tokenizer train photo64 {yours} --output.name photo64")
+        return [tokenizer, ("The same on them", f"beit pretrain tiny64 {yours} --tokenizer.path runs/photo64")]
     twice = f"--steps {2 * config.steps}" if config.steps is not None else f"--epochs {2 * config.epochs:g}"
     return [("Twice as long", f"beit pretrain {shlex.quote(run)}/config.json {twice}")]
 

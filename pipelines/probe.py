@@ -340,6 +340,17 @@ def default() -> ProbeConfig:
     return ProbeConfig()
 
 
+def config_for(start: str | None, name: str) -> ProbeConfig:
+    """The one preset, for a run or checkpoint.
+
+    Raises:
+        UserError: For another name: nothing but RUN is given without an option.
+    """
+    if name != JOB:
+        raise UserError(f"beit probe: {name} belongs to no option", "images are given by --data.train and --data.val")
+    return replace(default(), start=start)
+
+
 if __name__ == "__main__":
     from pipelines.cli import main
 

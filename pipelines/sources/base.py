@@ -59,6 +59,11 @@ class Unit(ABC):
         """Where a row lies, for people."""
 
 
+def first_label_column(columns: Sequence[str]) -> str | None:
+    """The first of `LABEL_COLUMNS` that is among some columns."""
+    return next((name for name in LABEL_COLUMNS if name in columns), None)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest(ABC):
     """The sorted list of units. Pickled, it takes bytes a unit for Parquet, bytes an image for folders and tars."""
@@ -102,7 +107,7 @@ class Manifest(ABC):
     @property
     def label_column(self) -> str | None:
         """The first of `LABEL_COLUMNS` that is there."""
-        return next((name for name in LABEL_COLUMNS if name in self.columns), None)
+        return first_label_column(self.columns)
 
     def names_of(self, column: str) -> tuple[str, ...] | None:
         """Name of each number in a column of labels, where the data says."""

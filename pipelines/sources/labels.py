@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import seeds
-from pipelines.sources.base import LABEL_COLUMNS, Columns, Manifest, Rows, Source
+from pipelines.sources.base import Columns, Manifest, Rows, Source
 from pipelines.sources.part import PartUnit
 
 
@@ -177,10 +177,9 @@ def _draw(labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.b
 
 
 def _label_column(manifest: Manifest, option: str, uri: str, column: str | None) -> str:
-    known = (column,) if column is not None else LABEL_COLUMNS
-    for name in known:
-        if name in manifest.columns:
-            return name
+    name = column if column is not None else manifest.label_column
+    if name is not None and name in manifest.columns:
+        return name
     there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
     if manifest.kind == "parquet":
         remedy = f"give Parquet shards with a column label of whole numbers, or name the column by --data.label (there are: {there})"

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import LABEL_COLUMNS, PATH_COLUMN, READERS, Columns, Kind, Manifest, Rows, Unit, bytes_column, listing_digest
+from pipelines.sources.base import (
+    PATH_COLUMN,
+    READERS,
+    Columns,
+    Kind,
+    Manifest,
+    Rows,
+    Unit,
+    bytes_column,
+    first_label_column,
+    listing_digest,
+)
 from pipelines.sources.cache import cached
 from pipelines.sources.listing import Listing
 
@@ -260,7 +271,7 @@ def _all_names(schema: pa.Schema) -> dict[str, Any]:
 
 def _names(found: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     """Names of the labels, and of the ids in annotations. Where there are annotations and no labels, `class_names` are those of the ids."""
-    labels = next((name for name in LABEL_COLUMNS if name in columns), "")
+    labels = first_label_column(columns)
     of_columns, of_all = found["names_of_columns"], found.get("class_names")
-    of_ids = found.get("annotation_names", of_all if "annotation" in columns and not labels else None)
+    of_ids = found.get("annotation_names", of_all if "annotation" in columns and labels is None else None)
     return {"class_names": of_all or of_columns.get(labels), "annotation_names": of_ids, "names_of_columns": of_columns}
