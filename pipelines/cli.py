@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines.options import parse, parse_job, parse_supervised
+from pipelines.command_line.options import parse, parse_job, parse_supervised
 
 HELP = """\
 beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
@@ -107,8 +107,8 @@ def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list
 
 
 def _pretrain(arguments: list[str], debug: bool) -> None:
-    from pipelines import presets
-    from pipelines.config import PretrainConfig
+    from pipelines.config.pretrain import PretrainConfig
+    from pipelines.presets import pretrain as presets
 
     command = parse_job(
         arguments,
@@ -167,35 +167,38 @@ def _ablate(arguments: list[str], debug: bool) -> None:
 
 def _finetune(arguments: list[str], debug: bool) -> None:
     from pipelines import finetune as job
-    from pipelines import finetune_presets as presets
+    from pipelines.config.supervised import FinetuneConfig
+    from pipelines.presets import finetune as presets
 
-    command = parse_supervised(arguments, presets.FinetuneConfig, job, presets)
+    command = parse_supervised(arguments, FinetuneConfig, job, presets)
     if command is not None:
         job.finetune(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _segment(arguments: list[str], debug: bool) -> None:
     from pipelines import segment as job
-    from pipelines import segment_presets as presets
+    from pipelines.config.supervised import SegmentConfig
+    from pipelines.presets import segment as presets
 
-    command = parse_supervised(arguments, presets.SegmentConfig, job, presets)
+    command = parse_supervised(arguments, SegmentConfig, job, presets)
     if command is not None:
         job.segment(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _train_tokenizer(arguments: list[str], debug: bool) -> None:
-    from pipelines import tokenizer_presets as presets
     from pipelines import train_tokenizer as job
+    from pipelines.config.tokenizer import TrainTokenizerConfig
+    from pipelines.presets import tokenizer as presets
 
     command = parse_job(
-        arguments, job.TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=presets.PRESETS, preset=presets.tokenizer_preset
+        arguments, TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=presets.PRESETS, preset=presets.tokenizer_preset
     )
     if command is not None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
 
 
 def _convert_tokenizer(arguments: list[str], debug: bool) -> None:
-    from pipelines.convert_tokenizer import ConvertConfig, convert_tokenizer
+    from pipelines.tools.convert import ConvertConfig, convert_tokenizer
 
     for line in convert_tokenizer(parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("file", "out"))):
         print(line)
@@ -213,7 +216,7 @@ def _encode_tokens(arguments: list[str], debug: bool) -> None:
 
 
 def _show_tokens(arguments: list[str], debug: bool) -> None:
-    from pipelines.show_tokens import ShowConfig, show
+    from pipelines.tools.show_tokens import ShowConfig, show
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--images", *arguments]
@@ -222,7 +225,7 @@ def _show_tokens(arguments: list[str], debug: bool) -> None:
 
 
 def _scenes(arguments: list[str], debug: bool) -> None:
-    from pipelines.scenes import ScenesConfig, write_scenes
+    from pipelines.scenes.shards import ScenesConfig, write_scenes
 
     config = parse(arguments, ScenesConfig, command="data scenes OUT", positional=("out",))
     shards = write_scenes(
@@ -232,35 +235,35 @@ def _scenes(arguments: list[str], debug: bool) -> None:
 
 
 def _pack(arguments: list[str], debug: bool) -> None:
-    from pipelines import cluster
-    from pipelines.pack import PackConfig, pack
+    from pipelines.cluster import session
+    from pipelines.tools.pack import PackConfig, pack
 
     config = parse(arguments, PackConfig, command="data pack SRC OUT", positional=("source", "out"))
-    with cluster.start(debug=debug):
+    with session.start(debug=debug):
         result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
     print(f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}")
 
 
 def _check(arguments: list[str], debug: bool) -> None:
-    from pipelines import cluster
-    from pipelines.check import CheckConfig, check
+    from pipelines.cluster import session
+    from pipelines.tools.check import CheckConfig, check
 
     config = parse(arguments, CheckConfig, command="data check PATH", positional=("source",))
-    with cluster.start(debug=debug) if config.all else contextlib.nullcontext():
+    with session.start(debug=debug) if config.all else contextlib.nullcontext():
         result = check(config)
     for line in result.lines():
         print(line)
 
 
 def _import(arguments: list[str], debug: bool) -> None:
-    from pipelines.weights import ImportConfig, import_weights
+    from pipelines.tools.weights import ImportConfig, import_weights
 
     for line in import_weights(parse(arguments, ImportConfig, command="import FILE OUT", positional=("file", "out"))):
         print(line)
 
 
 def _export(arguments: list[str], debug: bool) -> None:
-    from pipelines.weights import ExportConfig, export_weights
+    from pipelines.tools.weights import ExportConfig, export_weights
 
     for line in export_weights(parse(arguments, ExportConfig, command="export RUN OUT", positional=("run", "out"))):
         print(line)
@@ -299,7 +302,7 @@ def _features(arguments: list[str], debug: bool) -> None:
 
 
 def _attention(arguments: list[str], debug: bool) -> None:
-    from pipelines.show_attention import AttentionConfig, show
+    from pipelines.tools.show_attention import AttentionConfig, show
 
     if len(arguments) > 1 and not any(argument.startswith("-") for argument in arguments[:2]):
         arguments = [arguments[0], "--images", *arguments[1:]]
@@ -308,23 +311,23 @@ def _attention(arguments: list[str], debug: bool) -> None:
 
 
 def _report(arguments: list[str], debug: bool) -> None:
-    from pipelines import runs
+    from pipelines.runs import run_folder
 
     if {"-h", "--help"} & set(arguments):
         print("usage: beit report RUN\n\nWrite the report of a run folder again, and print where it is.")
         return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("beit report takes one run folder", "write beit report runs/NAME")
-    module = REPORTS.get(runs.saved_run(arguments[0]).job)
+    module = REPORTS.get(run_folder.saved_run(arguments[0]).job)
     if module is None:
-        from pipelines.report import write_report as rebuild_report
+        from pipelines.reports.run import write_report as rebuild_report
     else:
         rebuild_report = importlib.import_module(module).rebuild_report
     print(rebuild_report(arguments[0]))
 
 
 def _compare(arguments: list[str], debug: bool) -> None:
-    from pipelines.compare import CompareConfig, compare
+    from pipelines.tools.compare import CompareConfig, compare
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--runs", *arguments]
@@ -335,15 +338,15 @@ def _compare(arguments: list[str], debug: bool) -> None:
 
 
 def _plan(arguments: list[str], debug: bool) -> None:
-    from pipelines import plan as job
-    from pipelines.presets import PRESETS, pretrain_preset
+    from pipelines.planning import plan as job
+    from pipelines.presets.pretrain import PRESETS, pretrain_preset
 
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
     if name.endswith(".json"):
-        from pipelines import runs
-        from pipelines.config import PretrainConfig
+        from pipelines.config.pretrain import PretrainConfig
+        from pipelines.runs import run_folder
 
-        base, name = runs.saved_config(name, PretrainConfig, job="pretrain")
+        base, name = run_folder.saved_config(name, PretrainConfig, job="pretrain")
     else:
         base = pretrain_preset(name)
     config = parse(arguments, job.PlanConfig, command=f"plan [{' | '.join(PRESETS)}]", positional=(), default=job.config_of(base))
@@ -352,7 +355,7 @@ def _plan(arguments: list[str], debug: bool) -> None:
 
 
 def _doctor(arguments: list[str], debug: bool) -> None:
-    from pipelines.doctor import DoctorConfig, examine, exit_code
+    from pipelines.tools.doctor import DoctorConfig, examine, exit_code
 
     findings = []
     for finding in examine(parse(arguments, DoctorConfig, command="doctor", positional=())):

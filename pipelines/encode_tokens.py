@@ -10,57 +10,33 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from beit.checks import not_negative, positive
-from beit.config import TokenizerConfig, ViewConfig
+from beit.config import TokenizerConfig
 from beit.errors import UserError
-from pipelines import cluster, runs, storage
-from pipelines.config import DataConfig, PretrainConfig, ResourceConfig
-from pipelines.placement import Node, Placement, place
-from pipelines.samples import Batch, SampleConfig, make_samples
-from pipelines.stream import Tokenize, open_tokenizer, read_patiently
-from pipelines.token_cache import CacheDescription, TokenCache, view_fields
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.cluster.placement import Node, Placement, place
+from pipelines.config.data import DataConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.resources import ResourceConfig
+from pipelines.runs import run_folder
+from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently
+from pipelines.stream.samples import Batch, SampleConfig, make_samples
+from pipelines.stream.token_cache import CacheDescription, TokenCache, view_fields
 
 if TYPE_CHECKING:
     from beit.tokenizer.protocol import ImageTokenizer
     from pipelines.sources import Manifest
+from pipelines.config.tokenizer import EncodeConfig
 
 PROGRESS_SECONDS = 10.0
 
 # Images that the tokenizer is given at once: bounds what a part of many images takes on a GPU.
 IMAGES_AT_ONCE = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """Which views to tokenise, and where to write the tokens."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    image_size: int = 224
-    """Side of the model's patch view, in pixels, as `model.image_size` of the pretraining."""
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    view: ViewConfig = field(default_factory=ViewConfig)
-
-    seed: int = 0
-    """The seed of the pretraining: views come from it."""
-
-    epochs: int = 1
-    """Epochs whose views are tokenised. A longer pretraining goes through them again, with other masks."""
-
-    out: str = "tokens"
-    """Folder or bucket URI for the tokens. An unfinished one is gone on with."""
-
-    resources: ResourceConfig = field(default_factory=ResourceConfig)
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "image_size", "epochs")
-        not_negative(self, "--", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +56,9 @@ def config_of(name: str) -> EncodeConfig:
     Raises:
         UserError: For a name that is neither.
     """
-    from pipelines.presets import pretrain_preset
+    from pipelines.presets.pretrain import pretrain_preset
 
-    run = runs.saved_config(name, PretrainConfig, job="pretrain")[0] if name.endswith(".json") else pretrain_preset(name)
+    run = run_folder.saved_config(name, PretrainConfig, job="pretrain")[0] if name.endswith(".json") else pretrain_preset(name)
     return EncodeConfig(
         data=DataConfig(train=run.data.train), image_size=run.model.image_size, tokenizer=run.tokenizer, view=run.view, seed=run.seed
     )
@@ -112,8 +88,8 @@ def encode_tokens(
         config = replace(config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path)))
     source = open_source(train, split="train", say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        nodes = cluster.nodes()
+    with session.start(cpus=config.resources.cpus, debug=debug):
+        nodes = session.nodes()
         placement = place_encoding(config.resources, nodes)
         description = CacheDescription(
             data=manifest.digest,
@@ -135,7 +111,7 @@ def encode_tokens(
         say(f"tokens: {config.epochs} epochs x {manifest.total:,} images = {views:,} views; {len(missing):,} of {parts:,} parts missing")
         if missing:
             # There are no workers, which the first line of the placement is about.
-            for line in (*cluster.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}), *placement.lines()[1:]):
+            for line in (*session.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}), *placement.lines()[1:]):
                 say(line)
             _encode_missing(cache, missing, manifest, config, placement, say)
     return EncodeResult(out=cache.path, views=views, parts=parts, written=len(missing))
@@ -184,7 +160,7 @@ def _encode_missing(
     cache: TokenCache, missing: list[int], manifest: Manifest, config: EncodeConfig, placement: Placement, say: Callable[[str], None]
 ) -> None:
     """Run the job, with a line every ten seconds."""
-    from pipelines.recorder import duration
+    from pipelines.runs.progress import duration
 
     ends = np.cumsum(manifest.rows, dtype=np.int64)
     units = [cache.place(part)[1] for part in missing]

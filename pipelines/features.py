@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Literal
 
 from beit.checks import positive, share
 from beit.errors import UserError
-from beit.features import check_layers, middle_layer
-from beit.pooling import Pooling, check_poolings
-from pipelines import cluster, storage
-from pipelines.config import ResourceConfig
-from pipelines.extract import IMAGES_AT_ONCE, extract
-from pipelines.failures import going_on
-from pipelines.feature_files import MODEL_FOLDER, check_folder
-from pipelines.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
-from pipelines.placement import place
+from beit.probing.features import check_layers, middle_layer
+from beit.vit.pooling import Pooling, check_poolings
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.cluster.failures import going_on
+from pipelines.cluster.placement import place
+from pipelines.config.resources import ResourceConfig
+from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
+from pipelines.evaluation.feature_files import MODEL_FOLDER, check_folder
+from pipelines.runs.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
 
 if TYPE_CHECKING:
-    from beit.checkpoints import SavedConfig
+    from beit.vit.checkpoints import SavedConfig
     from pipelines.sources import Manifest
 
 DEEP = 8
@@ -113,10 +114,10 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
     say(f"model: {saved.kind}, ViT {saved.model.dim}/{saved.model.depth}/{saved.model.heads}, {saved.model.image_size} px")
     say(f"features: layers {', '.join(map(str, layers))} of {saved.model.depth}, {' and '.join(config.poolings)}, {config.numbers}")
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        nodes = cluster.nodes()
+    with session.start(cpus=config.resources.cpus, debug=debug):
+        nodes = session.nodes()
         placement = place(config.resources, nodes, tokenize=False)
-        for line in (*cluster.local_paths(nodes, {"data": data, "out": out}), *placement.lines()):
+        for line in (*session.local_paths(nodes, {"data": data, "out": out}), *placement.lines()):
             say(line)
         remedy = "give the same command again: files that are written stay"
         with going_on("while features were computed", remedy, folder=None, say=say):

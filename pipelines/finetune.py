@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines import runs, supervised
-from pipelines.finetune_presets import FinetuneConfig, finetune_preset
-from pipelines.supervised import Prepared
+from pipelines.config.supervised import FinetuneConfig
+from pipelines.presets.finetune import finetune_preset
+from pipelines.runs import run_folder
+from pipelines.training import supervised
+from pipelines.training.supervised import Prepared
 
 if TYPE_CHECKING:
-    from beit.classifier import Classifier
-    from beit.finetuning import ClassifyObjective
-    from beit.transfer import Transfer
-    from pipelines.job import Result
-    from pipelines.placement import Placement
+    from beit.classification.model import Classifier
+    from beit.classification.objective import ClassifyObjective
+    from beit.vit.transfer import Transfer
+    from pipelines.cluster.placement import Placement
     from pipelines.sources.labels import LabelledManifest
+    from pipelines.training.training import Result
 
 JOB = "finetune"
 
@@ -40,10 +42,10 @@ def finetune(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from pipelines.job import check_room
+    from pipelines.training.run import check_room
 
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     check_room(config)
     prepared = prepare(config, preset=preset, say=say)
     for line in summary(prepared):
@@ -77,7 +79,7 @@ def with_start(config: FinetuneConfig, start: str, name: str) -> FinetuneConfig:
 
 
 def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> FinetuneConfig:
-    from pipelines.models import find_model, model_config
+    from pipelines.runs.models import find_model, model_config
 
     config = supervised.for_start(recipe, start, image_size=image_size)
     saved = model_config(find_model(start))
@@ -86,9 +88,9 @@ def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> Fin
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    from pipelines.job import Training
-    from pipelines.labelled import open_labelled
-    from pipelines.samples import SampleConfig
+    from pipelines.datasets import open_labelled
+    from pipelines.stream.samples import SampleConfig
+    from pipelines.training.training import Training
 
     config = supervised.checked(config, job=JOB, say=say)
     supervised.compare_pixels(config, say=say)
@@ -131,7 +133,7 @@ def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) 
     """The classifier with its first weights, and what was taken of others."""
     import torch
 
-    from beit.classifier import FINETUNING_HEAD_SCALE, Classifier
+    from beit.classification.model import FINETUNING_HEAD_SCALE, Classifier
 
     model = Classifier(
         config.model,
@@ -145,7 +147,7 @@ def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) 
 
 
 def _make_objective(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None, total_steps: int) -> ClassifyObjective:
-    from beit.finetuning import ClassifyObjective
+    from beit.classification.objective import ClassifyObjective
 
     return ClassifyObjective(
         _build(config, classes, names)[0],
@@ -160,7 +162,7 @@ def _make_objective(config: FinetuneConfig, classes: int, names: tuple[str, ...]
 
 
 def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-    from pipelines.evaluate_classification import evaluate
+    from pipelines.evaluation.classification import evaluate
 
     config = prepared.training.config
     assert isinstance(config, FinetuneConfig)
@@ -170,7 +172,7 @@ def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, 
 
 def evaluation_line(found: dict[str, Any]) -> str:
     """The result in a line."""
-    from pipelines.evaluate_classification import commonest
+    from pipelines.evaluation.classification import commonest
 
     top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
     figures = f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
@@ -186,7 +188,7 @@ def summary(prepared: Prepared) -> list[str]:
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run, also again, from its folder; returns its path."""
-    from pipelines.report_classification import classification_section
+    from pipelines.reports.classification import classification_section
 
     return supervised.write_run_report(run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names))
 

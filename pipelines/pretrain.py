@@ -9,21 +9,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from beit.config import TargetKind, override
+from beit.config import TargetKind
 from beit.errors import UserError
-from pipelines import evaluations, recipe, runs, storage
-from pipelines.config import MOST_SCENE_PX, PretrainConfig, check_has_data
-from pipelines.models import MODEL_FILES, keep_model
+from beit.plain import override
+from pipelines import storage
+from pipelines.config.data import MOST_SCENE_PX, check_has_data
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.runs import evaluations, run_folder
+from pipelines.runs.models import MODEL_FILES, keep_model
+from pipelines.training import recipe
 
 if TYPE_CHECKING:
-    from beit.mim import Beit, MimObjective
-    from beit.pictures import Reconstructions
-    from beit.targets import Target
+    from beit.pretraining.model import Beit
+    from beit.pretraining.objective import MimObjective
+    from beit.pretraining.pictures import Reconstructions
+    from beit.pretraining.targets import Target
     from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.job import Result, Training
     from pipelines.sources import Manifest
-    from pipelines.token_cache import TokenCache
-    from pipelines.watch import Follow
+    from pipelines.stream.token_cache import TokenCache
+    from pipelines.training.training import Result, Training
+    from pipelines.training.watch import Follow
 
 JOB = "pretrain"
 
@@ -65,11 +70,11 @@ def pretrain(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import check_room, run_job, write_report_of
-    from pipelines.knn import open_knn, pauses
+    from pipelines.evaluation.knn import open_knn, pauses
+    from pipelines.training.run import check_room, run_job, write_report_of
 
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     check_room(config)
     training = prepare(config, preset=preset, say=say)
     for line in summary(training):
@@ -95,9 +100,10 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
     check_config(config)
     check_has_data(config.data.train, config.model.image_size, works="beit pretrain quickstart")
-    from pipelines.fixed_samples import fixed_samples
-    from pipelines.job import Training, open_data
-    from pipelines.samples import SampleConfig
+    from pipelines.datasets import open_data
+    from pipelines.stream.fixed_samples import fixed_samples
+    from pipelines.stream.samples import SampleConfig
+    from pipelines.training.training import Training
 
     config = with_absolute_paths(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
@@ -151,7 +157,7 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         UserError: Naming the first of them that does not go with another.
     """
-    from pipelines.worker_range import check_batch
+    from pipelines.config.workers import check_batch
 
     config.mask.check(config.model.grid)
     config.target.check(config.mask)
@@ -172,7 +178,7 @@ def checked_length(config: PretrainConfig, images: int) -> int:
     Raises:
         UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it likes.
     """
-    from beit.optim import check_schedule
+    from beit.objectives.optim import check_schedule
 
     total_steps = config.total_steps(images, config.optim.global_batch_size)
     if config.steps is None:
@@ -186,10 +192,10 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     Raises:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
-    from pipelines.presets import meant_for
-    from pipelines.scenes import are_scenes
+    from pipelines.presets.pretrain import meant_for
+    from pipelines.scenes.shards import are_scenes
     from pipelines.sources import open_source
-    from pipelines.stream import px_per_token
+    from pipelines.stream.graph import px_per_token
 
     check_config(config)
     if config.target.kind == "tokens":
@@ -227,7 +233,7 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     Raises:
         UserError: If its tokens do not lie on the model's patches.
     """
-    from pipelines.stream import open_tokenizer
+    from pipelines.stream.graph import open_tokenizer
 
     tokenizer = open_tokenizer(config.tokenizer)
     check_grid(config, tokenizer.px_per_token)
@@ -240,7 +246,7 @@ def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokeniz
     Raises:
         UserError: If it was made for other samples or by another tokenizer, or is not complete.
     """
-    from pipelines.token_cache import TokenCache, view_fields
+    from pipelines.stream.token_cache import TokenCache, view_fields
 
     cache = TokenCache.open(path)
     # How many epochs there are, and in which precision they were computed, is for the cache to say.
@@ -267,7 +273,7 @@ def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokeniz
 
 def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
     """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and "" without one."""
-    from beit.mim import MimObjective
+    from beit.pretraining.objective import MimObjective
 
     return MimObjective(
         config.model,
@@ -285,7 +291,7 @@ def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, to
 
 
 def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
-    from beit.targets import MeanColour, Pixels, VisualTokens
+    from beit.pretraining.targets import MeanColour, Pixels, VisualTokens
 
     kinds: dict[TargetKind, Callable[[], Target]] = {
         "tokens": lambda: VisualTokens(vocab_size, tokenizer),
@@ -297,7 +303,7 @@ def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokeni
 
 def summary(training: Training) -> list[str]:
     """What is about to run, in the lines that a run opens with."""
-    from pipelines.scenes import are_scenes
+    from pipelines.scenes.shards import are_scenes
 
     config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
@@ -314,8 +320,8 @@ def summary(training: Training) -> list[str]:
 
 def rebuild_report(run: str) -> str:
     """Write the report of a pretraining run again, from its folder and its data; returns its path."""
-    config, preset = runs.saved_config(run, PretrainConfig, job=JOB)
-    checkpoint = runs.latest_checkpoint(storage.absolute(run))
+    config, preset = run_folder.saved_config(run, PretrainConfig, job=JOB)
+    checkpoint = run_folder.latest_checkpoint(storage.absolute(run))
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
     config = replace(config, evaluation=replace(config.evaluation, images=0))  # The report shows what was measured, and measures nothing.
@@ -324,13 +330,13 @@ def rebuild_report(run: str) -> str:
 
 def write_run_report(training: Training, run: str, checkpoint: str) -> str:
     """The report with what the checkpoint's model fills in and attends to, on images of the run's own data; returns its path."""
-    from beit.checkpoints import load_model
-    from beit.mim import Beit
-    from pipelines.knn import FOLDER
-    from pipelines.report import write_report
-    from pipelines.report_attention import attention_picture
-    from pipelines.report_probe import knn_section
-    from pipelines.report_reconstructions import reconstruction_picture
+    from beit.pretraining.model import Beit
+    from beit.vit.checkpoints import load_model
+    from pipelines.evaluation.knn import FOLDER
+    from pipelines.reports.attention import attention_picture
+    from pipelines.reports.probe import knn_section
+    from pipelines.reports.reconstructions import reconstruction_picture
+    from pipelines.reports.run import write_report
 
     with storage.local_copy(checkpoint, MODEL_FILES) as folder:
         model = load_model(folder, Beit)
@@ -349,8 +355,8 @@ def _reconstructions(training: Training, model: Beit) -> Reconstructions:
     """What the model makes of eight images, views and masks as the stream draws them."""
     import torch
 
-    from beit.pictures import reconstruct
-    from pipelines.samples import SampleConfig, draw_unseen
+    from beit.pretraining.pictures import reconstruct
+    from pipelines.stream.samples import SampleConfig, draw_unseen
 
     config = training.config
     assert isinstance(config, PretrainConfig)

@@ -1,6 +1,6 @@
 """Probe a model: `beit probe RUN --data.train … --data.val …`, or `python -m pipelines.probe …` with the same options.
 
-Features of both sets are written by the Ray Data job of `pipelines.extract`; then a Ray task for each layer and pooling reads its own
+Features of both sets are written by the Ray Data job of `pipelines.evaluation.extract`; then a Ray task for each layer and pooling reads its own
 features and judges them, so that no process ever holds more than one of them.
 """
 
@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from beit.checks import not_negative, positive, share
 from beit.errors import UserError
-from beit.pooling import POOLINGS, Pooling, check_poolings
-from beit.probe_config import KnnConfig, LinearConfig
-from pipelines import cluster, runs, storage, tracking
-from pipelines.config import FolderConfig, ResourceConfig
-from pipelines.failures import going_on
-from pipelines.finetune_presets import ClassifyDataConfig
-from pipelines.page import REPORT_FILE
-from pipelines.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
+from beit.probing.config import KnnConfig, LinearConfig
+from beit.vit.pooling import POOLINGS, Pooling, check_poolings
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.cluster.failures import going_on
+from pipelines.config.jobs import FolderConfig
+from pipelines.config.resources import ResourceConfig
+from pipelines.config.supervised import ClassifyDataConfig
+from pipelines.evaluation.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
+from pipelines.reports.page import REPORT_FILE
+from pipelines.runs import run_folder, tracking
 
 if TYPE_CHECKING:
-    from beit.checkpoints import SavedConfig
-    from pipelines.feature_files import FeatureFiles
-    from pipelines.labelled import LabelledData
-    from pipelines.placement import Placement
+    from beit.vit.checkpoints import SavedConfig
+    from pipelines.cluster.placement import Placement
+    from pipelines.datasets import LabelledData
+    from pipelines.evaluation.feature_files import FeatureFiles
 
 JOB = "probe"
 FEATURES_FOLDER = "features"
@@ -110,13 +113,13 @@ def probe(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from beit.features import check_layers
-    from pipelines.labelled import checked_data, open_labelled
-    from pipelines.models import find_model, model_config, model_digest, view_of
-    from pipelines.placement import place
+    from beit.probing.features import check_layers
+    from pipelines.cluster.placement import place
+    from pipelines.datasets import checked_data, open_labelled
+    from pipelines.runs.models import find_model, model_config, model_digest, view_of
 
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     if config.start is None:
         raise UserError("beit probe: RUN is missing", "write beit probe runs/NAME --data.train … --data.val …")
     if resume is None:
@@ -136,12 +139,12 @@ def probe(
     for line in _summary(config, saved, layers, labelled):
         say(line)
     inputs = {"data.train": labelled.train.digest, "data.val": val.digest, "start": model_digest(checkpoint)}
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        nodes = cluster.nodes()
+    with session.start(cpus=config.resources.cpus, debug=debug):
+        nodes = session.nodes()
         placement = place(config.resources, nodes, tokenize=False)
-        run = runs.reopen(resume, inputs=inputs) if resume else runs.create(config, job=JOB, preset=preset, inputs=inputs)
+        run = run_folder.reopen(resume, inputs=inputs) if resume else run_folder.create(config, job=JOB, preset=preset, inputs=inputs)
         say(f"run folder: {run.uri}")
-        for line in (*cluster.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}), *placement.lines()):
+        for line in (*session.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}), *placement.lines()):
             say(line)
         place_in_mlflow = tracking.place_of_job(run.uri, config, job=JOB, preset=preset)
         if place_in_mlflow is None and config.output.mlflow:
@@ -202,7 +205,7 @@ def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], lab
 
 def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
     """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its older checkpoints."""
-    from pipelines.models import holds_model
+    from pipelines.runs.models import holds_model
 
     assert config.start is not None
     kept = None if resume is None else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
@@ -211,8 +214,8 @@ def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
 
 def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
     """A copy of the model for the time of the probe, or one with random weights."""
-    from beit.mim import Beit
-    from pipelines.models import holds_model, keep_model, keep_new_model
+    from beit.pretraining.model import Beit
+    from pipelines.runs.models import holds_model, keep_model, keep_new_model
 
     kept = storage.join(folder, "model")
     if not holds_model(kept) and weights == "random":
@@ -230,11 +233,11 @@ def _features(
     layers: tuple[int, ...],
     config: ProbeConfig,
     placement: Placement,
-    run: runs.RunFolder,
+    run: run_folder.RunFolder,
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, FeatureFiles]:
     """Training and validation features, computed unless they are there."""
-    from pipelines.extract import IMAGES_AT_ONCE, extract
+    from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
 
     found = []
     kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
@@ -298,7 +301,7 @@ def judge_feature(
     """What one feature is worth: the figures of a `ProbeRow`."""
     import torch
 
-    from beit.probe import Labelled, probe_knn, probe_linear
+    from beit.probing.probe import Labelled, probe_knn, probe_linear
 
     torch.set_num_threads(threads)
     known, asked = Labelled(*train.read(layer, pooling)), Labelled(*val.read(layer, pooling))
@@ -316,16 +319,16 @@ def judge_feature(
 
 def rebuild_report(run: str) -> str:
     """Write the report of a probe again from its folder; returns its path."""
-    runs.saved_config(run, ProbeConfig, job=JOB)
+    run_folder.saved_config(run, ProbeConfig, job=JOB)
     return write_run_report(storage.absolute(run))
 
 
 def write_run_report(run: str) -> str:
     """The report with the table and its curves; returns its path."""
-    from pipelines.report import write_report
-    from pipelines.report_probe import probe_section
+    from pipelines.reports.probe import probe_section
+    from pipelines.reports.run import write_report
 
-    config, _ = runs.saved_config(run, ProbeConfig, job=JOB)
+    config, _ = run_folder.saved_config(run, ProbeConfig, job=JOB)
     commands = [("What counts: fine-tuning", f"beit finetune {shlex.quote(str(config.start))}" + _data_options(config))]
     return write_report(run, sections=[probe_section(read_table(run))], commands=commands)
 

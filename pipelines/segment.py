@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.errors import UserError
-from pipelines import runs, storage, supervised
-from pipelines.segment_presets import SegmentConfig, segment_preset
-from pipelines.supervised import Prepared
+from pipelines import storage
+from pipelines.config.supervised import SegmentConfig
+from pipelines.presets.segment import segment_preset
+from pipelines.runs import run_folder
+from pipelines.training import supervised
+from pipelines.training.supervised import Prepared
 
 if TYPE_CHECKING:
-    from beit.segmentation import SegmentObjective
-    from beit.segmenter import Segmenter
-    from beit.transfer import Transfer
-    from pipelines.job import Result
-    from pipelines.placement import Placement
+    from beit.segmentation.model import Segmenter
+    from beit.segmentation.objective import SegmentObjective
+    from beit.vit.transfer import Transfer
+    from pipelines.cluster.placement import Placement
+    from pipelines.config.workers import WorkerRange
     from pipelines.sources import Source
-    from pipelines.worker_range import WorkerRange
+    from pipelines.training.training import Result
 
 JOB = "segment"
 
@@ -51,10 +54,10 @@ def segment(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from pipelines.job import check_room
+    from pipelines.training.run import check_room
 
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     check_room(config)
     prepared = prepare(config, preset=preset, say=say)
     for line in summary(prepared):
@@ -103,12 +106,12 @@ def _pixels_of_start(name: str) -> bool:
 
 def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
-    from pipelines.job import Training, open_data
-    from pipelines.labelled import open_val
-    from pipelines.segment_samples import SegmentSampleConfig
+    from pipelines.datasets import open_data, open_val
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
     from pipelines.sources.pairs import with_annotations
     from pipelines.sources.part import take_part
+    from pipelines.stream.segment_samples import SegmentSampleConfig
+    from pipelines.training.training import Training
 
     config = supervised.checked(config, job=JOB, say=say)
     if _pixels_of_start(preset):
@@ -166,7 +169,7 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
     Raises:
         UserError: With the arithmetic and sizes that go.
     """
-    from pipelines.job import MICRO_BATCH
+    from pipelines.training.training import MICRO_BATCH
 
     images, at_once = config.optim.global_batch_size, config.resources.micro_batch_size or MICRO_BATCH
     for count in range(max(2, workers.fewest), workers.most + 1):
@@ -198,7 +201,7 @@ def _void_lines(names: tuple[str, ...] | None) -> list[str]:
 
 def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> None:
     """Refuse data of which the first images are all unusable: a wrong option, most likely."""
-    from pipelines.segment_samples import fault
+    from pipelines.stream.segment_samples import fault
 
     unit = source.unit(0)
     found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
@@ -219,7 +222,7 @@ def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmen
     """The segmenter with its first weights, and what was taken of others."""
     import torch
 
-    from beit.segmenter import Segmenter
+    from beit.segmentation.model import Segmenter
 
     assert config.annotation.classes is not None
     model = Segmenter(
@@ -234,8 +237,8 @@ def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmen
 
 
 def _make_objective(config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int) -> SegmentObjective:
-    from beit.heads.norms import synchronised
-    from beit.segmentation import SegmentObjective
+    from beit.segmentation.heads.norms import synchronised
+    from beit.segmentation.objective import SegmentObjective
 
     return SegmentObjective(
         synchronised(_build(config, names)[0]),
@@ -259,7 +262,7 @@ def _names(prepared: Prepared) -> tuple[str, ...]:
 
 
 def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-    from pipelines.evaluate_segmentation import evaluate
+    from pipelines.evaluation.segmentation import evaluate
 
     config = prepared.training.config
     assert isinstance(config, SegmentConfig)
@@ -300,7 +303,7 @@ def summary(prepared: Prepared) -> list[str]:
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run, also again, from its folder; returns its path."""
-    from pipelines.report_segmentation import segmentation_section
+    from pipelines.reports.segmentation import segmentation_section
 
     return supervised.write_run_report(run, SegmentConfig, JOB, segmentation_section)
 

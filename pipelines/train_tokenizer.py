@@ -7,24 +7,25 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beit.checks import positive
-from beit.config import OptimConfig, ViewConfig, to_dict
 from beit.errors import UserError
-from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
-from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig
-from pipelines import runs, storage
-from pipelines.config import JobConfig, check_has_data
+from beit.plain import to_dict
+from beit.tokenizer.dvae import PX_PER_TOKEN
+from beit.tokenizer.objective import DvaeObjective
+from pipelines import storage
+from pipelines.config.data import check_has_data
+from pipelines.runs import run_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from beit.tokenizer.dvae import Dvae
     from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.job import Result, Training
+    from pipelines.training.training import Result, Training
+from pipelines.config.tokenizer import TrainTokenizerConfig
 
 JOB = "tokenizer train"
 
@@ -43,31 +44,6 @@ SHOWN = [
     ("temperature {:.2f}", "train/temperature"),
     ("lr {:.1e}", "optim/lr"),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig(JobConfig):
-    """Training a tokenizer: a discrete VAE in the structure of DALL-E's."""
-
-    image_size: int = 64
-    """Side of the square views, in pixels."""
-
-    dvae: DvaeConfig = field(default_factory=DvaeConfig)
-    train: DvaeTrainConfig = field(default_factory=DvaeTrainConfig)
-    view: ViewConfig = field(default_factory=ViewConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    half: bool = False
-    """Write the tokenizer's weights as float16, for a smaller file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "image_size")
-        if self.image_size % PX_PER_TOKEN:
-            raise UserError(
-                f"--image-size {self.image_size} is not a multiple of the {PX_PER_TOKEN} px that a token stands for",
-                f"set --image-size {max(1, round(self.image_size / PX_PER_TOKEN)) * PX_PER_TOKEN}",
-            )
 
 
 def train_tokenizer(
@@ -90,10 +66,10 @@ def train_tokenizer(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.job import check_room, run_job, write_report_of
+    from pipelines.training.run import check_room, run_job, write_report_of
 
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     check_room(config)
     training = prepare(config, preset=preset, say=say)
     dvae, manifest = config.dvae, training.source.manifest
@@ -117,10 +93,11 @@ def train_tokenizer(
 
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
-    from pipelines.job import Training, open_data, with_absolute_data
-    from pipelines.recipe import warmup_warnings
-    from pipelines.samples import SampleConfig
-    from pipelines.worker_range import check_batch
+    from pipelines.config.workers import check_batch
+    from pipelines.datasets import open_data, with_absolute_data
+    from pipelines.stream.samples import SampleConfig
+    from pipelines.training.recipe import warmup_warnings
+    from pipelines.training.training import Training
 
     check_has_data(config.data.train, config.image_size, works="beit tokenizer train scenes64")
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
@@ -166,7 +143,7 @@ def look(training: Training, checkpoint: str) -> Trained:
 
     from beit.tokenizer.figures import measure
     from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.samples import SampleConfig, draw_unseen
+    from pipelines.stream.samples import SampleConfig, draw_unseen
 
     objective = training.make_objective()
     assert isinstance(objective, DvaeObjective)
@@ -205,9 +182,9 @@ def write_tokenizer(training: Training, result: Result, trained: Trained, folder
 
 def rebuild_report(run: str) -> str:
     """Write the report of a tokenizer's run again, from its folder and its data; returns its path."""
-    config, preset = runs.saved_config(run, TrainTokenizerConfig, job=JOB)
+    config, preset = run_folder.saved_config(run, TrainTokenizerConfig, job=JOB)
     run = storage.absolute(run)
-    checkpoint = runs.latest_checkpoint(run)
+    checkpoint = run_folder.latest_checkpoint(run)
     if checkpoint is None:
         raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
     training = prepare(config, preset=preset, say=lambda line: None)
@@ -216,10 +193,10 @@ def rebuild_report(run: str) -> str:
 
 def write_run_report(training: Training, run: str, trained: Trained) -> str:
     """The report with originals and reconstructions, how often each token occurs and what single tokens look like; returns its path."""
-    from beit.pictures import code_sheet, token_sheet
     from beit.tokenizer.codes import count_tokens, describe_codes
-    from pipelines.page import Picture
-    from pipelines.report import write_report
+    from beit.tokenizer.pictures import code_sheet, token_sheet
+    from pipelines.reports.page import Picture
+    from pipelines.reports.run import write_report
 
     tokenizer, figures = trained.tokenizer, trained.figures
     shown = slice(0, REPORT_IMAGES)

@@ -25,7 +25,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A private Ray of two CPUs for the whole session: own folder, no dashboard port that others could meet."""
     import ray
 
-    from pipelines.cluster import start_private
+    from pipelines.cluster.session import start_private
 
     with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
         yield

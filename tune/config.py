@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from beit.checks import not_negative, positive
-from beit.config import override
 from beit.errors import UserError
-from pipelines.config import EvaluationConfig, PretrainConfig
-from pipelines.presets import PRESETS, pretrain_preset
+from beit.plain import override
+from pipelines.config.pretrain import EvaluationConfig, PretrainConfig
+from pipelines.presets.pretrain import PRESETS, pretrain_preset
 
 EVALUATED_IMAGES = 256
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from beit.errors import UserError
-from pipelines import evaluations
-from pipelines.config import PretrainConfig
-from pipelines.knn import FOLDER as KNN_FOLDER
-from pipelines.recorder import read_metrics
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.evaluation.knn import FOLDER as KNN_FOLDER
+from pipelines.runs import evaluations
+from pipelines.runs.metrics import read_metrics
 from tune.config import SweepConfig
 
 Row = Mapping[str, Any]

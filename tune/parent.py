@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from beit.errors import JobFailedError, UserError
-from pipelines import storage, tracking
-from pipelines.config import JobConfig
+from pipelines import storage
+from pipelines.config.jobs import JobConfig
+from pipelines.runs import tracking
 from tune.tracking import ParentLog
 
 HOW_FILE = "how.json"

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from beit.errors import UserError
 from pipelines import storage
+from tune.concurrency import Schedule, schedule
 from tune.config import SweepConfig
 from tune.goal import Goal, check_goal, evaluated
-from tune.schedule import Schedule, schedule
 from tune.search import check_search
 from tune.space import DEFAULT_TRIALS, Params, Space, absolute_space, draw, load_space
 from tune.tokens import changing_views, shareable
 from tune.trial import check_trial
 
 if TYPE_CHECKING:
-    from pipelines.config import KnnWhileConfig, PretrainConfig
+    from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
     from pipelines.sources import Source
 
 
@@ -76,8 +76,8 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
     Raises:
         UserError: As `sweep`.
     """
-    from pipelines.config import check_has_data
-    from pipelines.job import open_data
+    from pipelines.config.data import check_has_data
+    from pipelines.datasets import open_data
     from pipelines.pretrain import with_absolute_paths
 
     config = with_absolute_paths(config)
@@ -108,8 +108,8 @@ def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source)
 
 def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
     """The labelled images by which trials are judged; of the built-in scenes, those held out."""
-    from pipelines.knn import open_knn
-    from pipelines.labelled import held_out_scenes
+    from pipelines.datasets import held_out_scenes
+    from pipelines.evaluation.knn import open_knn
 
     knn = config.knn
     if knn.val is None:

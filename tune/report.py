@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from beit.config import to_dict
+from beit.plain import to_dict
 from pipelines import storage
-from pipelines.config import PretrainConfig
-from pipelines.page import figure_cards, write_page
-from pipelines.recorder import duration
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.reports.page import figure_cards, write_page
+from pipelines.runs.progress import duration
 from tune.charts import heat_map, learning_curves, parallel_coordinates
 from tune.config import SweepConfig
 from tune.goal import Goal

@@ -8,10 +8,11 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from beit.config import override, to_dict
-from pipelines import runs, storage
-from pipelines.config import PretrainConfig
-from pipelines.presets import PRESETS, pretrain_preset
+from beit.plain import override, to_dict
+from pipelines import storage
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.presets.pretrain import PRESETS, pretrain_preset
+from pipelines.runs import run_folder
 from tune.goal import Goal
 from tune.state import Trial, values_of
 
@@ -53,7 +54,7 @@ def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *,
         images: Of an epoch of the sweep.
     """
     full = pretrain_preset(preset) if preset in PRESETS else config
-    before, after = runs.flatten(to_dict(config)), runs.flatten(to_dict(full))
+    before, after = run_folder.flatten(to_dict(config)), run_folder.flatten(to_dict(full))
     different = [
         name for name in LENGTH if before[name] != after[name] and name not in varied and not (name == "data.scenes" and config.data.train)
     ]

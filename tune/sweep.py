@@ -12,18 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from beit.config import override
 from beit.errors import UserError
-from pipelines import cluster, runs, storage
-from pipelines.page import REPORT_FILE
+from beit.plain import override
+from pipelines import storage
+from pipelines.cluster import session
 from pipelines.pretrain import prepare as prepare_pretraining
+from pipelines.reports.page import REPORT_FILE
+from pipelines.runs import run_folder
+from tune.concurrency import Schedule
 from tune.config import SweepConfig
 from tune.explain import in_words
 from tune.goal import GOALS, Goal
 from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
 from tune.prepare import Prepared, make_design, plan_concurrency, prepare
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
-from tune.schedule import Schedule
 from tune.search import Learned, Planned
 from tune.space import described
 from tune.state import Trial, read_trials, winner, write_trial
@@ -33,7 +35,7 @@ from tune.tracking import SweepLog, check_store
 from tune.trial import check_trial, entry_of, run_trial, trial_config
 
 if TYPE_CHECKING:
-    from pipelines.config import PretrainConfig
+    from pipelines.config.pretrain import PretrainConfig
 
 JOB = "sweep"
 PLAN_FILE = "plan.json"
@@ -67,14 +69,14 @@ def sweep(
         JobFailedError: If every trial failed.
     """
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     design = make_design(config)
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
-    if here := cluster.this_machine(config.resources.cpus):
+    if here := session.this_machine(config.resources.cpus):
         plan_concurrency(config, design.space, here)
     prepared = prepare(config, design, preset=preset, say=say)
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, design.space, cluster.nodes())
+    with session.start(cpus=config.resources.cpus, debug=debug):
+        timetable = plan_concurrency(config, design.space, session.nodes())
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
 
@@ -84,10 +86,10 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
     inputs = {"data.train": prepared.source.manifest.digest}
     if resume is None:
         check_store(prepared.config, storage.join(prepared.config.output.root, prepared.config.output.name or prepared.preset))
-        folder = runs.create(prepared.config, job=JOB, preset=prepared.preset, inputs=inputs).uri
+        folder = run_folder.create(prepared.config, job=JOB, preset=prepared.preset, inputs=inputs).uri
         storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.design.plan, indent=1) + "\n")
         return folder
-    folder = runs.reopen(resume, inputs=inputs).uri
+    folder = run_folder.reopen(resume, inputs=inputs).uri
     # Written and read back: a tuple of a Python space is a list there.
     if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(json.dumps(prepared.design.plan)):
         raise UserError(
@@ -116,7 +118,7 @@ class _Sweep:
             self._conclude,
             _failure,
             log=self.log,
-            files=[TRIALS_FILE, REPORT_FILE, BEST_FILE, runs.CONFIG_FILE],
+            files=[TRIALS_FILE, REPORT_FILE, BEST_FILE, run_folder.CONFIG_FILE],
             again=f"beit sweep --resume {self.folder}",
             say=self.say,
         )
@@ -297,7 +299,7 @@ def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Go
 def rebuild_report(run: str) -> str:
     """Write the report of a sweep again, from its folder; returns its path."""
     folder = storage.absolute(run)
-    config, preset = runs.saved_config(folder, SweepConfig, job=JOB)
+    config, preset = run_folder.saved_config(folder, SweepConfig, job=JOB)
     goal = GOALS[config.objective]
     return write_report(folder, config, read_trials(folder, goal), goal, preset=preset)[0]
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines import storage
-from pipelines.config import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from pipelines.sources import Manifest
@@ -80,7 +80,8 @@ def prepare_tokens(
         epochs: How many epochs of views. None: as many as the longest trial takes, at most `MOST_EPOCHS`.
         say: Takes the lines for the user.
     """
-    from pipelines.encode_tokens import EncodeConfig, encode_tokens
+    from pipelines.config.tokenizer import EncodeConfig
+    from pipelines.encode_tokens import encode_tokens
 
     if epochs is None:
         epochs = min(MOST_EPOCHS, max(math.ceil(count * batch / manifest.total) for count, batch in steps))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipelines import storage, tracking
-from pipelines.config import JobConfig
+from pipelines import storage
+from pipelines.config.jobs import JobConfig
+from pipelines.runs import tracking
 from tune.goal import Goal
 from tune.state import Trial
 

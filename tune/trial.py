@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from beit.config import override, to_dict
 from beit.errors import UserError
-from pipelines import runs, storage
-from pipelines.config import OutputConfig, PretrainConfig
+from beit.plain import override, to_dict
+from pipelines import storage
+from pipelines.config.jobs import OutputConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.runs import run_folder
 from tune.failures import cause
 from tune.goal import GOALS, evaluated
 from tune.state import Trial, is_asked_to_stop, points_of, write_trial
@@ -53,7 +55,7 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
         UserError: As the trial would, naming its parameters.
     """
     from pipelines.pretrain import check_config, check_grid, checked_length
-    from pipelines.stream import px_per_token
+    from pipelines.stream.graph import px_per_token
     from tune.space import described
 
     try:
@@ -85,13 +87,13 @@ def _run(entry: dict[str, Any]) -> None:
     """Pretrain, or go on with what an earlier start of the sweep has left."""
     import ray.tune
 
-    from beit.config import from_dict
+    from beit.plain import from_dict
     from pipelines.pretrain import pretrain
 
     config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
     assert config.output.name is not None
     folder = storage.join(config.output.root, config.output.name)
-    resume = folder if storage.exists(storage.join(folder, runs.CONFIG_FILE)) else None
+    resume = folder if storage.exists(storage.join(folder, run_folder.CONFIG_FILE)) else None
     reported = 0
 
     def report() -> list[tuple[int, int, float]]:
@@ -108,7 +110,7 @@ def _run(entry: dict[str, Any]) -> None:
             report()
         return not is_asked_to_stop(folder)
 
-    if resume and runs.latest_checkpoint(folder):
+    if resume and run_folder.latest_checkpoint(folder):
         report()
     result = pretrain(config, preset=entry["preset"], resume=resume, debug=entry["debug"], follow=follow)
     points = report()

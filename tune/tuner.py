@@ -12,7 +12,8 @@ from typing import Any
 import ray.tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
-from pipelines import storage, tracking
+from pipelines import storage
+from pipelines.runs import tracking
 
 # Ray Tune's own files of each trial, and its lines on the terminal, say what ours say. A trial stays in the folder of its process: paths
 # relative to it mean there what they mean here.

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.foreign.pickled import NotWeightsError, read_torch
+from beit.untrusted.pickled import NotWeightsError, read_torch
 
 _HEAD = 4096
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from beit.checkpoints import class_of, is_checkpoint, save_model
-from beit.config import ViewConfig, to_dict
+from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import Said
 from beit.foreign.layout import HEADS_OPTION, Described, describe, kind_of
@@ -20,11 +19,13 @@ from beit.foreign.names import Spelling, spelling_of
 from beit.foreign.report import KeyReport
 from beit.foreign.source import read_published
 from beit.foreign.translation import SOURCES, drop, listed, translate, unwrapped
-from beit.segmenter import default_taps
-from beit.vit import NORM_EPS
+from beit.plain import to_dict
+from beit.segmentation.model import default_taps
+from beit.vit.backbone import NORM_EPS
+from beit.vit.checkpoints import class_of, is_checkpoint, save_model
 
 if TYPE_CHECKING:
-    from beit.checkpoints import Model
+    from beit.vit.checkpoints import Model
 
 Pixels = Literal["half", "imagenet"]
 PIXELS: dict[Pixels, tuple[tuple[float, float, float], tuple[float, float, float]]] = {

@@ -14,7 +14,7 @@ from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import Said, taps_of
 from beit.foreign.names import BACKBONE
-from beit.resolution import CLASS_ROWS
+from beit.vit.resolution import CLASS_ROWS
 
 PUBLISHED_HEADS = {768: 12, 1024: 16}
 """Heads of the published widths: 64 channels each."""

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from beit.checkpoints import SavedConfig, class_of, load_model, read_config, read_tensors
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import CLASSES, CONFIG, PREPROCESSOR, model_config, preprocessor_config, stages
@@ -22,9 +21,10 @@ from beit.foreign.layout import TABLE
 from beit.foreign.names import INDEX, PARTS, QKV, Spelling, to_hub
 from beit.foreign.report import KeyReport
 from beit.foreign.translation import translate
-from beit.segmenter import default_taps
-from beit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
-from beit.vit import relative_position_index
+from beit.segmentation.model import default_taps
+from beit.vit.backbone import relative_position_index
+from beit.vit.checkpoints import SavedConfig, class_of, load_model, read_config, read_tensors
+from beit.vit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
 
 Format = Literal["hf", "timm", "unilm"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beit.checkpoints import WEIGHTS_FILE, is_checkpoint
 from beit.errors import UserError
 from beit.foreign.files import read_bytes, read_tensors
 from beit.foreign.huggingface import Said, read_settings
 from beit.foreign.names import INDEX
-from beit.foreign.pickled import NotWeightsError
 from beit.foreign.translation import SOURCES
+from beit.untrusted.pickled import NotWeightsError
+from beit.vit.checkpoints import WEIGHTS_FILE, is_checkpoint
 
 LARGEST_BYTES = 16 * 2**30
 

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.config import to_dict
 from beit.errors import UserError
 from beit.foreign.files import read_bytes, read_tensors
-from beit.foreign.pickled import NotWeightsError
+from beit.plain import to_dict
 from beit.tokenizer.dalle import DALLE, IMAGE_SIZE
 from beit.tokenizer.dvae import DvaeConfig
 from beit.tokenizer.folder import DESCRIPTION, WEIGHTS, read_description, shape_difference, write_folder
 from beit.tokenizer.frozen import DvaeParts, save_tokenizer
 from beit.tokenizer.unilm import HALF_RANGE, KIND, UnilmConfig, UnilmDvae
 from beit.tokenizer.unilm import IMAGE_SIZE as UNILM_IMAGE_SIZE
+from beit.untrusted.pickled import NotWeightsError
 
 LARGEST_BYTES = 4 * 2**30
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from beit.config import from_dict, to_dict
+from beit.plain import from_dict, to_dict
 from beit.tokenizer.dvae import PIXEL_MARGIN, PX_PER_TOKEN, Decoder, Dvae, DvaeConfig, Encoder, map_pixels, set_precision, unmap_pixels
 from beit.tokenizer.folder import read_model, weights_digest, write_folder
 from beit.tokenizer.protocol import check_images, side_of_grid

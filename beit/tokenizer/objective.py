@@ -19,7 +19,7 @@ from torch import Tensor
 from beit.checks import not_negative, positive, share
 from beit.config import OptimConfig
 from beit.errors import UserError
-from beit.objective import Objective, derive, worker_rank
+from beit.objectives.base import Objective, derive, worker_rank
 from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae, DvaeConfig, initialise, map_pixels, unmap_pixels
 from beit.tokenizer.first_tokens import spread_tokens
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.checks import positive
-from beit.config import from_dict
+from beit.plain import from_dict
 from beit.tokenizer.folder import read_model, weights_digest
 from beit.tokenizer.frozen import images_at_once
 from beit.tokenizer.protocol import check_images, side_of_grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from beit.errors import UserError
-from beit.segment_config import AnnotationConfig
+from beit.segmentation.config import AnnotationConfig
 from pipelines.sources.base import Manifest, Source
 
 ANNOTATION_COLUMN = "annotation"

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from agent_ports import announce, free_port, options, own_ports
 
-from pipelines import runs
-from pipelines.ledger import Ledger
-from pipelines.recorder import read_metrics
+from pipelines.runs import run_folder
+from pipelines.runs.metrics import read_metrics
+from pipelines.stream.ledger import Ledger
 
 IDLE_MINUTES = 0.15
 # The autoscaler looks every second, and on busy cores a node takes its time to end.
@@ -237,7 +237,7 @@ def main():
     finally:
         cluster.end()
     run = str(folder / "runs" / "run")
-    checkpoint = Path(runs.latest_checkpoint(run))
+    checkpoint = Path(run_folder.latest_checkpoint(run))
     ledger = Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
     steps = read_metrics(run)[-1]["step"]
     # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was there once.

@@ -27,7 +27,7 @@ HEAD, BRIDGE = "10.77.0.1", "beit0"
 WITH_CALLER = ["setpriv", "--pdeathsig", "KILL"]
 ALONE = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.append(str(TESTS / "pipelines"))
+sys.path.append(str(TESTS / "pipelines" / "training"))
 
 
 class Machine:
@@ -205,8 +205,8 @@ class Driver:
 
 def two(cluster, *given):
     """A pretraining with a worker on each of two machines."""
-    from pipelines import runs
-    from pipelines.ledger import Ledger
+    from pipelines.runs import run_folder
+    from pipelines.stream.ledger import Ledger
 
     cluster.add(cpus=2), cluster.add(cpus=2)
     # More than half of a machine each: one worker a machine.
@@ -222,7 +222,7 @@ def two(cluster, *given):
     cluster.say(f"the driver has ended with {driver.process.returncode}")
     assert driver.process.returncode == 0
     assert workers == sorted(machine.address for machine in cluster.machines)
-    checkpoint = Path(runs.latest_checkpoint(str(cluster.folder / "runs" / "run")))
+    checkpoint = Path(run_folder.latest_checkpoint(str(cluster.folder / "runs" / "run")))
     ledger, step = (
         Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes()),
         json.loads((checkpoint / "progress.json").read_text())["step"],
@@ -240,7 +240,7 @@ def elastic(cluster):
     counting_run.write_shards(shards), counting_run.write_tokenizer(tokenizer)
     first = cluster.add(cpus=2)
     holds = ["--hold", "5:1", "13:2"]  # With one worker it goes no further than step 5, with two no further than 13.
-    program = TESTS / "pipelines" / "counting_run.py"
+    program = TESTS / "pipelines" / "training" / "counting_run.py"
     driver = Driver(cluster, program, shards, tokenizer, cluster.folder, "--workers", "1..2", *holds)
     driver.wait_until((cluster.folder / "held-5-1").exists)
     cluster.say(f"step 5 with a worker on {cluster.where_workers_are()}: now a machine comes")

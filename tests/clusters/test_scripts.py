@@ -125,6 +125,6 @@ def test_what_a_job_ships_is_the_code_and_small(tmp_path):
     )
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
-    assert {"pipelines/pretrain.py", "beit/vit.py", "beit/tokenizer/trained/scenes64/tokenizer.safetensors"} <= set(names)
+    assert {"pipelines/pretrain.py", "beit/vit/backbone.py", "beit/tokenizer/trained/scenes64/tokenizer.safetensors"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "runs/", ".git/", ".venv/")) or "__pycache__" in name]
     assert package.stat().st_size < 10_000_000

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beit.config import override
-from pipelines import presets, runs
+from beit.plain import override
 from pipelines.cli import main
-from pipelines.finetune_presets import FinetuneConfig
+from pipelines.config.supervised import FinetuneConfig, SegmentConfig
+from pipelines.config.tokenizer import TrainTokenizerConfig
+from pipelines.presets import pretrain as presets
 from pipelines.probe import ProbeConfig
-from pipelines.scenes import write_scenes
-from pipelines.segment_presets import SegmentConfig
-from pipelines.train_tokenizer import TrainTokenizerConfig
+from pipelines.runs import run_folder
+from pipelines.scenes.shards import write_scenes
 from tune.ablation.config import AblationConfig
 from tune.config import sweep_preset
 
@@ -148,7 +148,7 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
         optim=dataclasses.replace(presets.quickstart().optim, warmup_steps=0),
         stop_at=10,
     )
-    runs.create(config, job="pretrain", preset="quickstart")
+    run_folder.create(config, job="pretrain", preset="quickstart")
     cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--output.root", tmp_path, "--output.name", "mine"], capsys)
     assert "mine" in cause
     assert f"--resume {tmp_path}/mine" in remedy
@@ -173,7 +173,7 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
 )
 def test_every_job_goes_on_with_other_resources_and_without_other_settings(job, config, tmp_path, capsys):
     config = override(config, {"output.root": str(tmp_path), "output.name": "mine"})
-    runs.create(config, job=job, preset="mine")
+    run_folder.create(config, job=job, preset="mine")
     main([*job.split(), "--resume", str(tmp_path / "mine"), "--resources.cpus", "3", "--dry-run"])
     assert json.loads(capsys.readouterr().out)["resources"]["cpus"] == 3
     cause, _ = error_lines([*job.split(), "--resume", tmp_path / "mine", "--seed", "7"], capsys)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from beit.checkpoints import save_model
 from beit.config import ModelConfig
-from beit.mim import Beit
+from beit.pretraining.model import Beit
 from beit.tokenizer.registry import tokenizer_names
+from beit.vit.checkpoints import save_model
 from pipelines.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from beit.checkpoints import SavedConfig, load_model, save_model
-from beit.classification_views import make_centre_view
+from beit.classification.views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
-from beit.decode import Status
 from beit.errors import UserError
-from beit.mim import Beit
-from beit.pixels import normalise
-from pipelines.config import ResourceConfig
-from pipelines.extract import Embed, views_of_pieces
-from pipelines.feature_files import Description, FeatureFiles, plan_files
+from beit.images.decode import Status
+from beit.images.pixels import normalise
+from beit.pretraining.model import Beit
+from beit.vit.checkpoints import SavedConfig, load_model, save_model
+from pipelines.config.resources import ResourceConfig
+from pipelines.evaluation.extract import Embed, views_of_pieces
+from pipelines.evaluation.feature_files import Description, FeatureFiles, plan_files
 from pipelines.features import FeaturesConfig, default_layer, features
-from pipelines.scenes import write_scenes
+from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=24, depth=3, heads=2, drop_path=0.0)

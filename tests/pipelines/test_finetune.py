@@ -12,22 +12,24 @@ import pytest
 import torch
 from ray.exceptions import WorkerCrashedError
 
-from beit.checkpoints import load_model, read_config, save_model
-from beit.classification_views import make_centre_view
-from beit.classifier import Classifier
-from beit.config import ModelConfig, ViewConfig, from_dict, override
+from beit.classification.model import Classifier
+from beit.classification.views import make_centre_view
+from beit.config import ModelConfig, ViewConfig
 from beit.errors import JobFailedError, UserError
-from beit.mim import Beit
-from beit.pixels import normalise
-from pipelines import evaluations, runs
+from beit.images.pixels import normalise
+from beit.plain import from_dict, override
+from beit.pretraining.model import Beit
+from beit.vit.checkpoints import load_model, read_config, save_model
 from pipelines.cli import main
+from pipelines.config.supervised import FinetuneConfig
 from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
-from pipelines.finetune_presets import PRESETS, FinetuneConfig, recipe_for
-from pipelines.ledger import Ledger
-from pipelines.models import keep_model
-from pipelines.scenes import write_scenes
+from pipelines.presets.finetune import PRESETS, recipe_for
+from pipelines.runs import evaluations, run_folder
+from pipelines.runs.models import keep_model
+from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source
+from pipelines.stream.ledger import Ledger
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 
@@ -67,7 +69,7 @@ def test_a_classifier_goes_on_at_a_higher_resolution_with_the_head_and_the_pooli
 
 
 def test_every_preset_survives_its_file():
-    from beit.config import to_dict
+    from beit.plain import to_dict
 
     for preset in PRESETS.values():
         assert from_dict(FinetuneConfig, json.loads(json.dumps(to_dict(preset())))) == preset()
@@ -153,7 +155,7 @@ def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named
     other = {"mean": [0.25] * 3, "std": [0.5] * 3}
     save_model(Classifier(TINY, 10, pooling="cls", generator=torch.Generator().manual_seed(0)), tmp_path / "other", extra={"view": other})
     config = override(config_for(pretrained, "quickstart"), {"output.root": str(tmp_path), "output.name": "earlier", "layer_decay": 0.5})
-    runs.create(config, job="finetune", preset="quickstart")
+    run_folder.create(config, job="finetune", preset="quickstart")
     main(["finetune", str(tmp_path / "other"), str(tmp_path / "earlier" / "config.json"), "--dry-run"])
     begun = from_dict(FinetuneConfig, json.loads(capsys.readouterr().out))
     assert (begun.start, begun.layer_decay, begun.pooling) == (str(tmp_path / "other"), 0.5, "cls")
@@ -182,12 +184,16 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     config = override(config_for(pretrained, "quickstart"), {**values, **output})
     lines = []
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "pipelines.evaluation.classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
     assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate_classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError))
+        patch.setattr(
+            "pipelines.evaluation.classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError)
+        )
         with pytest.raises(
             JobFailedError, match=r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the training"
         ):
@@ -233,4 +239,4 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text(), "a shard that is cut off"
     Path(val).rename(tmp_path / "gone")
     assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text()
-    assert runs.saved_run(result.run).job == "finetune"
+    assert run_folder.saved_run(result.run).job == "finetune"

@@ -7,22 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from beit.checkpoints import load_model
-from beit.config import override
-from beit.pixels import normalise
+from beit.images.pixels import normalise
+from beit.plain import override
 from beit.tokenizer.registry import load_tokenizer
-from pipelines import evaluations, presets, runs
-from pipelines.config import PretrainConfig
-from pipelines.knn import KnnSets
-from pipelines.ledger import Ledger
+from beit.vit.checkpoints import load_model
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.evaluation.knn import KnnSets
+from pipelines.presets import pretrain as presets
+from pipelines.presets.tokenizer import scenes64
 from pipelines.pretrain import prepare, pretrain, rebuild_report
-from pipelines.recorder import read_metrics
-from pipelines.samples import draw_unseen
-from pipelines.scenes import write_scenes
-from pipelines.tokenizer_presets import scenes64
+from pipelines.runs import evaluations, run_folder
+from pipelines.runs.metrics import read_metrics
+from pipelines.scenes.shards import write_scenes
+from pipelines.stream.ledger import Ledger
+from pipelines.stream.samples import draw_unseen
+from pipelines.tools.weights import ExportConfig, export_weights
 from pipelines.train_tokenizer import rebuild_report as rebuild_tokenizer_report
 from pipelines.train_tokenizer import train_tokenizer
-from pipelines.weights import ExportConfig, export_weights
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -46,7 +47,7 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     result = pretrain(override(config, {"stop_at": None}), resume=str(tmp_path / "run"), say=lines.append)
     assert "resumed: going on from step 5" in lines
     assert result.step == 12
-    assert runs.latest_checkpoint(result.run) == result.checkpoint
+    assert run_folder.latest_checkpoint(result.run) == result.checkpoint
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
     assert (ledger.settled, ledger.complete, ledger.quarantined) == (192, 2, 0)
 
@@ -71,7 +72,7 @@ def assert_hugging_face_predicts_the_same(run, out):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed, nothing to compare with")
     list(export_weights(ExportConfig(run=run, out=str(out), format="hf")))
     theirs, ours = transformers.BeitForMaskedImageModeling.from_pretrained(out).eval(), load_model(Path(run, "model"))
-    samples = prepare(runs.saved_config(run, PretrainConfig, job="pretrain")[0], preset="quickstart", say=lambda line: None)
+    samples = prepare(run_folder.saved_config(run, PretrainConfig, job="pretrain")[0], preset="quickstart", say=lambda line: None)
     batch = draw_unseen(samples.source.manifest, samples.samples, 8)
     pixels, mask = normalise(torch.from_numpy(batch["patch_view"]), samples.config.view), torch.from_numpy(batch["mask"])
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         return judge(sets, folder, placement, checkpoint, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.knn.KnnSets._judge", interrupted)
+        patch.setattr("pipelines.evaluation.knn.KnnSets._judge", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, say=lines.append)
     result = pretrain(config, resume=str(tmp_path / "run"), say=lines.append)

@@ -9,24 +9,26 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from beit.checkpoints import load_model, save_model
-from beit.classification_views import make_centre_view
-from beit.config import ModelConfig, ViewConfig, override
+from beit.classification.views import make_centre_view
+from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
-from beit.features import pooled_features
-from beit.mim import Beit
-from beit.pixels import normalise
-from beit.probe import Labelled, probe_knn, probe_linear
-from pipelines import evaluations
+from beit.images.pixels import normalise
+from beit.plain import override
+from beit.pretraining.model import Beit
+from beit.probing.features import pooled_features
+from beit.probing.probe import Labelled, probe_knn, probe_linear
+from beit.vit.checkpoints import load_model, save_model
 from pipelines import probe as job
-from pipelines.cluster import nodes
-from pipelines.config import KnnWhileConfig, PretrainConfig, ResourceConfig
-from pipelines.knn import open_knn, pauses
-from pipelines.placement import place
+from pipelines.cluster.placement import place
+from pipelines.cluster.session import nodes
+from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
+from pipelines.config.resources import ResourceConfig
+from pipelines.evaluation.knn import open_knn, pauses
+from pipelines.evaluation.probe_table import read_table, table_lines
 from pipelines.probe import ProbeConfig, probe, rebuild_report
-from pipelines.probe_table import read_table, table_lines
-from pipelines.runs import RunFolder
-from pipelines.scenes import write_scenes
+from pipelines.runs import evaluations
+from pipelines.runs.run_folder import RunFolder
+from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source, take_at_most
 
@@ -162,7 +164,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
 
-    monkeypatch.setattr("pipelines.extract.extract", None)
+    monkeypatch.setattr("pipelines.evaluation.extract.extract", None)
     assert sets.evaluate(lines.append, folder, placement, str(given / "model")) == figures
     assert sum(line.startswith("k-NN at step 7") for line in lines) == 1
 

@@ -13,23 +13,25 @@ import torch
 from PIL import Image
 from torchmetrics import classification
 
-from beit import sliding
-from beit.annotations import IGNORED
-from beit.checkpoints import load_model, read_config, save_model
-from beit.config import ModelConfig, from_dict, override, to_dict
+from beit.config import ModelConfig
 from beit.errors import UserError
-from beit.mim import Beit
-from beit.pixels import normalise
-from beit.segment_config import AnnotationConfig, SegmentViewConfig, SlidingConfig
-from beit.segment_views import scaled_size, whole_view
-from beit.segmenter import Segmenter
-from pipelines import evaluations, runs
-from pipelines.evaluate_segmentation import PixelJudge, add_up, whole_views
-from pipelines.ledger import Ledger
+from beit.images.pixels import normalise
+from beit.plain import from_dict, override, to_dict
+from beit.pretraining.model import Beit
+from beit.segmentation import sliding
+from beit.segmentation.annotations import IGNORED
+from beit.segmentation.config import AnnotationConfig, SegmentViewConfig, SlidingConfig
+from beit.segmentation.model import Segmenter
+from beit.segmentation.views import scaled_size, whole_view
+from beit.vit.checkpoints import load_model, read_config, save_model
+from pipelines.config.supervised import SegmentConfig
+from pipelines.config.workers import WorkerRange
+from pipelines.evaluation.segmentation import PixelJudge, add_up, whole_views
+from pipelines.presets.segment import PRESETS, recipe_for
+from pipelines.runs import evaluations, run_folder
 from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment, summary
-from pipelines.segment_presets import PRESETS, SegmentConfig, recipe_for
 from pipelines.sources import open_source
-from pipelines.worker_range import WorkerRange
+from pipelines.stream.ledger import Ledger
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 NAMES = ("sky", "road", "tree", "void")
@@ -269,7 +271,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
     config = job_config(pretrained, tmp_path, **{"epochs": 2, "evaluate_epochs": 1, "data.max_bad": 0.5})
     lines = []
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate_segmentation.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipelines.evaluation.segmentation.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             segment(config, say=lines.append)
     result = segment(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
@@ -309,7 +311,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
     report = Path(rebuild_report(result.run)).read_text()
     assert "Image, truth and prediction" in report
     assert "annotation and image differ in size: 33 x 40" in report
-    assert runs.saved_run(result.run).job == "segment"
+    assert run_folder.saved_run(result.run).job == "segment"
 
 
 class OneImage:
@@ -333,7 +335,7 @@ def test_images_go_through_the_model_together_only_as_far_as_the_largest_scale_h
     block["labels"] = np.array([rng.integers(0, ids.classes, (40, 40)).astype(np.int16).tobytes() for _ in range(4)], object)
 
     def judged(ratios, room):
-        monkeypatch.setattr("pipelines.evaluate_segmentation.LOGITS_AT_ONCE", room)
+        monkeypatch.setattr("pipelines.evaluation.segmentation.LOGITS_AT_ONCE", room)
         judge = PixelJudge(str(tmp_path), device="cpu", threads=1, view=view, test=SlidingConfig(ratios=ratios), shown=())
         predict, together = judge._predict, []
         judge._predict = lambda images, size: together.append(len(images)) or predict(images, size)

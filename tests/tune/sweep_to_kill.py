@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from beit.config import override
+from beit.plain import override
 from tune.config import sweep_preset
 from tune.sweep import sweep
 

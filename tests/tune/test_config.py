@@ -3,10 +3,10 @@ from dataclasses import fields
 
 import pytest
 
-from beit.config import from_dict, override, to_dict
 from beit.errors import UserError
-from pipelines.config import EvaluationConfig, PretrainConfig
-from pipelines.presets import PRESETS, pretrain_preset
+from beit.plain import from_dict, override, to_dict
+from pipelines.config.pretrain import EvaluationConfig, PretrainConfig
+from pipelines.presets.pretrain import PRESETS, pretrain_preset
 from tune.config import SWEEPS, SweepConfig, sweep_preset
 from tune.state import Trial
 from tune.tokens import Tokens, shareable

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from beit.config import MaskConfig, TargetConfig, override
+from beit.config import MaskConfig, TargetConfig
 from beit.errors import UserError
-from pipelines import evaluations
+from beit.plain import override
+from pipelines.runs import evaluations
 from tune.config import sweep_preset
 from tune.goal import GOALS, check_goal, evaluated
 from tune.state import points_of

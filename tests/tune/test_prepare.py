@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from beit.config import override
 from beit.errors import UserError
-from pipelines import runs
+from beit.plain import override
+from pipelines.runs import run_folder
 from tune import sweep as sweep_module
 from tune.config import sweep_preset
 from tune.prepare import make_design, prepare
@@ -33,7 +33,7 @@ def test_what_optuna_might_suggest_is_tried_before_the_first_trial(tmp_path):
 
 
 def test_tokens_that_lie_on_no_patches_are_refused_before_ray_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.cluster.start", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: pytest.fail("Ray was started"))
     config = override(sweep_preset("quickstart"), {"output.root": str(tmp_path / "runs"), "data.scenes": 32, "model.image_size": 96})
     with pytest.raises(UserError, match=r"tokenizer\.image_size=64 gives"):
         sweep_module.sweep(config, say=lambda line: None)
@@ -53,7 +53,7 @@ def test_a_sweep_is_gone_on_with_from_another_folder_and_with_the_tuples_of_its_
     begun = prepared(tmp_path, space="space.py", **{"output.name": "mine"})
     folder = sweep_module._open_folder(begun, None)
     monkeypatch.chdir("/")
-    saved, preset = runs.saved_config(folder, type(begun.config), job="sweep")
+    saved, preset = run_folder.saved_config(folder, type(begun.config), job="sweep")
     again = prepare(saved, make_design(saved), preset=preset, say=lambda line: None)
     assert sweep_module._open_folder(again, folder) == folder
     Path(folder, "plan.json").write_text(json.dumps([{"view.background": [1, 1, 1]}]))

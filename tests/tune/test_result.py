@@ -3,11 +3,11 @@ import io
 import json
 from pathlib import Path
 
-from beit.config import override
-from pipelines import runs
-from pipelines.config import PretrainConfig
-from pipelines.page import REPORT_FILE
-from pipelines.recorder import METRICS_FILE
+from beit.plain import override
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.reports.page import REPORT_FILE
+from pipelines.runs import run_folder
+from pipelines.runs.metrics import METRICS_FILE
 from tune.config import sweep_preset
 from tune.goal import GOALS
 from tune.report import write_sweep_report
@@ -50,7 +50,7 @@ def test_the_best_configuration_is_one_that_pretraining_accepts(tmp_path):
     sweep = sweep_preset("quickstart")
     config = sweep.pretraining(PARAMS[0])
     write_best(str(tmp_path), config, preset="quickstart")
-    loaded, preset = runs.saved_config(str(tmp_path / BEST_FILE), PretrainConfig, job="pretrain")
+    loaded, preset = run_folder.saved_config(str(tmp_path / BEST_FILE), PretrainConfig, job="pretrain")
     assert (loaded, preset) == (config, "quickstart")
     assert (loaded.mask.ratio, loaded.optim.peak_lr) == (0.2, 1e-3)
     command = winner_command(str(tmp_path), config, list(PARAMS[0]), preset="quickstart", images=1000)

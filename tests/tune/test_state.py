@@ -1,7 +1,7 @@
 import json
 from types import SimpleNamespace
 
-from pipelines.recorder import METRICS_FILE
+from pipelines.runs.metrics import METRICS_FILE
 from tune.config import sweep_preset
 from tune.goal import GOALS
 from tune.state import Trial, is_asked_to_stop, read_trials, winner, write_trial

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from beit.config import override
 from beit.errors import UserError
-from pipelines import runs
+from beit.plain import override
 from pipelines.cli import main
-from pipelines.config import PretrainConfig
-from pipelines.recorder import read_metrics
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.runs import run_folder
+from pipelines.runs.metrics import read_metrics
 from tune.config import SweepConfig, sweep_preset
 from tune.goal import GOALS
 from tune.space import draw, load_space
@@ -55,9 +55,9 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
         lines.append(line)
         if line.startswith("trial 2 ("):  # It will find a folder that is not its own.
             saved = {"job": "pretrain", "preset": "quickstart", "inputs": {"data.train": "others"}, "config": {}}
-            Path(folder, "trial-002", runs.CONFIG_FILE).write_text(json.dumps(saved))
+            Path(folder, "trial-002", run_folder.CONFIG_FILE).write_text(json.dumps(saved))
 
-    saved, preset = runs.saved_config(folder, SweepConfig, job="sweep")
+    saved, preset = run_folder.saved_config(folder, SweepConfig, job="sweep")
     result = sweep(saved, preset=preset, resume=folder, say=say)
     assert "resumed: trials that have ended: #0; to go on with: #1" in lines
     assert times(Path(folder, "trial-000")) == before, "a finished trial ran again"
@@ -75,10 +75,10 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
     assert (last.status, 3 <= len(last.points) < 6) == ("stopped", True)
     assert result.best == first
     for trial in (first, second, last):
-        config, _ = runs.saved_config(f"{folder}/{trial.name}", PretrainConfig, job="pretrain")
+        config, _ = run_folder.saved_config(f"{folder}/{trial.name}", PretrainConfig, job="pretrain")
         assert (config.data.tokens, config.optim.peak_lr) == (tokens["path"], trial.params["optim.peak_lr"])
         assert Path(folder, trial.name, "report", "index.html").exists()
-    best, _ = runs.saved_config(f"{folder}/best/config.json", PretrainConfig, job="pretrain")
+    best, _ = run_folder.saved_config(f"{folder}/best/config.json", PretrainConfig, job="pretrain")
     assert (best.optim.peak_lr, best.data.tokens) == (2e-3, None)
     assert states(tmp_path) == {"mine": "FINISHED", "trial-000": "FINISHED", "trial-001": "KILLED", "trial-003": "KILLED"}
     shown = [file for file in Path(folder).rglob("*") if file.is_file() and b"not-to-be-seen" in file.read_bytes()]
@@ -101,7 +101,7 @@ def states(tmp_path):
 
 
 def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.cluster.start", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = override(sweep_preset("quickstart"), {"output.root": str(tmp_path), "resources.cpus": 2, "resources.worker_cpus": 4.0})

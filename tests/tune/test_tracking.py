@@ -1,7 +1,7 @@
 from mlflow import MlflowClient
 
-from pipelines.recorder import Recorder
-from pipelines.tracking import place_of
+from pipelines.runs.tracking import place_of
+from pipelines.training.recorder import Recorder
 from tune.config import sweep_preset
 from tune.goal import GOALS
 from tune.state import Trial

@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from beit.errors import UserError
-from pipelines import cluster, runs, storage
-from pipelines.page import REPORT_FILE
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.reports.page import REPORT_FILE
+from pipelines.runs import run_folder
 from tune.ablation.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
 from tune.ablation.chain_run import CHAIN, Setup, run_chain
 from tune.ablation.config import AblationConfig
 from tune.ablation.prepare import Prepared, prepare
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
 from tune.ablation.table4 import FULL, ROWS, changes_of
+from tune.concurrency import Schedule, schedule
 from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
-from tune.schedule import Schedule, schedule
 from tune.space import described
 from tune.tokens import prepare_tokens
 from tune.tracking import ParentLog, check_store
@@ -56,25 +58,25 @@ def ablate(
         JobFailedError: If nothing came to its end.
     """
     if resume is None:
-        runs.check_free(config)
+        run_folder.check_free(config)
     else:
         _check_keeps_rows(config, resume)
     # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not fit.
-    here = cluster.this_machine(config.resources.cpus)
+    here = session.this_machine(config.resources.cpus)
     if here:
         plan_concurrency(config, here, tokenize=False)
     prepared = prepare(config, preset=preset, say=say)
     if here:
         plan_concurrency(config, here, tokenize=prepared.tokenises)
-    with cluster.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, cluster.nodes(), tokenize=prepared.tokenises)
+    with session.start(cpus=config.resources.cpus, debug=debug):
+        timetable = plan_concurrency(config, session.nodes(), tokenize=prepared.tokenises)
         folder = _open_folder(prepared, resume)
         return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
 
 
 def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
     """A resumed ablation may have more rows and seeds. With fewer, its table would lose what was computed."""
-    before, _ = runs.saved_config(folder, AblationConfig, job=JOB)
+    before, _ = run_folder.saved_config(folder, AblationConfig, job=JOB)
     if lost := [name for name in before.rows if name not in config.rows]:
         rows = " ".join(dict.fromkeys((*before.rows, *config.rows)))
         raise UserError(f"--rows {' '.join(config.rows)} leaves out {', '.join(lost)}, which {folder} has", f"set --rows {rows}")
@@ -93,9 +95,9 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
     config = prepared.config
     if resume is None:
         check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
-        return runs.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
-    folder = runs.reopen(resume, inputs=prepared.inputs).uri
-    runs.save_config(folder, config, job=JOB, preset=prepared.preset, inputs=prepared.inputs)
+        return run_folder.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
+    folder = run_folder.reopen(resume, inputs=prepared.inputs).uri
+    run_folder.save_config(folder, config, job=JOB, preset=prepared.preset, inputs=prepared.inputs)
     return folder
 
 
@@ -119,7 +121,7 @@ class _Ablation:
             self._conclude,
             _failure,
             log=self.log,
-            files=[ROWS_FILE, TABLE_FILE, REPORT_FILE, runs.CONFIG_FILE],
+            files=[ROWS_FILE, TABLE_FILE, REPORT_FILE, run_folder.CONFIG_FILE],
             again=f"beit ablate --resume {self.folder}",
             say=self.say,
         )
@@ -240,7 +242,7 @@ def write_report(folder: str, config: AblationConfig, table: Table, *, preset: s
 def rebuild_report(run: str) -> str:
     """Write the table and the report of an ablation again, from its folder; returns the report's path."""
     folder = storage.absolute(run)
-    config, preset = runs.saved_config(folder, AblationConfig, job=JOB)
+    config, preset = run_folder.saved_config(folder, AblationConfig, job=JOB)
     table = read_table(folder, config.rows, config.all_seeds, config.tasks)
     write_table(folder, table)
     return write_report(folder, config, table, preset=preset)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from pipelines import evaluations, storage
-from pipelines.evaluate import FOLDER
+from pipelines import storage
+from pipelines.evaluation.every_image import FOLDER
+from pipelines.runs import evaluations
 from tune.ablation.table4 import RowName, Task
 
 JOB_FILE = "job.json"

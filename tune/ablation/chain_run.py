@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipelines import runs, storage
-from pipelines.config import OutputConfig, PretrainConfig, SupervisedConfig
-from pipelines.finetune_presets import FinetuneConfig
-from pipelines.segment_presets import SegmentConfig
+from pipelines import storage
+from pipelines.config.jobs import OutputConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.supervised import FinetuneConfig, SegmentConfig, SupervisedConfig
+from pipelines.runs import run_folder
 from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
 from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.failures import cause
@@ -128,7 +129,7 @@ def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]
 
     folder = storage.join(setup.folder, chain.job_name(job))
     options: dict[str, Any] = {
-        "resume": folder if storage.exists(storage.join(folder, runs.CONFIG_FILE)) else None,
+        "resume": folder if storage.exists(storage.join(folder, run_folder.CONFIG_FILE)) else None,
         "debug": setup.debug,
         "say": say,
     }

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from beit.checks import positive, share
-from beit.config import override
 from beit.errors import UserError
-from pipelines import finetune_presets, segment_presets
-from pipelines.config import PretrainConfig
-from pipelines.presets import PRESETS, pretrain_preset
+from beit.plain import override
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.presets import finetune as finetune_presets
+from pipelines.presets import segment as segment_presets
+from pipelines.presets.pretrain import PRESETS, pretrain_preset
 from tune.ablation.table4 import LONGER, PAPER_LONGER, ROWS, RowName, Task, changes_of
 from tune.config import check_whole, pretraining_of
 

@@ -15,9 +15,9 @@ from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.ablation.table4 import RowName, Task
 
 if TYPE_CHECKING:
-    from pipelines.config import SupervisedDataConfig
+    from pipelines.config.data import SupervisedDataConfig
     from pipelines.sources import Source
-    from pipelines.supervised import Prepared as PreparedTask
+    from pipelines.training.supervised import Prepared as PreparedTask
 
 Protocol = TypeVar("Protocol", bound=ProtocolConfig)
 
@@ -61,9 +61,9 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
     Raises:
         UserError: As `ablate`.
     """
-    from pipelines.job import open_data
+    from pipelines.datasets import open_data
     from pipelines.pretrain import check_grid, with_absolute_paths
-    from pipelines.stream import px_per_token
+    from pipelines.stream.graph import px_per_token
 
     config = with_absolute_paths(config)
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
@@ -89,8 +89,8 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
     """The preset of a task."""
-    from pipelines.finetune_presets import finetune_preset
-    from pipelines.segment_presets import segment_preset
+    from pipelines.presets.finetune import finetune_preset
+    from pipelines.presets.segment import segment_preset
 
     return finetune_preset(config.classify.recipe) if task == "classify" else segment_preset(config.segment.recipe)
 
@@ -111,7 +111,7 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask
 
 def _check_data(config: AblationConfig) -> None:
     """Whether there is something to learn from and to be judged by, for every task."""
-    from pipelines.config import check_has_data
+    from pipelines.config.data import check_has_data
 
     check_has_data(config.data.train, config.model.image_size, works="beit ablate quickstart")
     for task in config.tasks:
@@ -141,7 +141,7 @@ def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
 
 def _found(protocol: Protocol, config: AblationConfig, data: SupervisedDataConfig, *, scenes: bool, say: Callable[[str], None]) -> Protocol:
     """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where it names none."""
-    from pipelines.labelled import open_val
+    from pipelines.datasets import open_val
 
     given = {name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")}
     paths: dict[str, Any] = {name: storage.absolute(path) for name, path in given.items() if path is not None}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from pipelines import storage
-from pipelines.page import figure_cards
-from pipelines.recorder import duration
+from pipelines.reports.page import figure_cards
+from pipelines.runs.progress import duration
 from tune.ablation.config import AblationConfig
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Order, Table, cell_words, order_words, orders_of, paper_words
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of

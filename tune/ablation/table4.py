@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.config import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 
 Task = Literal["classify", "segment"]
 RowName = Literal["beit", "random-masks", "pixels", "pixels-random-masks", "all-tokens", "no-masks", "mean-colour", "longer"]

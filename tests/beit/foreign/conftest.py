@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from beit.classifier import Classifier
+from beit.classification.model import Classifier
 from beit.config import ModelConfig
-from beit.mim import Beit
-from beit.segmenter import Segmenter
+from beit.pretraining.model import Beit
+from beit.segmentation.model import Segmenter
 
 PAPER = ModelConfig(image_size=64, dim=48, depth=3, heads=3, position="absolute")
 SHARED = dataclasses.replace(PAPER, position="relative", layer_scale=0.1)

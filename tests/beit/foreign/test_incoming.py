@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from beit.checkpoints import load_model, read_config, save_model
-from beit.classifier import Classifier
+from beit.classification.model import Classifier
 from beit.errors import UserError
 from beit.foreign.incoming import import_weights
-from beit.transfer import finetuning_config, start_from_folder
-from beit.vit import Backbone
+from beit.vit.backbone import Backbone
+from beit.vit.checkpoints import load_model, read_config, save_model
+from beit.vit.transfer import finetuning_config, start_from_folder
 
 
 @pytest.fixture

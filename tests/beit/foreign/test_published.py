@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.checkpoints import class_of, load_model
 from beit.config import ModelConfig
 from beit.foreign.incoming import import_weights
 from beit.foreign.layout import describe, kind_of
+from beit.vit.checkpoints import class_of, load_model
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from beit.checkpoints import load_model, read_config, save_model
-from beit.config import ViewConfig, to_dict
+from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.foreign import outgoing
 from beit.foreign.incoming import import_weights
 from beit.foreign.outgoing import export_weights
+from beit.plain import to_dict
+from beit.vit.checkpoints import load_model, read_config, save_model
 
 MODELS = ("mim, paper", "mim, released", "classifier, paper, class token", "classifier, released", "segmenter")
 HALF = ViewConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

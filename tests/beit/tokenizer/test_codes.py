@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from beit.pictures import code_sheet
 from beit.tokenizer.codes import count_tokens, describe_codes
+from beit.tokenizer.pictures import code_sheet
 
 
 class Brightness:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.config import to_dict
 from beit.errors import UserError
+from beit.plain import to_dict
 from beit.tokenizer import frozen
 from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
 from beit.tokenizer.frozen import DvaeTokenizer, load_dvae, save_tokenizer, weights_digest

@@ -12,14 +12,7 @@ from torch import Tensor
 from beit.config import OptimConfig
 from beit.errors import UserError
 from beit.tokenizer.dvae import DvaeConfig
-from beit.tokenizer.objective import (
-    DvaeObjective,
-    DvaeTrainConfig,
-    cosine,
-    divergence_from_uniform,
-    entropy,
-    negative_log_likelihood,
-)
+from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig, cosine, divergence_from_uniform, entropy, negative_log_likelihood
 
 SMALL = DvaeConfig(vocab_size=12, encoder_width=8, decoder_width=8, blocks=1, bottleneck=4)
 OPTIM = OptimConfig(global_batch_size=4, peak_lr=5e-3, min_lr=5e-5, warmup_steps=5, weight_decay=1e-4)

@@ -7,7 +7,7 @@ import torch
 from beit.errors import UserError
 from beit.tokenizer.protocol import ImageTokenizer
 from beit.tokenizer.registry import SHIPPED, load_tokenizer, tokenizer_names
-from pipelines.scenes import render_scene
+from pipelines.scenes.render import render_scene
 
 
 def test_unknown_names_are_refused_with_the_names_that_exist():

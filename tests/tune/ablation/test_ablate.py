@@ -10,13 +10,13 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from beit.config import override
 from beit.errors import UserError
-from pipelines import runs
-from pipelines.config import PretrainConfig
-from pipelines.models import model_digest
-from pipelines.recorder import read_metrics
-from pipelines.segment_presets import SegmentConfig
+from beit.plain import override
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.supervised import SegmentConfig
+from pipelines.runs import run_folder
+from pipelines.runs.metrics import read_metrics
+from pipelines.runs.models import model_digest
 from tune.ablation.ablate import ablate
 from tune.ablation.chain import JOB_FILE
 from tune.ablation.config import AblationConfig, ablation_preset
@@ -66,9 +66,9 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     # One tokenising for the row that predicts tokens; both rows fine-tuned from what they had learned, with the same seed.
     assert [line for line in lines if line.startswith("tokens, seed 0: 96 views, 96 of them tokenised now")]
     for row, tokens in (("beit", True), ("pixels", False)):
-        saved, _ = runs.saved_config(f"{result.folder}/{row}-seed0-pretrain", PretrainConfig, job="pretrain")
+        saved, _ = run_folder.saved_config(f"{result.folder}/{row}-seed0-pretrain", PretrainConfig, job="pretrain")
         assert (saved.data.tokens is not None) == tokens
-        tuned, _ = runs.saved_config(f"{result.folder}/{row}-seed0-segment", SegmentConfig, job="segment")
+        tuned, _ = run_folder.saved_config(f"{result.folder}/{row}-seed0-segment", SegmentConfig, job="segment")
         assert tuned.start.startswith(f"{result.folder}/starts/{row}-seed0-pretrain-step-6-")
         assert (tuned.model.dim, tuned.seed) == (32, 0)
         assert model_digest(tuned.start) == model_digest(f"{result.folder}/{row}-seed0-pretrain/model")
@@ -80,7 +80,7 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     # What kill -9 leaves in the middle of the last row's segmentation.
     Path(result.folder, "pixels-seed0-segment", JOB_FILE).write_text('{"status": "running", "error": ""}')
     before = {name: Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns for name in names}
-    saved, preset = runs.saved_config(result.folder, AblationConfig, job="ablate")
+    saved, preset = run_folder.saved_config(result.folder, AblationConfig, job="ablate")
     lines.clear()
     again = ablate(saved, preset=preset, resume=result.folder, say=lines.append)
     assert "resumed: finished: beit-seed0; to go on with: pixels-seed0 (segment)" in lines
@@ -112,7 +112,7 @@ def metrics_of_parent(tmp_path):
 
 
 def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.cluster.start", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = small(tmp_path, **{"resources.cpus": 2, "resources.worker_cpus": 4.0})
@@ -131,7 +131,7 @@ def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothin
 )
 def test_one_that_goes_on_keeps_its_rows_and_seeds(tmp_path, values, cause, remedy):
     config = small(tmp_path, seeds=2)
-    folder = runs.create(config, job="ablate", preset="quickstart").uri
+    folder = run_folder.create(config, job="ablate", preset="quickstart").uri
     with pytest.raises(UserError) as raised:
         ablate(override(config, values), resume=folder)
     assert cause in raised.value.cause

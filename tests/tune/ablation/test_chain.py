@@ -3,11 +3,11 @@ from dataclasses import asdict, replace
 import pytest
 import ray.tune
 
-from beit.checkpoints import save_model
 from beit.config import ModelConfig
-from beit.mim import Beit
-from pipelines import evaluations
-from pipelines.evaluate import FOLDER
+from beit.pretraining.model import Beit
+from beit.vit.checkpoints import save_model
+from pipelines.evaluation.every_image import FOLDER
+from pipelines.runs import evaluations
 from tune.ablation import chain_run
 from tune.ablation.chain import Chain, JobState, chains_of, is_settled, left_to_do, read_state, value_of, write_state
 from tune.ablation.chain_run import CHAIN, Setup, pretrain_config, run_chain, run_job

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from beit.config import from_dict, override, to_dict
 from beit.errors import UserError
-from pipelines.finetune_presets import finetune_preset
+from beit.plain import from_dict, override, to_dict
+from pipelines.presets.finetune import finetune_preset
+from pipelines.presets.segment import segment_preset
 from pipelines.pretrain import check_config
-from pipelines.runs import check_same
-from pipelines.segment_presets import segment_preset
+from pipelines.runs.run_folder import check_same
 from tune.ablation.config import ABLATIONS, AblationConfig, ablation_preset
 
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from pipelines.page import REPORT_FILE
+from pipelines.reports.page import REPORT_FILE
 from tune.ablation.config import ablation_preset
 from tune.ablation.report import write_ablation_report
 from tune.ablation.table import Line, Result, Table

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from beit.config import to_dict
-from beit.masking import draw_mask
-from pipelines.runs import flatten
+from beit.plain import to_dict
+from beit.pretraining.masking import draw_mask
+from pipelines.runs.run_folder import flatten
 from tune.ablation.config import ablation_preset
 from tune.ablation.table4 import ROWS, changes_of
 

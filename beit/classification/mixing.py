@@ -1,0 +1,81 @@
+"""Mixup and cutmix: a batch and itself in reverse order become one, with both labels (timm/data/mixup.py, batch mode)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from beit.classification.config import MixConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How a batch is mixed."""
+
+    share: float
+    """Of each image's own pixels, and so of its own label."""
+
+    box: tuple[int, int, int, int] | None
+    """Top, bottom, left and right of the rectangle that comes from the other image. None: the two are blended."""
+
+
+def draw_mix(rng: np.random.Generator, config: MixConfig, side: int) -> Mix | None:
+    """Draw how a batch of images of side x side pixels is mixed; None: not at all.
+
+    Of a cut the share is that of the rectangle as it lies within the image, around a centre drawn uniformly.
+    """
+    mixed, cut = rng.random() < config.probability, rng.random() < config.switch
+    if not mixed or not (config.mixup or config.cutmix):
+        return None
+    cut = bool(config.cutmix) and (cut or not config.mixup)
+    alpha = config.cutmix if cut else config.mixup
+    share = float(rng.beta(alpha, alpha))
+    if not cut:
+        return Mix(share=share, box=None)
+    length = int(side * math.sqrt(1 - share))
+    y, x = rng.integers(side, size=2).tolist()
+    top, bottom, left, right = (min(side, max(0, edge)) for edge in (y - length // 2, y + length // 2, x - length // 2, x + length // 2))
+    return Mix(share=1 - (bottom - top) * (right - left) / side**2, box=(top, bottom, left, right))
+
+
+def mix_pixels(pixels: Tensor, usable: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    """Mix each image with its partner, that of the batch in reverse order.
+
+    Args:
+        pixels: Float [B, 3, H, W].
+        usable: Bool [B]: images without it are nobody's partner.
+        mix: What `draw_mix` gave.
+
+    Returns:
+        Pixels [B, 3, H, W], and the share [B] of each image's own label.
+    """
+    partnered = usable.flip(0)
+    own = torch.where(partnered, mix.share, 1.0)
+    if mix.box is None:
+        weight = own[:, None, None, None]
+        return pixels * weight + pixels.flip(0) * (1 - weight), own
+    top, bottom, left, right = mix.box
+    mixed = pixels.clone()
+    there = pixels.flip(0)[:, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = torch.where(partnered[:, None, None, None], there, mixed[:, :, top:bottom, left:right])
+    return mixed, own
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, own: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy [B] in nats against the mixed and smoothed targets.
+
+    Args:
+        logits: Float [B, K].
+        labels: int64 [B]; the partners' are the same in reverse order.
+        own: Float [B], share of an image's own label.
+        smoothing: Share of the target that is spread over all classes.
+    """
+    logs = F.log_softmax(logits, 1)
+    first = logs.gather(1, labels[:, None])[:, 0]
+    second = logs.gather(1, labels.flip(0)[:, None])[:, 0]
+    return -(1 - smoothing) * (own * first + (1 - own) * second) - smoothing * logs.mean(1)

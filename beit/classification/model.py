@@ -1,0 +1,123 @@
+"""Image classification with a BEiT backbone (BEiT, arXiv 2106.08254, section 2.6; microsoft/unilm, beit/modeling_finetune.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from beit.config import ModelConfig
+from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Block, Linear
+from beit.vit.pooling import Pooling
+
+FINETUNING_HEAD_SCALE = 1e-3
+"""The authors' factor on a fresh head behind pretrained blocks: its first logits are nearly 0, and so are its gradients to the blocks."""
+
+
+class Classifier(Backbone):
+    """Backbone, pooling and a linear layer to the classes.
+
+    B images, K classes, D width. Pooling "mean": mean of the patch tokens, then `fc_norm`; there is no `norm`. Pooling "cls": `norm`, then
+    the class token.
+    """
+
+    kind: ClassVar[str] = "classifier"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        classes: int,
+        *,
+        pooling: Pooling = "mean",
+        class_names: Sequence[str] | None = None,
+        head_scale: float = FINETUNING_HEAD_SCALE,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            config: Sizes and variant of the backbone.
+            classes: K.
+            pooling: What of the tokens the head sees.
+            class_names: K names, in the order of the logits.
+            head_scale: Factor on the head's first weights: the authors' for a head behind pretrained blocks, 1 to train from scratch.
+            generator: Draws the weights (see `initialise_for_finetuning`). None: they are left to be loaded.
+        """
+        if class_names is not None and len(class_names) != classes:
+            raise ValueError(f"{len(class_names)} class names for {classes} classes")
+        super().__init__(config, with_norm=pooling == "cls")
+        self.pooling = pooling
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.fc_norm = nn.LayerNorm(config.dim, eps=NORM_EPS) if pooling == "mean" else None
+        self.head = Linear(config.dim, classes)
+        if generator is not None:
+            initialise_for_finetuning(self, generator)
+            with torch.no_grad():
+                self.head.weight.mul_(head_scale)
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says about the head."""
+        names = None if self.class_names is None else list(self.class_names)
+        return {"classes": self.head.out_features, "pooling": self.pooling, "class_names": names}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Classifier:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, **head)
+
+    def forward(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits [B, K].
+
+        Args:
+            pixels: Float [B, 3, height, width], normalised as in pretraining.
+            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+        """
+        return self.head(self.pooled(pixels, generator=generator))  # type: ignore[no-any-return]
+
+    def pooled(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """What the head sees, [B, D]; the arguments are those of `forward`."""
+        if self.fc_norm is not None:
+            (tokens,) = self.features(pixels, generator=generator)
+            return self.fc_norm(tokens[:, 1:].mean(1))  # type: ignore[no-any-return]
+        class_token = torch.zeros(len(pixels), 1, dtype=torch.int64, device=pixels.device)
+        (tokens,) = self.features(pixels, rows=class_token, generator=generator)
+        return tokens[:, 0]
+
+
+@torch.no_grad()
+def initialise_for_finetuning(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw all weights as the authors do for fine-tuning and for training from scratch (microsoft/unilm, beit/modeling_finetune.py).
+
+    Weights of linear layers, the class token and positions: normal with standard deviation 0.02, here truncated at 100 of them, so not at
+    all, unlike in pretraining. The layers that write into the residual stream of block l = 1 .. L are divided by sqrt(2 l). The convolution
+    that embeds patches: uniform within 1 / sqrt(values of a patch), bias included, torch's default. Biases and bias tables are 0, gains of
+    norms 1, LayerScale as configured.
+
+    Args:
+        model: A `Backbone`, or a model that has one; linear layers of its head are drawn as well.
+        generator: On the CPU, or where the model is.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, Backbone):
+            for parameter in (module.cls_token, module.pos_embed):
+                if parameter is not None:
+                    nn.init.trunc_normal_(parameter, std=INIT_STD, generator=generator)
+            embed = module.patch_embed.proj
+            assert embed.bias is not None
+            bound = 1 / math.sqrt(embed.weight[0].numel())
+            embed.weight.uniform_(-bound, bound, generator=generator)
+            embed.bias.uniform_(-bound, bound, generator=generator)
+    for module in model.modules():
+        if isinstance(module, Backbone):
+            for number, block in enumerate(module.blocks, start=1):
+                assert isinstance(block, Block)
+                block.attn.proj.weight.div_(math.sqrt(2 * number))
+                block.mlp.fc2.weight.div_(math.sqrt(2 * number))

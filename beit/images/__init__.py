@@ -1,0 +1,1 @@
+"""From encoded images to views, and from arrays to pictures."""

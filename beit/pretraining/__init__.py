@@ -1,0 +1,1 @@
+"""Masked image modelling: masks, targets, the model and its objective."""

@@ -1,0 +1,1 @@
+"""What a frozen backbone knows: features, probes, attention."""

@@ -1,0 +1,114 @@
+"""Encoded annotation -> a class for every pixel. What is not one gets a reason, as images do in `beit/images/decode.py`."""
+
+from __future__ import annotations
+
+import io
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.segmentation.config import AnnotationConfig
+
+PNG = b"\x89PNG\r\n\x1a\n"
+IGNORED = -1
+"""Label of pixels that count nowhere. No id of a file: files have numbers from 0."""
+
+Labels = NDArray[np.int16]
+
+
+class AnnotationStatus(IntEnum):
+    """What is wrong with an annotation. The numbers are none of `beit.images.decode.Status`, so that one column can hold either."""
+
+    EMPTY = 32
+    NOT_A_PNG = 33
+    TRUNCATED = 34
+    COLOURED = 35
+    SIZE_DIFFERS = 36
+    OUT_OF_RANGE = 37
+
+    @property
+    def reason(self) -> str:
+        """The status as one phrase for people."""
+        return REASONS[self]
+
+
+REASONS = {
+    AnnotationStatus.EMPTY: "empty annotation",
+    AnnotationStatus.NOT_A_PNG: "annotation is not a PNG",
+    AnnotationStatus.TRUNCATED: "annotation is cut short or damaged",
+    AnnotationStatus.COLOURED: "annotation has colours or transparency, not one class id a pixel",
+    AnnotationStatus.SIZE_DIFFERS: "annotation and image differ in size",
+    AnnotationStatus.OUT_OF_RANGE: "annotation has an id that is no class",
+}
+
+
+class BadAnnotation(Exception):  # noqa: N818 - it is the annotation that is named, not an error of the program
+    """An annotation that says nothing about its image; `status` says why, `detail` in figures."""
+
+    def __init__(self, status: AnnotationStatus, detail: str = "") -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.status.reason}: {self.detail}" if self.detail else self.status.reason
+
+
+def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, width: int) -> Labels:
+    """Decode a PNG of class ids, by palette or grey of up to 16 bits, as labels.
+
+    Args:
+        encoded: The file's bytes.
+        config: What the ids stand for.
+        height: Of the image that is annotated, in pixels; for an image that was turned by its EXIF data, as it is shown.
+        width: Likewise.
+
+    Returns:
+        int16 [height, width]: classes from 0, or IGNORED.
+
+    Raises:
+        BadAnnotation: With the reason.
+    """
+    if not encoded:
+        raise BadAnnotation(AnnotationStatus.EMPTY)
+    if not encoded.startswith(PNG):
+        raise BadAnnotation(AnnotationStatus.NOT_A_PNG)
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        # The sizes are compared before anything is unpacked: no file can unpack to more than its image has.
+        if image.size != (width, height):
+            raise BadAnnotation(AnnotationStatus.SIZE_DIFFERS, f"{image.width} x {image.height}, the image {width} x {height}")
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise BadAnnotation(AnnotationStatus.COLOURED, f"mode {image.mode}")
+        ids = np.asarray(image).astype(np.int32)
+    except (BadAnnotation, MemoryError):
+        raise
+    except Exception:  # a damaged file makes a decoder raise almost anything
+        raise BadAnnotation(AnnotationStatus.TRUNCATED) from None
+    if image.mode == "L":
+        ids //= _grey_step(encoded)
+    return _labels_of(ids, config)
+
+
+def _grey_step(encoded: bytes) -> int:
+    """What Pillow multiplies grey of 2 or 4 bits by, to make it as bright as grey of 8."""
+    bits = encoded[24]  # in the header, which is always the first chunk
+    return 255 // ((1 << bits) - 1) if bits < 8 else 1
+
+
+def _labels_of(ids: NDArray[np.int32], config: AnnotationConfig) -> Labels:
+    if config.classes is None:
+        raise ValueError("annotations cannot be decoded before the number of classes is known")
+    first = 1 if config.reduce_zero_label else 0
+    labels = ids - first
+    ignored = labels < 0
+    if config.ignore_index is not None:
+        ignored |= ids == config.ignore_index
+    wrong = (labels >= config.classes) & ~ignored
+    if wrong.any():
+        detail = f"id {ids[wrong].max()} on {wrong.sum()} of {ids.size} pixels, the classes are {first} to {config.classes - 1 + first}"
+        raise BadAnnotation(AnnotationStatus.OUT_OF_RANGE, detail)
+    labels[ignored] = IGNORED
+    return labels.astype(np.int16)

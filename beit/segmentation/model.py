@@ -1,0 +1,128 @@
+"""A class for every pixel: a BEiT backbone with one of two heads.
+
+upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). setr-pup: as in the paper (arXiv 2106.08254, table 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from beit.classification.model import initialise_for_finetuning
+from beit.config import ModelConfig
+from beit.errors import UserError
+from beit.segmentation.config import Head
+from beit.segmentation.heads.layers import initialise_head, resized
+from beit.segmentation.heads.setr import CHANNELS, SetrPupHead
+from beit.segmentation.heads.upernet import FcnHead, PyramidBackbone, UperHead
+from beit.vit.backbone import Backbone
+
+TAPS = (4 / 12, 6 / 12, 8 / 12, 12 / 12)
+"""Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24, from 0."""
+
+
+def default_taps(head: Head, depth: int) -> tuple[int, ...]:
+    """Blocks, from 0, whose tokens the head sees: the authors' for UPerNet, scaled to the depth; the last for SETR-PUP."""
+    return tuple(max(1, round(share * depth)) - 1 for share in (TAPS if head == "upernet" else TAPS[-1:]))
+
+
+class Segmenter(nn.Module):
+    """Backbone without final norm, and a head that sees the patches' tokens behind some blocks as maps.
+
+    B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`, `decode_head`, `auxiliary_head`.
+    """
+
+    kind: ClassVar[str] = "segmenter"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        classes: int,
+        *,
+        head: Head = "upernet",
+        taps: Sequence[int] | None = None,
+        channels: int | None = None,
+        class_names: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            config: Sizes and variant of the backbone; `image_size` is the crop's.
+            classes: K.
+            head: upernet comes with an auxiliary head for training.
+            taps: Blocks, from 0, whose tokens the head sees: four for upernet, one for setr-pup. None: see `default_taps`.
+            channels: Inside the head. None: the authors', D for upernet and 256 for setr-pup.
+            class_names: K names, in the order of the logits.
+            generator: Draws the weights (see `initialise_for_finetuning` and `initialise_head`). None: they are left to be loaded.
+        """
+        if class_names is not None and len(class_names) != classes:
+            raise ValueError(f"{len(class_names)} class names for {classes} classes")
+        super().__init__()
+        self.classes = classes
+        self.head = head
+        self.taps = default_taps(head, config.depth) if taps is None else tuple(taps)
+        self.class_names = None if class_names is None else tuple(class_names)
+        if head not in get_args(Head):
+            raise ValueError(f"head={head!r} is not one of {', '.join(get_args(Head))}")
+        if len(self.taps) != len(default_taps(head, config.depth)) or not all(0 <= tap < config.depth for tap in self.taps):
+            raise ValueError(f"taps={self.taps} do not fit the head {head} on {config.depth} blocks")
+        if head == "upernet" and config.grid < 2:
+            raise UserError(
+                f"model.image_size={config.image_size} has one patch, which has no half", f"set model.image_size={2 * config.patch_size}"
+            )
+        if head == "upernet":
+            self.channels = channels or config.dim
+            self.backbone: Backbone = PyramidBackbone(config)
+            self.decode_head: UperHead | SetrPupHead = UperHead(config.dim, self.channels, classes)
+            self.auxiliary_head: FcnHead | None = FcnHead(config.dim, classes)
+        else:
+            self.channels = channels or CHANNELS
+            self.backbone = Backbone(config, with_norm=False)
+            self.decode_head = SetrPupHead(config.dim, self.channels, classes, patch_size=config.patch_size)
+            self.auxiliary_head = None
+        if generator is not None:
+            initialise_head(self, generator)
+            initialise_for_finetuning(self.backbone, generator)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The backbone's."""
+        return self.backbone.config
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says about the head."""
+        names = None if self.class_names is None else list(self.class_names)
+        return {"classes": self.classes, "head": self.head, "taps": list(self.taps), "channels": self.channels, "class_names": names}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Segmenter:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, **head)
+
+    def forward(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits [B, K, height, width].
+
+        Args:
+            pixels: Float [B, 3, height, width], normalised as in pretraining.
+            generator: Draws skipped branches and dropped channels; needed in training mode.
+        """
+        return resized(self.decode_head(self.maps(pixels, generator=generator), generator), pixels.shape[2:])
+
+    def training_logits(self, pixels: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, K, height, width] of the head and of the auxiliary head, where there is one."""
+        maps = self.maps(pixels, generator=generator)
+        logits = resized(self.decode_head(maps, generator), pixels.shape[2:])
+        if self.auxiliary_head is None:
+            return logits, None
+        return logits, resized(self.auxiliary_head(maps, generator), pixels.shape[2:])
+
+    def maps(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> list[Tensor]:
+        """What the heads see: a pyramid of four maps [B, D, ., .] for upernet, one map [B, D, rows, columns] for setr-pup."""
+        tokens = self.backbone.features(pixels, blocks=self.taps, norm=False, generator=generator)
+        maps = [each[:, 1:].transpose(1, 2).reshape(len(pixels), -1, *self.backbone.grid) for each in tokens]
+        return self.backbone.pyramid(maps) if isinstance(self.backbone, PyramidBackbone) else maps

@@ -1,0 +1,1 @@
+"""Pickled files from elsewhere, read without running anything in them."""

@@ -1,0 +1,383 @@
+"""The Vision Transformer of BEiT, in its two published variants.
+
+The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm, beit/modeling_pretrain.py
+and modeling_finetune.py): no absolute positions, relative position biases from a table that all blocks share in pretraining and each has a
+copy of in fine-tuning, LayerScale. Modules and parameters have the names of the published checkpoints.
+
+Letters in shapes:
+    B images, N patches of an image, T = N + 1 tokens of an image (the class token first),
+    S tokens of an image that ask (all T of them, or those whose result is wanted),
+    D width of a token, H heads, C = D / H width of a head, L blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from beit.config import ModelConfig
+
+INIT_STD = 0.02
+NORM_EPS = 1e-6
+CHANNELS = 3
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without weights of its own drawing: `initialise`, or a checkpoint, sets them."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: torch's default would cost as much as the real draw and use its global generator."""
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` without weights of its own drawing: `initialise`, or a checkpoint, sets them."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into squares and project each to a token."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = Conv2d(CHANNELS, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Float [B, 3, height, width] -> patches [B, N, D], row by row."""
+        # A convolution whose stride is its kernel is one matrix product over the pixels of each patch.
+        return F.linear(cut(pixels, self.proj.kernel_size[0]), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut(pixels: Tensor, size: int) -> Tensor:
+    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a square channel by channel."""
+    images, channels, height, width = pixels.shape
+    squares = pixels.reshape(images, channels, height // size, size, width // size, size)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
+
+
+def relative_position_index(rows: int, columns: int) -> Tensor:
+    """Row of the bias table for every pair of tokens of a grid, int64 [T, T]: entry [i, j] is for token i asking token j.
+
+    Patches use row (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the asking patch's row and column minus the
+    other's. The last three rows of the table serve the class token: it asks a patch, a patch asks it, it asks itself.
+    """
+    # On the CPU by name: the values must be real even while a model is laid out on torch's meta device.
+    y = torch.arange(rows, device="cpu").repeat_interleave(columns)
+    x = torch.arange(columns, device="cpu").repeat(rows)
+    dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    index = torch.empty(rows * columns + 1, rows * columns + 1, dtype=torch.int64, device="cpu")
+    index[1:, 1:] = (dy + rows - 1) * (2 * columns - 1) + dx + columns - 1
+    offsets = (2 * rows - 1) * (2 * columns - 1)
+    index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
+def bias_table(config: ModelConfig) -> nn.Parameter:
+    """A table of relative position biases, [(2 grid - 1)^2 + 3, H]: a number for every offset between two tokens and every head."""
+    return nn.Parameter(torch.zeros((2 * config.grid - 1) ** 2 + 3, config.heads))
+
+
+class SharedBias(nn.Module):
+    """The one table of relative position biases that all blocks share. A module, because the published weights name it as one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.relative_position_bias_table = bias_table(config)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        # Queries and values have a bias, keys do not: it would add the same number to every
+        # logit of a row, and softmax ignores that. The published weights have no such parameter.
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = Linear(dim, dim)
+        # The block's own, read by `Backbone`: the index into it is the same for all blocks and kept once.
+        self.relative_position_bias_table = bias_table(config) if config.position == "relative-per-block" else None
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
+        """Attend to all tokens.
+
+        Args:
+            tokens: Float [B, T, D].
+            bias: Added to the logits, [H, T, T] or [B, H, S, T].
+            asking: Float [B, S, D], those of the tokens whose result is wanted. None: all.
+
+        Returns:
+            Float [B, S, D].
+        """
+        q, k, v = self._project(tokens, asking)
+        if tokens.device.type == "cpu":
+            # On a CPU the fused kernel cannot give a bias its gradient, and its fallback is slower than this.
+            mixed = _softmax(q, k, bias) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
+        """What the asking tokens take from each token, [B, H, S, T], rows summing to 1; the arguments are those of `forward`."""
+        q, k, _ = self._project(tokens, asking)
+        return _softmax(q, k, bias)
+
+    def _project(self, tokens: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, S, C], keys and values [B, H, T, C]."""
+        dim = tokens.shape[-1]
+        no_bias = torch.zeros_like(self.v_bias)
+        if asking is None:
+            projected = F.linear(tokens, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+            q, k, v = projected.reshape(*tokens.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            return q, k, v
+        q = F.linear(asking, self.qkv.weight[:dim], self.q_bias).reshape(*asking.shape[:2], self.heads, -1).transpose(1, 2)
+        projected = F.linear(tokens, self.qkv.weight[dim:], torch.cat([no_bias, self.v_bias]))
+        k, v = projected.reshape(*tokens.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+
+def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Weights [B, H, S, T] of queries [B, H, S, C] on keys [B, H, T, C]."""
+    logits: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits += bias
+    return logits.softmax(-1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Float [B, S, D] -> [B, S, D]."""
+        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=NORM_EPS)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=NORM_EPS)
+        self.mlp = Mlp(config.dim, round(config.dim * config.mlp_ratio))
+        gain = config.layer_scale
+        self.gamma_1 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
+        self.gamma_2 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None, paths: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Apply the block, to all tokens or for some of them only.
+
+        Args:
+            tokens: Float [B, T, D].
+            bias: Relative position biases [H, T, T].
+            paths: Factors [B, 2] of the attention and the MLP branch of every image (see `draw_paths`). None: 1.
+            rows: int64 [B, S], the tokens whose result is wanted; each at most once an image. None: all, in order.
+
+        Returns:
+            Float [B, S, D]: what the block gives for all tokens, at `rows`.
+        """
+        normed = self.norm1(tokens)
+        asking = None
+        if rows is not None:
+            asking, tokens = take_tokens(normed, rows), take_tokens(tokens, rows)
+            bias = None if bias is None else take_biases(bias, rows)
+        attention_path, mlp_path = (None, None) if paths is None else paths.unbind(1)
+        tokens = _add_branch(tokens, self.attn(normed, bias, asking), self.gamma_1, attention_path)
+        return _add_branch(tokens, self.mlp(self.norm2(tokens)), self.gamma_2, mlp_path)
+
+
+def take_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
+    """The tokens [B, S, D] that stand at `rows` [B, S] of tokens [B, T, D]."""
+    images, length, dim = tokens.shape
+    first = torch.arange(0, images * length, length, device=rows.device)[:, None]
+    return tokens.flatten(0, 1).index_select(0, (rows + first).flatten()).reshape(images, -1, dim)
+
+
+def take_biases(bias: Tensor, rows: Tensor) -> Tensor:
+    """The biases [B, H, S, T] of the asking tokens `rows` [B, S], from [H, T, T]."""
+    heads, length, _ = bias.shape
+    by_row = bias.transpose(0, 1).reshape(length, heads * length)
+    return F.embedding(rows, by_row).reshape(*rows.shape, heads, length).transpose(1, 2)
+
+
+def _add_branch(tokens: Tensor, branch: Tensor, gain: Tensor | None, path: Tensor | None) -> Tensor:
+    """Tokens [B, S, D] + gain [D] * path [B] * branch [B, S, D], in one pass over the branch."""
+    factor = None if path is None else path[:, None, None]
+    if gain is not None:
+        factor = gain if factor is None else gain * factor
+    return tokens + branch if factor is None else torch.addcmul(tokens, branch, factor)
+
+
+def draw_paths(generator: torch.Generator, *, images: int, blocks: int, rate: float) -> Tensor:
+    """Draw which branches are skipped for which image (stochastic depth), on the generator's device.
+
+    Block l of 0 .. L-1 skips a branch with probability rate * l / (L - 1); a branch that stays is scaled up by the inverse of
+    the probability that it stays, so that its expectation is unchanged.
+
+    Returns:
+        Factors [B, L, 2], 0 where a branch is skipped. Images come first: two halves of a batch, drawn one after the other
+        on a CPU, skip what the whole batch would.
+    """
+    device = generator.device
+    keep = 1 - torch.linspace(0, rate, blocks, device=device)[:, None]
+    return (torch.rand(images, blocks, 2, generator=generator, device=device) < keep).float() / keep
+
+
+class Backbone(nn.Module):
+    """Patches to tokens, through all blocks.
+
+    Its weights are memory as it was found until `initialise` or a checkpoint sets them.
+    """
+
+    kind: ClassVar[str] = "backbone"
+
+    relative_position_index: Tensor
+    """None with absolute positions, which never read it."""
+
+    def __init__(self, config: ModelConfig, *, with_mask_token: bool = False, with_norm: bool = True) -> None:
+        """Lay the modules out.
+
+        Args:
+            config: Sizes and variant.
+            with_mask_token: Whether patches can be hidden, as pretraining does.
+            with_norm: Whether a LayerNorm follows the last block. Without, `norm` leaves tokens as they are.
+        """
+        super().__init__()
+        self.config = config
+        self.grid = (config.grid, config.grid)
+        """Rows and columns of patches that the positions are made for; `beit.vit.resolution.at_size` makes them for others."""
+        dim = config.dim
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if with_mask_token else None
+        absolute = config.position == "absolute"
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, dim)) if absolute else None
+        self.rel_pos_bias = SharedBias(config) if config.position == "relative" else None
+        self.register_buffer("relative_position_index", None if absolute else relative_position_index(*self.grid), persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if with_norm else nn.Identity()
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says beside the sizes: of a backbone alone, whether it has a last norm."""
+        return {"norm": isinstance(self.norm, nn.LayerNorm)}
+
+    @classmethod
+    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Backbone:
+        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        return cls(config, with_norm=head["norm"])
+
+    def embed(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, T, D] of pixels [B, 3, height, width].
+
+        Patches hidden by bool mask [B, N] are replaced before positions are added.
+        """
+        size = self.config.patch_size
+        height, width = size * self.grid[0], size * self.grid[1]
+        if pixels.shape[2:] != (height, width):
+            raise ValueError(
+                f"images of {pixels.shape[2]} x {pixels.shape[3]} pixels given to a model whose positions are for {height} x {width}: "
+                "resize them, or make it a model of their size with beit.vit.resolution.at_size"
+            )
+        tokens = self.patch_embed(pixels)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("this backbone was built without a mask token, so its patches cannot be hidden")
+            tokens = torch.where(mask[..., None], self.mask_token, tokens)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+    def features(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        *,
+        blocks: Sequence[int] = (-1,),
+        rows: Tensor | None = None,
+        norm: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """Tokens [B, T, D] behind each of `blocks`.
+
+        Args:
+            pixels: Float [B, 3, height, width], normalised.
+            mask: Bool [B, N], True where the patch is hidden.
+            blocks: Numbers of blocks from 0, or from the end if negative. Blocks behind the last of them are not computed.
+            rows: int64 [B, S], the only tokens wanted behind the last of them, each at most once an image: that result is [B, S, D].
+                This is exact and saves the last block's work for the others. None: all tokens, in order.
+            norm: Whether the final norm is applied to each result.
+            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+        """
+        depth = self.config.depth
+        if not all(-depth <= number < depth for number in blocks):
+            raise ValueError(f"blocks={list(blocks)} are not all among the {depth} blocks, counted from 0")
+        wanted = [number % depth for number in blocks]
+        last = max(wanted)
+        tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
+        shared = None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
+        behind: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks[: last + 1]):
+            assert isinstance(block, Block)
+            own = block.attn.relative_position_bias_table
+            bias = shared if own is None else self.biases(own)
+            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
+            if number in wanted:
+                behind[number] = tokens
+        return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
+
+    def biases(self, table: Tensor) -> Tensor:
+        """Biases [H, T, T] of all pairs of tokens, from a table."""
+        # An embedding, because its gradient adds in a fixed order on every device; indexing does not.
+        return F.embedding(self.relative_position_index, table).permute(2, 0, 1).contiguous()
+
+    def _paths(self, images: int, generator: torch.Generator | None) -> Tensor | None:
+        """Factors of the branches [B, L, 2]. None: all 1."""
+        if not self.training or self.config.drop_path == 0:
+            return None
+        if generator is None:
+            raise ValueError(f"model.drop_path={self.config.drop_path} in training mode needs a generator to draw from")
+        return draw_paths(generator, images=images, blocks=self.config.depth, rate=self.config.drop_path)
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """The one `Backbone` that a model is, or has."""
+    (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
+    return backbone
+
+
+@torch.no_grad()
+def initialise(model: Backbone, generator: torch.Generator) -> None:
+    """Draw all weights as the authors do for pretraining (microsoft/unilm, beit/modeling_pretrain.py).
+
+    Weights of linear layers and the convolution, the class and mask tokens and positions: normal with standard deviation 0.02, truncated
+    at one standard deviation. The layers that write into the residual stream of block l = 1 .. L are divided by sqrt(2 l). Biases and
+    bias tables are 0, gains of norms 1, LayerScale as configured.
+    """
+    drawn: list[Tensor | None] = [model.cls_token, model.mask_token, model.pos_embed]
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            drawn.append(module.weight)
+            if module.bias is not None:
+                module.bias.zero_()
+    for parameter in drawn:
+        if parameter is not None:
+            nn.init.trunc_normal_(parameter, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=generator)
+    for number, block in enumerate(model.blocks, start=1):
+        assert isinstance(block, Block)
+        block.attn.proj.weight.div_(math.sqrt(2 * number))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * number))

@@ -1,0 +1,213 @@
+"""A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it.
+
+`config.json` has four parts: "kind" (mim, classifier, segmenter or backbone), "model" (the backbone's `ModelConfig`), "head" (what else
+that kind takes), "extra" (what the weights were trained with and on, for those who use them).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, overload
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from beit.config import ModelConfig
+from beit.errors import UserError
+from beit.plain import from_dict, to_dict
+from beit.vit.backbone import Backbone, backbone_of
+
+if typing.TYPE_CHECKING:
+    from beit.classification.model import Classifier
+    from beit.pretraining.model import Beit
+    from beit.segmentation.model import Segmenter
+
+    Model: TypeAlias = Beit | Classifier | Segmenter | Backbone
+    Kind = TypeVar("Kind", bound=Model)
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+_KINDS = {
+    "mim": ("beit.pretraining.objective", "Beit"),
+    "classifier": ("beit.classification.model", "Classifier"),
+    "segmenter": ("beit.segmentation.model", "Segmenter"),
+    "backbone": ("beit.vit.backbone", "Backbone"),
+}
+# Fields that change how a model is trained, not what its weights mean.
+TRAINING_ONLY = ("drop_path", "layer_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedConfig:
+    """What `config.json` of a checkpoint folder says."""
+
+    kind: str
+    """mim, classifier, segmenter, or backbone: one without a head, to start others from."""
+    model: ModelConfig
+    head: dict[str, Any]
+    """The model's `head_config`."""
+    extra: dict[str, Any]
+    """What else was given to `save_model`: the view's config, the tokenizer's name and digest."""
+
+
+def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint folder.
+
+    A file gets its name once it is complete, `config.json` last: a folder with one was written to the end.
+
+    Args:
+        model: Its weights are written in their own precision.
+        folder: Made if it does not exist.
+        extra: JSON types to keep in `config.json`.
+    """
+    grid = backbone_of(model).grid
+    if grid != (model.config.grid, model.config.grid):
+        raise ValueError(
+            f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square grids: save the first model"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    part = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    try:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.replace(folder / WEIGHTS_FILE)
+    finally:
+        part.unlink(missing_ok=True)
+    config = {"kind": model.kind, "model": to_dict(model.config), "head": model.head_config, "extra": dict(extra or {})}
+    write_json(folder / CONFIG_FILE, config)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON under a temporary name, then give it its own: readers see all of it or nothing."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(values, indent=2) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """Read a checkpoint folder's `config.json`.
+
+    Raises:
+        UserError: If the folder is no checkpoint, saying what is missing or wrong.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_a_checkpoint(folder, f"it has no {CONFIG_FILE}") from None
+    except ValueError as error:
+        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
+    parts = {"kind": str, "model": dict, "head": dict, "extra": dict}
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != parts or values["kind"] not in _KINDS:
+        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
+    return SavedConfig(**{**values, "model": from_dict(ModelConfig, values["model"], at="model.")})
+
+
+@overload
+def load_model(folder: Path | str) -> Model: ...
+@overload
+def load_model(folder: Path | str, kind: type[Kind]) -> Kind: ...
+def load_model(folder: Path | str, kind: type[Any] | None = None) -> Model:
+    """Build the model of a checkpoint folder, on the CPU and in evaluation mode.
+
+    Args:
+        folder: Written by `save_model`.
+        kind: The class that is needed. None: any.
+
+    Raises:
+        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not those of its config.
+    """
+    folder = Path(folder)
+    saved = read_config(folder)
+    if kind is not None and saved.kind != kind.kind:
+        raise UserError(f"{folder} holds a {saved.kind}, and a {kind.kind} is needed", f"name a checkpoint of a {kind.kind}")
+    try:
+        model = class_of(saved.kind).laid_out(saved.model, saved.head)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _not_a_checkpoint(folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})") from None
+    _fill(model, folder)
+    return model.eval()
+
+
+def class_of(kind: str) -> type[Model]:
+    """The class of a kind, imported only now: those modules use this one."""
+    module, name = _KINDS[kind]
+    found: type[Model] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not fit.
+
+    Raises:
+        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one, naming what differs.
+    """
+    saved = read_config(folder)
+    ours = {"kind": model.kind, **to_dict(model.config), **model.head_config}
+    theirs = {"kind": saved.kind, **to_dict(saved.model), **saved.head}
+    differing = [name for name in {**ours, **theirs} if name not in TRAINING_ONLY and ours.get(name) != theirs.get(name)]
+    if differing:
+        raise UserError(
+            f"{folder} holds another model: "
+            + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in differing),
+            "use the config that it was trained with",
+        )
+    _fill(model, folder)
+
+
+def _fill(model: Model, folder: Path) -> None:
+    """Copy the folder's tensors into the model's, after checking that names and shapes are the same."""
+    tensors = read_tensors(folder)
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {'; '.join(problems[:3])}{more}",
+            "restore both files from the same checkpoint",
+        )
+    model.load_state_dict(tensors, strict=True)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint folder's weights by name, on the CPU.
+
+    Raises:
+        UserError: If there are none, or they are damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise _not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or cut short ({error})", "use another checkpoint of the run, or copy this one again") from None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was written by `save_model`, by its `config.json`."""
+    try:
+        read_config(folder)
+    except (UserError, OSError):
+        return False
+    return True
+
+
+def _not_a_checkpoint(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder} is not a checkpoint: {why}", f"name a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")

@@ -1,0 +1,362 @@
+"""Starting or joining Ray, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from beit.errors import JobFailedError, TerminatedError, UserError
+from pipelines import storage
+from pipelines.cluster.node_types import NodeTypes, node_types_in, node_types_of
+from pipelines.cluster.placement import STAGES, Node
+
+# Where `ray up` leaves the cluster's file on the head.
+RAY_UP_FILE = "~/ray_bootstrap_config.yaml"
+
+# Enough to plan with.
+MOST_TO_COME = 1000
+
+# Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+# What a container's processes may use of the cores, on Linux.
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+# Ray gives its processes 30 s to start, too little for a machine that is busy.
+STARTS = 3
+STARTED_TOO_SLOWLY = "timed out during startup"
+
+# What has no core by then waits for other work to end.
+PATIENCE_SECONDS = 300.0
+
+Found = TypeVar("Found")
+
+# One line a run instead of hundreds; --debug brings them back.
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
+
+
+@contextlib.contextmanager
+def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start a private Ray for this process.
+
+    A caller that has already called `ray.init` keeps its own Ray.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be reached: {str(error).splitlines()[0]}",
+                "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
+            ) from error
+        except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {reason}",
+                "it takes the same versions of Ray and Python, and the cluster's token",
+            ) from error
+        try:
+            with _sigterm_as_ctrl_c():
+                yield
+        finally:
+            ray.shutdown()
+        return
+    # Unix sockets have short names: a folder of our own right below the temporary one.
+    folder = Path(tempfile.mkdtemp(prefix="beit-"))
+    try:
+        with start_private(num_cpus=cpus, folder=folder, debug=debug):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) -> Iterator[None]:
+    """Start a Ray that ends with this process, with its own folder: it meets no other Ray of this machine.
+
+    The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement groups.
+    """
+    import ray
+
+    quiet = {
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announcement of a changed default, once an actor
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # Ray turns tokens on by itself for a private head; there is nobody else to keep out of a loopback socket of this process.
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    }
+    os.environ.update({name: value for name, value in quiet.items() if name not in os.environ})
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=debug,
+                logging_level=logging.INFO if debug else logging.ERROR,
+                configure_logging=True,
+                _temp_dir=str(folder if attempt == 1 else folder / f"{attempt}"),
+            )
+            break
+        except Exception as error:  # Ray raises nothing narrower.
+            ray.shutdown()
+            if STARTED_TOO_SLOWLY not in str(error):
+                raise
+            if attempt == STARTS:
+                raise JobFailedError(
+                    f"Ray did not start on this machine within 30 s, {STARTS} times over",
+                    "wait until the machine has less to do, or join a Ray that runs already, by RAY_ADDRESS",
+                ) from error
+    if not debug:
+        import ray.data
+
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with _sigterm_as_ctrl_c():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would dump its stack and leave.
+
+    A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
+
+    Raises:
+        TerminatedError: When that has ended it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminated = False
+
+    def end(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a script's `… &` has it, and all that it starts
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before, interrupt = signal.signal(signal.SIGTERM, end), signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if terminated:
+            raise TerminatedError from stop
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if terminated:
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
+    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work.
+
+    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and could not start it again.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(kind)
+    kept = [ray.put(argument) for argument in args]
+    with without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
+        handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
+    weakref.finalize(handle, kept.clear)
+    return handle
+
+
+def run_where_workers_train(function: Callable[[], Found], *, patience: float = PATIENCE_SECONDS) -> Found:
+    """Call a function on one of the machines that workers train on, of those that are there: none is started for it.
+
+    It has a core, and a GPU where there are any.
+
+    Args:
+        function: May take as long as it likes.
+        patience: Seconds to wait for the core.
+
+    Raises:
+        UserError: If no machine with cores is there, or none has a core free for a while.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in _alive() if node["Resources"].get("CPU")]
+    trainers = [node for node in alive if node["Resources"].get("train")] or alive
+    if not trainers:
+        raise UserError(
+            "no machine of the cluster that could be measured is there", "start one, or unset RAY_ADDRESS to measure this machine"
+        )
+    node = max(trainers, key=lambda node: (node["Resources"].get("GPU", 0.0), node["Resources"]["CPU"]))
+    amounts = {"num_cpus": min(1.0, node["Resources"]["CPU"]), "num_gpus": min(1.0, node["Resources"].get("GPU", 0.0))}
+    kind: Any = ray.remote(_Caller)
+    caller = kind.options(**amounts, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+    try:
+        # A task's wait for a core could not be told from its work; an actor says when it has its place.
+        if not ray.wait([caller.__ray_ready__.remote()], timeout=patience)[0]:
+            raise UserError(f"the cluster had no core free for {patience:g} s", "wait until other work has ended")
+        return cast(Found, ray.get(caller.call.remote(function)))
+    except ray.exceptions.RayTaskError as error:
+        # What the function raised says more than where.
+        raise error.cause from None
+    finally:
+        ray.kill(caller)
+
+
+class _Caller:
+    """A place on a machine."""
+
+    def call(self, function: Callable[[], Found]) -> Found:
+        return function()
+
+
+def resources() -> list[dict[str, float]]:
+    """What Ray says of each machine of the connected cluster, by name of the resource."""
+    return [node["Resources"] for node in _alive()]
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Send what this process writes to its standard error, compiled code too, nowhere."""
+    try:
+        before = os.dup(2)
+    except OSError:  # It is closed, so nothing of it is seen anyway.
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster, and those that its autoscaler may add."""
+    there = [_node(amounts, there=True) for amounts in resources()]
+    return there + to_come(node_types(), there)
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def node_types() -> NodeTypes:
+    """The node types of a cluster that grows; none where nothing says so.
+
+    Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs; elsewhere the head's environment
+    says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
+
+    Raises:
+        UserError: If `BEIT_NODE_TYPES` is neither.
+    """
+    import yaml
+
+    given = os.environ.get("BEIT_NODE_TYPES", "")
+    file = Path(given or RAY_UP_FILE).expanduser()
+    if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):
+        return NodeTypes()
+    try:
+        # JSON is YAML.
+        content = yaml.safe_load(given if given.startswith("{") else file.read_text())
+        return node_types_in(content) or node_types_of(content)
+    except (OSError, yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
+            'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a file for ray up',
+        ) from error
+
+
+def this_machine(cpus: int | None) -> list[Node]:
+    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the process has joined one."""
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return []
+    gpus = 0
+    if any(Path(device).exists() for device in GPU_DEVICES):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return [Node(cpus=float(cpus or _usable_cores()), gpus=float(gpus))]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_here(limit: Path = CPU_LIMIT) -> float:
+    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a container, its limit.
+
+    Args:
+        limit: The file that says it, as microseconds of work in so many of time.
+    """
+    usable = float(_usable_cores())
+    with contextlib.suppress(OSError, ValueError):
+        work, time = limit.read_text().split()
+        usable = min(usable, float(work) / float(time))
+    return usable
+
+
+def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
+    """The machines that an autoscaler may still add: where it may not add all, some of every kind, and rather those with GPUs.
+
+    Args:
+        types: Of the cluster.
+        alive: The machines that are there, its head among them.
+    """
+    found: list[Node] = []
+    for kind in types.kinds:
+        node = _node(kind.resources, there=False)
+        if node.cpus or node.gpus:
+            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
+            known = found.count(node) + alive.count(replace(node, there=True))
+            found += [node] * max(0, min(kind.max_workers, MOST_TO_COME) - known)
+    room = max(0, types.most - max(0, len(alive) - 1))
+    if len(found) <= room:
+        return found
+    rest = Counter(found)
+    one_each = list(rest)
+    rest.subtract(one_each)
+    return [*one_each, *sorted(rest.elements(), key=lambda node: -node.gpus)][:room]
+
+
+def _node(resources: Mapping[str, float], *, there: bool) -> Node:
+    stages = frozenset(stage for stage in STAGES if resources.get(stage))
+    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), stages=stages, there=there)
+
+
+def local_paths(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
+    """A warning for each path, by its option, that several machines would each look for on their own disk."""
+    if len(nodes) < 2:
+        return []
+    return [
+        f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them"
+        for option, path in paths.items()
+        if not storage.is_remote(path)
+    ]

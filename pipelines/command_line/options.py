@@ -1,0 +1,154 @@
+"""What stands behind a command's name: options into its configuration. Imports what is heavy only when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from beit.errors import UserError
+
+
+def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
+    """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
+
+    Raises:
+        UserError: If one of these is missing.
+    """
+    named: list[str] = []
+    words = [word for word in command.split() if word.isupper()]
+    for field, word in zip(positional, words, strict=False):
+        if arguments and not arguments[0].startswith("-"):
+            named += [f"--{field}", arguments.pop(0)]
+        elif not {"-h", "--help", f"--{field}"} & set(arguments):
+            raise UserError(f"beit {command}: {word} is missing", f"write beit {command}")
+    return _configuration([*named, *arguments], kind, command=command, default=default)
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """A job's command line, understood."""
+
+    config: Any
+    preset: str
+    resume: str | None
+
+
+def parse_job(
+    arguments: list[str],
+    kind: type[Any],
+    *,
+    job: str,
+    default: str,
+    presets: dict[str, Any],
+    preset: Callable[[str], Any],
+    explained_by: str | None = None,
+    usage: str | None = None,
+    start: str | None = None,
+    with_start: Callable[[Any, str], Any] | None = None,
+) -> JobCommand | None:
+    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
+
+    A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a configuration and its preset goes to
+    the standard error. `start` is the RUN given before PRESET: `preset` applies it already, `with_start` applies it to
+    the configuration of an earlier run, whose preset it gets too.
+
+    Raises:
+        UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
+    """
+    import dataclasses
+    import json
+
+    from beit.plain import to_dict
+    from pipelines.runs import run_folder
+
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    resume = _take(arguments, "--resume")
+    if resume is not None:
+        if given := start or name:
+            raise UserError(f"{given} and --resume {resume}: a resumed run has its own configuration", f"leave out {given}")
+        base, name = run_folder.saved_config(resume, kind, job=job)
+        if hasattr(base, "stop_at"):
+            base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
+    elif name is not None and name.endswith(".json"):
+        base, name = run_folder.saved_config(name, kind, job=job)
+        base = dataclasses.replace(base, output=dataclasses.replace(base.output, name=None))
+        if start is not None and with_start is not None:
+            base = with_start(base, name)
+    else:
+        name = name or default
+        base = preset(name)
+    dry_run = "--dry-run" in arguments
+    arguments = [argument for argument in arguments if argument != "--dry-run"]
+    width = 2 + max(14, *map(len, presets))
+    lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
+    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explained_by else "")
+    description = (
+        f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
+        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
+        f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
+    )
+    config = _configuration(arguments, kind, command=usage or f"{job} [PRESET]", default=base, description=description)
+    if resume is not None:
+        run_folder.check_same(base, config)
+    if dry_run:
+        print(json.dumps(to_dict(config), indent=2), flush=True)
+        for line in importlib.import_module(explained_by).explain(config, name) if explained_by else ():
+            print(line, file=sys.stderr)
+        return None
+    return JobCommand(config, name, resume)
+
+
+def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
+    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
+    import functools
+
+    start, default = None, "quickstart"
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
+        from pipelines import storage
+        from pipelines.runs.models import find_model, model_config
+
+        if not storage.exists(storage.absolute(first)):
+            job.config_for(None, first)  # Says what there is.
+        start = arguments.pop(0)
+        default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
+    return parse_job(
+        arguments,
+        kind,
+        job=job.JOB,
+        default=default,
+        presets=presets.PRESETS,
+        preset=functools.partial(job.config_for, start),
+        usage=f"{job.JOB} [RUN] [PRESET]",
+        start=start,
+        with_start=lambda config, name: job.with_start(config, start, name),
+    )
+
+
+def _configuration(arguments: list[str], kind: type[Any], *, command: str, default: Any, description: str | None = None) -> Any:
+    """Options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
+    import tyro
+    from tyro._errors import on_parse_error
+
+    from pipelines.command_line.parse_errors import refuse
+
+    with on_parse_error(lambda event: refuse(event, arguments, kind)):
+        if default is None:
+            return tyro.cli(kind, args=arguments, prog=f"beit {command}", description=description)
+        return tyro.cli(kind, args=arguments, prog=f"beit {command}", description=description, default=default)
+
+
+def _take(arguments: list[str], option: str) -> str | None:
+    """Remove `option VALUE` or `option=VALUE` from the arguments and return the value."""
+    for index, argument in enumerate(arguments):
+        if argument == option:
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
+                raise UserError(f"{option} needs a value", f"write {option} VALUE")
+            arguments.pop(index)
+            return arguments.pop(index)
+        if argument.startswith(f"{option}="):
+            return arguments.pop(index).partition("=")[2]
+    return None

@@ -1,0 +1,142 @@
+"""The configurations of classification and segmentation, and what they have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from beit.checks import not_negative, positive, share
+from beit.classification.config import AugmentConfig, MixConfig
+from beit.config import AbsoluteMode, ModelConfig, OptimConfig, PixelConfig, ViewConfig
+from beit.errors import UserError
+from beit.segmentation.config import AnnotationConfig, Head, SegmentViewConfig, SlidingConfig
+from beit.vit.pooling import Pooling
+from pipelines.config.data import SupervisedDataConfig
+from pipelines.config.jobs import JobConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(JobConfig):
+    """What classification and segmentation have in common: a model that begins with pretrained weights or with none, and is judged."""
+
+    start: str | None = None
+    """Run folder or checkpoint folder to begin with. None: from scratch."""
+
+    layer_decay: float = 0.65
+    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
+
+    evaluate_epochs: float | None = None
+    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    view: PixelConfig = field(default_factory=PixelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "layer_decay", "evaluate_epochs")
+        share(self, "--", "layer_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyDataConfig(SupervisedDataConfig):
+    """Where images and labels come from."""
+
+    label: str | None = None
+    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(SupervisedConfig):
+    """Classification: fine-tuning a pretrained model, or training one from scratch."""
+
+    classes: int | None = None
+    """Classes of the head. None: as many as the data names, or its largest label + 1."""
+
+    pooling: Pooling = "mean"
+    """What of the tokens the head sees: the mean of the patches, or the class token."""
+
+    warmup_epochs: float | None = None
+    """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps its share of the run."""
+
+    centre: float | None = None
+    """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
+
+    data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
+    view: ViewConfig = field(default_factory=lambda: ViewConfig(jitter=0.0))
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "classes", "centre")
+        not_negative(self, "--", "warmup_epochs")
+        share(self, "--", "centre")
+        epochs, steps = self.warmup_epochs, self.optim.warmup_steps
+        if epochs is None and steps is None:
+            raise UserError("the warmup is given neither in epochs nor in steps", "set --optim.warmup-steps 0, or more")
+        if epochs is not None and steps is not None:
+            raise UserError(
+                f"--warmup-epochs {epochs:g} and --optim.warmup-steps {steps} both say how long the warmup is",
+                "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count it in epochs",
+            )
+
+    def with_warmup_counted(self, total_steps: int) -> FinetuneConfig:
+        """The same with the warmup in steps, of a run of so many.
+
+        Raises:
+            UserError: If the warmup leaves nothing of a run of so many epochs.
+        """
+        if self.warmup_epochs is None:
+            return self
+        if self.steps is None and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup-epochs {self.warmup_epochs:g} takes all of --epochs {self.epochs:g}: the learning rate would never decay",
+                f"set --warmup-epochs {self.epochs / 20:g}, or more epochs",
+            )
+        steps = round(min(1.0, self.warmup_epochs / self.epochs) * total_steps)
+        return replace(self, warmup_epochs=None, optim=replace(self.optim, warmup_steps=steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentDataConfig(SupervisedDataConfig):
+    """Where images and annotations come from."""
+
+    annotations: str | None = None
+    """Folder or glob of PNGs with the paths and names of the image files in `train`. None: Parquet's column annotation."""
+
+    val_annotations: str | None = None
+    """The same for the images in `val`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, images in (("annotations", "train"), ("val_annotations", "val")):
+            given = getattr(self, option)
+            if given is not None and getattr(self, images) is None:
+                raise UserError(f"data.{option}={given} is given without data.{images}", f"set --data.{images} to the folder of its images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(SupervisedConfig):
+    """Segmentation: a class for every pixel, by a pretrained model with a new head, or by one from scratch."""
+
+    free_on_resume = (*SupervisedConfig.free_on_resume, "test.")
+
+    head: Head = "upernet"
+    """What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
+
+    channels: int | None = None
+    """Width of the head. None: the authors', the model's for upernet and 256 for setr-pup."""
+
+    positions: AbsoluteMode = "bicubic"
+    """How absolute positions are resampled for another image size."""
+
+    data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
+    annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
+    view: SegmentViewConfig = field(default_factory=SegmentViewConfig)
+    test: SlidingConfig = field(default_factory=SlidingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "--", "channels")
+        self.test.stride_for(self.model.image_size)

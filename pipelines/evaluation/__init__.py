@@ -1,0 +1,1 @@
+"""A model over every image of a set, exactly once."""

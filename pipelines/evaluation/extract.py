@@ -1,0 +1,288 @@
+"""The Ray Data job behind `beit features` and `beit probe`: features of images as files, what is missing of them.
+
+The numbers of the files that are missing -> their centre views (CPU tasks) -> features, written by the actors that hold the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.config import ViewConfig
+from beit.errors import UserError
+from beit.plain import to_dict
+from beit.vit.pooling import Pooling
+from pipelines import storage
+from pipelines.cluster.placement import Placement
+from pipelines.evaluation.classification import centre_batch
+from pipelines.evaluation.every_image import Batch, pool
+from pipelines.evaluation.feature_files import Description, FeatureFiles, Piece
+from pipelines.runs.models import MODEL_FILES, model_config, model_digest, view_of
+from pipelines.sources import Manifest
+from pipelines.sources.base import Kind
+from pipelines.stream.graph import read_patiently
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PROGRESS_SECONDS = 10.0
+
+IMAGES_AT_ONCE = 64
+"""Images that a model is given at once, unless it is told otherwise."""
+
+PIECE = ("unit", "first", "last")
+"""Fields of a `Piece`, as columns of the blocks that tasks are given."""
+
+FILES_PER_ROUND = 2000
+"""Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so many files."""
+
+
+def default_centre(image_size: int) -> float | None:
+    """The share of the short side that features are computed of: small images are looked at whole, larger ones as the authors evaluate."""
+    return 1.0 if image_size <= 128 else None
+
+
+def extract(
+    manifest: Manifest,
+    checkpoint: str,
+    out: str,
+    *,
+    layers: tuple[int, ...],
+    poolings: tuple[Pooling, ...],
+    numbers: Literal["float16", "float32"] = "float16",
+    centre: float | None = None,
+    label: str | None = "label",
+    images_per_file: int = 512,
+    placement: Placement,
+    images_at_once: int = IMAGES_AT_ONCE,
+    bf16: bool = False,
+    say: Callable[[str], None],
+) -> tuple[FeatureFiles, int]:
+    """Compute what is missing of the features of a manifest's images, on a connected Ray.
+
+    Args:
+        manifest: The images. A row group is read once; one with more images than a file holds, once for each of its files.
+        checkpoint: Folder or URI with the model.
+        out: Folder or URI.
+        layers: Numbers of blocks from 1.
+        poolings: Of the tokens behind them.
+        numbers: How features are written.
+        centre: Share of the short side that is looked at. None: see `default_centre`.
+        label: Column of the manifest that is written too. None: none.
+        images_per_file: At most so many images go into a file.
+        placement: The actors take the places that training workers have.
+        images_at_once: Images that the model is given at once.
+        bf16: Whether the model computes in bfloat16.
+        say: Takes progress lines.
+
+    Returns:
+        The complete features, and how many files this call wrote.
+
+    Raises:
+        UserError: If `out` holds anything else, or a feature is too large for float16.
+    """
+    saved = model_config(checkpoint)
+    view = view_of(saved, checkpoint)
+    description = Description(
+        data=manifest.digest,
+        images=manifest.total,
+        model=model_digest(checkpoint),
+        image_size=saved.model.image_size,
+        view=to_dict(view),
+        centre=centre or default_centre(saved.model.image_size),
+        layers=list(layers),
+        poolings=list(poolings),
+        dim=saved.model.dim,
+        numbers=numbers,
+        bf16=bf16,
+        label=label,
+        label_kind=None if label is None else manifest.kind_of(label),
+        class_names=None if label is None or (names := manifest.names_of(label)) is None else list(names),
+        images_per_file=images_per_file,
+    )
+    files = FeatureFiles.create(out, description, manifest.rows)
+    missing = files.missing()
+    if missing:
+        _extract_missing(files, missing, manifest, checkpoint, view, placement, images_at_once, say)
+    files.finish()
+    return files, len(missing)
+
+
+def _extract_missing(
+    files: FeatureFiles,
+    missing: list[int],
+    manifest: Manifest,
+    checkpoint: str,
+    view: ViewConfig,
+    placement: Placement,
+    images_at_once: int,
+    say: Callable[[str], None],
+) -> None:
+    """Run the job, with a line every ten seconds."""
+    from pipelines.runs.progress import duration
+
+    left = sum(piece.images for number in missing for piece in files.pieces[number])
+    done, start = 0, time.monotonic()
+    last = start
+    for count, result in enumerate(_run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1):
+        if layer := result["overflow"]:
+            if files.description.numbers == "float16" and not result["broken"]:
+                raise UserError(
+                    f"layer {layer} has features above 65,504, which float16 cannot hold", "set --numbers float32, in a new folder"
+                )
+            raise UserError(f"layer {layer} has features that are not finite numbers", "probe an earlier checkpoint: this one is broken")
+        done += int(result["images"])
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS or count == len(missing):
+            rate = done / (now - start)
+            say(f"file {count:,}/{len(missing):,} | {rate:,.0f} img/s | eta {duration((left - done) / rate)}")
+            last = now
+
+
+def _run(
+    files: FeatureFiles,
+    missing: list[int],
+    manifest: Manifest,
+    checkpoint: str,
+    view: ViewConfig,
+    placement: Placement,
+    images_at_once: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each file as it is written."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    shared = ray.put(manifest)
+    block_size, context.target_max_block_size = context.target_max_block_size, None  # A file is a block, however large.
+    try:
+        for start in range(0, len(missing), FILES_PER_ROUND):
+            blocks = [_block(number, files.pieces[number]) for number in missing[start : start + FILES_PER_ROUND]]
+            views = ray.data.from_blocks(blocks).map_batches(
+                functools.partial(_views_of_file, shared=shared, description=files.description, view=view),
+                batch_size=1,
+                num_cpus=placement.view_cpus,
+                resources=placement.tag("views"),
+            )
+            written = views.map_batches(
+                Embed,
+                fn_constructor_args=(files, checkpoint, view),
+                fn_constructor_kwargs={
+                    "device": placement.device,
+                    "threads": placement.worker_threads,
+                    "images_at_once": images_at_once,
+                },
+                **pool(placement, len(blocks)),
+            )
+            yield from written.iter_rows()
+    finally:
+        context.target_max_block_size = block_size
+
+
+def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
+    """A file's number and pieces. The pieces of all files would be unpickled by every task."""
+    import pyarrow as pa
+
+    return pa.table({"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}})
+
+
+def _views_of_file(batch: Batch, *, shared: Any, description: Description, view: ViewConfig) -> Batch:
+    import ray
+    import torch
+
+    torch.set_num_threads(1)
+    pieces = [Piece(*map(int, numbers)) for numbers in zip(*(batch[name][0] for name in PIECE), strict=True)]
+    found = views_of_pieces(ray.get(shared), pieces, description, view)
+    return {"file": np.full(len(found["row"]), int(batch["file"][0])), **found}
+
+
+def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig) -> Batch:
+    """The images of a file, as the model will see them, with what is known about each.
+
+    Returns:
+        "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has none), and "label" if there are.
+    """
+    from pipelines.sources.base import PATH_COLUMN
+
+    columns = tuple(name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns)
+    found: list[Batch] = []
+    for piece in pieces:
+        unit, rows = manifest.unit(piece.unit), np.arange(piece.first, piece.last)
+        read = read_patiently(unit.read, rows, ("image", *columns))
+        names = read.get(PATH_COLUMN, np.full(len(rows), "", object))
+        part = centre_batch(read["image"], view=view, image_size=description.image_size, share=description.centre)
+        part |= {"unit": np.full(len(rows), piece.unit), "row": rows}
+        part["path"] = np.array([name or unit.describe(int(row)) for name, row in zip(names, rows, strict=True)], object)
+        if description.label is not None:
+            part["label"] = plain_labels(read[description.label], description.label_kind)
+        found.append(part)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
+    """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or text, empty."""
+    if kind == "whole" and values.dtype == object:  # Yes, no and null.
+        return np.array([-1 if value is None else int(value) for value in values.tolist()])
+    if kind == "whole":  # With nulls among them they come as floats.
+        return np.where(np.isnan(values), -1, values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+    if kind == "number":
+        return np.array([np.nan if value is None else float(value) for value in values.tolist()])
+    return np.array(["" if value is None else str(value) for value in values.tolist()], object)
+
+
+class Embed:
+    """Computes the features of a file's images and writes it. The model is loaded once an actor."""
+
+    def __init__(self, files: FeatureFiles, checkpoint: str, view: ViewConfig, *, device: str, threads: int, images_at_once: int) -> None:
+        from beit.cores import compute_with
+        from beit.vit.backbone import backbone_of
+        from beit.vit.checkpoints import load_model
+
+        compute_with(threads, device=device)
+        with storage.local_copy(checkpoint, MODEL_FILES) as folder:
+            self._backbone = backbone_of(load_model(folder)).to(device)
+        self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once
+
+    def __call__(self, batch: Batch) -> Batch:
+        """What `views_of_pieces` made -> what became of it, each [1].
+
+        Returns:
+            "file", "images"; "overflow": the layer with numbers that are not finite, or 0, and then nothing is written; "broken": whether
+            there are some that are no numbers at all, which no other format would hold either.
+        """
+        number = int(batch["file"][0])
+        if (batch["file"] != number).any() or len(batch["file"]) != self._files.images_of(number):
+            raise RuntimeError(f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}")
+        found = self._features(batch["view"][batch["status"] == 0])
+        overflow = next((layer for (layer, _), values in found.items() if not np.isfinite(values).all()), 0)
+        if not overflow:
+            self._files.write(number, batch, found)
+        broken = bool(overflow) and any(np.isnan(values).any() for values in found.values())
+        made = {"file": number, "images": len(batch["file"]), "overflow": overflow, "broken": broken}
+        return {name: np.array([value]) for name, value in made.items()}
+
+    def _features(self, views: NDArray[np.uint8]) -> dict[tuple[int, Pooling], NDArray[np.floating]]:
+        import torch
+
+        from beit.images.pixels import normalise
+        from beit.probing.features import pooled_features
+
+        about = self._files.description
+        dtype = np.float16 if about.numbers == "float16" else np.float32
+        columns = {(layer, pooling): np.empty((len(views), about.dim), dtype) for layer in about.layers for pooling in about.poolings}
+        for start in range(0, len(views), self._images_at_once):
+            part = slice(start, start + self._images_at_once)
+            with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=about.bf16):
+                pixels = normalise(torch.from_numpy(np.array(views[part])).to(self._device), self._view)
+                found = pooled_features(self._backbone, pixels, about.layers, about.poolings)
+            with np.errstate(over="ignore"):
+                for key, values in found.items():
+                    columns[key][part] = values.cpu().numpy()
+        return columns

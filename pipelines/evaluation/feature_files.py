@@ -1,0 +1,277 @@
+"""Features as files: one Parquet file for some hundred neighbouring images, and a description that is there only when all of them are.
+
+features.json                      what the features were made from; missing until every file is there
+unfinished.json                    the same, until then
+part-00000-of-00040.parquet        unit, row, path, label, class_name, layer_9_mean, …: a row for each image that could be decoded
+undecodable.csv                    the others, with the reason
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from beit.errors import UserError
+from beit.images.decode import Status
+from beit.vit.pooling import Pooling
+from pipelines import storage
+from pipelines.runs.run_folder import flatten
+from pipelines.sources.base import READERS, Kind
+
+FORMAT = 1
+
+FEATURES_FILE = "features.json"
+UNFINISHED_FILE = "unfinished.json"
+UNDECODABLE_FILE = "undecodable.csv"
+PARTS_FOLDER = "parts"
+MODEL_FOLDER = "model"
+
+# Key in the footer of every file: [path, reason] of its images that could not be decoded.
+_UNDECODABLE = b"undecodable"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring rows of a unit."""
+
+    unit: int
+    first: int
+    last: int
+    """Not included."""
+
+    @property
+    def images(self) -> int:
+        """Rows of the piece."""
+        return self.last - self.first
+
+
+def check_folder(path: str) -> None:
+    """Refuse a folder for features that holds anything else.
+
+    Raises:
+        UserError: Naming what it holds.
+    """
+    names = storage.list_folder(path) if storage.exists(path) else []
+    if not {FEATURES_FILE, UNFINISHED_FILE} & set(names) and set(names) - {MODEL_FOLDER}:
+        raise UserError(f"out={path} is not empty and holds no features: {', '.join(names[:3])}", "give a new folder")
+
+
+def plan_files(rows: NDArray[np.int32], images_per_file: int) -> list[list[Piece]]:
+    """Which images go into which file: whole units as long as they fit, larger units in equal pieces. Every image is in one file."""
+    files: list[list[Piece]] = []
+    held = images_per_file
+    for unit, count in enumerate(rows.tolist()):
+        if count > images_per_file:
+            bounds = np.linspace(0, count, -(-count // images_per_file) + 1).round().astype(int).tolist()
+            files += [[Piece(unit, first, last)] for first, last in itertools.pairwise(bounds)]
+            held = images_per_file
+        elif held + count > images_per_file:
+            files.append([Piece(unit, 0, count)])
+            held = count
+        else:
+            files[-1].append(Piece(unit, 0, count))
+            held += count
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What features were made from."""
+
+    format: int = FORMAT
+
+    data: str
+    """Digest of the manifest."""
+    images: int
+    """Of the manifest."""
+
+    model: str
+    """Digest of the weights."""
+    image_size: int
+    view: dict[str, Any]
+    """How pixels were decoded and normalised."""
+    centre: float | None
+    """Share of the short side that was looked at. None: the authors' for the size."""
+
+    layers: list[int]
+    """Numbers of blocks from 1."""
+    poolings: list[Pooling]
+    dim: int
+    """Numbers of a feature."""
+    numbers: str
+    """float16 or float32."""
+    bf16: bool
+    """Whether the model computed in bfloat16."""
+
+    label: str | None
+    """Column of the data that is the column label here. None: there is none."""
+    label_kind: Kind | None
+    """What its values are, in every file."""
+    class_names: list[str] | None
+    images_per_file: int
+
+
+def column_name(layer: int, pooling: Pooling) -> str:
+    """The Parquet column of a feature."""
+    return f"layer_{layer}_{pooling}"
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """Features by their place and description: nothing is held open."""
+
+    path: str
+    description: Description
+    pieces: list[list[Piece]] = field(repr=False)
+    """What each file holds."""
+
+    @classmethod
+    def create(cls, path: str, description: Description, rows: NDArray[np.int32]) -> FeatureFiles:
+        """Begin a folder, or go on with one that was begun with the same description.
+
+        Args:
+            path: Folder or bucket URI.
+            description: What the features are made from.
+            rows: Images of each unit of the manifest.
+
+        Raises:
+            UserError: If there are other features, or anything else.
+        """
+        path = storage.absolute(path)
+        plain = json.loads(json.dumps(asdict(description)))
+        names = storage.list_folder(path) if storage.exists(path) else []
+        begun = next((name for name in (FEATURES_FILE, UNFINISHED_FILE) if name in names), None)
+        if begun is not None:
+            before, now = flatten(json.loads(storage.read_text(storage.join(path, begun)))), flatten(plain)
+            if differing := [
+                f"{name} is {before.get(name)} there and {now.get(name)} here" for name in now if before.get(name) != now[name]
+            ]:
+                raise UserError(f"out={path} holds other features: {'; '.join(differing[:3])}", "give another folder, or the same options")
+        else:
+            check_folder(path)
+            storage.write_text(storage.join(path, UNFINISHED_FILE), json.dumps(plain, indent=1) + "\n")
+        return cls(path, description, plan_files(rows, description.images_per_file))
+
+    def images_of(self, number: int) -> int:
+        """Images of a file, those that cannot be decoded among them."""
+        return sum(piece.images for piece in self.pieces[number])
+
+    def missing(self) -> list[int]:
+        """Numbers of the files that are not there yet."""
+        parts = storage.join(self.path, PARTS_FOLDER)
+        there = {f"{PARTS_FOLDER}/{name}" for name in (storage.list_folder(parts) if storage.exists(parts) else [])}
+        return [number for number in range(len(self.pieces)) if self._name(number) not in there]
+
+    def write(self, number: int, about: Mapping[str, NDArray[Any]], features: Mapping[tuple[int, Pooling], NDArray[np.floating]]) -> None:
+        """Write a file; it appears under its name when it is complete.
+
+        Args:
+            number: Which one.
+            about: "unit", "row", "path", "status" and, if the description says so, "label" of all its images, [n].
+            features: [decoded, D] by layer and pooling, of those with status 0.
+        """
+        good = about["status"] == 0
+        columns = {
+            "unit": pa.array(about["unit"][good].astype(np.int32)),
+            "row": pa.array(about["row"][good].astype(np.int32)),
+            "path": pa.array(about["path"][good].tolist(), pa.string()),
+        }
+        if self.description.label is not None:
+            columns["label"] = _label_array(about["label"][good])
+            if (names := self.description.class_names) is not None and self.description.label_kind == "whole":
+                found = [names[label] if 0 <= label < len(names) else None for label in about["label"][good].tolist()]
+                columns["class_name"] = pa.array(found, pa.string())
+        kind = pa.list_(pa.float16() if self.description.numbers == "float16" else pa.float32(), self.description.dim)
+        for (layer, pooling), values in features.items():
+            columns[column_name(layer, pooling)] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+        bad = [[about["path"][i], Status(int(about["status"][i])).reason] for i in np.flatnonzero(~good)]
+        schema = pa.schema({name: column.type for name, column in columns.items()}, metadata={_UNDECODABLE: json.dumps(bad)})
+        with storage.open_output(storage.join(self.path, *self._name(number).split("/"))) as file:
+            pq.write_table(
+                pa.Table.from_arrays(list(columns.values()), schema=schema), file, compression="zstd", use_dictionary=["path", "class_name"]
+            )
+
+    def finish(self) -> None:
+        """Check that every image is there once, then say that the features are complete.
+
+        Raises:
+            RuntimeError: If the files do not hold what they should.
+        """
+        if storage.exists(storage.join(self.path, FEATURES_FILE)):
+            return
+        footers = self._footers()
+        bad = [entry for _, entries in footers for entry in entries]
+        for number, (rows, entries) in enumerate(footers):
+            if rows + len(entries) != self.images_of(number):
+                raise RuntimeError(f"{self._name(number)} has {rows} + {len(entries)} images instead of {self.images_of(number)}")
+        if bad:
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerow(["image", "reason"])
+            writer.writerows(bad)
+            storage.write_text(storage.join(self.path, UNDECODABLE_FILE), text.getvalue())
+        storage.write_text(storage.join(self.path, FEATURES_FILE), json.dumps(asdict(self.description), indent=1) + "\n")
+        storage.delete_file(storage.join(self.path, UNFINISHED_FILE))
+
+    def undecodable(self) -> list[tuple[str, str]]:
+        """(image, reason) of the images without features."""
+        file = storage.join(self.path, UNDECODABLE_FILE)
+        entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
+        return [(entry["image"], entry["reason"]) for entry in entries]
+
+    def read(self, layer: int, pooling: Pooling) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+        """One feature of all images that could be decoded, in the order of units and rows: [n, D] as written, and labels int64 [n]."""
+        name = column_name(layer, pooling)
+
+        def read(number: int) -> pa.Table:
+            system, path = storage.resolve(storage.join(self.path, *self._name(number).split("/")))
+            with system.open_input_file(path) as file:
+                return pq.ParquetFile(file, pre_buffer=True).read(columns=[name, "label"])
+
+        # Each file into its place in one array: the memory is the array's, and some files'.
+        about = self.description
+        images = about.images - len(self.undecodable())
+        features = np.empty((images, about.dim), np.float16 if about.numbers == "float16" else np.float32)
+        labels = np.empty(images, np.int64)
+        end = 0
+        with ThreadPoolExecutor(READERS) as threads:
+            for table in threads.map(read, range(len(self.pieces))):
+                start, end = end, end + len(table)
+                features[start:end] = table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, about.dim)
+                labels[start:end] = table.column("label").to_numpy()
+        return features, labels
+
+    def _footers(self) -> list[tuple[int, Sequence[list[str]]]]:
+        """Rows of every file, and what it lists as undecodable."""
+
+        def read(number: int) -> tuple[int, Sequence[list[str]]]:
+            system, path = storage.resolve(storage.join(self.path, *self._name(number).split("/")))
+            with system.open_input_file(path) as file:
+                footer = pq.read_metadata(file)
+            return footer.num_rows, json.loads(footer.metadata[_UNDECODABLE])
+
+        with ThreadPoolExecutor(READERS) as threads:
+            return list(threads.map(read, range(len(self.pieces))))
+
+    def _name(self, number: int) -> str:
+        return f"{PARTS_FOLDER}/part-{number:05d}-of-{len(self.pieces):05d}.parquet"
+
+
+def _label_array(values: NDArray[Any]) -> pa.Array:
+    """Labels with nulls where there are none: -1, a number that is none, or an empty text."""
+    if values.dtype.kind == "i":
+        return pa.array(values.astype(np.int64), mask=values < 0)
+    if values.dtype.kind == "f":
+        return pa.array(values, mask=np.isnan(values))
+    return pa.array([value or None for value in values.tolist()], pa.string())

@@ -1,0 +1,143 @@
+"""k-NN at the pauses of a pretraining: does the model learn anything about what labels tell apart?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
+from pipelines.runs import evaluations, run_folder
+
+if TYPE_CHECKING:
+    from pipelines.cluster.placement import Placement
+    from pipelines.sources.labels import LabelledManifest
+
+FOLDER = "knn"
+
+SEED = 0
+"""Draws the part of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnSets:
+    """The two sets of a pretraining's k-NN, opened and checked before it starts."""
+
+    config: KnnWhileConfig
+    train: LabelledManifest
+    val: LabelledManifest
+    classes: int
+    layers: tuple[int, ...]
+
+    def evaluate(self, say: Callable[[str], None], folder: run_folder.RunFolder, placement: Placement, checkpoint: str) -> dict[str, float]:
+        """Judge a checkpoint, unless that was done before the run was interrupted.
+
+        Features are written below the run folder, read back one layer at a time, and deleted.
+
+        Returns:
+            Top-1 by "knn/layer_N".
+        """
+        step = run_folder.step_of(checkpoint)
+        found = evaluations.saved_at(folder.uri, FOLDER, step)
+        if found is None:
+            found = self._judge(folder, placement, checkpoint, step)
+            evaluations.save(folder.uri, FOLDER, step, found)
+            figures = ", ".join(f"{value:.2%} at layer {layer}" for layer, value in found["top1"].items())
+            say(f"k-NN at step {step:,}: {figures}, on {found['val_images']:,} images")
+        return {f"knn/layer_{layer}": value for layer, value in found["top1"].items()}
+
+    def _judge(self, folder: run_folder.RunFolder, placement: Placement, checkpoint: str, step: int) -> dict[str, Any]:
+        from beit.probing.probe import Labelled, probe_knn
+        from pipelines.evaluation.extract import extract
+        from pipelines.runs.models import model_digest
+
+        # Named by the weights: of a step that was taken again after an interruption they can be others.
+        place = folder.path(f"{FOLDER}-features", f"step-{step:08d}-{model_digest(checkpoint)[:12]}")
+        train, val = (
+            extract(
+                manifest,
+                checkpoint,
+                storage.join(place, name),
+                layers=self.layers,
+                poolings=("mean",),
+                numbers="float32",  # Of some thousand images: no feature is too large for it, which would end the training.
+                placement=placement,
+                say=lambda line: None,
+            )[0]
+            for name, manifest in (("train", self.train), ("val", self.val))
+        )
+        top1, top5, images = {}, {}, (0, 0)
+        for layer in self.layers:  # In the driver: some thousand features of one layer at a time, on a CPU.
+            known, asked = Labelled(*train.read(layer, "mean")), Labelled(*val.read(layer, "mean"))
+            score = probe_knn(known, asked, self.classes, self.config)
+            top1[str(layer)], top5[str(layer)] = score.top1, score.top5
+            images = len(known.labels), len(asked.labels)
+        storage.delete_folder(folder.path(f"{FOLDER}-features"))
+        return {"top1": top1, "top5": top5, "train_images": images[0], "val_images": images[1]}
+
+
+def pauses(config: KnnWhileConfig, total_steps: int) -> list[int]:
+    """Steps after which k-NN is measured, before the last."""
+    return [] if config.every_steps is None else list(range(config.every_steps, total_steps, config.every_steps))
+
+
+def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets | None:
+    """Open the labelled images; None where no k-NN is asked for.
+
+    Args:
+        config: With absolute paths.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: Where there are no images, or no labels, or nothing to be judged by, or no such layer.
+    """
+    from beit.probing.features import check_layers, middle_layer
+    from pipelines.datasets import held_out_scenes, open_data
+    from pipelines.sources import open_source
+    from pipelines.sources.labels import LabelledManifest, class_count, label_source, unnamed
+
+    knn, side, depth = config.knn, config.model.image_size, config.model.depth
+    if knn.every_steps is None:
+        return None
+    layers = check_layers(knn.layers or (middle_layer(depth), depth), depth, option="knn.layers")
+    if knn.train is not None:
+        source = open_source(knn.train, option="knn.train", split="train", say=say)
+    else:
+        source = open_data(config, image_size=side, say=say)
+    option = "data.train" if knn.train is None else "knn.train"
+    train = label_source(source, option=option, column=knn.label).manifest
+    assert isinstance(train, LabelledManifest)
+    classes = class_count(train, None)
+    if knn.val is not None:
+        held_out = open_source(knn.val, option="knn.val", split="val", say=say)
+    elif config.data.train is None and knn.train is None:
+        held_out = held_out_scenes(config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say)
+    else:
+        raise UserError(
+            f"knn.every_steps={knn.every_steps}, and knn.val is not given, so there is nothing to be judged by",
+            "set --knn.val to labelled images, or leave out --knn.every-steps",
+        )
+    val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, follows=train).manifest
+    assert isinstance(val, LabelledManifest)
+    for line in unnamed(train, val, "knn.val"):
+        say(line)
+    say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
+    return KnnSets(
+        config=knn,
+        train=_capped(train, option, knn, say),
+        val=_capped(val, "knn.val", knn, say),
+        classes=classes,
+        layers=layers,
+    )
+
+
+def _capped(manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]) -> LabelledManifest:
+    """The same images for every run, so that the figures of runs compare."""
+    from pipelines.sources.labels import take_at_most
+
+    part = take_at_most(manifest, config.most_images, SEED)
+    if part.total < manifest.total:
+        say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
+    return part

@@ -1,0 +1,79 @@
+"""What a probe finds: a row for each layer, pooling and set of weights, in a file of the run folder, on the terminal and in MLflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from beit.vit.pooling import POOLINGS, Pooling
+from pipelines import storage
+
+TABLE_FILE = "probe.csv"
+
+Weights = Literal["trained", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """What one feature is worth."""
+
+    weights: Weights
+    """trained: those of the model. random: fresh ones."""
+    layer: int
+    """Number of the block, from 1."""
+    pooling: Pooling
+    knn_top1: float
+    knn_top5: float
+    linear_top1: float
+    linear_top5: float
+    train_images: int
+    val_images: int
+
+
+def read_table(run: str) -> list[ProbeRow]:
+    """What a run has judged so far: trained weights first, then by layer and pooling."""
+    file = storage.join(run, TABLE_FILE)
+    if not storage.exists(file):
+        return []
+    kinds: dict[str, Callable[[str], Any]] = {"weights": str, "pooling": str, "layer": int, "train_images": int, "val_images": int}
+    entries = csv.DictReader(io.StringIO(storage.read_text(file)))
+    return [ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()}) for entry in entries]
+
+
+def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__))
+    writer.writeheader()
+    writer.writerows(
+        asdict(row) for row in sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
+    )
+    storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
+
+
+def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
+    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the layer."""
+    now = time.time()
+    for row in rows:
+        figures = {name: getattr(row, name) for name in ("knn_top1", "knn_top5", "linear_top1", "linear_top5")}
+        yield {"step": row.layer, "time": now, **{f"{row.weights}_{row.pooling}/{name}": value for name, value in figures.items()}}
+
+
+def row_line(row: ProbeRow) -> str:
+    """A result in a line."""
+    return f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear {row.linear_top1:.2%}"
+
+
+def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
+    """Top-1 by layer, for the terminal."""
+    columns = list(dict.fromkeys((row.weights, row.pooling) for row in rows))
+    by_place = {(row.weights, row.pooling, row.layer): row for row in rows}
+    layers = sorted({row.layer for row in rows})
+    yield "top-1   " + "".join(f"{f'{weights}, {pooling}':>22}" for weights, pooling in columns)
+    yield "layer   " + "".join(f"{'k-NN':>12}{'linear':>10}" for _ in columns)
+    for layer in layers:
+        found = [by_place.get((*column, layer)) for column in columns]
+        yield f"{layer:<8}" + "".join(" " * 22 if row is None else f"{row.knn_top1:>12.2%}{row.linear_top1:>10.2%}" for row in found)

@@ -1,0 +1,1 @@
+"""What a pretraining will take, before it is paid for."""

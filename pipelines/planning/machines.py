@@ -1,0 +1,207 @@
+"""Which GPUs and cores a cluster's machines have, and how many there may be: by its file, or by what Ray says of those that are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from beit.errors import UserError
+from pipelines.cluster.node_types import UNBOUNDED, NodeType, NodeTypes, read_node_types
+from pipelines.cluster.placement import EPSILON, Node, nodes_of
+from pipelines.cluster.session import to_come
+from pipelines.config.resources import ResourceConfig
+from pipelines.planning.forecast import DENSE_TFLOPS, Machines
+
+KIND = "accelerator_type:"
+
+GPU_OF_INSTANCE = {
+    # Beginnings of the machine types' names -> kind of their GPUs, as the clouds list them.
+    "g4dn.": "T4",
+    "p3.": "V100",
+    "g5.": "A10G",
+    "g6.": "L4",
+    "g6e.": "L40S",
+    "p4d.": "A100",
+    "p4de.": "A100",
+    "p5.": "H100",
+    "p5en.": "H200",
+    "p6-b200.": "B200",
+    "g2-": "L4",
+    "a2-": "A100",
+    "a3-highgpu": "H100",
+    "a3-megagpu": "H100",
+    "a3-ultragpu": "H200",
+    "a4-": "B200",
+    "Standard_NC4as_T4": "T4",
+    "Standard_NC8as_T4": "T4",
+    "Standard_NC16as_T4": "T4",
+    "Standard_NC64as_T4": "T4",
+    "Standard_NC24ads_A100": "A100",
+    "Standard_NC48ads_A100": "A100",
+    "Standard_NC96ads_A100": "A100",
+    "Standard_ND96asr_v4": "A100",
+    "Standard_ND96amsr_A100": "A100",
+    "Standard_ND96isr_H100": "H100",
+    "Standard_ND96isr_H200": "H200",
+}
+
+
+# Names of machines that tell their cores, and by what to multiply the number in them:
+# m7i.xlarge, m7i.4xlarge, n2-standard-4, Standard_D4s_v5.
+SIZES = {
+    r"[a-z0-9-]+\.()large": 2,
+    r"[a-z0-9-]+\.(\d*)xlarge": 4,
+    r"[a-z0-9]+-(?:standard|highcpu|highmem)-(\d+)": 1,
+    r"Standard_[A-Z]+(\d+)[a-z]*(?:_.+)?": 1,
+}
+
+
+def cores_of(kind: NodeType) -> float | None:
+    """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor its machine's name tell."""
+    if cores := kind.resources.get("CPU"):
+        return cores
+    named = (float(times * int(found[1] or 1)) for size, times in SIZES.items() if (found := re.fullmatch(size, kind.machine)))
+    return next(named, None)
+
+
+def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = None) -> Machines:
+    """The machines of a cluster's file.
+
+    Raises:
+        UserError: If it is none, has no GPU to train on, or GPUs of an unknown kind.
+    """
+    types = read_node_types(path)
+    kinds = [kind for kind in types.kinds if kind.max_workers]
+    found = _machines(kinds, where=f"--cluster {path}", within=_within(types, []), gpu=gpu, token_gpu=token_gpu)
+    if found is None:
+        raise UserError(
+            f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
+        )
+    return replace(found, most_nodes=types.most, head_cores=cores_of(types.head) if types.head else None)
+
+
+def machines_of_nodes(
+    alive: Sequence[Mapping[str, float]],
+    *,
+    types: NodeTypes | None = None,
+    there: Sequence[Node] = (),
+    gpu: str | None = None,
+    token_gpu: str | None = None,
+    head_cores: float | None = None,
+) -> Machines | None:
+    """The machines that a Ray cluster has or may get; None if none of them has a GPU to train on.
+
+    Args:
+        alive: The resources of each that is there.
+        types: Node types of a cluster that grows (`cluster.node_types`). None: nobody says what it may grow to.
+        there: The machines that are there, as a driver sees them.
+        gpu: Kind of the training GPUs, where Ray does not name it.
+        token_gpu: Likewise of the tokenizers' own.
+        head_cores: Cores of the driver's node.
+
+    Raises:
+        UserError: If its GPUs are of an unknown kind.
+    """
+    kinds = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
+    within: list[Node] = []
+    if types:
+        kinds += [kind for kind in types.kinds if kind.max_workers]
+        within = _within(types, there)
+    found = _machines(kinds, where="the cluster", within=within, gpu=gpu, token_gpu=token_gpu)
+    return found and replace(found, most_nodes=types.most if types else UNBOUNDED, head_cores=head_cores)
+
+
+def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
+    """All machines of each stage that a cluster may have, whatever the others have."""
+    return [*there, *to_come(replace(types, most=UNBOUNDED), there)]
+
+
+def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
+    """A machine with GPUs of a kind, all of which and all of whose cores a private Ray has."""
+    return Machines(
+        train_gpu=gpu,
+        train_gpus=int(node.gpus),
+        train_cores=node.cpus,
+        token_gpu=None,
+        token_gpus=1,
+        view_cores=node.cpus,
+        most=most_of([node]),
+        head_cores=node.cpus,
+    )
+
+
+def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: int) -> Machines:
+    """The same machines, with the tokenizers where a run of so many workers places them (`pipelines.cluster.placement`).
+
+    Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share those of the workers if
+    not, and run on cores if `resources.tokenizer_gpus` is 0.
+    """
+    if resources.tokenizer_gpus == 0:
+        return replace(machines, token_gpu=None, tokens="cores")
+    if machines.token_gpu is not None or "train" not in machines.most:
+        return machines
+    asked = resources.worker_range
+    spare = int(machines.most["train"]) - max(workers, asked.most if asked else workers)
+    actors = resources.tokenizers or 1
+    a_gpu = int(1 / (resources.tokenizer_gpus or (1.0 if spare >= actors else 0.25)) + EPSILON)
+    if spare < 1 or actors > spare * a_gpu:
+        return machines
+    gpus = -(-actors // a_gpu) if resources.tokenizers else spare
+    return replace(machines, token_gpu=machines.train_gpu, tokens="spare gpus", most={**machines.most, "tokens": gpus})
+
+
+def most_of(nodes: Sequence[Node]) -> dict[str, float]:
+    """How much each stage may get of these machines, counted as a driver places it: GPUs to train on and of the tokenizers' own, and
+    the cores of machines without GPUs, for views.
+    """
+    return {
+        "train": sum(int(node.gpus) for node in nodes_of("train", nodes)),
+        "tokens": sum(int(node.gpus) for node in nodes if "tokens" in node.stages),
+        "views": sum(node.cpus for node in nodes_of("views", nodes) if not node.gpus),
+    }
+
+
+def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], gpu: str | None, token_gpu: str | None) -> Machines | None:
+    trainers = [kind for kind in types if kind.resources.get("train")] or list(types)
+    train = max(trainers, key=_gpus, default=None)
+    if train is None or not _gpus(train):
+        return None
+    tokens = max((kind for kind in types if kind.resources.get("tokens") and _gpus(kind)), key=_gpus, default=None)
+    apart = any(kind.resources.get("views") for kind in types)
+    viewers = [kind for kind in types if not _gpus(kind) and (kind.resources.get("views") or not apart)]
+    views = max((kind.resources.get("CPU", 0.0) for kind in viewers), default=0.0)
+    kinds = {"--gpu": gpu or _gpu_of(train), "--token-gpu": token_gpu or _gpu_of(tokens) if tokens else None}
+    unknown = {option: kind for option, kind in (("--gpu", train), ("--token-gpu", tokens)) if kind and kinds[option] is None}
+    if unknown:
+        names = " and ".join(kind.name + (f" ({kind.machine})" if kind.machine else "") for kind in unknown.values())
+        raise UserError(
+            f"{where}: the kind of the GPUs of {names} is not known",
+            f"say it by {' and '.join(unknown)}, of {', '.join(DENSE_TFLOPS)}",
+        )
+    given = ((train, gpu), (tokens, token_gpu))
+    supposed = (
+        f"{kind.name}: {named} in place of {has}" for kind, named in given if kind and named and (has := _gpu_of(kind)) not in (None, named)
+    )
+    return Machines(
+        supposed=tuple(supposed),
+        train_gpu=str(kinds["--gpu"]),
+        train_gpus=_gpus(train),
+        train_cores=train.resources.get("CPU", 0.0),
+        token_gpu=kinds["--token-gpu"],
+        token_gpus=_gpus(tokens) if tokens else 1,
+        view_cores=views or train.resources.get("CPU", 0.0),
+        most=most_of(within) if within else {},
+        views_beside=bool(train.resources.get("views")) or not apart,
+    )
+
+
+def _gpus(kind: NodeType) -> int:
+    return int(kind.resources.get("GPU", 0))
+
+
+def _gpu_of(kind: NodeType) -> str | None:
+    """By a resource such as accelerator_type:A100, which Ray gives to nodes that are there, or by the cloud's name of the machine."""
+    named = [name.removeprefix(KIND) for name in kind.resources if name.startswith(KIND)]
+    found = [gpu for name in named for gpu in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(gpu)]
+    return next(iter(found + [gpu for start, gpu in GPU_OF_INSTANCE.items() if kind.machine.startswith(start)]), None)

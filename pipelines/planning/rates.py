@@ -1,0 +1,239 @@
+"""What an image costs on this machine: every stage of a pretraining timed alone, as the run will execute it, for a few seconds."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.planning import forecast
+from pipelines.planning.forecast import DENSE_TFLOPS, Costs, GpuRates
+
+if TYPE_CHECKING:
+    from pipelines.sources import Source
+    from pipelines.stream.samples import SampleConfig
+
+# Most images of a measured batch: larger ones cost the same an image.
+MOST_IMAGES = 64
+
+# Views are made one after the other: a few at a time, so that the end is not missed by much.
+VIEWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What was measured."""
+
+    costs: Costs
+    parameters: int
+    gpu: GpuRates | None
+    """Of the GPU at hand; None where there is none, or the run is to do without."""
+    machine: str
+    """Where it was measured: processors and versions."""
+    cores: int
+    load: float
+    """The machine's, at the end."""
+
+
+def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
+    """Time the stages one after the other, each as the run will execute it, on one thread by this process's CPU time.
+
+    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is timed by the clock, with the
+    training step and with the tokenizer, one after the other.
+    """
+    import torch
+
+    from beit.cores import compute_with
+    from pipelines.stream.graph import Tokenize
+    from pipelines.tools.benchmark import header
+
+    threads = torch.get_num_threads()
+    compute_with(1, device="cpu")
+    try:
+        batch, view = _time_views(source, samples, seconds=seconds / 3)
+        token, token_flop = 0.0, 0.0
+        if tokenized:
+            tokenize = Tokenize(config.tokenizer, device="cpu", threads=1)
+            token_flop = _flops(lambda: tokenize(_part(batch, 1)))  # It also warms up.
+            spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MOST_IMAGES, seconds=seconds / 3)
+            token = spent / images
+        step, step_flop, parameters = _time_step(config, batch, device="cpu", seconds=seconds / 3)
+        gpu = None
+        if torch.cuda.is_available() and config.resources.device != "cpu":
+            train = 1 / _time_step(config, batch, device="cuda", seconds=seconds / 3)[0]
+            tokens = 1 / _time_tokens_on_gpu(config, batch, seconds=seconds / 3) if tokenized else None
+            gpu = GpuRates(kind=gpu_kind(), train=train, tokens=tokens)
+    finally:
+        torch.set_num_threads(threads)
+    costs = Costs(
+        view=view,
+        token=token,
+        step=step,
+        token_flop=token_flop,
+        step_flop=step_flop,
+        moved=forecast.moved_bytes(
+            patch_px=config.model.image_size, token_px=samples.token_px, patches=config.model.patches, tokenized=tokenized
+        ),
+    )
+    return Rates(
+        costs=costs,
+        parameters=parameters,
+        gpu=gpu,
+        machine=header("torch", "ray"),
+        cores=os.cpu_count() or 1,
+        load=os.getloadavg()[0],
+    )
+
+
+def gpu_kind() -> str:
+    """The kind of the first GPU of this machine: a key of `DENSE_TFLOPS`, or else its own name."""
+    import torch
+
+    name = torch.cuda.get_device_name(0)
+    return next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
+
+
+def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
+    """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task does it."""
+    from pipelines.stream.graph import read_slot
+    from pipelines.stream.rounds import Part
+    from pipelines.stream.samples import make_samples
+
+    rows = source.manifest.rows
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    kept: dict[str, Any] = {}
+    spent, made, number = 0.0, 0, 0
+    deadline = time.perf_counter() + seconds
+    while made == 0 or time.perf_counter() < deadline:
+        unit = order[number % len(order)]
+        part = Part(number // len(order), unit, np.arange(min(int(rows[unit]), 200)))
+        number += 1
+        start = time.process_time()
+        for encoded in read_slot([(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=VIEWS_AT_ONCE):
+            batch = make_samples(encoded, config=samples)
+            if kept:  # The first batch warms everything up.
+                spent += time.process_time() - start
+                made += len(batch["row"])
+            kept = batch if len(batch["row"]) >= len(kept.get("row", ())) else kept
+            if made and time.perf_counter() >= deadline:
+                break
+            start = time.process_time()
+    return kept, spent / made
+
+
+def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
+    """So many images of a batch, some of them several times where it has fewer."""
+    index = np.resize(np.arange(len(batch["row"])), images)
+    return {name: column[index] for name, column in batch.items()}
+
+
+def _time(work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time) -> tuple[float, int]:
+    """Time some work on a number of images: as many as let a round take a third of `seconds`, but at least one.
+
+    Args:
+        work: Takes the number of images. It is warm: it was done before.
+        most: Images of a round.
+        seconds: Of the wall clock, which runs faster than this process where other work has the cores.
+        clock: What a round is timed by.
+
+    Returns:
+        Seconds of a round, the median, and its images.
+    """
+    begun = time.perf_counter()
+    start = clock()
+    work(1)
+    rounds = [clock() - start]
+    images = max(1, min(most, int(seconds / 3 / max(1e-6, time.perf_counter() - begun))))
+    if images > 1:
+        work(images)
+        rounds = []
+    while not rounds or time.perf_counter() < begun + seconds:
+        start = clock()
+        work(images)
+        rounds.append(clock() - start)
+    return float(np.median(rounds)), images
+
+
+def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, seconds: float) -> float:
+    """Seconds an image, with the copies to the GPU and of the tokens back, for which each call waits."""
+    from pipelines.stream.graph import Tokenize
+    from pipelines.training.training import MICRO_BATCH
+
+    tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
+    tokenize(_part(batch, MICRO_BATCH))  # It warms up.
+    spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MICRO_BATCH, seconds=seconds, clock=time.perf_counter)
+    return spent / images
+
+
+def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float) -> tuple[float, float, int]:
+    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's parameters.
+
+    The optimizer's work is that of a step, however many images it has: it is divided by those that a worker takes, not by those that
+    were measured.
+    """
+    import torch
+
+    from pipelines.pretrain import make_objective
+    from pipelines.training.step import Stepper
+    from pipelines.training.training import MICRO_BATCH
+
+    vocab_size, rng = 8192, np.random.default_rng(0)
+    if config.target.kind == "tokens":
+        from pipelines.stream.graph import open_tokenizer
+
+        vocab_size = open_tokenizer(config.tokenizer).vocab_size
+    place = torch.device(device)
+    objective = make_objective(config, vocab_size, 1_000_000, "").to(place).train()
+    stepper = Stepper(
+        objective,
+        device=place,
+        clip_norm=config.optim.clip_norm,
+        bf16=device == "cuda",
+        compile=config.resources.compile and device == "cuda",
+    )
+    rows = len(batch["row"])
+    columns = {**batch, "tokens": rng.integers(0, vocab_size, (rows, config.model.patches)).astype(np.int16)}
+    # Images of a worker: all of them, or those that it takes at once.
+    workers = config.resources.worker_range
+    share = max(1, config.optim.global_batch_size // (1 if workers is None else workers.fewest))
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    @functools.cache
+    def part(images: int) -> tuple[dict[str, Any], float]:
+        found = {name: torch.from_numpy(column).to(place) for name, column in _part(columns, images).items() if name in objective.columns}
+        return found, float(found["mask"].sum())
+
+    def step(images: int) -> None:
+        stepper.step(0, *part(images))
+
+    flop = _flops(lambda: step(1))  # It also warms up.
+    most = min(config.resources.micro_batch_size or MICRO_BATCH, share)
+    whole, images = _time(step, most=most, seconds=seconds, clock=clock)
+    updates: list[float] = []
+    for _ in range(3):
+        start = clock()
+        stepper.optimizer.step()
+        updates.append(clock() - start)
+    update = min(whole, float(np.median(updates)))
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    return (whole - update) / images + update / share, flop, parameters
+
+
+def _flops(work: Callable[[], Any]) -> float:
+    """Floating-point operations of matrix products and convolutions, two for a multiplication with an addition."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())

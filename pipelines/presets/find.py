@@ -1,0 +1,30 @@
+"""Find a preset by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from beit.errors import UserError
+
+Preset = TypeVar("Preset")
+
+
+def find_preset(presets: Mapping[str, Callable[[], Preset]], name: str, cause: str) -> Preset:
+    """The configuration of a preset of any job.
+
+    Args:
+        presets: All of the job's.
+        name: The one that is wanted.
+        cause: What to say of a name that is none.
+
+    Raises:
+        UserError: For a name that is none, with the nearest one.
+    """
+    if name not in presets:
+        import difflib
+
+        close = difflib.get_close_matches(name, presets, n=1)
+        hint = f"perhaps you meant {close[0]}; " if close else ""
+        raise UserError(cause, f"{hint}presets: {', '.join(presets)}, or the config.json of a run")
+    return presets[name]()

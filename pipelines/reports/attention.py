@@ -1,0 +1,59 @@
+"""The report's attention sheet: what chosen patches of a few images attend to in the last block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.reports.page import Picture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from beit.config import ViewConfig
+
+IMAGES = 3
+POINTS = ((0.5, 0.5), (0.25, 0.75))
+SIDE = 144
+"""Of a picture on the sheet, in pixels."""
+
+
+def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewConfig) -> Picture:
+    """The sheet for the first three images: one forward pass of each, on this machine's CPU and at the model's own size.
+
+    Args:
+        model: Any that has a backbone; put in evaluation mode.
+        images: uint8 [n, P, P, 3], of the model's own size.
+        view: Its mean and std normalise the pixels.
+    """
+    from beit.probing.attention import KEPT_MASS, look
+    from beit.probing.attention_sheet import attention_sheet
+
+    model.eval()
+    shown = [look(model, image, POINTS, view) for image in images[:IMAGES]]
+    legend = [
+        ("asking patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
+        (
+            "mean over heads",
+            "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the largest, and the class token's.",
+        ),
+        (
+            "head 1, 2, …",
+            "Each head's own weights. Dark: none. Each map goes to its own largest weight, which stands below it with how many times that "
+            "is what each token would have if all had the same: a map of about 1 looks bright and says nothing.",
+        ),
+        (
+            f"{KEPT_MASS:.0%} of the mean",
+            "The fewest patches that together hold this share of the mean; all others are covered. Below: how many they are, and how many "
+            "they would be if all had the same.",
+        ),
+        (
+            "what to look for",
+            "In the paper (figure 2), after 800 epochs of pretraining on ImageNet, patches of an object attend to that object, though "
+            "nobody named it; a young model's maps may follow colour or distance alone. beit attention shows any image, point and size.",
+        ),
+    ]
+    names = [f"image {number}" for number in range(1, len(shown) + 1)]
+    return Picture(title="What patches attend to", image=attention_sheet(shown, names, side=SIDE), legend=legend)

@@ -1,0 +1,55 @@
+"""The metrics of a run: rows by step, in a file that grows or in parts on a bucket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+
+METRICS_FILE = "metrics.jsonl"
+
+# Nothing on an object store can be cut: a row of this name in the part files says that the steps beyond it were lost.
+REWIND = "rewind"
+
+
+def step_of_line(line: str) -> int:
+    row = json.loads(line)
+    return int(row[REWIND] if REWIND in row else row["step"])
+
+
+def whole_lines(text: str) -> list[str]:
+    """Without a last line that was being written when its writer was killed."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the later one counts."""
+    if storage.is_remote(run):
+        # Their names are times, so this is the order in which the rows came; the clocks of the machines need not agree.
+        parts = [storage.join(run, "metrics", entry.name) for entry in storage.list_files(storage.join(run, "metrics"))]
+    else:
+        parts = [storage.join(run, METRICS_FILE)] if storage.exists(storage.join(run, METRICS_FILE)) else []
+    rows: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        for row in map(json.loads, whole_lines(storage.read_text(part))):
+            if REWIND in row:
+                rows = {step: kept for step, kept in rows.items() if step <= row[REWIND]}
+            else:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, with means over the last twentieth of the steps for what was measured in training: a single row is noisy."""
+    last = rows[-1]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    window = [(row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]]
+    metrics = dict(last)
+    for name in last:
+        values = [(row[name], count) for row, count in window if name.startswith("train/") and row.get(name) is not None]
+        if values:
+            metrics[name] = float(np.average([value for value, _ in values], weights=[count for _, count in values]))
+    return metrics

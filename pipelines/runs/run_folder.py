@@ -1,0 +1,257 @@
+"""The run folder: where a run keeps its configuration, checkpoints, metrics and report."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from beit.errors import UserError
+from beit.plain import from_dict, to_dict
+from pipelines import storage
+from pipelines.config.jobs import HasData
+
+Config = TypeVar("Config", bound=HasData)
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+PROGRESS_FILE = "progress.json"
+
+JOB_FOLDER = "working_dir_files"
+"""Ray's name for the folder that holds what `ray job submit --working-dir` uploads."""
+
+CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder or bucket URI; `attempt` counts the starts."""
+
+    uri: str
+    attempt: int
+
+    def path(self, *names: str) -> str:
+        """A file or folder of the run."""
+        return storage.join(self.uri, *names)
+
+    @property
+    def attempt_name(self) -> str:
+        """Folder of Ray Train's state and the checkpoints of this start."""
+        return f"attempt-{self.attempt}"
+
+
+def check_free(config: HasData) -> None:
+    """Refuse a name that is in use, and a folder that goes away.
+
+    Raises:
+        UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a submitted job works in.
+    """
+    if JOB_FOLDER in Path(storage.absolute(config.output.root)).parts:
+        raise UserError(
+            f"output.root={config.output.root} lies in the job's own folder, which Ray deletes: the run would be lost",
+            "set --output.root to a bucket, or to an absolute path on storage that all machines share",
+        )
+    if config.output.name is None:
+        return
+    uri = storage.join(storage.absolute(config.output.root), config.output.name)
+    if storage.exists(storage.join(uri, CONFIG_FILE)):
+        raise UserError(
+            f"output.name={config.output.name}: there is a run of that name at {uri}",
+            f"go on with it by --resume {uri}, or choose another --output.name",
+        )
+
+
+def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> RunFolder:
+    """Make the folder of a new run and save its configuration and environment there.
+
+    Args:
+        config: The whole run.
+        job: Name of the job.
+        preset: Begins the folder's name, unless `output.name` is given.
+        inputs: Digests of what the run reads, by the option that names it: a resumed run must find the same.
+
+    Raises:
+        UserError: If a run of that name exists.
+    """
+    check_free(config)
+    name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    uri = storage.join(storage.absolute(config.output.root), name)
+    save_config(uri, config, job=job, preset=preset, inputs=inputs)
+    storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
+    return RunFolder(uri, 1)
+
+
+def save_config(uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> None:
+    """Write the configuration of a run; arguments as for `create`."""
+    saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
+    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
+
+
+def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
+    """The folder of a run to go on with.
+
+    Raises:
+        UserError: If the run would read other data than before, or another tokenizer.
+    """
+    uri = storage.absolute(uri)
+    before = saved_run(uri).inputs
+    for option, digest in inputs.items():
+        if before.get(option) != digest:
+            raise UserError(
+                f"--resume {uri}: what {option} names is not what the run began with (digest {before.get(option)}, now {digest})",
+                "bring back the files as they were, or start a new run",
+            )
+    return RunFolder(uri, 1 + max(_attempts(uri), default=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What the config.json of a run says."""
+
+    job: str
+    preset: str
+    inputs: dict[str, str]
+    """Digests of what the run reads, by the option that names it."""
+    config: dict[str, Any]
+    """As `to_dict` made it."""
+
+
+def saved_run(path: str) -> SavedRun:
+    """What a run was started with.
+
+    Args:
+        path: A run folder, or the config.json of one.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    uri = storage.absolute(path)
+    file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
+    if not storage.exists(file):
+        raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
+    try:
+        saved = json.loads(storage.read_text(file))
+        found = SavedRun(job=saved["job"], preset=saved["preset"], inputs=dict(saved["inputs"]), config=dict(saved["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{file} is no run's configuration: {why}", "give the folder of a run, not of a checkpoint or model in it"
+        ) from error
+    return found
+
+
+def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
+    """The configuration that a run was started with, and the name of its preset.
+
+    Args:
+        path: A run folder, or the config.json of one.
+        kind: The job's configuration.
+        job: The job that the run must belong to.
+
+    Raises:
+        UserError: If there is no run of this job.
+    """
+    saved = saved_run(path)
+    if saved.job != job:
+        raise UserError(f"{path} belongs to the job {saved.job}, not to {job}", f"use beit {saved.job}")
+    return from_dict(kind, saved.config), saved.preset
+
+
+def check_same(saved: HasData, asked: HasData) -> None:
+    """Refuse to go on with options that would change the result.
+
+    Raises:
+        UserError: Naming every changed option with both values.
+    """
+    before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
+    free = {name for name in before if name.startswith(asked.free_on_resume)} - {"resources.precision"}
+    changed = [name for name in before if before[name] != after[name] and name not in free]
+    if changed:
+        differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
+        raise UserError(f"--resume: the run cannot go on with other settings: {differences}", "leave these out, or start a new run")
+
+
+def latest_checkpoint(uri: str) -> str | None:
+    """The complete checkpoint with the most steps over all attempts; None if there is none."""
+    return next(iter(_complete_checkpoints(uri)), None)
+
+
+def step_of(checkpoint: str) -> int:
+    """The step that a checkpoint was saved at."""
+    return int(json.loads(storage.read_text(storage.join(checkpoint, PROGRESS_FILE)))["step"])
+
+
+def _complete_checkpoints(uri: str) -> list[str]:
+    """Newest first."""
+    found: list[tuple[int, str]] = []
+    for attempt in _attempts(uri):
+        folder = storage.join(uri, f"attempt-{attempt}")
+        names = (CHECKPOINT_NAME.fullmatch(name) for name in storage.list_folder(folder))
+        found += [(int(name[1]), storage.join(folder, name[0])) for name in names if name]
+    return [folder for _, folder in sorted(found, reverse=True) if is_complete(folder)]
+
+
+def forget_checkpoints(uri: str, *, keep: int) -> None:
+    """Delete all but the newest checkpoints; Ray Train does so within an attempt only."""
+    for folder in _complete_checkpoints(uri)[keep:]:
+        storage.delete_folder(folder)
+
+
+def is_complete(checkpoint: str) -> bool:
+    """Whether every file that the checkpoint's progress file lists is there in its full size."""
+    progress = storage.join(checkpoint, PROGRESS_FILE)
+    if not storage.exists(progress):
+        return False
+    sizes = {entry.name: entry.size for entry in storage.list_files(checkpoint)}
+    return all(sizes.get(name) == size for name, size in json.loads(storage.read_text(progress))["files"].items())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"peak_lr": 1}} -> {"optim.peak_lr": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, to be saved with a run. No environment variables: they may hold secrets."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "pyarrow", "numpy", "pillow", "mlflow", "simplejpeg")}
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "commit": _commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the code runs from; None for a copy without history."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _attempts(uri: str) -> list[int]:
+    return [int(name[8:]) for name in storage.list_folder(uri) if re.fullmatch(r"attempt-\d+", name)]
+
+
+def _suggest_run(uri: str) -> str:
+    parent, _, name = uri.rpartition("/")
+    names = storage.list_folder(parent) if parent and storage.exists(parent) else []
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"perhaps you meant {parent}/{close[0]}" if close else "give the folder of a run, such as runs/quickstart-20260101-120000"

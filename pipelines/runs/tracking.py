@@ -1,0 +1,290 @@
+"""MLflow: one of its runs for each run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from beit.errors import UserError
+from beit.plain import to_dict
+from pipelines import storage
+from pipelines.config.jobs import HasData
+from pipelines.runs.run_folder import flatten
+
+ID_FILE = "mlflow.json"
+
+NO_PLACE = "mlflow: off, because SQLite needs a disk and the runs are on a bucket; set MLFLOW_TRACKING_URI"
+"""What to tell the user where `place_of` gives None."""
+
+SETTINGS = "MLFLOW_"
+"""Environment variables whose names begin so are MLflow's: the server, user and password, certificates."""
+
+# MLflow's own patience with a server that does not answer is 120 s times 8.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowRun:
+    """Where a run goes in MLflow, and what is known of it from the start."""
+
+    uri: str
+    experiment: str
+    name: str
+    artifacts: str | None = None
+    """Where a new experiment keeps its files. None: as the server says."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
+    settings: Mapping[str, str] = field(default_factory=lambda: settings(), repr=False)
+    """From `settings`, of the process that says where the run goes: whoever logs may be in another, which does not have them."""
+
+    @property
+    def is_own_file(self) -> bool:
+        """Whether it is the SQLite file beside the runs, which is there whenever the runs are."""
+        return self.artifacts is not None
+
+
+def settings() -> dict[str, str]:
+    """MLflow's environment variables here, passwords too: to be handed from process to process, and never into a file or a line.
+
+    On a cluster that a driver has joined other processes have the environment of their machine, not the driver's. An SQLite file named
+    relative to the folder of this process is the same file for the others.
+    """
+    found = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+    if uri := found.get("MLFLOW_TRACKING_URI"):
+        found["MLFLOW_TRACKING_URI"] = _absolute(uri)
+    return found
+
+
+def adopt(settings: Mapping[str, str]) -> None:
+    """Have MLflow's environment variables be those of another process, and no others."""
+    for name in [name for name in os.environ if name.startswith(SETTINGS) and name not in settings]:
+        del os.environ[name]
+    os.environ.update(settings)
+
+
+def _absolute(uri: str) -> str:
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri or file.startswith((":memory:", "/")) else f"sqlite:///{Path(file).absolute()}"
+
+
+def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
+    """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the runs.
+
+    A run folder within that of another run is its child, in the same store. None for runs on a bucket without a server: SQLite needs a
+    disk (`NO_PLACE` says so).
+    """
+    root, name = storage.parent(run), storage.name(run)
+    uri = settings().get("MLFLOW_TRACKING_URI")
+    if not uri and storage.is_remote(root):
+        return None
+    if (parent := _known_id(root)) is not None and (place := place_of(root, experiment=experiment, params={})) is not None:
+        return replace(place, name=name, params=params, parent=parent)
+    if uri:
+        return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
+    # Without a place of its own MLflow would put files into the folder that the command happens to be called from.
+    return MlflowRun(
+        uri=f"sqlite:///{root}/mlflow.db", experiment=experiment, name=name, artifacts=f"file://{root}/mlartifacts", params=params
+    )
+
+
+def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowRun | None:
+    """The place of a job's run folder, with its configuration as parameters; None also if the job is not to be logged."""
+    if not config.output.mlflow:
+        return None
+    params = flatten({"job": job, "preset": preset, **to_dict(config)})
+    return place_of(run, experiment=config.output.experiment, params=params)
+
+
+def check(run: str, place: MlflowRun) -> None:
+    """Ask MLflow for a sign of life on the driver: Ray hides the exception of an actor that cannot begin.
+
+    Raises:
+        UserError: If MLflow cannot be used, or does not know the run that a resumed folder belongs to.
+    """
+    with _told_to_the_user(place.uri):
+        client = _client(place.uri)
+        if (known := _known_id(run)) is not None:
+            client.get_run(known)
+        else:
+            client.get_experiment_by_name(place.experiment)
+
+
+def trouble(uri: str, error: Exception) -> str:
+    """What is wrong with MLflow, on one line and without the URI's credentials."""
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    # Below MLflow's and urllib3's long words for a lost connection there is a short one of the system.
+    first = str(root if isinstance(root, OSError) else error).strip().split("\n")[0]
+    reason = textwrap.shorten(_without_credentials(first), 200, placeholder=" …")
+    return f"MLflow at {_without_credentials(uri)} cannot be used: {reason or type(error).__name__}"
+
+
+class MlflowLog:
+    """Metrics over steps of one MLflow run; a resumed run folder goes on with its own.
+
+    Args:
+        run: Run folder; the MLflow run's id is kept there.
+        place: Where it goes.
+
+    Raises:
+        UserError: If MLflow cannot be used. `log` and `finish` raise what MLflow raises.
+    """
+
+    def __init__(self, run: str, place: MlflowRun) -> None:
+        adopt(place.settings)
+        with _told_to_the_user(place.uri):
+            self._client = _client(place.uri)
+            if (known := _known_id(run)) is not None:
+                self._client.update_run(known, status="RUNNING")
+            self._id = known or self._begin(run, place)
+
+    def _begin(self, run: str, place: MlflowRun) -> str:
+        from mlflow.entities import Param
+
+        found = self._client.get_experiment_by_name(place.experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
+        tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
+        new = str(self._client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
+        self._client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
+        storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
+        return new
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Enter a row of metrics; the step is the optimizer's."""
+        self._client.log_batch(self._id, metrics=_metrics(row))
+
+    def finish(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self._id, status=status)
+
+
+def end_orphan(run: str, place: MlflowRun, status: str) -> None:
+    """End the MLflow run of a folder whose own processes did not come to do so; one that has ended keeps its state.
+
+    A tracking server that cannot be reached is left alone: this is called when other things have gone wrong already.
+    """
+    run_id = _known_id(run)
+    with suppress(Exception):
+        client = _client(place.uri)
+        if run_id is not None and client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status=status)
+
+
+def link(run: str, place: MlflowRun) -> str | None:
+    """Where to look at the MLflow run of a folder: an address on a server, else the command that shows the file. None: it has none."""
+    if (run_id := _known_id(run)) is None:
+        return None
+    if not place.uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {_without_credentials(place.uri)}"
+    try:
+        experiment = _client(place.uri).get_run(run_id).info.experiment_id
+    except Exception:  # As in `attach`.
+        return _without_credentials(place.uri)
+    return f"{_without_credentials(place.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
+    """Attach files of a run folder to its MLflow run.
+
+    Returns:
+        Whether MLflow has them; it has not if it cannot be used, or never knew the run.
+    """
+    import tempfile
+
+    if (run_id := _known_id(run)) is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            local = Path(folder, name)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(storage.read_bytes(storage.join(run, *name.split("/"))))
+        try:
+            client = _client(place.uri)
+            for name in names:
+                client.log_artifact(run_id, str(Path(folder, name)), artifact_path=name.rpartition("/")[0] or None)
+        except Exception:  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
+            return False
+    return True
+
+
+def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names: list[str]) -> bool:
+    """Enter a run that is over at once: rows of metrics, as `MlflowLog.log` does, and files of its folder.
+
+    Returns:
+        Whether MLflow has all of it.
+    """
+    try:
+        log = MlflowLog(run, place)
+        for row in rows:
+            log.log(row)
+        attached = attach(run, place, names)
+        log.finish("FINISHED")
+    except Exception:  # As in `attach`.
+        return False
+    return attached
+
+
+def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
+    """Enter a row of metrics, as `MlflowLog.log` does, into the MLflow run of a run folder that nobody is logging to now.
+
+    Returns:
+        Whether MLflow has it; it has not if it cannot be used, or never knew the run.
+    """
+    if (run_id := _known_id(run)) is None:
+        return False
+    try:
+        _client(place.uri).log_batch(run_id, metrics=_metrics(row))
+    except Exception:  # As in `attach`.
+        return False
+    return True
+
+
+def _metrics(row: Mapping[str, Any]) -> list[Any]:
+    """MLflow's metrics of a row; what is not finite is left out."""
+    from mlflow.entities import Metric
+
+    values = {name: float(value) for name, value in row.items() if name not in ("step", "time")}
+    return [Metric(name, value, int(row["time"] * 1000), row["step"]) for name, value in values.items() if math.isfinite(value)]
+
+
+def _known_id(run: str) -> str | None:
+    """MLflow's name for a run folder; None if it has none yet."""
+    file = storage.join(run, ID_FILE)
+    return str(json.loads(storage.read_text(file))["run_id"]) if storage.exists(file) else None
+
+
+def _client(uri: str) -> Any:
+    """MLflow's client, with a shorter patience and without its notes about databases."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+@contextmanager
+def _told_to_the_user(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # None: the original error may show a password.
+        raise UserError(trouble(uri, error), "mend MLFLOW_TRACKING_URI, or go without MLflow by --output.no-mlflow") from None
+
+
+def _without_credentials(text: str) -> str:
+    """Addresses without user, password and query."""
+    return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))

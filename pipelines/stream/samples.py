@@ -1,0 +1,154 @@
+"""How a sample is drawn from an encoded image and its key. The same sample whoever draws it, wherever and whenever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.classification.config import AugmentConfig
+from beit.config import MaskConfig, ViewConfig
+from pipelines import seeds
+
+if TYPE_CHECKING:
+    from pipelines.sources import Manifest, Unit
+    from pipelines.stream.token_cache import TokenCache
+
+Batch = dict[str, NDArray[Any]]
+
+KEYS = ("epoch", "unit", "row")
+
+UNSEEN_EPOCH = 1 << 30
+"""No epoch of any run: its views and masks are none that a model was trained on."""
+
+
+class Samples(Protocol):
+    """What turns rows of the data into samples: the same for everybody who draws them."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of a unit."""
+
+    @property
+    def cache(self) -> TokenCache | None:
+        """Where tokens come from, if from a cache."""
+
+    @property
+    def row_bytes(self) -> int:
+        """About how many bytes a sample has in the stream."""
+
+    def make(self, batch: Batch) -> Batch:
+        """The asked columns with keys -> samples with keys and "status", one for each row."""
+
+    def reason(self, unit: Unit, row: int, status: int) -> str:
+        """Why a sample with a status other than 0 cannot be used, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What turns an encoded image and its key into a sample: the same for everybody who draws it."""
+
+    seed: int
+    view: ViewConfig
+    patch_px: int
+    token_px: int | None = None
+    """Side of the token view; None: no token view (training a tokenizer)."""
+    mask: MaskConfig | None = None
+    grid: int = 0
+    """Side of the mask, in patches."""
+
+    augment: AugmentConfig | None = None
+    """Samples carry labels, and views are augmented for a classifier. None: neither."""
+
+    cache: TokenCache | None = None
+    """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are always those of the true epoch."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of a unit."""
+        return ("image",) if self.augment is None else ("image", "label")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a sample in the stream: three values a pixel of each view."""
+        return 3 * (self.patch_px**2 + (self.token_px or 0) ** 2) + 1024
+
+    def make(self, batch: Batch) -> Batch:
+        """See `make_samples`."""
+        return make_samples(batch, config=self)
+
+    def reason(self, unit: Unit, row: int, status: int) -> str:
+        """Why an image cannot be decoded."""
+        from beit.images.decode import Status
+
+        return Status(status).reason
+
+
+def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
+    """Encoded images -> views and masks. One row in, one row out, whatever the image.
+
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the batch brings "tokens", they
+    are passed on in place of the token view. A classifier's samples have a "label", and in "erase" the rectangle that the training device
+    fills with noise.
+    """
+    from beit.images.views import make_view
+    from beit.pretraining.masking import draw_mask
+
+    token_px = config.patch_px if config.token_px is None else config.token_px
+    if "tokens" in batch:
+        token_px = max(config.patch_px, token_px)  # The patch view is made from a larger token view; a smaller one would be for nothing.
+    keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
+    view_keys = keys if config.cache is None else [(epoch % config.cache.epochs, unit, row) for epoch, unit, row in keys]
+    views = [
+        make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
+        for encoded, key in zip(batch["image"], view_keys, strict=True)
+    ]
+    samples: Batch = {name: batch[name] for name in KEYS}
+    samples["patch_view"] = np.stack([view.patch_view for view in views])
+    samples["status"] = np.array([view.status for view in views], np.uint8)
+    if "tokens" in batch:
+        samples["tokens"] = batch["tokens"]
+    elif token_px != config.patch_px:
+        samples["token_view"] = np.stack([view.token_view for view in views])
+    if config.mask is not None:
+        masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
+        samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
+    if config.augment is not None:
+        samples["label"] = batch["label"]
+        _augment(samples, keys, config, config.augment)
+    return samples
+
+
+def _augment(samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig) -> None:
+    from beit.classification.views import augment, draw_erased
+
+    samples["erase"] = np.zeros((len(keys), 4), np.int16)
+    for i in np.flatnonzero(samples["status"] == 0).tolist():
+        rng = seeds.generator(config.seed, seeds.AUGMENT, *keys[i])
+        samples["patch_view"][i] = augment(samples["patch_view"][i], rng, augmentation, config.view)
+        samples["erase"][i] = draw_erased(rng, augmentation, config.patch_px)
+
+
+def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
+    """Samples of images drawn at random, in views that no epoch has; fewer than `count` where images are few or broken.
+
+    They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read whole.
+    """
+    config = replace(config, cache=None)
+    rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)
+    share = -(-count // 16) if len(manifest.rows) >= 16 else -(-2 * count // len(manifest.rows))
+    found: list[Batch] = []
+    for unit in rng.permutation(len(manifest.rows)).tolist():
+        rows = np.sort(rng.permutation(int(manifest.rows[unit]))[:share])
+        keys = {"epoch": np.full(len(rows), UNSEEN_EPOCH), "unit": np.full(len(rows), unit), "row": rows}
+        samples = make_samples({**manifest.unit(unit).read(rows, config.columns), **keys}, config=config)
+        found.append({name: column[samples["status"] == 0] for name, column in samples.items()})
+        if sum(len(samples["row"]) for samples in found) >= count:
+            break
+    return {name: np.concatenate([samples[name] for samples in found])[:count] for name in found[0]}

@@ -1,0 +1,1 @@
+"""Commands that are no training: look, pack, compare, convert, measure."""

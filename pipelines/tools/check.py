@@ -1,0 +1,259 @@
+"""`beit data check`: what a data path holds, which images are broken, and a contact sheet.
+
+A random sample says enough about millions of images in seconds; all of them are looked at by Ray Data, on all cores of a cluster.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.checks import not_negative, positive
+from beit.config import ViewConfig
+from beit.images.decode import Status, UndecodableImage, decode
+from beit.images.pictures import contact_sheet
+from pipelines import seeds, storage
+from pipelines.sources import Manifest, open_source
+from pipelines.sources.base import Columns
+
+_PERCENTILES = (0, 5, 50, 95, 100)
+_SHEET_IMAGES = 60
+_SHEET_UNITS = 20
+_TASKS = 1000
+_BROKEN_LISTED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What to look at, and how closely."""
+
+    source: str
+    """Folder, glob or bucket URI of image files, tars or Parquet shards."""
+
+    sample: int = 2000
+    """Images to decode, drawn at random."""
+
+    all: bool = False
+    """Decode all images, on all of Ray's cores."""
+
+    sheet: str | None = "check.png"
+    """Where to write a contact sheet. None: nowhere."""
+
+    seed: int = 0
+    """Of the sample."""
+
+    view: ViewConfig = field(default_factory=ViewConfig)
+    """How images are decoded; `max_pixels` says which are too large."""
+
+    def __post_init__(self) -> None:
+        positive(self, "--", "sample")
+        not_negative(self, "--", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What was found."""
+
+    summary: str
+    """What the path holds, in a phrase."""
+    images: int
+    """Images of the source."""
+    total_bytes: int
+    """Size of its files."""
+    checked: int
+    """Images that were decoded, or could not be."""
+    broken: tuple[tuple[str, Status], ...]
+    """(where, why) of images that cannot be decoded; the first thousand."""
+    statuses: dict[Status, int]
+    """How many images came out how."""
+    percentiles: dict[str, tuple[int, ...]]
+    """"width", "height" (pixels) and "bytes" of the decoded images: smallest, 5%, median, 95%, largest."""
+    formats: dict[str, int]
+    """As Pillow names them, such as JPEG, commonest first."""
+    modes: dict[str, int]
+    """As Pillow names them, such as RGB and L, commonest first."""
+    classes: dict[str, int] | None
+    """Images of each class among those checked; None without labels."""
+    warnings: tuple[str, ...]
+    sheet: str | None
+    """Where the contact sheet lies."""
+
+    def lines(self) -> list[str]:
+        """The result as text."""
+        decoded = self.statuses.get(Status.DECODED, 0)
+        part = "all of them" if self.checked == self.images else f"{self.checked:,} drawn at random"
+        text = [f"{self.summary}, {self.total_bytes / 2**30:,.2f} GiB", f"decoded {decoded:,} of {self.checked:,} ({part})"]
+        text += [f"  {count:,} {status.reason}" for status, count in sorted(self.statuses.items()) if status]
+        text += [f"    {where}: {status.reason}" for where, status in self.broken[:10]]
+        if len(self.broken) > 10:
+            text.append("    …")
+        for name, values in self.percentiles.items():
+            text.append(f"{name:8}" + " / ".join(f"{value:,}" for value in values) + "   smallest / 5% / median / 95% / largest")
+        text.append("formats " + ", ".join(f"{name} {count:,}" for name, count in self.formats.items()))
+        text.append("modes   " + ", ".join(f"{name} {count:,}" for name, count in self.modes.items()))
+        if self.classes:
+            most, least = max(self.classes.values()), min(self.classes.values())
+            text.append(f"classes {len(self.classes):,}, with {least:,} to {most:,} of the images checked")
+        text += [f"warning: {warning}" for warning in self.warnings]
+        if self.sheet is not None:
+            text.append(f"contact sheet: {self.sheet}")
+        return text
+
+
+def check(config: CheckConfig) -> CheckResult:
+    """Look through a data path.
+
+    Raises:
+        UserError: Where nothing is there, or nothing that holds images.
+    """
+    source = open_source(config.source, option="source")
+    manifest = source.manifest
+    if config.all:
+        found = list(_inspect_all(manifest, config.view))
+    else:
+        drawn = draw_sample(manifest.rows, config.sample, config.seed)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = list(threads.map(lambda part: inspect(manifest, part[0], part[1], config.view), drawn.items()))
+    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    order = np.lexsort((columns["row"], columns["unit"]))
+    columns = {name: column[order] for name, column in columns.items()}
+    good = columns["status"] == 0
+    broken = np.flatnonzero(~good)[:_BROKEN_LISTED]
+    labels = columns.get("label")
+    sheet = None
+    if config.sheet is not None and good.any():
+        _write_sheet(manifest, {name: column[good] for name, column in columns.items()}, config)
+        sheet = config.sheet
+    return CheckResult(
+        summary=source.summary,
+        images=manifest.total,
+        total_bytes=source.total_bytes,
+        checked=len(good),
+        broken=tuple(
+            (manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), Status(columns["status"][i])) for i in broken
+        ),
+        statuses={Status(status): count for status, count in sorted(Counter(columns["status"].tolist()).items())},
+        percentiles={name: _percentiles(columns[name][good]) for name in ("width", "height", "bytes")} if good.any() else {},
+        formats=dict(Counter(columns["format"][good].tolist()).most_common()),
+        modes=dict(Counter(columns["mode"][good].tolist()).most_common()),
+        classes=None if labels is None else _count_classes(labels, manifest.class_names),
+        warnings=source.warnings,
+        sheet=sheet,
+    )
+
+
+def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, NDArray[np.int64]]:
+    """Which rows of which units to look at: some rows each of many units, since a unit costs about as much to open as to read.
+
+    Args:
+        rows: int32 [U], rows of each unit.
+        sample: About how many rows to draw; all where there are no more.
+        seed: Of the draw.
+    """
+    rng = seeds.generator(seed, seeds.REPORT, 0, 0, 0)
+    if rows.sum(dtype=np.int64) <= sample:
+        return {unit: np.arange(count) for unit, count in enumerate(rows)}
+    # Some 32 rows a unit where units have as many. Drawn by rows, so that large units come as often as they should.
+    ends = np.cumsum(rows, dtype=np.int64)
+    many = max(8, sample // 32, int(1.5 * sample * len(rows) / ends[-1]))
+    units = np.unique(np.searchsorted(ends, rng.integers(ends[-1], size=many), side="right"))
+    inside = np.concatenate([np.stack([np.full(rows[unit], unit), np.arange(rows[unit])], axis=1) for unit in units])
+    drawn = inside[rng.permutation(len(inside))[:sample]]
+    return {int(unit): np.sort(drawn[drawn[:, 0] == unit, 1]) for unit in np.unique(drawn[:, 0])}
+
+
+def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
+    """Decode some images of a unit; return one row for each: where it is, what it is, and what became of it."""
+    label = manifest.label_column
+    columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
+    looks = [_look(encoded, view) for encoded in columns["image"]]
+    statuses, widths, heights, formats, modes = zip(*looks, strict=True) if looks else ((),) * 5
+    found: Columns = {
+        "unit": np.full(len(rows), unit, np.int64),
+        "row": np.asarray(rows, np.int64),
+        "status": np.array(statuses, np.uint8),
+        "width": np.array(widths, np.int32),
+        "height": np.array(heights, np.int32),
+        "bytes": np.array([len(encoded) for encoded in columns["image"]], np.int64),
+        "format": np.array(formats, "U12"),
+        "mode": np.array(modes, "U12"),
+    }
+    return found | ({} if label is None else {"label": columns[label]})
+
+
+def _look(encoded: bytes, view: ViewConfig) -> tuple[int, int, int, str, str]:
+    """Status, width, height, format and mode of an encoded image."""
+    try:
+        decode(encoded, view)
+    except UndecodableImage as broken:
+        return int(broken.status), 0, 0, "", ""
+    with Image.open(io.BytesIO(encoded)) as image:  # reads the header only
+        return int(Status.DECODED), image.width, image.height, image.format or "", image.mode
+
+
+def _inspect_all(manifest: Manifest, view: ViewConfig) -> Iterator[Columns]:
+    import ray.data
+
+    # One copy in the object store, which all tasks of a node share.
+    shared = ray.put(manifest)
+    ends = np.linspace(0, len(manifest.rows), min(_TASKS, len(manifest.rows)) + 1).astype(int)
+    blocks = [pa.table({"first": [first], "last": [last]}) for first, last in pairwise(ends.tolist())]
+
+    def look(batch: dict[str, NDArray[Any]]) -> Iterator[Columns]:
+        manifest = ray.get(shared)
+        for unit in range(int(batch["first"][0]), int(batch["last"][0])):
+            yield inspect(manifest, unit, np.arange(manifest.rows[unit]), view)
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield from ray.data.from_blocks(blocks).map_batches(look, batch_size=1, num_cpus=1).iter_batches(batch_format="numpy", batch_size=None)
+
+
+def _percentiles(values: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.percentile(values, _PERCENTILES, method="nearest"))
+
+
+def _as_key(label: Any) -> str | float | None:
+    """A label as what can be counted; None where there is none."""
+    if isinstance(label, str | int | float):
+        return label if label == label else None
+    return None if label is None else str(label)
+
+
+def _count_classes(labels: NDArray[Any], names: tuple[str, ...] | None) -> dict[str, int]:
+    """How many images have which label; those that have none come last."""
+    counts = Counter(_as_key(label) for label in labels.tolist())
+    unlabelled = {"no label": counts.pop(None)} if None in counts else {}
+    if names is None:
+        return {str(label): count for label, count in sorted(counts.items())} | unlabelled
+    return {name: counts.get(label, 0) for label, name in enumerate(names)} | unlabelled
+
+
+def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> None:
+    """Draw some of the decoded images and write them as one picture."""
+    rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 1)
+    units = rng.permutation(np.unique(columns["unit"]))[:_SHEET_UNITS]
+    chosen = np.sort(rng.permutation(np.flatnonzero(np.isin(columns["unit"], units)))[:_SHEET_IMAGES])
+    pictures: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
+    for unit in np.unique(columns["unit"][chosen]):
+        places = chosen[columns["unit"][chosen] == unit]
+        pictures += [decode(encoded, config.view) for encoded in manifest.unit(int(unit)).read(columns["row"][places])["image"]]
+        for i in places:
+            label = int(columns["label"][i]) if "label" in columns and columns["label"].dtype.kind in "iu" else -1
+            named = manifest.class_names is not None and 0 <= label < len(manifest.class_names)
+            captions.append(manifest.class_names[label] if named else f"{columns['width'][i]}x{columns['height'][i]}")  # type: ignore[index]
+    sheet = io.BytesIO()
+    contact_sheet(pictures, columns=10, side=96, captions=captions).save(sheet, "PNG")
+    assert config.sheet is not None
+    storage.write_bytes(config.sheet, sheet.getvalue())

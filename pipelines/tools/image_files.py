@@ -1,0 +1,40 @@
+"""Single image files: those that a command is given to show, and the picture that it writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from beit.config import ViewConfig
+from beit.errors import UserError
+from pipelines import storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def read_square(image: str, px: int) -> NDArray[np.uint8]:
+    """The middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
+
+    Raises:
+        UserError: If there is no such file, or it cannot be decoded.
+    """
+    from beit.classification.views import make_centre_view
+    from beit.images.views import Status
+
+    if storage.entry(image) is None:
+        raise UserError(f"{image} is not there, or is no file", "give the paths of image files")
+    square, status = make_centre_view(storage.read_bytes(image), view=ViewConfig(), image_size=px, share=1.0)
+    if status != Status.DECODED:
+        raise UserError(f"{image}: {status.reason}", "leave it out")
+    return square
+
+
+def check_picture(out: str) -> None:
+    """Refuse to write a picture over what is none.
+
+    Raises:
+        UserError: If the name does not end in .png.
+    """
+    if not out.lower().endswith(".png"):
+        raise UserError(f"--out {out} does not end in .png, and a picture would be written there", "write --out NAME.png")

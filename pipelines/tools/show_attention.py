@@ -1,0 +1,112 @@
+"""`beit attention RUN IMAGE…`: what chosen patches of images attend to in a model's last block, as a PNG (the paper's figure 2)."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from beit.checks import positive
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.runs.models import MODEL_FILES, find_model, view_of
+from pipelines.tools.image_files import check_picture, read_square
+
+if TYPE_CHECKING:
+    from beit.vit.checkpoints import Model, SavedConfig
+
+MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Which patches of which images to ask, and which model.
+
+    The largest centred square of an image is shown, nothing hidden. One row a point: the asking patch in red, the mean over heads, each
+    head's map, and the fewest patches that hold 60 % of the mean's attention to patches.
+    """
+
+    run: str
+    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
+
+    images: tuple[str, ...] = ()
+    """Image files, local or on a bucket."""
+
+    points: tuple[str, ...] = MIDDLES
+    """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
+
+    size: int | None = None
+    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are resampled. None: 15/7 of the
+    model's own, as the paper's 480 px are of 224, but at most 30 patches, or the model's own size if that is larger."""
+
+    out: str = "attention.png"
+    """Where to write the picture."""
+
+    side: int = 180
+    """Side of a picture on the sheet, in pixels, to the nearest multiple of the patches along a side."""
+
+    def __post_init__(self) -> None:
+        positive(self, "--", "side", "size")
+        if not self.points:
+            raise UserError("--points is given without a point", "write --points 0.5,0.5")
+        _ = self.places
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """The points as numbers."""
+        return [_place(point) for point in self.points]
+
+
+def _place(point: str) -> tuple[float, float]:
+    try:
+        x, y = (float(share) for share in point.split(","))
+    except ValueError:
+        raise UserError(f"--points {point} is not two numbers with a comma between them", "write --points 0.5,0.5 0.2,0.8") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1) or math.isnan(x + y):
+        raise UserError(
+            f"--points {point} is not in the picture: 0,0 is its top left corner and 1,1 its bottom right one",
+            "divide pixels by the side of the shown square",
+        )
+    return x, y
+
+
+def show(config: AttentionConfig) -> Iterator[str]:
+    """Write the sheet, and say in lines what is on it.
+
+    Raises:
+        UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no whole number of patches.
+    """
+    from beit.probing.attention import check_size, figure_size, look
+    from beit.probing.attention_sheet import attention_sheet
+    from beit.vit.backbone import backbone_of
+
+    if not config.images:
+        raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")
+    check_picture(config.out)
+    model, saved = _open_model(config.run)
+    view = view_of(saved, config.run)
+    backbone = backbone_of(model)
+    size = figure_size(backbone) if config.size is None else config.size
+    check_size(size, saved.model.patch_size)
+    squares = [read_square(image, size) for image in config.images]
+    shown = [look(model, square, config.places, view) for square in squares]
+    file = io.BytesIO()
+    attention_sheet(shown, [storage.name(image) for image in config.images], side=config.side).save(file, "PNG")
+    storage.write_bytes(config.out, file.getvalue())
+    patches = size // saved.model.patch_size
+    stretched = "" if patches == saved.model.grid else f", positions resampled from {saved.model.grid} x {saved.model.grid}"
+    yield (
+        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} image(s) of {size} px: "
+        f"{patches} x {patches} patches{stretched}"
+    )
+    yield f"written: {config.out}"
+
+
+def _open_model(run: str) -> tuple[Model, SavedConfig]:
+    """The model of a run or checkpoint folder, and its config.json."""
+    from beit.vit.checkpoints import load_model, read_config
+
+    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+        return load_model(folder), read_config(folder)

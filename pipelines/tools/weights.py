@@ -1,0 +1,176 @@
+"""`beit import FILE OUT` and `beit export RUN OUT`: published weights to a checkpoint, a checkpoint to other projects' formats."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from beit.checks import not_negative, positive
+from beit.errors import UserError
+
+if TYPE_CHECKING:
+    from beit.foreign.layout import Described
+
+COPY = "give a local OUT, and copy it from there"
+DOWNLOAD = "download it first, and give the file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Read published weights without running anything in their file, and write them as a checkpoint folder."""
+
+    file: str
+    """A .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of timm's, or a folder of Hugging Face's."""
+
+    out: str
+    """The folder to write."""
+
+    pixels: Literal["half", "imagenet"] | None = None
+    """Mean and std of the pixels. half: 0.5, as the released 22k weights. imagenet: ImageNet's. None: what the folder says, or as the
+    published models of this kind; the choice is printed."""
+
+    heads: int | None = None
+    """Attention heads. None: as the tables of relative biases, config.json or the published widths tell."""
+
+    taps: tuple[int, ...] | None = None
+    """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the folder's out_indices, or the
+    authors' blocks; the choice is printed."""
+
+    sha256: str | None = None
+    """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
+
+    def __post_init__(self) -> None:
+        positive(self, "--", "heads")
+        not_negative(self, "--", "taps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model in another project's format, every value as it is."""
+
+    run: str
+    """A run folder (its last weights are taken), or a checkpoint folder."""
+
+    out: str
+    """The folder to write (hf) or the file (timm: .safetensors or .pth, unilm: .pth)."""
+
+    format: Literal["hf", "timm", "unilm"] = "hf"
+    """hf: a folder for transformers' from_pretrained. timm: a file for timm.create_model. unilm: a file for the released code."""
+
+
+def import_weights(config: ImportConfig) -> Iterator[str]:
+    """Import, and say in lines what came of it."""
+    from beit.foreign.incoming import import_weights
+    from beit.foreign.translation import SPELLINGS
+
+    check_local(config.file, DOWNLOAD)
+    check_local(config.out, COPY)
+    out = Path(config.out)
+    with _refusals_told():
+        fresh = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            done = import_weights(Path(config.file), out, pixels=config.pixels, heads=config.heads, taps=config.taps, sha256=config.sha256)
+        except (UserError, OSError):
+            if fresh:
+                shutil.rmtree(out)
+            raise
+    described = done.described
+    model = described.model
+    yield (
+        f"{described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads ({described.heads_by}), patches of "
+        f"{model.patch_size} px at {model.image_size} px, {model.position} positions, "
+        f"{'LayerScale' if model.layer_scale else 'no LayerScale'}, {_behind(described)}"
+    )
+    yield f"{done.parameters:,} parameters, in {SPELLINGS[done.spelling]}"
+    yield from done.report.lines()
+    yield f"pixels: mean {list(done.view.mean)}, std {list(done.view.std)} ({done.pixels})"
+    for note in done.notes:
+        yield f"note: {note}"
+    yield f"written: {done.folder}"
+    use = f"beit export {out} OUT --format hf" if described.kind == "segmenter" else f"beit finetune {out} --data.train IMAGES"
+    yield f"next: {use}, or beit.load_model({str(out)!r}) in Python"
+
+
+def _behind(described: Described) -> str:
+    """What is behind the backbone."""
+    head = described.head
+    if described.kind == "mim":
+        return f"{head['vocab_size']:,} visual tokens"
+    if described.kind == "backbone":
+        return "no head" + ("" if head["norm"] else " and no last norm")
+    return f"{head['classes']:,} classes"
+
+
+def check_local(path: str, remedy: str) -> None:
+    """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be made of what is to go there.
+
+    Raises:
+        UserError: If `path` is one.
+    """
+    if "://" in path:
+        raise UserError(f"{path} is an address, and weights are imported and exported on this machine", remedy)
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Say in the words of a mistake what the file system refuses: a name that is too long, a folder of somebody else's, a full disk."""
+    try:
+        yield
+    except UserError:  # Some are both.
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error), "give another file or OUT") from None
+
+
+def export_weights(config: ExportConfig) -> Iterator[str]:
+    """Export, and say in lines what came of it."""
+    from beit.foreign import outgoing
+    from pipelines import storage
+    from pipelines.runs.models import MODEL_FILES, find_model
+
+    check_local(config.out, COPY)
+    with _refusals_told():
+        _check_own(config.run)
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        with storage.local_copy(find_model(config.run), MODEL_FILES) as folder:
+            done = outgoing.export_weights(folder, Path(config.out), format=config.format)
+    yield f"{done.kind} for {config.format}"
+    yield from done.report.lines()
+    for note in done.notes:
+        yield f"note: {note}"
+    yield f"written: {done.path}"
+    yield f"next: {done.next_step}"
+
+
+def _check_own(run: str) -> None:
+    """Tell apart what `beit import` reads from what `beit export` does.
+
+    Raises:
+        UserError: If `run` is weights of another project.
+    """
+    path = Path(run)
+    what = None
+    if run.startswith(("http://", "https://")):
+        what = "an address of the web"
+    elif path.is_file():
+        what = "a file"
+    elif path.is_dir() and _says_model_type(path / "config.json"):
+        what = "a folder of Hugging Face's"
+    if what is not None:
+        raise UserError(f"{run} is {what}, and no run or checkpoint", f"beit import {run} FOLDER makes one of published weights")
+
+
+def _says_model_type(path: Path) -> bool:
+    """Whether a config.json is one of Hugging Face's."""
+    import json
+
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "model_type" in values

@@ -1,0 +1,1 @@
+"""The one frame of all jobs that train, and the loop of their workers."""

@@ -1,0 +1,346 @@
+"""What every training worker runs: rounds of the stream, steps, reports, checkpoints. Knows no method: that is the `Objective`'s."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit.cores import compute_with
+from beit.objectives.base import Objective
+from pipelines import seeds
+from pipelines.runs.run_folder import PROGRESS_FILE
+from pipelines.stream.shuffle import shuffle
+from pipelines.training.step import Stepper, share_of
+
+Batch = dict[str, NDArray[Any]]
+
+SETTLED = ("epoch", "unit", "row", "status")
+
+OPTIMIZER_FILE = "optimizer.pt"
+LEDGER_FILE = "ledger.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What the workers need to know. Handles are Ray actors."""
+
+    make_objective: Callable[[], Objective]
+    dispatcher: Any
+    recorder: Any
+    seed: int
+    global_batch_size: int
+    micro_batch_size: int | None
+    stop_at: int
+    """Step to end at."""
+    ends_at: int
+    """Step that the run ends at, behind any pauses: the time left is counted to it."""
+    after_pause: bool
+    """Whether this part goes on from a pause of the same run, not from an interruption."""
+    streams: int
+    """That the workers are divided over."""
+    clip_norm: float | None
+    device: str
+    threads: int
+    precision: str
+    compile: bool
+    checkpoint_steps: int
+    log_seconds: float
+    max_bad: float
+    resume_from: str | None
+    """Checkpoint folder or URI of an earlier attempt, for the case that this attempt has none yet."""
+    fixed: Any = None
+    """Reference to samples that are never trained on, to measure the objective on. None: no evaluation."""
+    evaluate_at: frozenset[int] = frozenset()
+    """Steps after which that is done."""
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry: run the loop of one worker to its end."""
+    Worker(config["loop"]).run()
+
+
+def ahead(batches: Iterator[Any], prepare: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield `prepare(batch)` for each batch, prepared on a thread while the one before is trained on."""
+
+    def fetch() -> Any:
+        batch = next(batches, None)
+        return None if batch is None else prepare(batch)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(fetch)
+        while (item := following.result()) is not None:
+            following = thread.submit(fetch)
+            yield item
+
+
+class Worker:
+    """One of the workers that together train one objective."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        import ray.train.torch
+
+        self.config = config
+        compute_with(config.threads, device=config.device)
+        self.device = ray.train.torch.get_device() if config.device == "cuda" else torch.device("cpu")
+        self.objective = config.make_objective().to(self.device)
+        self.stepper = Stepper(
+            self.objective,
+            device=self.device,
+            micro_batch_size=config.micro_batch_size,
+            clip_norm=config.clip_norm,
+            bf16=config.precision == "bf16" or (config.precision == "auto" and self._computes_bf16()),
+            compile=config.compile,
+        )
+        self.rank, self.workers = self.stepper.rank, self.stepper.workers
+        self.batch_size = share_of(config.global_batch_size, self.rank, self.workers)
+        self.step = 0
+        self.seconds = 0.0
+        """Time spent training over the whole run, without starts."""
+        self.generation, self.restarts = 0, 0
+        self.keys: list[Batch] = []
+        self.stop, self.training = False, False
+        self.question: Any = None
+        self.asked_at = time.monotonic()
+        self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
+        self.evaluation: dict[str, float] = {}
+
+    def _computes_bf16(self) -> bool:
+        """Whether the device has bfloat16 arithmetic; older GPUs only imitate it."""
+        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def run(self) -> None:
+        """Rounds until the last step, or until less than a global batch is left."""
+        saved = self._resume()
+        while self.step < self.config.stop_at and not self.stop and self._start_round():
+            before = self.step
+            for host, batch in self._batches():
+                if not self._step(host, batch):
+                    break
+                if self.step == self.config.stop_at:
+                    break
+                if self.step % self.config.checkpoint_steps == 0:
+                    self._log()  # What the objective gathers for its reports is part of the checkpoint.
+                    self._save(final=False)
+                    saved = self.step
+            if self.step == before and not self.stop:
+                raise RuntimeError(f"a round of the stream gave no full batch at step {before}")
+        self._log()
+        if self.step > saved:
+            self._save(final=True)
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def _start_round(self) -> bool:
+        """Have the next round planned, when all keys are entered. False: less than a global batch is left."""
+        import ray
+
+        self._settle()
+        rows = 0
+        if self.rank == 0:
+            # An equal split must give the largest share to everybody.
+            minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
+            rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum, self.workers))
+        return self.stepper.add_up([float(rows)])[0] > 0
+
+    def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        """The worker's batches of a round, on the host and on the device; an empty one at the end, for the others may have more."""
+        from pipelines.stream.division import own_shard
+
+        batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
+            batch_size=self.batch_size,
+            batch_format="numpy",
+            drop_last=True,
+            prefetch_batches=2,
+        )
+        # Not Ray's shuffle buffer: what that gives depends on the sizes of blocks, and so on whether tokens come from a cache.
+        mixed = shuffle(iter(batches), seeds.generator(self.config.seed, seeds.BUFFER, self.step, self.rank, 0))
+        waiting_since = time.perf_counter()
+        for item in ahead(mixed, self._to_device):
+            if self.training:
+                self.wait_seconds += time.perf_counter() - waiting_since
+            else:
+                # Starting the stream's processes is no part of the training's speed, nor of the time that is left.
+                self.training, self.logged_at = True, time.perf_counter()
+            yield item
+            waiting_since = time.perf_counter()
+        yield {}, {}
+
+    def _to_device(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        tensors = {name: torch.from_numpy(batch[name]) for name in self.objective.columns}
+        if self.device.type == "cuda":
+            tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return batch, tensors
+
+    def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
+        """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so nobody steps."""
+        self.stop = self.stop or self._is_to_stop()
+        due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
+        weight = self.objective.weight(host) if host else 0.0
+        have, weight, log, stop = self.stepper.add_up([float(bool(host)), weight, float(due), float(self.stop)])
+        self.stop = bool(stop)
+        if self.stop or have < self.workers:
+            return False
+        self.stepper.step(self.step, batch, weight)
+        self.step += 1
+        self.keys.append({name: host[name] for name in SETTLED})
+        evaluate = self.step in self.config.evaluate_at
+        if evaluate and self.rank == 0:  # The others meet it again at the next exchange.
+            self.evaluation = self._evaluate()
+        if log or evaluate or self.step == 1:
+            self._log()
+        return True
+
+    def _evaluate(self) -> dict[str, float]:
+        """The objective on the fixed samples. The time it takes is no part of the training's speed."""
+        import ray
+
+        started = time.perf_counter()
+        samples: Batch = ray.get(self.config.fixed)
+        size = self.config.micro_batch_size or len(samples["row"])
+        weight, sums = 0.0, dict[str, NDArray[Any]]()
+        self.objective.eval()
+        with torch.inference_mode():
+            for start in range(0, len(samples["row"]), size):
+                part = {name: column[start : start + size].copy() for name, column in samples.items()}
+                weight += self.objective.weight(part)
+                _, batch = self._to_device(part)
+                for name, value in self.stepper.measure(batch).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        self.objective.train()
+        self.logged_at += time.perf_counter() - started
+        return self.objective.unseen_metrics(sums, weight)
+
+    def _is_to_stop(self) -> bool:
+        """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits for the answer."""
+        import ray
+
+        if self.rank != 0:
+            return False
+        if self.question is None:
+            if time.monotonic() - self.asked_at < 1:
+                return False
+            self.question, self.asked_at = self.config.recorder.stopping.remote(), time.monotonic()
+        if not ray.wait([self.question], timeout=0)[0]:
+            return False
+        answer, self.question = ray.get(self.question), None
+        return bool(answer)
+
+    def _log(self) -> None:
+        """Send rank 0's recorder a row: what has gathered on all workers since the last one, if anything has."""
+        import ray
+
+        if self.step == self.logged_step:
+            return
+        self.stepper.check_finite()
+        self._settle()
+        sums, weight, norm = self.stepper.take_sums()
+        wait = self.stepper.add_up([self.wait_seconds])[0] / self.workers
+        seconds, steps = time.perf_counter() - self.logged_at, self.step - self.logged_step
+        self.logged_step, self.logged_at, self.wait_seconds = self.step, time.perf_counter(), 0.0
+        self.seconds += seconds
+        if self.rank != 0:
+            return
+        counts = ray.get(self.config.dispatcher.counts.remote())
+        row = {
+            "step": self.step,
+            "images": self.step * self.config.global_batch_size,
+            "time": time.time(),
+            **{f"train/{name}": value for name, value in self.objective.metrics(sums, weight).items()},
+            "optim/lr": self.stepper.rate,
+            "optim/grad_norm": norm,
+            "speed/images_per_second": steps * self.config.global_batch_size / seconds,
+            "speed/data_wait": wait / seconds,
+            "data/quarantined": counts["quarantined"],
+            **{f"eval/{name}": value for name, value in self.evaluation.items()},
+        }
+        self.evaluation = {}
+        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.ends_at - self.step))
+        if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
+            # An exception would make Ray Train try again; the same images would be as bad as before.
+            self.config.recorder.give_up.remote(
+                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in every epoch, cannot be used: "
+                f"more than data.max_bad={self.config.max_bad:g} allows",
+                "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume with a larger --data.max-bad",
+            )
+            self.stop = True
+
+    # -- ledger and checkpoints ----------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Enter the keys of what the optimizer has stepped on into the ledger; returns when all workers' keys are there."""
+        import ray
+
+        if self.keys:
+            columns = [np.concatenate([keys[name] for keys in self.keys]) for name in SETTLED]
+            ray.get(self.config.dispatcher.settle.remote(self.generation, *columns))
+            self.keys = []
+        self.stepper.add_up([0.0])
+
+    def _save(self, *, final: bool) -> None:
+        """A checkpoint: weights, optimizer, ledger, progress. Every worker calls it at the same step."""
+        import ray
+        import ray.train
+
+        self.stepper.check_finite()
+        self._settle()
+        checkpoint = None
+        if self.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="beit-checkpoint-"))
+            self.objective.save(folder)
+            torch.save(self.stepper.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+            (folder / LEDGER_FILE).write_bytes(ray.get(self.config.dispatcher.snapshot.remote(self.generation)))
+            # Written last and listing all the others: a checkpoint without it, or with other sizes, is not complete.
+            files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            (folder / PROGRESS_FILE).write_text(json.dumps({"step": self.step, "seconds": self.seconds, "files": files}))
+            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(
+            {"step": self.step},
+            checkpoint,
+            # Never over the unfinished upload of a worker group that was lost: old and new files of one size would pass for complete.
+            checkpoint_dir_name=f"step-{self.step:08d}" + (f"-restart{self.restarts}" if self.restarts else ""),
+            # Training goes on while a checkpoint is uploaded, but the run does not end before its last one is there.
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.SYNC if final else ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def _resume(self) -> int:
+        """Load this attempt's last checkpoint, else the one that the run goes on from; returns its step.
+
+        The ledger of what was really loaded decides what is planned; without a checkpoint it is empty.
+        """
+        import ray
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None and self.config.resume_from is not None:
+            checkpoint = ray.train.Checkpoint(self.config.resume_from)
+        ledger = None
+        if checkpoint is not None:
+            with checkpoint.as_directory() as name:
+                folder = Path(name)
+                self.objective.load(folder)
+                self.stepper.optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True))
+                progress = json.loads((folder / PROGRESS_FILE).read_text())
+                self.step, self.seconds = progress["step"], progress["seconds"]
+                ledger = (folder / LEDGER_FILE).read_bytes()
+        if self.rank == 0:
+            self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
+            self.restarts = ray.get(self.config.recorder.begin.remote(self.step))
+            if self.restarts or checkpoint is not None:
+                again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
+                what = again if self.restarts else "after the pause" if self.config.after_pause else "resumed"
+                ray.get(self.config.recorder.say.remote(f"{what}: going on from step {self.step:,}"))
+        self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
+        self.logged_step, self.logged_at = self.step, time.perf_counter()
+        return self.step

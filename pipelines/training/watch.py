@@ -1,0 +1,118 @@
+"""What the driver does while a training runs: shows lines, hands on rows, lists broken images, passes on a wish to end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipelines import storage
+from pipelines.runs import run_folder
+
+if TYPE_CHECKING:
+    from pipelines.training.training import Training
+
+Follow = Callable[[list[dict[str, Any]]], bool]
+"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
+
+QUARANTINE_FILE = "quarantine.csv"
+
+# Workers that have begun hear of the end after a step; those that wait for a lost machine do not hear of it.
+HEARD_WITHIN_SECONDS = 60
+
+
+class Watch:
+    """Prints the recorder's lines on the driver and keeps quarantine.csv while a training runs."""
+
+    def __init__(
+        self,
+        recorder: Any,
+        dispatcher: Any,
+        training: Training,
+        folder: run_folder.RunFolder,
+        say: Callable[[str], None],
+        follow: Follow | None,
+    ) -> None:
+        self._follow = follow
+        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
+        self._ended = threading.Event()
+        self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
+        self._known = 0
+        self._complained = False
+        self.stopping = False
+        """Whether the run is to be broken off."""
+        self.ending = False
+        """Whether who follows it has ended it early."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Have the workers write a last checkpoint and leave; a second time, leave without. It does next to nothing: a signal calls it."""
+        if self.stopping:
+            signal.raise_signal(signal.SIGINT)
+        self.stopping = True
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        import ray
+
+        ended, told_at = False, None
+        while not ended:
+            ended = self._ended.wait(0.5)
+            try:
+                if self.stopping and told_at is None:
+                    self._recorder.stop.remote()
+                    self._say("SIGTERM: a last checkpoint, then the end")
+                    told_at = time.monotonic()
+                if told_at is not None and not ended and self._nobody_hears(told_at):
+                    self._say("no workers are there to write one")
+                    told_at = math.inf
+                    signal.raise_signal(signal.SIGINT)
+                for line in ray.get(self._recorder.lines.remote()):
+                    self._say(line)
+                self._hand_over(ray.get(self._recorder.rows.remote()))
+                self._list_quarantine(ray.get(self._dispatcher.quarantined.remote(self._known)))
+            except ray.exceptions.RayActorError:
+                self._known = 0  # The dispatcher starts again; what it will list may be known already.
+            except Exception as error:
+                # The training goes on, and so must its lines.
+                if not self._complained:
+                    self._say(f"warning: {QUARANTINE_FILE} cannot be written: {error}")
+                self._complained = True
+
+    def _nobody_hears(self, told_at: float) -> bool:
+        """Whether the wish to end reaches nobody: the workers, or those that take the place of lost ones, still wait for machines."""
+        import ray
+
+        begun, heard = ray.get(self._recorder.workers.remote())
+        return not heard and (not begun or time.monotonic() - told_at > HEARD_WITHIN_SECONDS)
+
+    def _hand_over(self, rows: list[dict[str, Any]]) -> None:
+        if self._follow is not None and not self._follow(rows) and not self.ending:
+            self._recorder.stop.remote()
+            self.ending = True
+
+    def _list_quarantine(self, entries: list[tuple[int, int, int]]) -> None:
+        self._known += len(entries)
+        new = {(unit, row): status for unit, row, status in entries if (unit, row) not in self._quarantine}
+        if not new:
+            return
+        for (unit, row), status in new.items():
+            source = self._training.source.unit(unit)
+            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "reason"])
+        writer.writerows(self._quarantine[key] for key in sorted(self._quarantine))
+        storage.write_text(self._folder.path(QUARANTINE_FILE), text.getvalue())

@@ -1,0 +1,53 @@
+"""What a run does when its workers die more often than Ray may start them again."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from beit.errors import JobFailedError
+from pipelines.runs import run_folder
+from pipelines.training import run as job
+
+
+@pytest.fixture
+def dying(tmp_path, monkeypatch):
+    """Trains with workers that reach these steps, one an attempt, each with a checkpoint, and die there; the last step is the end."""
+
+    def train(*reached):
+        left, starts = list(reached), []
+
+        def run_training(training, folder, placement, *, say, follow, resume):
+            found = run_folder.latest_checkpoint(folder.uri)
+            starts.append((folder.attempt, resume, None if found is None else run_folder.step_of(found)))
+            step = left.pop(0)
+            if step is not None:
+                checkpoint = tmp_path / folder.attempt_name / f"step-{step:08d}"
+                checkpoint.mkdir(parents=True)
+                (checkpoint / run_folder.PROGRESS_FILE).write_text(json.dumps({"step": step, "seconds": 1.0, "files": {}}))
+            if left:
+                raise JobFailedError("a machine was lost (after 3 restarts)", "go on by --resume")
+            return SimpleNamespace(step=step)
+
+        monkeypatch.setattr(job, "run_training", run_training)
+        lines = []
+        folder = run_folder.RunFolder(str(tmp_path), 1)
+        return lambda: job.train_while_it_advances(None, folder, None, say=lines.append, resume=False), starts, lines
+
+    return train
+
+
+def test_a_run_that_advances_goes_on_however_often_machines_are_lost(dying):
+    run, starts, lines = dying(10, 20, 30)
+    folder, result = run()
+    assert (folder.attempt, result.step) == (3, 30)
+    assert starts == [(1, False, None), (2, True, 10), (3, True, 20)]
+    assert len(lines) == 2
+    assert "a machine was lost" in lines[0]
+
+
+def test_a_run_that_dies_without_a_new_checkpoint_fails(dying):
+    run, starts, _ = dying(10, None, 30)
+    with pytest.raises(JobFailedError, match="a machine was lost"):
+        run()
+    assert [attempt for attempt, *_ in starts] == [1, 2]
