@@ -1,6 +1,7 @@
 """BEiT: a Vision Transformer that predicts the visual tokens of hidden patches. No Ray in here.
 
-`load_model` reads a checkpoint folder, `load_tokenizer` a tokenizer by name or folder; all else is in the modules.
+`load_model` reads a checkpoint folder, `load_tokenizer` a tokenizer by name or folder; all else is in the
+modules.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ __all__ = ["load_model", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
-    # The command line imports this package before it knows whether it needs torch, which takes seconds to import.
+    # The command line imports this package before it knows whether it needs torch, which takes seconds to
+    # import.
     if name == "load_model":
         from beit.vit.checkpoints import load_model
 

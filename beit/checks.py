@@ -1,7 +1,9 @@
-"""What configs demand of their fields. A refused value is named as the user types it, and the default is the remedy.
+"""What configs demand of their fields. A refused value is named as the user types it, and the default is the
+remedy.
 
-`prefix` is what stands before the fields' names: "model." for a nested config, "--" for the options of a command itself.
-None passes every check: it is how a field is left out. Of a tuple, every member is checked. NaN and infinity never pass.
+`prefix` is what stands before the fields' names: "model." for a nested config, "--" for the options of a
+command itself. None passes every check: it is how a field is left out. Of a tuple, every member is checked.
+NaN and infinity never pass.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ def positive(config: Any, prefix: str, *names: str) -> None:
     """Refuse fields that are not above 0."""
     for name in names:
         whole = "int" in str(_field(config, name).type)
-        _check(config, prefix, name, lambda value: value > 0, "is not positive", "1 or more" if whole else "a number above 0")
+        _check(
+            config,
+            prefix,
+            name,
+            lambda value: value > 0,
+            "is not positive",
+            "1 or more" if whole else "a number above 0",
+        )
 
 
 def not_negative(config: Any, prefix: str, *names: str) -> None:
@@ -56,15 +65,22 @@ def file_name(config: Any, prefix: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and (value.strip() in ("", ".", "..") or set("/\\\0") & set(value)):
-            raise UserError(f"{option(prefix, name, repr(value))} is not a plain name", "give a name that is not empty and has no / in it")
+            raise UserError(
+                f"{option(prefix, name, repr(value))} is not a plain name",
+                "give a name that is not empty and has no / in it",
+            )
 
 
 def option(prefix: str, name: str, value: Any) -> str:
-    """A field and its value as they are typed: `optim.eps=0` in a nested config, `--shard-mib 0` on a command."""
+    """A field and its value as they are typed: `optim.eps=0` in a nested config, `--shard-mib 0` on a
+    command.
+    """
     return f"--{name.replace('_', '-')} {value}" if prefix == "--" else f"{prefix}{name}={value}"
 
 
-def _check(config: Any, prefix: str, name: str, holds: Callable[[Any], bool], fault: str, allowed: str) -> None:
+def _check(
+    config: Any, prefix: str, name: str, holds: Callable[[Any], bool], fault: str, allowed: str
+) -> None:
     value = getattr(config, name)
     for member in value if isinstance(value, tuple) else (value,):
         if member is None or (holds(member) and member != math.inf):

@@ -1,4 +1,6 @@
-"""What a BEiT is made of, as frozen dataclasses. Imports nothing heavy: the command line reads this file first."""
+"""What a BEiT is made of, as frozen dataclasses. Imports nothing heavy: the command line reads this file
+first.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,18 @@ class ModelConfig:
     """Probability of skipping the last block's branches; earlier blocks less, linearly down to 0."""
 
     position: Literal["absolute", "relative", "relative-per-block"] = "absolute"
-    """absolute: learned embeddings (the paper). relative: one table of biases shared by all blocks (the released code, pretraining).
-    relative-per-block: a table of its own for every block (the released code, fine-tuning)."""
+    """absolute: learned embeddings (the paper). relative: one table of biases shared by all blocks (the
+    released code, pretraining). relative-per-block: a table of its own for every block (the released code,
+    fine-tuning)."""
 
     layer_scale: float | None = None
-    """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no LayerScale (the paper)."""
+    """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no
+    LayerScale (the paper)."""
 
     def __post_init__(self) -> None:
-        positive(self, "model.", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "layer_scale")
+        positive(
+            self, "model.", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "layer_scale"
+        )
         below_one(self, "model.", "drop_path")
         if self.image_size % self.patch_size:
             raise UserError(
@@ -75,7 +81,8 @@ class TokenizerConfig:
     """Which tokenizer turns the token view into visual tokens."""
 
     name: str = "scenes64"
-    """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for measuring."""
+    """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for
+    measuring."""
 
     path: str | None = None
     """A tokenizer folder of your own, or the run that trained it; stands instead of `name`."""
@@ -89,10 +96,13 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig:
-    """How files become pixels and pixels numbers: the same in training and testing, and for whoever uses the model."""
+    """How files become pixels and pixels numbers: the same in training and testing, and for whoever uses the
+    model.
+    """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released 22k weights."""
+    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released
+    22k weights."""
 
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """The channels of the patch view are divided by this after `mean` is subtracted."""
@@ -113,15 +123,20 @@ class PixelConfig:
 
     def pixels(self) -> PixelConfig:
         """These settings alone, without those of a subclass."""
-        return PixelConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PixelConfig)})
+        return PixelConfig(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(PixelConfig)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig(PixelConfig):
-    """From an encoded image to one random crop at two sizes (the paper's section 2, microsoft/unilm beit/datasets.py)."""
+    """From an encoded image to one random crop at two sizes (the paper's section 2, microsoft/unilm
+    beit/datasets.py).
+    """
 
     min_area: float = 0.08
-    """Smallest share of the image's area that a crop takes. 1 with `aspect` 1: the centre square, no randomness."""
+    """Smallest share of the image's area that a crop takes. 1 with `aspect` 1: the centre square, no
+    randomness."""
 
     max_area: float = 1.0
     """Largest share of the image's area that a crop takes."""
@@ -130,8 +145,9 @@ class ViewConfig(PixelConfig):
     """Crops are between 1/aspect and aspect wide for their height."""
 
     short_side: tuple[int, int] | None = None
-    """Crop as DALL-E does: scale the shorter side to a whole number of pixels between these two, but never up, and cut a square of the
-    view's size out of the image's largest square anywhere. None: by area and aspect."""
+    """Crop as DALL-E does: scale the shorter side to a whole number of pixels between these two, but never
+    up, and cut a square of the view's size out of the image's largest square anywhere. None: by area and
+    aspect."""
 
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -145,14 +161,19 @@ class ViewConfig(PixelConfig):
         share(self, "view.", "flip", "jitter")
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
-                f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= max <= 1",
+                (
+                    f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= "
+                    "max <= "
+                    "1"
+                ),
                 "set view.min_area=0.08 and view.max_area=1 for the paper's crops",
             )
         if self.aspect < 1:
             raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / self.aspect:.4g}")
         if self.short_side is not None and not 0 < self.short_side[0] <= self.short_side[1]:
             raise UserError(
-                f"view.short_side={self.short_side} is not 0 < first <= second", "set view.short_side=(288, 384) as DALL-E has it"
+                f"view.short_side={self.short_side} is not 0 < first <= second",
+                "set view.short_side=(288, 384) as DALL-E has it",
             )
 
 
@@ -164,18 +185,23 @@ class MaskConfig:
     """blockwise: rectangles (the paper's Algorithm 1). random: independent patches."""
 
     ratio: float = 75 / 196
-    """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for `target.positions` all."""
+    """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for
+    `target.positions` all."""
 
     min_block: int | None = None
     """Fewest patches a rectangle is drawn with. None: 16 of 196 patches, scaled to the grid."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
-            raise UserError(f"mask.ratio={self.ratio} is not in [0, 1)", "set mask.ratio=0.38 for the paper's")
+            raise UserError(
+                f"mask.ratio={self.ratio} is not in [0, 1)", "set mask.ratio=0.38 for the paper's"
+            )
         positive(self, "mask.", "min_block")
 
     def budget(self, grid: int) -> int:
-        """Most patches that a mask hides on a grid of grid x grid patches; at least one unless the ratio is 0."""
+        """Most patches that a mask hides on a grid of grid x grid patches; at least one unless the ratio is
+        0.
+        """
         return max(1, round(self.ratio * grid**2)) if self.ratio else 0
 
     def block(self, grid: int) -> int:
@@ -183,7 +209,8 @@ class MaskConfig:
         return max(1, round(16 / 196 * grid**2)) if self.min_block is None else self.min_block
 
     def check(self, grid: int) -> None:
-        """Refuse what often leaves nothing hidden: rectangles must fit into the budget, and into the grid in most of their forms.
+        """Refuse what often leaves nothing hidden: rectangles must fit into the budget, and into the grid in
+        most of their forms.
 
         Of what passes, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a side).
         """
@@ -192,14 +219,24 @@ class MaskConfig:
             return
         if self.kind == "blockwise" and (grid < 3 or block > grid**2 / 5):
             raise UserError(
-                f"mask.min_block: rectangles of at least {block} patches rarely fit a grid of {grid} x {grid}: many masks would be empty",
-                "set mask.kind=random" if grid < 3 else f"set mask.min_block={max(1, grid**2 // 12)}, or mask.kind=random",
+                (
+                    f"mask.min_block: rectangles of at least {block} patches rarely fit a grid of {grid} x "
+                    f"{grid}: many masks would be empty"
+                ),
+                "set mask.kind=random"
+                if grid < 3
+                else f"set mask.min_block={max(1, grid**2 // 12)}, or mask.kind=random",
             )
         if self.kind == "blockwise" and block > budget:
             raise UserError(
-                f"mask.ratio={self.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the smallest rectangle of {block} "
+                f"mask.ratio={self.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the "
+                f"smallest rectangle of {block} "
                 "(mask.min_block): most masks would be empty",
-                f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to {2 * block / grid**2:.2f}, or set mask.kind=random",
+                (
+                    f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to "
+                    f"{2 * block / grid**2:.2f}, "
+                    "or set mask.kind=random"
+                ),
             )
 
 
@@ -209,13 +246,17 @@ AskedPatches = Literal["hidden", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What is predicted of which patches. Defaults: BEiT. The rest is for its ablations (the paper's Table 4)."""
+    """What is predicted of which patches. Defaults: BEiT. The rest is for its ablations (the paper's Table
+    4).
+    """
 
     kind: TargetKind = "tokens"
-    """tokens: the tokenizer's. pixels: the patch's normalised pixels, by regression. colour: its mean colour, 3 bits a channel (ViT)."""
+    """tokens: the tokenizer's. pixels: the patch's normalised pixels, by regression. colour: its mean colour,
+    3 bits a channel (ViT)."""
 
     positions: AskedPatches = "hidden"
-    """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may then be 0."""
+    """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may
+    then be 0."""
 
     def check(self, mask: MaskConfig) -> None:
         """Refuse a loss over nothing."""
@@ -240,7 +281,8 @@ class OptimConfig:
     """Learning rate at the end of the cosine decay."""
 
     warmup_steps: int | None = 6250
-    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps. None: what `--warmup-epochs` of `beit finetune` says."""
+    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps. None: what `--warmup-epochs` of
+    `beit finetune` says."""
 
     weight_decay: float = 0.05
     """Decay of all weights but biases, norms, gains, position embeddings and the class token."""
@@ -275,5 +317,8 @@ class OptimConfig:
             UserError: If they are not known.
         """
         if self.warmup_steps is None:
-            raise UserError("optim.warmup_steps=None: this job counts its warmup in steps", "set optim.warmup_steps=0, or more")
+            raise UserError(
+                "optim.warmup_steps=None: this job counts its warmup in steps",
+                "set optim.warmup_steps=0, or more",
+            )
         return self.warmup_steps

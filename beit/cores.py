@@ -12,11 +12,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def compute_with(threads: int, *, device: str) -> None:
-    """Let torch use so many threads in this process; where these compute ("cpu"), memory that it frees is kept for what it needs next.
+    """Let torch use so many threads in this process; where these compute ("cpu"), memory that it frees is
+    kept for what it needs next.
 
-    glibc gives large blocks back to the system at once, and the system fills each new one with zeros, page by page. For a tokenizer,
-    whose activations take tens of megabytes, that is a fifth to a third of the time (docs/measurements.md). Other allocators are left
-    as they are.
+    glibc gives large blocks back to the system at once, and the system fills each new one with zeros, page by
+    page. For a tokenizer, whose activations take tens of megabytes, that is a fifth to a third of the time
+    (docs/measurements.md). Other allocators are left as they are.
     """
     torch.set_num_threads(threads)
     if device == "cpu":

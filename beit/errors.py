@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class TwoLineError(Exception):
-    """One line of cause, one line of remedy: the command line prints both without a traceback. Raised as one of its kinds below.
+    """One line of cause, one line of remedy: the command line prints both without a traceback. Raised as one
+    of its kinds below.
 
     No `ValueError`: parsers of options catch those, and would tell it their own way.
     """
@@ -15,16 +16,21 @@ class TwoLineError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[type[TwoLineError], tuple[str, str]]:
-        # An exception with two arguments that shows one does not survive pickling between processes otherwise.
+        # An exception with two arguments that shows one does not survive pickling between processes
+        # otherwise.
         return (type(self), (self.cause, self.remedy))
 
 
 class UserError(TwoLineError):
-    """Something was asked for that cannot be. Raised on the driver before any resource is asked for; the command exits with 2."""
+    """Something was asked for that cannot be. Raised on the driver before any resource is asked for; the
+    command exits with 2.
+    """
 
 
 class TerminatedError(KeyboardInterrupt):
-    """A job was ended by SIGTERM and has cleaned up, a training with a last checkpoint. The command exits with 143, as shells count."""
+    """A job was ended by SIGTERM and has cleaned up, a training with a last checkpoint. The command exits
+    with 143, as shells count.
+    """
 
 
 class JobFailedError(TwoLineError):

@@ -23,19 +23,23 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") ->
     """Build a config strictly from plain JSON types.
 
     Raises:
-        UserError: For an unknown field, or a nested value of the wrong form; the field is named with its dots.
+        UserError: For an unknown field, or a nested value of the wrong form; the field is named with its
+            dots.
     """
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"{at}{unknown[0]} is not a field of {kind.__name__}", f"its fields: {', '.join(hints)}")
+        raise UserError(
+            f"{at}{unknown[0]} is not a field of {kind.__name__}", f"its fields: {', '.join(hints)}"
+        )
     built = {}
     for name, value in values.items():
         field_type = hints[name]
         if dataclasses.is_dataclass(field_type) and isinstance(field_type, type):
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"{at}{name}={value!r} is not a table of fields", f"its fields: {', '.join(typing.get_type_hints(field_type))}"
+                    f"{at}{name}={value!r} is not a table of fields",
+                    f"its fields: {', '.join(typing.get_type_hints(field_type))}",
                 )
             built[name] = from_dict(field_type, value, at=f"{at}{name}.")
         else:
@@ -44,7 +48,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") ->
 
 
 def _plain(field_type: Any, value: Any, name: str) -> Any:
-    """Check a JSON value against a field's type; lists become tuples, whole numbers become floats where one is asked for."""
+    """Check a JSON value against a field's type; lists become tuples, whole numbers become floats where one
+    is asked for.
+    """
     origin, arguments = typing.get_origin(field_type), typing.get_args(field_type)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -66,7 +72,9 @@ def _plain(field_type: Any, value: Any, name: str) -> Any:
         return float(value)
     elif isinstance(field_type, type) and type(value) is field_type:
         return value
-    expected = getattr(field_type, "__name__", None) if origin is None else str(field_type).replace("typing.", "")
+    expected = (
+        getattr(field_type, "__name__", None) if origin is None else str(field_type).replace("typing.", "")
+    )
     raise UserError(f"{name}={value!r} has the wrong type", f"expected {expected}")
 
 
@@ -94,4 +102,7 @@ def _no_field(config: Any, dotted: str, part: str, there: Mapping[str, Any]) -> 
     """What is said of a name of which a part is not among the fields at its place, or has none below it."""
     close = [] if part in there else difflib.get_close_matches(part, there, n=1)
     meant = f"perhaps you meant {close[0]}; " if close else ""
-    return UserError(f"{dotted} is not a field of {type(config).__name__}", f"{meant}fields at that place: {', '.join(there)}")
+    return UserError(
+        f"{dotted} is not a field of {type(config).__name__}",
+        f"{meant}fields at that place: {', '.join(there)}",
+    )

@@ -19,7 +19,7 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
 
   beit pretrain [PRESET]           train on --data.train, or on built-in scenes
   beit sweep [PRESET]              pretrain many times, with mask ratio and learning rate varied, by Ray Tune
-  beit ablate [PRESET]             the paper's table 4: its rows, pretrained and fine-tuned, beside its figures
+  beit ablate [PRESET]             the paper's table 4: its rows pretrained and fine-tuned, beside its figures
   beit finetune [RUN] [PRESET]     train a classifier, from a pretrained run or from scratch
   beit segment [RUN] [PRESET]      train a segmenter, likewise
   beit tokenizer train [PRESET]    train a tokenizer (discrete VAE)
@@ -29,29 +29,34 @@ beit: pretrain BEiT from image shards, on a laptop or on a Ray cluster
   beit data scenes OUT             render the built-in scenes
   beit data pack SRC OUT           class folders, tars, ILSVRC archives -> shuffled Parquet shards
   beit data check PATH             counts, sizes, broken files, a contact sheet
-  beit import FILE OUT             published weights (unilm, timm, Hugging Face) -> a checkpoint, without running their pickle
+  beit import FILE OUT             published weights (unilm, timm, Hugging Face) -> a checkpoint; no pickle runs
   beit export RUN OUT              a model for Hugging Face, timm or the released code
   beit features RUN DATA OUT       features of every image, as Parquet
   beit probe RUN                   what frozen features know about labels, layer by layer
   beit attention RUN IMAGE…        what chosen patches attend to, a map a head, as a PNG
   beit report RUN                  write a run's report again
   beit compare [NAME=]RUN…         curves of several runs in one picture, seeds averaged
-  beit plan [PRESET]               what a pretraining takes: time, nodes, costs, storage, here and on a cluster
+  beit plan [PRESET]               time, nodes, costs and storage of a pretraining, here and on a cluster
   beit doctor                      what stands in the way of a run, here or on the cluster
 
   beit COMMAND --help              a command's options
   --debug                          tracebacks, and Ray's own messages
-"""
+"""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's, 143 after SIGTERM."""
+    """Entry of the console script; exits with 0, 1 after a failure, 2 after a mistake of the user's, 143
+    after SIGTERM.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # A log file is to show each line when it is printed, as a terminal does.
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # A log file is to show each line when it is printed, as a terminal does.
     try:
         _main(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:
-        # Who read the output has stopped (`| head`). What is still unwritten goes nowhere, or the interpreter would complain at its end.
+        # Who read the output has stopped (`| head`). What is still unwritten goes nowhere, or the interpreter
+        # would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
@@ -67,7 +72,11 @@ def _main(arguments: list[str]) -> None:
 
         print(version("beit-pretraining"))
         return
-    if {"-h", "--help"} & set(arguments) and arguments[0] in {name.split()[0] for name in COMMANDS} - set(COMMANDS) and len(arguments) == 2:
+    if (
+        {"-h", "--help"} & set(arguments)
+        and arguments[0] in {name.split()[0] for name in COMMANDS} - set(COMMANDS)
+        and len(arguments) == 2
+    ):
         print("\n".join(line for line in HELP.splitlines() if line.startswith(f"  beit {arguments[0]} ")))
         return
     try:
@@ -90,8 +99,14 @@ def _main(arguments: list[str]) -> None:
 
 
 def _from_here(text: str) -> str:
-    """Paths below the current folder as they are typed there: jobs make them absolute before they look at them."""
-    return re.sub(rf"(?<![\w./:-]){re.escape(os.getcwd().rstrip('/'))}/", "", text) if os.getcwd() != "/" else text
+    """Paths below the current folder as they are typed there: jobs make them absolute before they look at
+    them.
+    """
+    return (
+        re.sub(rf"(?<![\w./:-]){re.escape(os.getcwd().rstrip('/'))}/", "", text)
+        if os.getcwd() != "/"
+        else text
+    )
 
 
 def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list[str]]:
@@ -102,8 +117,13 @@ def _find(arguments: list[str]) -> tuple[Callable[[list[str], bool], None], list
     import difflib
 
     typed = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))
-    close = difflib.get_close_matches(typed, COMMANDS, n=1) or [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
-    raise UserError(f"there is no command beit {typed}", f"perhaps you meant beit {close[0]}" if close else "beit --help lists them")
+    close = difflib.get_close_matches(typed, COMMANDS, n=1) or [
+        name for name in COMMANDS if name.startswith(f"{arguments[0]} ")
+    ]
+    raise UserError(
+        f"there is no command beit {typed}",
+        f"perhaps you meant beit {close[0]}" if close else "beit --help lists them",
+    )
 
 
 def _pretrain(arguments: list[str], debug: bool) -> None:
@@ -191,7 +211,12 @@ def _train_tokenizer(arguments: list[str], debug: bool) -> None:
     from pipelines.presets import tokenizer as presets
 
     command = parse_job(
-        arguments, TrainTokenizerConfig, job=job.JOB, default="scenes64", presets=presets.PRESETS, preset=presets.tokenizer_preset
+        arguments,
+        TrainTokenizerConfig,
+        job=job.JOB,
+        default="scenes64",
+        presets=presets.PRESETS,
+        preset=presets.tokenizer_preset,
     )
     if command is not None:
         job.train_tokenizer(command.config, preset=command.preset, resume=command.resume, debug=debug)
@@ -200,7 +225,9 @@ def _train_tokenizer(arguments: list[str], debug: bool) -> None:
 def _convert_tokenizer(arguments: list[str], debug: bool) -> None:
     from pipelines.tools.convert import ConvertConfig, convert_tokenizer
 
-    for line in convert_tokenizer(parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("file", "out"))):
+    for line in convert_tokenizer(
+        parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("file", "out"))
+    ):
         print(line)
 
 
@@ -209,10 +236,16 @@ def _encode_tokens(arguments: list[str], debug: bool) -> None:
 
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
     default = config_of(name)
-    config = parse(arguments, type(default), command="tokenizer encode [PRESET]", positional=(), default=default)
+    config = parse(
+        arguments, type(default), command="tokenizer encode [PRESET]", positional=(), default=default
+    )
     result = encode_tokens(config, debug=debug)
     print(f"{result.views:,} views in {result.parts:,} parts ({result.written:,} written now): {result.out}")
-    print(f"next, with the same options: beit pretrain {name} --data.train {config.data.train} --data.tokens {result.out}")
+    print(
+        f"next, with the same options: beit pretrain {name} --data.train {config.data.train} "
+        "--data.tokens "
+        f"{result.out}"
+    )
 
 
 def _show_tokens(arguments: list[str], debug: bool) -> None:
@@ -220,7 +253,9 @@ def _show_tokens(arguments: list[str], debug: bool) -> None:
 
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--images", *arguments]
-    for line in show(parse(arguments, ShowConfig, command="tokenizer show IMAGE… | --data PATH", positional=())):
+    for line in show(
+        parse(arguments, ShowConfig, command="tokenizer show IMAGE… | --data PATH", positional=())
+    ):
         print(line)
 
 
@@ -229,7 +264,12 @@ def _scenes(arguments: list[str], debug: bool) -> None:
 
     config = parse(arguments, ScenesConfig, command="data scenes OUT", positional=("out",))
     shards = write_scenes(
-        config.out, images=config.images, seed=config.seed, image_size=config.image_size, first=config.first, split=config.split
+        config.out,
+        images=config.images,
+        seed=config.seed,
+        image_size=config.image_size,
+        first=config.first,
+        split=config.split,
     )
     print(f"{config.images:,} scenes of {config.image_size} px in {len(shards)} shard(s): {config.out}")
 
@@ -241,7 +281,9 @@ def _pack(arguments: list[str], debug: bool) -> None:
     config = parse(arguments, PackConfig, command="data pack SRC OUT", positional=("source", "out"))
     with session.start(debug=debug):
         result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
-    print(f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}")
+    print(
+        f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}"
+    )
 
 
 def _check(arguments: list[str], debug: bool) -> None:
@@ -258,14 +300,18 @@ def _check(arguments: list[str], debug: bool) -> None:
 def _import(arguments: list[str], debug: bool) -> None:
     from pipelines.tools.weights import ImportConfig, import_weights
 
-    for line in import_weights(parse(arguments, ImportConfig, command="import FILE OUT", positional=("file", "out"))):
+    for line in import_weights(
+        parse(arguments, ImportConfig, command="import FILE OUT", positional=("file", "out"))
+    ):
         print(line)
 
 
 def _export(arguments: list[str], debug: bool) -> None:
     from pipelines.tools.weights import ExportConfig, export_weights
 
-    for line in export_weights(parse(arguments, ExportConfig, command="export RUN OUT", positional=("run", "out"))):
+    for line in export_weights(
+        parse(arguments, ExportConfig, command="export RUN OUT", positional=("run", "out"))
+    ):
         print(line)
 
 
@@ -275,7 +321,11 @@ def _probe(arguments: list[str], debug: bool) -> None:
 
     from pipelines import probe as job
 
-    start = arguments.pop(0) if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".json") else None
+    start = (
+        arguments.pop(0)
+        if arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".json")
+        else None
+    )
     command = parse_job(
         arguments,
         job.ProbeConfig,
@@ -294,9 +344,15 @@ def _probe(arguments: list[str], debug: bool) -> None:
 def _features(arguments: list[str], debug: bool) -> None:
     from pipelines.features import FeaturesConfig, features
 
-    config = parse(arguments, FeaturesConfig, command="features RUN DATA OUT", positional=("run", "data", "out"))
+    config = parse(
+        arguments, FeaturesConfig, command="features RUN DATA OUT", positional=("run", "data", "out")
+    )
     result = features(config, debug=debug)
-    bad = f"; {result.undecodable:,} could not be decoded: {result.out}/undecodable.csv" if result.undecodable else ""
+    bad = (
+        f"; {result.undecodable:,} could not be decoded: {result.out}/undecodable.csv"
+        if result.undecodable
+        else ""
+    )
     print(f"{result.images:,} images in {result.files:,} files ({result.written:,} written now){bad}")
     print(f"features: {result.out}")
 
@@ -349,7 +405,13 @@ def _plan(arguments: list[str], debug: bool) -> None:
         base, name = run_folder.saved_config(name, PretrainConfig, job="pretrain")
     else:
         base = pretrain_preset(name)
-    config = parse(arguments, job.PlanConfig, command=f"plan [{' | '.join(PRESETS)}]", positional=(), default=job.config_of(base))
+    config = parse(
+        arguments,
+        job.PlanConfig,
+        command=f"plan [{' | '.join(PRESETS)}]",
+        positional=(),
+        default=job.config_of(base),
+    )
     for line in job.plan(config, preset=name):
         print(line, flush=True)
 

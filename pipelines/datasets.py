@@ -19,13 +19,19 @@ Data = TypeVar("Data", bound=SupervisedDataConfig)
 
 
 def with_absolute_data(config: Config) -> Config:
-    """The same with an absolute `data.train`: the saved configuration holds wherever the run is resumed from."""
+    """The same with an absolute `data.train`: the saved configuration holds wherever the run is
+    resumed from.
+    """
     train = config.data.train
-    return replace(config, data=replace(config.data, train=None if train is None else storage.absolute(train)))
+    return replace(
+        config, data=replace(config.data, train=None if train is None else storage.absolute(train))
+    )
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
-    """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless they are there."""
+    """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless
+    they are there.
+    """
     if config.data.train is not None:
         return open_source(config.data.train, split="train", say=say)
     images = config.data.scenes
@@ -58,7 +64,8 @@ class LabelledData:
 
 
 def checked_data(data: Data, *, image_size: int, job: str) -> Data:
-    """The data's options with absolute paths (a saved configuration holds wherever it is resumed from), before anything is opened.
+    """The data's options with absolute paths (a saved configuration holds wherever it is resumed from),
+    before anything is opened.
 
     Args:
         data: The options.
@@ -68,12 +75,19 @@ def checked_data(data: Data, *, image_size: int, job: str) -> Data:
     Raises:
         UserError: Naming the option.
     """
-    check_has_data(data.train, image_size, works=f"beit {job} quickstart", wanted="--data.train to labelled images, and --data.val")
+    check_has_data(
+        data.train,
+        image_size,
+        works=f"beit {job} quickstart",
+        wanted="--data.train to labelled images, and --data.val",
+    )
     train, val = (None if path is None else storage.absolute(path) for path in (data.train, data.val))
     return replace(data, train=train, val=val)
 
 
-def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | None, seed: int, say: Callable[[str], None]) -> LabelledData:
+def open_labelled(
+    config: HasLabelledData, *, image_size: int, classes: int | None, seed: int, say: Callable[[str], None]
+) -> LabelledData:
     """Open training and validation images; renders the built-in scenes if no data is given.
 
     Args:
@@ -86,7 +100,9 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
     Raises:
         UserError: Where there are no images or no labels, or labels that are none.
     """
-    source = label_source(open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes)
+    source = label_source(
+        open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes
+    )
     assert isinstance(source.manifest, LabelledManifest)
     count, names = class_count(source.manifest, classes), source.manifest.class_names
     if names is not None and len(names) != count:
@@ -94,15 +110,21 @@ def open_labelled(config: HasLabelledData, *, image_size: int, classes: int | No
     train = take_fraction(source.manifest, config.data.fraction, seed)
     val: LabelledManifest | None = None
     if (found := open_val(config.data, config.output.root, image_size=image_size, say=say)) is not None:
-        labelled = label_source(found, option="data.val", column=config.data.label, classes=count, follows=source.manifest).manifest
+        labelled = label_source(
+            found, option="data.val", column=config.data.label, classes=count, follows=source.manifest
+        ).manifest
         assert isinstance(labelled, LabelledManifest)
         for line in unnamed(source.manifest, labelled, "data.val"):
             say(line)
         val = labelled
-    return LabelledData(source=replace(source, manifest=train), train=train, val=val, classes=count, class_names=names)
+    return LabelledData(
+        source=replace(source, manifest=train), train=train, val=val, classes=count, class_names=names
+    )
 
 
-def open_val(data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]) -> Source | None:
+def open_val(
+    data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]
+) -> Source | None:
     """The images to be judged by; None where training images are given and no others."""
     if data.val is not None:
         return open_source(data.val, option="data.val", split="val", say=say)
@@ -111,8 +133,12 @@ def open_val(data: SupervisedDataConfig, root: str, *, image_size: int, say: Cal
     return held_out_scenes(root, first=data.scenes, images=data.val_scenes, image_size=image_size, say=say)
 
 
-def held_out_scenes(root: str, *, first: int, images: int, image_size: int, say: Callable[[str], None]) -> Source:
-    """Scenes behind the `first` that are trained on, of the same seed: never the same ones. Rendered unless they are there."""
+def held_out_scenes(
+    root: str, *, first: int, images: int, image_size: int, say: Callable[[str], None]
+) -> Source:
+    """Scenes behind the `first` that are trained on, of the same seed: never the same ones. Rendered unless
+    they are there.
+    """
     folder = storage.join(root, "scenes", f"{images}-images-after-{first}-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):
         say(f"data: rendering {images:,} scenes of {image_size} px for validation into {folder}")

@@ -1,7 +1,9 @@
-"""Tokenise once: `beit tokenizer encode [PRESET | CONFIG.json] --data.train … --out DIR`, or `python -m pipelines.encode_tokens …`.
+"""Tokenise once: `beit tokenizer encode [PRESET | CONFIG.json] --data.train … --out DIR`, or `python -m
+pipelines.encode_tokens …`.
 
-A Ray Data job: the numbers of the parts that are missing -> their token views (CPU tasks) -> tokens, written by the tokenizer's actors.
-Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees the samples and tokens of a run that tokenises itself.
+A Ray Data job: the numbers of the parts that are missing -> their token views (CPU tasks) -> tokens, written
+by the tokenizer's actors. Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees
+the samples and tokens of a run that tokenises itself.
 """
 
 from __future__ import annotations
@@ -58,14 +60,26 @@ def config_of(name: str) -> EncodeConfig:
     """
     from pipelines.presets.pretrain import pretrain_preset
 
-    run = run_folder.saved_config(name, PretrainConfig, job="pretrain")[0] if name.endswith(".json") else pretrain_preset(name)
+    run = (
+        run_folder.saved_config(name, PretrainConfig, job="pretrain")[0]
+        if name.endswith(".json")
+        else pretrain_preset(name)
+    )
     return EncodeConfig(
-        data=DataConfig(train=run.data.train), image_size=run.model.image_size, tokenizer=run.tokenizer, view=run.view, seed=run.seed
+        data=DataConfig(train=run.data.train),
+        image_size=run.model.image_size,
+        tokenizer=run.tokenizer,
+        view=run.view,
+        seed=run.seed,
     )
 
 
 def encode_tokens(
-    config: EncodeConfig, *, one_of_many: bool = False, debug: bool = False, say: Callable[[str], None] = print
+    config: EncodeConfig,
+    *,
+    one_of_many: bool = False,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> EncodeResult:
     """Write the tokens of the first epochs' views; what an earlier call has written stays.
 
@@ -83,9 +97,13 @@ def encode_tokens(
     from pipelines.sources import open_source
 
     if (train := config.data.train) is None:
-        raise UserError("data.train is not given", "set --data.train to the images that the pretraining will read")
+        raise UserError(
+            "data.train is not given", "set --data.train to the images that the pretraining will read"
+        )
     if config.tokenizer.path is not None:
-        config = replace(config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path)))
+        config = replace(
+            config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path))
+        )
     source = open_source(train, split="train", say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
     with session.start(cpus=config.resources.cpus, debug=debug):
@@ -108,10 +126,16 @@ def encode_tokens(
         missing = cache.missing()
         parts, views = cache.epochs * cache.parts_of_epoch, cache.epochs * manifest.total
         say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")
-        say(f"tokens: {config.epochs} epochs x {manifest.total:,} images = {views:,} views; {len(missing):,} of {parts:,} parts missing")
+        say(
+            f"tokens: {config.epochs} epochs x {manifest.total:,} images = {views:,} views; "
+            f"{len(missing):,} of {parts:,} parts missing"
+        )
         if missing:
             # There are no workers, which the first line of the placement is about.
-            for line in (*session.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}), *placement.lines()[1:]):
+            for line in (
+                *session.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}),
+                *placement.lines()[1:],
+            ):
                 say(line)
             _encode_missing(cache, missing, manifest, config, placement, say)
     return EncodeResult(out=cache.path, views=views, parts=parts, written=len(missing))
@@ -121,27 +145,43 @@ def _checked_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
     tokenizer = open_tokenizer(config)
     if config.image_size % (px := tokenizer.px_per_token):
         raise UserError(
-            f"tokenizer.image_size={config.image_size} is not a multiple of the {px} px that a token stands for",
+            (
+                f"tokenizer.image_size={config.image_size} is not a multiple of the {px} px that a token "
+                "stands "
+                "for"
+            ),
             f"set --tokenizer.image-size {max(1, round(config.image_size / px)) * px}",
         )
     return tokenizer
 
 
 def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
-    """Where views are made and tokenised: as in training, but that the tokenizers have what the workers do not need.
+    """Where views are made and tokenised: as in training, but that the tokenizers have what the workers do
+    not need.
 
     That is a GPU each, and without GPUs all cores but what one reading task takes.
     """
     on_gpu = config.device != "cpu" and any(int(node.gpus) for node in nodes)
     cores = sum(node.cpus for node in nodes)
     share = (1.0 if on_gpu else 0.0) if config.tokenizer_gpus is None else config.tokenizer_gpus
-    cpus = config.tokenizer_cpus or (1.0 if not share and max((node.cpus for node in nodes), default=0) >= 2 else None)
+    cpus = config.tokenizer_cpus or (
+        1.0 if not share and max((node.cpus for node in nodes), default=0) >= 2 else None
+    )
     # A worker on a CPU, of next to nothing: place() knows no cluster without workers.
-    config = replace(config, workers=1, streams=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus)
-    placement = place(replace(config, device="cuda" if config.device == "cuda" and not on_gpu else "cpu"), nodes, tokenize=True)
+    config = replace(
+        config, workers=1, streams=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus
+    )
+    placement = place(
+        replace(config, device="cuda" if config.device == "cuda" and not on_gpu else "cpu"),
+        nodes,
+        tokenize=True,
+    )
     if config.tokenizers is not None or placement.tokenizer_gpus:
         return placement
-    return replace(placement, tokenizers=(1, max(1, int((cores - placement.view_cpus) / max(1.0, placement.tokenizer_cpus)))))
+    return replace(
+        placement,
+        tokenizers=(1, max(1, int((cores - placement.view_cpus) / max(1.0, placement.tokenizer_cpus)))),
+    )
 
 
 def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Placement) -> str:
@@ -151,13 +191,22 @@ def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Pl
     import ray
 
     ask: Any = ray.remote(lambda: open_tokenizer(config, device=placement.tokenizer_device).precision)
-    resources = {"num_cpus": placement.tokenizer_cpus, "num_gpus": placement.tokenizer_gpus, "resources": placement.tag("tokens")}
+    resources = {
+        "num_cpus": placement.tokenizer_cpus,
+        "num_gpus": placement.tokenizer_gpus,
+        "resources": placement.tag("tokens"),
+    }
     precision: str = ray.get(ask.options(**resources).remote())
     return precision
 
 
 def _encode_missing(
-    cache: TokenCache, missing: list[int], manifest: Manifest, config: EncodeConfig, placement: Placement, say: Callable[[str], None]
+    cache: TokenCache,
+    missing: list[int],
+    manifest: Manifest,
+    config: EncodeConfig,
+    placement: Placement,
+    say: Callable[[str], None],
 ) -> None:
     """Run the job, with a line every ten seconds."""
     from pipelines.runs.progress import duration
@@ -165,7 +214,9 @@ def _encode_missing(
     ends = np.cumsum(manifest.rows, dtype=np.int64)
     units = [cache.place(part)[1] for part in missing]
     left = sum(int(ends[there.stop - 1] - ends[there.start] + manifest.rows[there.start]) for there in units)
-    samples = SampleConfig(seed=config.seed, view=config.view, patch_px=config.image_size, token_px=config.tokenizer.image_size)
+    samples = SampleConfig(
+        seed=config.seed, view=config.view, patch_px=config.image_size, token_px=config.tokenizer.image_size
+    )
     done, start = 0, time.monotonic()
     last = start
     for count, rows in enumerate(_run(cache, missing, manifest, samples, config.tokenizer, placement), 1):
@@ -173,12 +224,20 @@ def _encode_missing(
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS or count == len(missing):
             rate = done / (now - start)
-            say(f"part {count:,}/{len(missing):,} | {rate:,.0f} views/s | eta {duration((left - done) / rate)}")
+            say(
+                f"part {count:,}/{len(missing):,} | {rate:,.0f} views/s | eta "
+                f"{duration((left - done) / rate)}"
+            )
             last = now
 
 
 def _run(
-    cache: TokenCache, missing: list[int], manifest: Manifest, samples: SampleConfig, tokenizer: TokenizerConfig, placement: Placement
+    cache: TokenCache,
+    missing: list[int],
+    manifest: Manifest,
+    samples: SampleConfig,
+    tokenizer: TokenizerConfig,
+    placement: Placement,
 ) -> Iterator[int]:
     """Yield the views of each part as it is written."""
     import pyarrow as pa
@@ -188,7 +247,10 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    block_size, context.target_max_block_size = context.target_max_block_size, None  # A part is a block, however large.
+    block_size, context.target_max_block_size = (
+        context.target_max_block_size,
+        None,
+    )  # A part is a block, however large.
     try:
         parts = ray.data.from_blocks([pa.table({"part": [part]}) for part in missing])
         views = parts.map_batches(
@@ -200,8 +262,13 @@ def _run(
         written = views.map_batches(
             EncodePart,
             fn_constructor_args=(cache, tokenizer),
-            fn_constructor_kwargs={"device": placement.tokenizer_device, "threads": placement.tokenizer_threads},
-            compute=ray.data.ActorPoolStrategy(min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]),
+            fn_constructor_kwargs={
+                "device": placement.tokenizer_device,
+                "threads": placement.tokenizer_threads,
+            },
+            compute=ray.data.ActorPoolStrategy(
+                min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]
+            ),
             batch_size=None,
             num_cpus=placement.tokenizer_cpus,
             num_gpus=placement.tokenizer_gpus,
@@ -239,9 +306,19 @@ def views_of_part(batch: Batch, *, cache: TokenCache, manifest: Any, samples: Sa
         keys = {"epoch": np.full(len(rows), epoch), "unit": np.full(len(rows), unit), "row": rows}
         made = make_samples({"image": images, **keys}, config=samples)
         here = slice(start, start + len(rows))
-        views[here], unit_of[here], status[here] = made.get("token_view", made["patch_view"]), unit, made["status"]
+        views[here], unit_of[here], status[here] = (
+            made.get("token_view", made["patch_view"]),
+            unit,
+            made["status"],
+        )
         start = here.stop
-    return {"part": np.full(total, part), "views": np.full(total, total), "unit": unit_of, "status": status, "token_view": views}
+    return {
+        "part": np.full(total, part),
+        "views": np.full(total, total),
+        "unit": unit_of,
+        "status": status,
+        "token_view": views,
+    }
 
 
 class EncodePart:
@@ -252,12 +329,22 @@ class EncodePart:
         self._tokenize = Tokenize(tokenizer, device=device, threads=threads)
 
     def __call__(self, batch: Batch) -> Batch:
-        """What `views_of_part` made -> "part" [1] and "views" [1], their number. Images that cannot be decoded have tokens of zero."""
+        """What `views_of_part` made -> "part" [1] and "views" [1], their number. Images that cannot be
+        decoded have tokens of zero.
+        """
         part, views = int(batch["part"][0]), batch["token_view"]
         if (batch["part"] != part).any() or len(views) != batch["views"][0]:
-            raise RuntimeError(f"Ray has divided or joined blocks: {len(views)} views of part {part} instead of {batch['views'][0]}")
+            raise RuntimeError(
+                f"Ray has divided or joined blocks: {len(views)} views of part {part} instead of "
+                f"{batch['views'][0]}"
+            )
         starts = range(0, len(views), IMAGES_AT_ONCE)
-        tokens = np.concatenate([self._tokenize({"token_view": views[start : start + IMAGES_AT_ONCE]})["tokens"] for start in starts])
+        tokens = np.concatenate(
+            [
+                self._tokenize({"token_view": views[start : start + IMAGES_AT_ONCE]})["tokens"]
+                for start in starts
+            ]
+        )
         tokens[batch["status"] != 0] = 0
         _, units = self._cache.place(part)
         self._cache.write_part(part, [tokens[batch["unit"] == unit] for unit in units])

@@ -42,9 +42,10 @@ class FeaturesConfig:
     """Folder or bucket URI for the features. An unfinished one is gone on with."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is kept, from 1; -1 is the last. None given: the last of a fine-tuned model and of one of fewer than 8 blocks; of
-    another pretrained one a middle layer, because its last ones serve the prediction of tokens (the 9th of 12 and the 14th of 24 were best
-    in the paper). `beit probe` tells which is best."""
+    """Blocks whose output is kept, from 1; -1 is the last. None given: the last of a fine-tuned model and of
+    one of fewer than 8 blocks; of another pretrained one a middle layer, because its last ones serve the
+    prediction of tokens (the 9th of 12 and the 14th of 24 were best in the paper). `beit probe` tells which
+    is best."""
 
     poolings: tuple[Pooling, ...] = ("mean",)
     """mean: mean of the patches. cls: the class token."""
@@ -53,10 +54,12 @@ class FeaturesConfig:
     """How features are written. They are computed in full precision, unless `resources.precision` is bf16."""
 
     centre: float | None = None
-    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128 px."""
+    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128
+    px."""
 
     label: str | None = None
-    """Column that is written as the label. None: label, labels, class, target or fine_label, if one is there."""
+    """Column that is written as the label. None: label, labels, class, target or fine_label, if one is
+    there."""
 
     split: str | None = None
     """Which shards to read where the folder holds several splits, such as val. None: all of them."""
@@ -86,7 +89,9 @@ class FeaturesResult:
     """Files that this call wrote; the others were there."""
 
 
-def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str], None] = print) -> FeaturesResult:
+def features(
+    config: FeaturesConfig, *, debug: bool = False, say: Callable[[str], None] = print
+) -> FeaturesResult:
     """Write the features of every image of a data set; what an earlier call has written stays.
 
     Args:
@@ -95,7 +100,8 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For mistakes in the options or the data, a folder that holds other features, and numbers too large for float16.
+        UserError: For mistakes in the options or the data, a folder that holds other features, and numbers
+            too large for float16.
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
@@ -107,13 +113,22 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
     layers = check_layers(config.layers or (default_layer(saved),), saved.model.depth)
     data, out = storage.absolute(config.data), storage.absolute(config.out)
     if storage.lies_in(out, data):
-        raise UserError(f"out={config.out} lies in data={config.data}: the features would become part of it", "give a folder elsewhere")
+        raise UserError(
+            f"out={config.out} lies in data={config.data}: the features would become part of it",
+            "give a folder elsewhere",
+        )
     check_folder(out)
     source = open_source(config.data, option="data", split=config.split, say=say)
     label = _label_column(source.manifest, config.label)
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
-    say(f"model: {saved.kind}, ViT {saved.model.dim}/{saved.model.depth}/{saved.model.heads}, {saved.model.image_size} px")
-    say(f"features: layers {', '.join(map(str, layers))} of {saved.model.depth}, {' and '.join(config.poolings)}, {config.numbers}")
+    say(
+        f"model: {saved.kind}, ViT {saved.model.dim}/{saved.model.depth}/{saved.model.heads}, "
+        f"{saved.model.image_size} px"
+    )
+    say(
+        f"features: layers {', '.join(map(str, layers))} of {saved.model.depth}, "
+        f"{' and '.join(config.poolings)}, {config.numbers}"
+    )
     with session.start(cpus=config.resources.cpus, debug=debug):
         nodes = session.nodes()
         placement = place(config.resources, nodes, tokenize=False)
@@ -137,7 +152,9 @@ def features(config: FeaturesConfig, *, debug: bool = False, say: Callable[[str]
                 say=say,
             )
     bad = len(files.undecodable())
-    return FeaturesResult(out=out, images=source.manifest.total - bad, undecodable=bad, files=len(files.pieces), written=written)
+    return FeaturesResult(
+        out=out, images=source.manifest.total - bad, undecodable=bad, files=len(files.pieces), written=written
+    )
 
 
 def _kept(checkpoint: str, out: str) -> str:
@@ -147,21 +164,26 @@ def _kept(checkpoint: str, out: str) -> str:
         keep_model(checkpoint, out)
     elif model_digest(kept) != model_digest(checkpoint):
         raise UserError(
-            f"out={out} holds features of other weights than {checkpoint} has", f"give another folder, or name {kept} as the run"
+            f"out={out} holds features of other weights than {checkpoint} has",
+            f"give another folder, or name {kept} as the run",
         )
     return kept
 
 
 def default_layer(saved: SavedConfig) -> int:
     """The layer whose features are worth most, as far as can be known without a probe."""
-    deep = saved.model.depth >= DEEP  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/probing.md).
+    deep = (
+        saved.model.depth >= DEEP
+    )  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/probing.md).
     return middle_layer(saved.model.depth) if saved.kind == "mim" and deep else saved.model.depth
 
 
 def _label_column(manifest: Manifest, asked: str | None) -> str | None:
     if asked is not None and asked not in manifest.columns:
         there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
-        raise UserError(f"--label {asked} is no column of the data", f"name one of those that are there: {there}")
+        raise UserError(
+            f"--label {asked} is no column of the data", f"name one of those that are there: {there}"
+        )
     return asked or manifest.label_column
 
 

@@ -1,4 +1,6 @@
-"""Classify: `beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.finetune …` with the same options."""
+"""Classify: `beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.finetune
+…` with the same options.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ JOB = "finetune"
 
 
 def finetune(
-    config: FinetuneConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: FinetuneConfig,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Result:
     """Train a classifier, judge it on the validation set, and write its run folder.
 
@@ -74,7 +81,9 @@ def config_for(start: str | None, name: str) -> FinetuneConfig:
 
 
 def with_start(config: FinetuneConfig, start: str, name: str) -> FinetuneConfig:
-    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same image size."""
+    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same
+    image size.
+    """
     return _begun(config, start, image_size=config.model.image_size)
 
 
@@ -87,14 +96,18 @@ def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> Fin
 
 
 def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
+    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
+    if no data is given.
+    """
     from pipelines.datasets import open_labelled
     from pipelines.stream.samples import SampleConfig
     from pipelines.training.training import Training
 
     config = supervised.checked(config, job=JOB, say=say)
     supervised.compare_pixels(config, say=say)
-    labelled = open_labelled(config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say)
+    labelled = open_labelled(
+        config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say
+    )
     train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
     if val is not None and (line := _unjudged(val, classes, names)):
         say(line)
@@ -107,7 +120,9 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
         config=config,
         preset=preset,
         source=labelled.source,
-        samples=SampleConfig(seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment),
+        samples=SampleConfig(
+            seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment
+        ),
         tokenizer=None,
         make_objective=functools.partial(_make_objective, config, classes, names, total_steps),
         global_batch_size=config.optim.global_batch_size,
@@ -126,10 +141,15 @@ def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None
     if not missing:
         return None
     shown = ", ".join(names[number] if names else str(number) for number in missing[:3])
-    return f"warning: {len(missing):,} of {classes:,} classes have no validation image: {shown}{', …' * (len(missing) > 3)}"
+    return (
+        f"warning: {len(missing):,} of {classes:,} classes have no validation image: "
+        f"{shown}{', …' * (len(missing) > 3)}"
+    )
 
 
-def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) -> tuple[Classifier, Transfer | None]:
+def _build(
+    config: FinetuneConfig, classes: int, names: tuple[str, ...] | None
+) -> tuple[Classifier, Transfer | None]:
     """The classifier with its first weights, and what was taken of others."""
     import torch
 
@@ -146,7 +166,9 @@ def _build(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None) 
     return model, supervised.take_weights(model, config.start)
 
 
-def _make_objective(config: FinetuneConfig, classes: int, names: tuple[str, ...] | None, total_steps: int) -> ClassifyObjective:
+def _make_objective(
+    config: FinetuneConfig, classes: int, names: tuple[str, ...] | None, total_steps: int
+) -> ClassifyObjective:
     from beit.classification.objective import ClassifyObjective
 
     return ClassifyObjective(
@@ -167,7 +189,9 @@ def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, 
     config = prepared.training.config
     assert isinstance(config, FinetuneConfig)
     assert prepared.val is not None
-    return evaluate(prepared.val, checkpoint, placement, share=config.centre, step=step, classes=prepared.classes)
+    return evaluate(
+        prepared.val, checkpoint, placement, share=config.centre, step=step, classes=prepared.classes
+    )
 
 
 def evaluation_line(found: dict[str, Any]) -> str:
@@ -175,7 +199,9 @@ def evaluation_line(found: dict[str, Any]) -> str:
     from pipelines.evaluation.classification import commonest
 
     top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
-    figures = f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
+    figures = (
+        f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
+    )
     return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
 
@@ -190,7 +216,9 @@ def rebuild_report(run: str) -> str:
     """Write the report of a run, also again, from its folder; returns its path."""
     from pipelines.reports.classification import classification_section
 
-    return supervised.write_run_report(run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names))
+    return supervised.write_run_report(
+        run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Pretrain a BEiT: `beit pretrain [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.pretrain …` with the same options."""
+"""Pretrain a BEiT: `beit pretrain [PRESET | CONFIG.json] [--option value …]`, or `python -m
+pipelines.pretrain …` with the same options.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ OF_CLASSES = [
     ("loss {:.3f} (unigram {:.3f})", "train/loss train/unigram"),
     ("acc {:.1%} (majority {:.1%})", "train/accuracy train/majority"),
 ]
-OF_PIXELS = [("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"), ("explained {:.1%}", "train/explained")]
+OF_PIXELS = [
+    ("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"),
+    ("explained {:.1%}", "train/explained"),
+]
 OF_OPTIMIZER = [("lr {:.2e}", "optim/lr"), ("grad {:.2f}", "optim/grad_norm")]
 OF_EVALUATION = [("fixed masks {:.3f}", "eval/loss")]
 
@@ -65,7 +70,8 @@ def pretrain(
         resume: Run folder to go on with; `config` must be its own but for resources and output.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
-        follow: Takes the rows of metrics as they come, and may end the run before its last step; what it leaves is then as complete.
+        follow: Takes the rows of metrics as they come, and may end the run before its last step; what it
+            leaves is then as complete.
 
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
@@ -91,13 +97,17 @@ def pretrain(
         at_pause=None if knn is None else functools.partial(knn.evaluate, say),
     )
     keep_model(result.checkpoint, folder.uri)
-    report = write_report_of(training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint), say=say)
+    report = write_report_of(
+        training, folder, lambda: write_run_report(training, folder.uri, result.checkpoint), say=say
+    )
     _conclude(result, training, report, say)
     return result
 
 
 def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) -> Training:
-    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
+    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
+    if no data is given.
+    """
     check_config(config)
     check_has_data(config.data.train, config.model.image_size, works="beit pretrain quickstart")
     from pipelines.datasets import open_data
@@ -140,7 +150,9 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same with absolute paths to what is read: the saved configuration holds wherever the run is resumed from."""
+    """The same with absolute paths to what is read: the saved configuration holds wherever the run is resumed
+    from.
+    """
     paths = {
         "data.train": config.data.train,
         "data.tokens": config.data.tokens,
@@ -148,7 +160,9 @@ def with_absolute_paths(config: Config) -> Config:
         "knn.train": config.knn.train,
         "knn.val": config.knn.val,
     }
-    return override(config, {name: storage.absolute(path) for name, path in paths.items() if path is not None})
+    return override(
+        config, {name: storage.absolute(path) for name, path in paths.items() if path is not None}
+    )
 
 
 def check_config(config: PretrainConfig) -> None:
@@ -166,7 +180,11 @@ def check_config(config: PretrainConfig) -> None:
         config.target.check(config.evaluation.mask)
     if config.data.tokens is not None and config.target.kind != "tokens":
         raise UserError(
-            f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} predicts none",
+            (
+                f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} "
+                "predicts "
+                "none"
+            ),
             "leave out --data.tokens, or set --target.kind tokens",
         )
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
@@ -176,7 +194,8 @@ def checked_length(config: PretrainConfig, images: int) -> int:
     """Optimizer steps of a run over so many images an epoch.
 
     Raises:
-        UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it likes.
+        UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it
+            likes.
     """
     from beit.objectives.optim import check_schedule
 
@@ -187,7 +206,8 @@ def checked_length(config: PretrainConfig, images: int) -> int:
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
-    """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the tokenizer's description.
+    """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the
+    tokenizer's description.
 
     Raises:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
@@ -204,7 +224,11 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
         manifest = open_source(config.data.train, split="train").manifest
         images, data, scenes = manifest.total, recipe.data_line(manifest), are_scenes(manifest)
     elif config.model.image_size <= MOST_SCENE_PX:
-        images, data, scenes = config.data.scenes, f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)", True
+        images, data, scenes = (
+            config.data.scenes,
+            f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)",
+            True,
+        )
     else:
         (images, name), scenes = meant_for(preset), False
         data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
@@ -221,7 +245,8 @@ def check_grid(config: PretrainConfig, px_per_token: int) -> None:
     grid = config.tokenizer.image_size / px_per_token
     if grid != config.model.grid:
         raise UserError(
-            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, but model.image_size="
+            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, "
+            "but model.image_size="
             f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
             f"set --tokenizer.image-size {config.model.grid * px_per_token}",
         )
@@ -240,7 +265,9 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     return tokenizer
 
 
-def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer) -> TokenCache:
+def checked_cache(
+    path: str, config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer
+) -> TokenCache:
     """The token cache that the run reads instead of tokenising.
 
     Raises:
@@ -271,8 +298,12 @@ def checked_cache(path: str, config: PretrainConfig, manifest: Manifest, tokeniz
     return cache
 
 
-def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str) -> MimObjective:
-    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and "" without one."""
+def make_objective(
+    config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str
+) -> MimObjective:
+    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and ""
+    without one.
+    """
     from beit.pretraining.objective import MimObjective
 
     return MimObjective(
@@ -284,7 +315,9 @@ def make_objective(config: PretrainConfig, vocab_size: int, total_steps: int, to
         total_steps=total_steps,
         seed=config.seed,
         max_hidden=config.mask.budget(config.model.grid),
-        extra={"tokenizer": {"name": config.tokenizer.path or config.tokenizer.name, "digest": tokenizer_digest}}
+        extra={
+            "tokenizer": {"name": config.tokenizer.path or config.tokenizer.name, "digest": tokenizer_digest}
+        }
         if tokenizer_digest
         else {},
     )
@@ -323,13 +356,22 @@ def rebuild_report(run: str) -> str:
     config, preset = run_folder.saved_config(run, PretrainConfig, job=JOB)
     checkpoint = run_folder.latest_checkpoint(storage.absolute(run))
     if checkpoint is None:
-        raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
-    config = replace(config, evaluation=replace(config.evaluation, images=0))  # The report shows what was measured, and measures nothing.
-    return write_run_report(prepare(config, preset=preset, say=lambda line: None), storage.absolute(run), checkpoint)
+        raise UserError(
+            f"{run} has no complete checkpoint yet",
+            "wait for its first one (output.checkpoint_steps), or --resume it",
+        )
+    config = replace(
+        config, evaluation=replace(config.evaluation, images=0)
+    )  # The report shows what was measured, and measures nothing.
+    return write_run_report(
+        prepare(config, preset=preset, say=lambda line: None), storage.absolute(run), checkpoint
+    )
 
 
 def write_run_report(training: Training, run: str, checkpoint: str) -> str:
-    """The report with what the checkpoint's model fills in and attends to, on images of the run's own data; returns its path."""
+    """The report with what the checkpoint's model fills in and attends to, on images of the run's own data;
+    returns its path.
+    """
     from beit.pretraining.model import Beit
     from beit.vit.checkpoints import load_model
     from pipelines.evaluation.knn import FOLDER
@@ -369,7 +411,9 @@ def _reconstructions(training: Training, model: Beit) -> Reconstructions:
         target = _make_target(config, tokenizer.vocab_size, tokenizer)
         batch["tokens"] = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
     columns = ("patch_view", "mask", *target.columns)
-    return reconstruct(model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions)
+    return reconstruct(
+        model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions
+    )
 
 
 def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
@@ -377,10 +421,21 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     assert isinstance(config, PretrainConfig)
     yours = "--data.train FOLDER_OR_BUCKET"
     if config.data.train is None and config.target.kind != "tokens":
-        return [("The same on your own images", f"beit pretrain tiny64 {yours} --target.kind {config.target.kind}")]
+        return [
+            (
+                "The same on your own images",
+                f"beit pretrain tiny64 {yours} --target.kind {config.target.kind}",
+            )
+        ]
     if config.data.train is None:
-        tokenizer = ("A tokenizer for your own images", f"beit tokenizer train photo64 {yours} --output.name photo64")
-        return [tokenizer, ("The same on them", f"beit pretrain tiny64 {yours} --tokenizer.path runs/photo64")]
+        tokenizer = (
+            "A tokenizer for your own images",
+            f"beit tokenizer train photo64 {yours} --output.name photo64",
+        )
+        return [
+            tokenizer,
+            ("The same on them", f"beit pretrain tiny64 {yours} --tokenizer.path runs/photo64"),
+        ]
     twice = f"--steps {2 * config.steps}" if config.steps is not None else f"--epochs {2 * config.epochs:g}"
     return [("Twice as long", f"beit pretrain {shlex.quote(run)}/config.json {twice}")]
 
@@ -393,13 +448,23 @@ def _conclude(result: Result, training: Training, report: str, say: Callable[[st
     patches = config.model.patches if everywhere else config.mask.budget(config.model.grid)
     patches *= result.step * config.optim.global_batch_size
     if loss is not None and patches < BASELINE_PATCHES:
-        say(f"final loss {loss:.3f}; {patches:,} {'' if everywhere else 'hidden '}patches are too few for a baseline")
+        say(
+            f"final loss {loss:.3f}; {patches:,} {'' if everywhere else 'hidden '}patches are too few "
+            "for a "
+            "baseline"
+        )
     elif loss is not None and unigram is not None:
         better = "better" if loss < unigram else "worse"
-        say(f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats {better} than guessing by frequency")
+        say(
+            f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats "
+            f"{better} than guessing by frequency"
+        )
     elif loss is not None and variance is not None:
         better = "below" if loss < variance else "above"
-        say(f"final squared error {loss:.3f}; always the mean colour {variance:.3f}: {abs(1 - loss / variance):.1%} {better} it")
+        say(
+            f"final squared error {loss:.3f}; always the mean colour {variance:.3f}: "
+            f"{abs(1 - loss / variance):.1%} {better} it"
+        )
     say(f"model: {result.run}/model")
     say(f"report: {report}")
     for what, command in _next_commands(training, result.run):

@@ -1,7 +1,9 @@
-"""Probe a model: `beit probe RUN --data.train … --data.val …`, or `python -m pipelines.probe …` with the same options.
+"""Probe a model: `beit probe RUN --data.train … --data.val …`, or `python -m pipelines.probe …` with the same
+options.
 
-Features of both sets are written by the Ray Data job of `pipelines.evaluation.extract`; then a Ray task for each layer and pooling reads its own
-features and judges them, so that no process ever holds more than one of them.
+Features of both sets are written by the Ray Data job of `pipelines.evaluation.extract`; then a Ray task for
+each layer and pooling reads its own features and judges them, so that no process ever holds more than one of
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ from pipelines.cluster.failures import going_on
 from pipelines.config.jobs import FolderConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.config.supervised import ClassifyDataConfig
-from pipelines.evaluation.probe_table import TABLE_FILE, ProbeRow, Weights, metrics, read_table, row_line, table_lines, write_table
+from pipelines.evaluation.probe_table import (
+    TABLE_FILE,
+    ProbeRow,
+    Weights,
+    metrics,
+    read_table,
+    row_line,
+    table_lines,
+    write_table,
+)
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder, tracking
 
@@ -60,10 +71,12 @@ class ProbeConfig:
     """Probe the same architecture with random weights too: what the data tell without any training."""
 
     most_images: int = 50_000
-    """Training images, of `data.fraction`: of more, so many are taken, the same share of every class, and that is said."""
+    """Training images, of `data.fraction`: of more, so many are taken, the same share of every class, and
+    that is said."""
 
     centre: float | None = None
-    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128 px."""
+    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128
+    px."""
 
     numbers: Literal["float16", "float32"] = "float16"
     """How features are written. float32: for models whose features float16 cannot hold."""
@@ -97,7 +110,12 @@ class ProbeResult:
 
 
 def probe(
-    config: ProbeConfig, *, preset: str = JOB, resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: ProbeConfig,
+    *,
+    preset: str = JOB,
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> ProbeResult:
     """Judge the features of every layer, and write a run folder with the table and a report.
 
@@ -121,7 +139,9 @@ def probe(
     if resume is None:
         run_folder.check_free(config)
     if config.start is None:
-        raise UserError("beit probe: RUN is missing", "write beit probe runs/NAME --data.train … --data.val …")
+        raise UserError(
+            "beit probe: RUN is missing", "write beit probe runs/NAME --data.train … --data.val …"
+        )
     if resume is None:
         config = replace(config, start=find_model(config.start))
     checkpoint = _checkpoint_of(config, resume)
@@ -130,9 +150,13 @@ def probe(
     layers = check_layers(config.layers or range(1, saved.model.depth + 1), saved.model.depth)
     data = checked_data(config.data, image_size=saved.model.image_size, job="probe")
     config = replace(config, data=data)
-    labelled = open_labelled(config, image_size=saved.model.image_size, classes=config.classes, seed=config.seed, say=say)
+    labelled = open_labelled(
+        config, image_size=saved.model.image_size, classes=config.classes, seed=config.seed, say=say
+    )
     if labelled.val is None:
-        raise UserError("data.val is not given, so there is nothing to be judged by", "set --data.val to labelled images")
+        raise UserError(
+            "data.val is not given, so there is nothing to be judged by", "set --data.val to labelled images"
+        )
     labelled = _capped(labelled, config, say)
     val = labelled.val
     assert val is not None
@@ -142,9 +166,16 @@ def probe(
     with session.start(cpus=config.resources.cpus, debug=debug):
         nodes = session.nodes()
         placement = place(config.resources, nodes, tokenize=False)
-        run = run_folder.reopen(resume, inputs=inputs) if resume else run_folder.create(config, job=JOB, preset=preset, inputs=inputs)
+        run = (
+            run_folder.reopen(resume, inputs=inputs)
+            if resume
+            else run_folder.create(config, job=JOB, preset=preset, inputs=inputs)
+        )
         say(f"run folder: {run.uri}")
-        for line in (*session.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}), *placement.lines()):
+        for line in (
+            *session.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}),
+            *placement.lines(),
+        ):
             say(line)
         place_in_mlflow = tracking.place_of_job(run.uri, config, job=JOB, preset=preset)
         if place_in_mlflow is None and config.output.mlflow:
@@ -158,7 +189,12 @@ def probe(
             missing = sorted(wanted - {(row.layer, row.pooling) for row in rows if row.weights == weights})
             if not missing:
                 continue
-            with going_on(f"while {weights} weights were probed", f"go on by --resume {run.uri}", folder=run.uri, say=say):
+            with going_on(
+                f"while {weights} weights were probed",
+                f"go on by --resume {run.uri}",
+                folder=run.uri,
+                say=say,
+            ):
                 files = _features(weights, checkpoint, saved, labelled, layers, config, placement, run, say)
                 for row in _judge(weights, files, missing, labelled.classes, config, placement):
                     rows.append(row)
@@ -170,7 +206,9 @@ def probe(
     for line in table_lines(rows):
         say(line)
     report = write_run_report(run.uri)
-    if place_in_mlflow is not None and not tracking.record(run.uri, place_in_mlflow, metrics(rows), [REPORT_FILE, TABLE_FILE]):
+    if place_in_mlflow is not None and not tracking.record(
+        run.uri, place_in_mlflow, metrics(rows), [REPORT_FILE, TABLE_FILE]
+    ):
         say("warning: MLflow cannot be reached; table and report are in the run folder only")
     say(f"table: {run.path(TABLE_FILE)}")
     say(f"report: {report}")
@@ -184,31 +222,48 @@ def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], No
     train = take_at_most(labelled.train, config.most_images, config.seed)
     if train.total == total:
         return labelled
-    say(f"warning: {train.total:,} of {total:,} training images are taken, the same share of every class; --most-images takes more")
+    say(
+        f"warning: {train.total:,} of {total:,} training images are taken, the same share of every "
+        "class; "
+        "--most-images takes more"
+    )
     return replace(labelled, train=train, source=replace(labelled.source, manifest=train))
 
 
-def _summary(config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], labelled: LabelledData) -> Iterator[str]:
+def _summary(
+    config: ProbeConfig, saved: SavedConfig, layers: Sequence[int], labelled: LabelledData
+) -> Iterator[str]:
     assert labelled.val is not None
     model, images = saved.model, labelled.train.total
-    yield f"model: {saved.kind}, ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, from {config.start}"
+    yield (
+        f"model: {saved.kind}, ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, from "
+        f"{config.start}"
+    )
     yield f"data: {images:,} images of {labelled.classes:,} classes, judged by {labelled.val.total:,}"
     features = len(layers) * len(config.poolings) * (1 + config.baseline)
     bytes_each = 2 if config.numbers == "float16" else 4
     disk = bytes_each * features * model.dim * (images + labelled.val.total) / 2**20
     held = (bytes_each * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
     yield (
-        f"features: {features} of {model.dim} {config.numbers} numbers an image: {disk:,.0f} MiB in the run folder"
-        f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' similarities {held:,.0f} MiB"
+        f"features: {features} of {model.dim} {config.numbers} numbers an image: {disk:,.0f} MiB in the run "
+        "folder"
+        f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' "
+        f"similarities {held:,.0f} MiB"
     )
 
 
 def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
-    """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its older checkpoints."""
+    """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its
+    older checkpoints.
+    """
     from pipelines.runs.models import holds_model
 
     assert config.start is not None
-    kept = None if resume is None else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
+    kept = (
+        None
+        if resume is None
+        else storage.join(storage.absolute(resume), FEATURES_FOLDER, "trained", "model")
+    )
     return kept if kept is not None and holds_model(kept) else config.start
 
 
@@ -258,7 +313,10 @@ def _features(
             say=say,
         )
         if bad := files.undecodable():
-            say(f"{len(bad):,} {name} images could not be decoded and count nowhere, the first: {': '.join(bad[0])}")
+            say(
+                f"{len(bad):,} {name} images could not be decoded and count nowhere, the first: "
+                f"{': '.join(bad[0])}"
+            )
         found.append(files)
     return found[0], found[1]
 
@@ -275,7 +333,9 @@ def _judge(
     import ray
 
     remote: Any = ray.remote
-    judge = remote(judge_feature).options(num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus, resources=placement.tag("train"))
+    judge = remote(judge_feature).options(
+        num_cpus=placement.worker_cpus, num_gpus=placement.worker_gpus, resources=placement.tag("train")
+    )
     options = {"classes": classes, "knn": config.knn, "linear": config.linear, "seed": config.seed}
     options |= {"device": placement.device, "threads": placement.worker_threads}
     pending = {judge.remote(*files, layer, pooling, **options): (layer, pooling) for layer, pooling in wanted}
@@ -329,7 +389,12 @@ def write_run_report(run: str) -> str:
     from pipelines.reports.run import write_report
 
     config, _ = run_folder.saved_config(run, ProbeConfig, job=JOB)
-    commands = [("What counts: fine-tuning", f"beit finetune {shlex.quote(str(config.start))}" + _data_options(config))]
+    commands = [
+        (
+            "What counts: fine-tuning",
+            f"beit finetune {shlex.quote(str(config.start))}" + _data_options(config),
+        )
+    ]
     return write_report(run, sections=[probe_section(read_table(run))], commands=commands)
 
 
@@ -339,7 +404,9 @@ def _data_options(config: ProbeConfig) -> str:
 
 
 def default() -> ProbeConfig:
-    """Every layer, both poolings, k-NN of 20 neighbours and the paper's linear probe, beside random weights."""
+    """Every layer, both poolings, k-NN of 20 neighbours and the paper's linear probe, beside random
+    weights.
+    """
     return ProbeConfig()
 
 
@@ -350,7 +417,9 @@ def config_for(start: str | None, name: str) -> ProbeConfig:
         UserError: For another name: nothing but RUN is given without an option.
     """
     if name != JOB:
-        raise UserError(f"beit probe: {name} belongs to no option", "images are given by --data.train and --data.val")
+        raise UserError(
+            f"beit probe: {name} belongs to no option", "images are given by --data.train and --data.val"
+        )
     return replace(default(), start=start)
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-# Purposes. None is zero: numpy pads a short seed with zeros, so that [7, 3] and [7, 3, 0] would be one stream.
+# Purposes. None is zero: numpy pads a short seed with zeros, so that [7, 3] and [7, 3, 0] would be one
+# stream.
 ORDER = 1
 VIEW = 2
 MASK = 3

@@ -1,4 +1,6 @@
-"""Segment: `beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.segment …` with the same options."""
+"""Segment: `beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.segment …`
+with the same options.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,20 @@ VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown")
 
 
 def segment(
-    config: SegmentConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: SegmentConfig,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Result:
     """Train a segmenter, judge it on the validation set, and write its run folder.
 
     Args:
         config: The whole run.
         preset: Name that the run folder starts with when `output.name` is not given.
-        resume: Run folder to go on with; `config` must be its own but for resources, output and test. A finished run is judged again if
-            `test` differs.
+        resume: Run folder to go on with; `config` must be its own but for resources, output and test. A
+            finished run is judged again if `test` differs.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
 
@@ -78,8 +85,9 @@ def segment(
 def config_for(start: str | None, name: str) -> SegmentConfig:
     """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
 
-    The small recipes take the model's image size, and scale images in proportion; those of ADE20K have a size of their own. The released
-    ones normalise pixels by ImageNet's mean and std whatever the model saw before, as the authors do.
+    The small recipes take the model's image size, and scale images in proportion; those of ADE20K have a size
+    of their own. The released ones normalise pixels by ImageNet's mean and std whatever the model saw before,
+    as the authors do.
     """
     recipe = segment_preset(name)
     if start is None:
@@ -92,12 +100,21 @@ def config_for(start: str | None, name: str) -> SegmentConfig:
         pixels=_pixels_of_start(name),
     )
     view, times = config.view, config.model.image_size / side
-    return replace(config, view=replace(view, short_side=round(times * view.short_side), long_side=round(times * view.long_side)))
+    return replace(
+        config,
+        view=replace(
+            view, short_side=round(times * view.short_side), long_side=round(times * view.long_side)
+        ),
+    )
 
 
 def with_start(config: SegmentConfig, start: str, name: str) -> SegmentConfig:
-    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same image size."""
-    return supervised.for_start(config, start, image_size=config.model.image_size, pixels=_pixels_of_start(name))
+    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same
+    image size.
+    """
+    return supervised.for_start(
+        config, start, image_size=config.model.image_size, pixels=_pixels_of_start(name)
+    )
 
 
 def _pixels_of_start(name: str) -> bool:
@@ -105,7 +122,9 @@ def _pixels_of_start(name: str) -> bool:
 
 
 def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes if no data is given."""
+    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
+    if no data is given.
+    """
     from pipelines.datasets import open_data, open_val
     from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
     from pipelines.sources.pairs import with_annotations
@@ -117,9 +136,12 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     if _pixels_of_start(preset):
         supervised.compare_pixels(config, say=say)
     annotations, val_annotations = (
-        None if path is None else storage.absolute(path) for path in (config.data.annotations, config.data.val_annotations)
+        None if path is None else storage.absolute(path)
+        for path in (config.data.annotations, config.data.val_annotations)
     )
-    config = replace(config, data=replace(config.data, annotations=annotations, val_annotations=val_annotations))
+    config = replace(
+        config, data=replace(config.data, annotations=annotations, val_annotations=val_annotations)
+    )
     if config.resources.worker_range is not None:
         check_parts(config, config.resources.worker_range)
     source = open_data(config, image_size=config.model.image_size, say=say)
@@ -146,7 +168,9 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
         config=config,
         preset=preset,
         source=source,
-        samples=SegmentSampleConfig(seed=config.seed, view=config.view, ids=ids, patch_px=config.model.image_size),
+        samples=SegmentSampleConfig(
+            seed=config.seed, view=config.view, ids=ids, patch_px=config.model.image_size
+        ),
         tokenizer=None,
         make_objective=functools.partial(_make_objective, config, names, total_steps),
         global_batch_size=config.optim.global_batch_size,
@@ -157,14 +181,17 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
         check_workers=functools.partial(check_parts, config),
     )
     transfer = None if config.start is None else _build(config, names)[1]
-    return Prepared(training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer)
+    return Prepared(
+        training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer
+    )
 
 
 def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
     """Refuse parts of a batch that BatchNorm cannot do with.
 
-    UPerNet pools maps to one value each, which have no statistics where a single image goes through it. Of several workers the statistics
-    are those of all of them, so each may have a single image, but all must go through their shares in equally many parts.
+    UPerNet pools maps to one value each, which have no statistics where a single image goes through it. Of
+    several workers the statistics are those of all of them, so each may have a single image, but all must go
+    through their shares in equally many parts.
 
     Raises:
         UserError: With the arithmetic and sizes that go.
@@ -176,24 +203,36 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
         fewest, most = images // count, -(-images // count)
         if -(-fewest // at_once) != -(-most // at_once):
             raise UserError(
-                f"of optim.global_batch_size={images} {count} workers have {fewest} or {most} images, in parts of "
-                f"resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over all workers' parts",
-                f"set --resources.micro-batch-size {most}" + (f", or --resources.workers {workers.fewest}" if workers.elastic else ""),
+                f"of optim.global_batch_size={images} {count} workers have {fewest} or {most} images, in "
+                "parts of "
+                f"resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over all "
+                "workers' parts",
+                f"set --resources.micro-batch-size {most}"
+                + (f", or --resources.workers {workers.fewest}" if workers.elastic else ""),
             )
     if config.head != "upernet" or workers.fewest > 1 or (min(images, at_once) > 1 and images % at_once != 1):
         return
     fitting = next((size for size in range(max(2, at_once), images + 1) if images % size != 1), None)
     raise UserError(
-        f"optim.global_batch_size={images} in parts of resources.micro_batch_size={at_once} leaves a part of one image, of which UPerNet's "
+        f"optim.global_batch_size={images} in parts of resources.micro_batch_size={at_once} leaves a part "
+        "of one image, of which UPerNet's "
         "BatchNorm has no statistics",
-        ("set --optim.global-batch-size 2" if fitting is None else f"set --resources.micro-batch-size {fitting}") + ", or --head setr-pup",
+        (
+            "set --optim.global-batch-size 2"
+            if fitting is None
+            else f"set --resources.micro-batch-size {fitting}"
+        )
+        + ", or --head setr-pup",
     )
 
 
 def _void_lines(names: tuple[str, ...] | None) -> list[str]:
     """A warning for each class whose name says that it is none."""
     return [
-        f"warning: class {number} is called {name}, and is learned and counted like any other; --annotation.ignore-index leaves an id out"
+        (
+            f"warning: class {number} is called {name}, and is learned and counted like any other; "
+            "--annotation.ignore-index leaves an id out"
+        )
         for number, name in enumerate(names or ())
         if name.lower() in VOID
     ]
@@ -207,14 +246,28 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
     found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
     if not isinstance(found["annotation"][0], bytes):
         raise UserError(
-            f"{option}={source.uri}: the column annotation holds {type(found['annotation'][0]).__name__}, not the bytes of files",
+            (
+                f"{option}={source.uri}: the column annotation holds "
+                f"{type(found['annotation'][0]).__name__}, "
+                "not the bytes of files"
+            ),
             "give a column annotation of PNG files, as struct<bytes, path> or binary",
         )
-    faults = [fault(*pair, view=config.view, ids=config.annotation) for pair in zip(found["image"], found["annotation"], strict=True)]
+    faults = [
+        fault(*pair, view=config.view, ids=config.annotation)
+        for pair in zip(found["image"], found["annotation"], strict=True)
+    ]
     if all(faults):
         raise UserError(
-            f"{option}={source.uri}: none of the first {len(faults)} images can be used; {unit.describe(0)}: {faults[0]}",
-            "set --annotation.classes, --annotation.ignore-index and --annotation.reduce-zero-label as the files are, or mend the files",
+            (
+                f"{option}={source.uri}: none of the first {len(faults)} images can be used; "
+                f"{unit.describe(0)}: {faults[0]}"
+            ),
+            (
+                "set --annotation.classes, --annotation.ignore-index and --annotation.reduce-zero-label as "
+                "the "
+                "files are, or mend the files"
+            ),
         )
 
 
@@ -236,7 +289,9 @@ def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmen
     return model, supervised.take_weights(model, config.start, absolute=config.positions)
 
 
-def _make_objective(config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int) -> SegmentObjective:
+def _make_objective(
+    config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int
+) -> SegmentObjective:
     from beit.segmentation.heads.norms import synchronised
     from beit.segmentation.objective import SegmentObjective
 
@@ -282,7 +337,10 @@ def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, 
 
 def evaluation_line(found: dict[str, Any]) -> str:
     """The result in a line."""
-    figures = f"mIoU {found['mean_iou']:.2%}, mean accuracy {found['mean_accuracy']:.2%}, overall accuracy {found['overall_accuracy']:.2%}"
+    figures = (
+        f"mIoU {found['mean_iou']:.2%}, mean accuracy {found['mean_accuracy']:.2%}, overall accuracy "
+        f"{found['overall_accuracy']:.2%}"
+    )
     return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
 
@@ -296,7 +354,8 @@ def summary(prepared: Prepared) -> list[str]:
     )
     return [
         *prepared.summary(f"{config.head} head"),
-        f"views: crops of {crop} px of images {view.scale[0] * view.short_side:g} to {view.scale[1] * view.short_side:g} px high; judged "
+        f"views: crops of {crop} px of images {view.scale[0] * view.short_side:g} to "
+        f"{view.scale[1] * view.short_side:g} px high; judged "
         f"at {view.short_side} px{ways}, in windows of {crop} px, {test.stride_for(crop)} apart",
     ]
 

@@ -23,7 +23,8 @@ class Entry:
     """One file of a listing."""
 
     name: str
-    """Path below the folder that was listed, with forward slashes; local names that are no UTF-8 as `os.fsdecode` gives them."""
+    """Path below the folder that was listed, with forward slashes; local names that are no UTF-8 as
+    `os.fsdecode` gives them."""
 
     size: int
     """In bytes."""
@@ -33,7 +34,9 @@ class Entry:
 
 
 class UnwritableError(UserError, OSError):
-    """A local folder that cannot be made or written. Also an `OSError`: who can do without the file catches that."""
+    """A local folder that cannot be made or written. Also an `OSError`: who can do without the file catches
+    that.
+    """
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -55,7 +58,9 @@ def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str | Path) -> str:
-    """A path that means the same to every process: local paths from the root, URIs as they are; no slash at the end."""
+    """A path that means the same to every process: local paths from the root, URIs as they are; no slash at
+    the end.
+    """
     if not is_remote(uri):
         return resolve(uri)[1]
     base, query = split_query(uri)
@@ -68,7 +73,9 @@ def name(uri: str | Path) -> str:
 
 
 def parent(uri: str | Path) -> str:
-    """The absolute path of the folder above; a URI's query stays at its end, and above a bucket there is only itself."""
+    """The absolute path of the folder above; a URI's query stays at its end, and above a bucket there is only
+    itself.
+    """
     base, query = split_query(absolute(uri))
     above = base.rpartition("/")[0]
     return (base if above.endswith(":/") else above or "/") + query
@@ -87,11 +94,14 @@ def _local() -> fs.FileSystem:
 
 @functools.cache
 def _file_system(root: str) -> fs.FileSystem:
-    # Kept for the process: every new S3 client asks the network for the bucket's region and opens its own connections.
+    # Kept for the process: every new S3 client asks the network for the bucket's region and opens its own
+    # connections.
     try:
         return fs.FileSystem.from_uri(root)[0]
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{root} cannot be opened: {error}", "give a local path, s3://bucket/… or gs://bucket/…") from error
+        raise UserError(
+            f"{root} cannot be opened: {error}", "give a local path, s3://bucket/… or gs://bucket/…"
+        ) from error
 
 
 def join(uri: str | Path, *names: str) -> str:
@@ -122,17 +132,27 @@ def entry(uri: str | Path) -> Entry | None:
     """What a listing would say about one file; None where there is no such file."""
     system, path = resolve(uri)
     info = system.get_file_info(path)
-    return Entry(path.rpartition("/")[2], info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+    return (
+        Entry(path.rpartition("/")[2], info.size, info.mtime_ns or 0)
+        if info.type == fs.FileType.File
+        else None
+    )
 
 
 def list_files(uri: str | Path, *, recursive: bool = True) -> list[Entry]:
-    """The files below a folder, sorted by name; names that start with a dot are left out, links to folders are followed."""
+    """The files below a folder, sorted by name; names that start with a dot are left out, links to folders
+    are followed.
+    """
     system, path = resolve(uri)
     if not is_remote(uri):
         return sorted(_walk(path, "", recursive, frozenset()), key=lambda found: found.name)
     found = system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     names = ((info.path[len(path) :].lstrip("/"), info) for info in found if info.type == fs.FileType.File)
-    visible = [Entry(name, info.size, info.mtime_ns or 0) for name, info in names if not name.startswith(".") and "/." not in name]
+    visible = [
+        Entry(name, info.size, info.mtime_ns or 0)
+        for name, info in names
+        if not name.startswith(".") and "/." not in name
+    ]
     return sorted(visible, key=lambda entry: entry.name)
 
 
@@ -178,8 +198,8 @@ def read_text(uri: str | Path) -> str:
 def open_output(uri: str | Path) -> Iterator[Any]:
     """A binary file to write, which appears under its name only when complete; its folders are made.
 
-    Local files are written beside their place and renamed; object stores show an object when its upload ends, and an upload that is
-    broken off by an exception is removed again.
+    Local files are written beside their place and renamed; object stores show an object when its upload ends,
+    and an upload that is broken off by an exception is removed again.
 
     Raises:
         UserError: If the local folder cannot be made or written.
@@ -202,7 +222,9 @@ def open_output(uri: str | Path) -> Iterator[Any]:
         os.makedirs(folder, exist_ok=True)
         local = open(unfinished, "wb")  # noqa: SIM115 (closed below: what the caller raises is none of this error)
     except OSError as error:
-        raise UnwritableError(f"{folder} cannot be made or written: {error.strerror}", "give another folder") from error
+        raise UnwritableError(
+            f"{folder} cannot be made or written: {error.strerror}", "give another folder"
+        ) from error
     try:
         with local:
             yield local

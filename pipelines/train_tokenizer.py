@@ -1,4 +1,6 @@
-"""Train a tokenizer: `beit tokenizer train [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.train_tokenizer …`."""
+"""Train a tokenizer: `beit tokenizer train [PRESET | CONFIG.json] [--option value …]`, or `python -m
+pipelines.train_tokenizer …`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from pipelines.config.tokenizer import TrainTokenizerConfig
 
 JOB = "tokenizer train"
 
-# Tokens that the figures are measured on: 512 images of 64 px, 32 of 256 px. A full-size encoder takes seconds an image on a CPU.
+# Tokens that the figures are measured on: 512 images of 64 px, 32 of 256 px. A full-size encoder takes
+# seconds an image on a CPU.
 FIGURES_TOKENS = 32_768
 
 REPORT_IMAGES = 8
@@ -73,7 +76,10 @@ def train_tokenizer(
     check_room(config)
     training = prepare(config, preset=preset, say=say)
     dvae, manifest = config.dvae, training.source.manifest
-    say(f"tokenizer: {dvae.vocab_size:,} tokens, width {dvae.encoder_width}/{dvae.decoder_width}, {config.image_size} px")
+    say(
+        f"tokenizer: {dvae.vocab_size:,} tokens, width {dvae.encoder_width}/{dvae.decoder_width}, "
+        f"{config.image_size} px"
+    )
     say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")
     say(f"steps: {training.total_steps:,} x {training.global_batch_size} images")
     folder, result = run_job(training, resume=resume, debug=debug, say=say)
@@ -82,10 +88,14 @@ def train_tokenizer(
     figures = trained.figures
     say(
         f"on {len(trained.images)} views that no step has seen: error {figures['error']:.3f}, "
-        f"perplexity {figures['perplexity']:,.0f} of {dvae.vocab_size:,}, {figures['dead']:,.0f} tokens unused"
+        f"perplexity {figures['perplexity']:,.0f} of {dvae.vocab_size:,}, {figures['dead']:,.0f} tokens "
+        "unused"
     )
     say(f"tokenizer: {folder.path('tokenizer')}")
-    say(f"report: {write_report_of(training, folder, lambda: write_run_report(training, folder.uri, trained), say=say)}")
+    say(
+        "report: "
+        f"{write_report_of(training, folder, lambda: write_run_report(training, folder.uri, trained), say=say)}"  # noqa: E501
+    )
     for what, command in _next_commands(training, folder.uri):
         say(f"next, {what[0].lower()}{what[1:]}: {command}")
     return result
@@ -113,7 +123,9 @@ def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], N
         source=source,
         samples=SampleConfig(seed=config.seed, view=config.view, patch_px=config.image_size),
         tokenizer=None,
-        make_objective=functools.partial(DvaeObjective, config.dvae, config.train, config.optim, total_steps=total_steps, seed=config.seed),
+        make_objective=functools.partial(
+            DvaeObjective, config.dvae, config.train, config.optim, total_steps=total_steps, seed=config.seed
+        ),
         global_batch_size=config.optim.global_batch_size,
         total_steps=total_steps,
         clip_norm=config.optim.clip_norm,
@@ -136,7 +148,9 @@ class Trained:
 
 
 def look(training: Training, checkpoint: str) -> Trained:
-    """Freeze a checkpoint into a tokenizer, and measure it on the run's own images in views that no epoch has."""
+    """Freeze a checkpoint into a tokenizer, and measure it on the run's own images in views that no epoch
+    has.
+    """
     import copy
 
     import torch
@@ -166,7 +180,11 @@ def write_tokenizer(training: Training, result: Result, trained: Trained, folder
 
     config = training.config
     assert isinstance(config, TrainTokenizerConfig)
-    described = {field: value for field, value in to_dict(config).items() if field in ("dvae", "train", "view", "optim", "seed")}
+    described = {
+        field: value
+        for field, value in to_dict(config).items()
+        if field in ("dvae", "train", "view", "optim", "seed")
+    }
     provenance: dict[str, Any] = {
         "command": f"beit tokenizer train {training.preset}",
         "data": {"images": training.source.manifest.total, "digest": training.source.manifest.digest},
@@ -175,7 +193,14 @@ def write_tokenizer(training: Training, result: Result, trained: Trained, folder
     }
     figures = {"images": len(trained.images), **trained.figures}
     with tempfile.TemporaryDirectory() as name:
-        save_tokenizer(Path(name), trained.dvae, image_size=config.image_size, training=provenance, figures=figures, half=config.half)
+        save_tokenizer(
+            Path(name),
+            trained.dvae,
+            image_size=config.image_size,
+            training=provenance,
+            figures=figures,
+            half=config.half,
+        )
         for path in Path(name).iterdir():
             storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
 
@@ -186,13 +211,18 @@ def rebuild_report(run: str) -> str:
     run = storage.absolute(run)
     checkpoint = run_folder.latest_checkpoint(run)
     if checkpoint is None:
-        raise UserError(f"{run} has no complete checkpoint yet", "wait for its first one (output.checkpoint_steps), or --resume it")
+        raise UserError(
+            f"{run} has no complete checkpoint yet",
+            "wait for its first one (output.checkpoint_steps), or --resume it",
+        )
     training = prepare(config, preset=preset, say=lambda line: None)
     return write_run_report(training, run, look(training, checkpoint))
 
 
 def write_run_report(training: Training, run: str, trained: Trained) -> str:
-    """The report with originals and reconstructions, how often each token occurs and what single tokens look like; returns its path."""
+    """The report with originals and reconstructions, how often each token occurs and what single tokens look
+    like; returns its path.
+    """
     from beit.tokenizer.codes import count_tokens, describe_codes
     from beit.tokenizer.pictures import code_sheet, token_sheet
     from pipelines.reports.page import Picture
@@ -217,8 +247,10 @@ def write_run_report(training: Training, run: str, trained: Trained) -> str:
                     ("tokens", f"{grids[0].size} of them, a colour each: all that is left of the image."),
                     (
                         "decoded",
-                        f"What the decoder paints from them. Over {len(trained.images)} such views the mean absolute error is "
-                        f"{figures['error']:.3f} of 1; {figures['stable']:.0%} of the tokens stay when pixels change by at most 2 of 255.",
+                        f"What the decoder paints from them. Over {len(trained.images)} such views the mean "
+                        "absolute error is "
+                        f"{figures['error']:.3f} of 1; {figures['stable']:.0%} of the tokens stay when "
+                        "pixels change by at most 2 of 255.",
                     ),
                 ],
             ),
@@ -227,8 +259,18 @@ def write_run_report(training: Training, run: str, trained: Trained) -> str:
                 image=code_sheet(codes, examples=CODE_EXAMPLES),
                 legend=[
                     ("large square", "What the decoder paints in the middle of a field of this token alone."),
-                    ("small squares", "Parts of images that got it. The more they are alike, the more the token says."),
-                    ("number: share", "The token, and its share of all tokens. From the commonest to the rarest, at even distances."),
+                    (
+                        "small squares",
+                        "Parts of images that got it. The more they are alike, the more the token says.",
+                    ),
+                    (
+                        "number: share",
+                        (
+                            "The token, and its share of all tokens. From the commonest to the rarest, at "
+                            "even "
+                            "distances."
+                        ),
+                    ),
                 ],
             ),
         ],
@@ -244,7 +286,10 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     tokenizer, data = shlex.quote(storage.join(run, "tokenizer")), shlex.quote(training.source.uri)
     # The size of the token view follows from the model's patches, whatever the tokenizer was trained on.
     preset, size = ("tiny64", 64) if config.image_size == 64 else ("base", 112)
-    command = f"beit pretrain {preset} --data.train {data} --tokenizer.path {tokenizer} --tokenizer.image-size {size}"
+    command = (
+        f"beit pretrain {preset} --data.train {data} --tokenizer.path {tokenizer} "
+        f"--tokenizer.image-size {size}"
+    )
     return [("Pretrain on these tokens", command)]
 
 

@@ -72,7 +72,13 @@ def heat_map(
         bar.outline.set_visible(False)
         bar.ax.tick_params(colors=INK, length=2)
     for place, is_known, note in zip(places, known, notes, strict=True):
-        axes.plot(*place, marker="o" if is_known else "X", markersize=5 if is_known else 8, color="white", markeredgecolor=INK)
+        axes.plot(
+            *place,
+            marker="o" if is_known else "X",
+            markersize=5 if is_known else 8,
+            color="white",
+            markeredgecolor=INK,
+        )
         right = place[0] > 0.8
         axes.annotate(
             note,
@@ -98,7 +104,8 @@ def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, 
 
     Args:
         title: Above the chart.
-        curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are dashed).
+        curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are
+            dashed).
     """
     import matplotlib
 
@@ -106,7 +113,13 @@ def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, 
     colours = matplotlib.colormaps["tab10"]
     for index, (name, pairs, complete) in enumerate(curves):
         style: dict[str, Any] = {"color": colours(index % 10)} if name else {"color": FAINT, "alpha": 0.6}
-        axes.plot(*zip(*pairs, strict=True), label=name or None, linewidth=1.5, linestyle="-" if complete else "--", **style)
+        axes.plot(
+            *zip(*pairs, strict=True),
+            label=name or None,
+            linewidth=1.5,
+            linestyle="-" if complete else "--",
+            **style,
+        )
     axes.set_xlabel("step", color=INK)
     axes.grid(color=GRID, linewidth=0.7)
     if any(name for name, _, _ in curves):
@@ -140,8 +153,13 @@ def parallel_coordinates(
     if not shown:
         return _svg(figure, title)
     numbers = [float(value) for value in values if value is not None]
-    scales = [_Scale([column[index] for index in shown]) for _, column in columns] + [_Scale(numbers, logarithmic=False)]
-    heights = [scale.of([column[index] for index in shown]) for scale, (_, column) in zip(scales[:-1], columns, strict=True)]
+    scales = [_Scale([column[index] for index in shown]) for _, column in columns] + [
+        _Scale(numbers, logarithmic=False)
+    ]
+    heights = [
+        scale.of([column[index] for index in shown])
+        for scale, (_, column) in zip(scales[:-1], columns, strict=True)
+    ]
     last = scales[-1].of(numbers)
     heights.append(1 - last if lower_is_better else last)
     colours = matplotlib.colormaps[BEST]
@@ -162,7 +180,14 @@ def parallel_coordinates(
             positions = [1 - position for position in positions]
         for position, label in zip(positions, labels, strict=True):
             axes.annotate(
-                label, (place, position), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK, va="center", bbox=PAPER
+                label,
+                (place, position),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+                va="center",
+                bbox=PAPER,
             )
     axes.set_xticks(range(len(heights)), [*(name for name, _ in columns), objective])
     axes.set_yticks([])
@@ -173,9 +198,15 @@ def parallel_coordinates(
 
 
 def dot_rows(
-    title: str, names: Sequence[str], values: Sequence[Sequence[float]], others: Sequence[float | None], *, labels: tuple[str, str]
+    title: str,
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    others: Sequence[float | None],
+    *,
+    labels: tuple[str, str],
 ) -> str:
-    """A row of dots a name, one a value, with a stroke at their mean; beside it what somebody else has for the same names.
+    """A row of dots a name, one a value, with a stroke at their mean; beside it what somebody else has for
+    the same names.
 
     Args:
         title: Above the chart.
@@ -191,7 +222,9 @@ def dot_rows(
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     places = np.arange(len(names))
     for place, found in zip(places, values, strict=True):
-        axes.plot(found, [place] * len(found), "o", color=COLOURS[0], markersize=5, alpha=0.65, markeredgewidth=0)
+        axes.plot(
+            found, [place] * len(found), "o", color=COLOURS[0], markersize=5, alpha=0.65, markeredgewidth=0
+        )
         if found:
             axes.plot([np.mean(found)] * 2, [place - 0.28, place + 0.28], color=COLOURS[0], linewidth=2)
     there = [(value, place) for value, place in zip(others, places, strict=True) if value is not None]
@@ -207,7 +240,9 @@ def dot_rows(
 
 
 class _Scale:
-    """Values on [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of appearance."""
+    """Values on [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of
+    appearance.
+    """
 
     def __init__(self, values: Sequence[Any], *, logarithmic: bool | None = None) -> None:
         numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
@@ -222,7 +257,9 @@ class _Scale:
     def of(self, values: Sequence[Any]) -> NDArray[np.float64]:
         """Places of values."""
         if self._names is not None:
-            return np.array([self._names.index(str(value)) / max(1, len(self._names) - 1) for value in values], float)
+            return np.array(
+                [self._names.index(str(value)) / max(1, len(self._names) - 1) for value in values], float
+            )
         span = self._high - self._low
         return np.array([(self._raw(value) - self._low) / span if span else 0.5 for value in values], float)
 

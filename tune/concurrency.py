@@ -1,4 +1,6 @@
-"""How many trials run at a time: computed before anything starts, from what a trial needs and what the cluster offers."""
+"""How many trials run at a time: computed before anything starts, from what a trial needs and what the
+cluster offers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pipelines.cluster.placement import EPSILON, STAGES, Node, Placement, nodes_
 from pipelines.config.resources import ResourceConfig
 
 Piece = tuple[str, float, float]
-"""Stage of a process, and the CPUs and GPUs that it asks for, on one machine of those that the stage may run on."""
+"""Stage of a process, and the CPUs and GPUs that it asks for, on one machine of those that the stage may run
+on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ def schedule(
 ) -> Schedule:
     """Fit as many trials as there is room for.
 
-    A trial has one worker unless `resources.workers` says otherwise: side by side, trials use a cluster better than each alone.
+    A trial has one worker unless `resources.workers` says otherwise: side by side, trials use a cluster
+    better than each alone.
 
     Args:
         config: Resources of one trial.
@@ -46,7 +50,8 @@ def schedule(
         what: What a trial is called.
 
     Raises:
-        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of workers.
+        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of
+            workers.
     """
     if config.worker_range is not None and config.worker_range.elastic:
         raise UserError(
@@ -60,10 +65,17 @@ def schedule(
     if tokenize:
         pieces += [("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus)] * placement.streams
     # Reading tasks are small and go anywhere: what matters is their sum.
-    pieces += [("views", placement.view_cpus, 0.0)] * max(1, math.ceil(reading / placement.view_cpus - EPSILON))
+    pieces += [("views", placement.view_cpus, 0.0)] * max(
+        1, math.ceil(reading / placement.view_cpus - EPSILON)
+    )
     fitting = count(pieces, nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    needs = [f"{placement.workers} worker{'s' * (placement.workers > 1)} x {_amount(placement.worker_cpus, placement.worker_gpus)}"]
+    needs = [
+        (
+            f"{placement.workers} worker{'s' * (placement.workers > 1)} x "
+            f"{_amount(placement.worker_cpus, placement.worker_gpus)}"
+        )
+    ]
     if tokenize:
         tokenizers = f"{placement.streams} tokenizer{'s' * (placement.streams > 1)}"
         needs.append(f"{tokenizers} x {_amount(placement.tokenizer_cpus, placement.tokenizer_gpus)}")
@@ -75,9 +87,14 @@ def schedule(
     wanted = concurrent or max(1, fitting)
     if fitting < wanted:
         raise UserError(
-            f"there is room for {fitting} {what}{'s' * (fitting != 1)} at a time, and {wanted} {'was' if wanted == 1 else 'were'} wanted: "
+            (
+                f"there is room for {fitting} {what}{'s' * (fitting != 1)} at a time, and {wanted} "
+                f"{'was' if wanted == 1 else 'were'} wanted: "
+            )
             + arithmetic,
-            f"set --concurrent {fitting}" if fitting else "set less for --data-cpus and --resources.worker-cpus, or start more machines",
+            f"set --concurrent {fitting}"
+            if fitting
+            else "set less for --data-cpus and --resources.worker-cpus, or start more machines",
         )
     room = f"room for {fitting}" + (f", {wanted} wanted" if wanted != fitting else "")
     return Schedule(placement=placement, concurrent=wanted, line=f"{arithmetic}: {room}; {wanted} at a time")
@@ -86,11 +103,16 @@ def schedule(
 def count(pieces: Sequence[Piece], nodes: Sequence[Node]) -> int:
     """How many trials fit beside each other, each of their pieces on one machine."""
     left = [[node.cpus, node.gpus] for node in nodes]
-    open_to = {stage: [left[place] for place, node in enumerate(nodes) if node in nodes_of(stage, nodes)] for stage in STAGES}
+    open_to = {
+        stage: [left[place] for place, node in enumerate(nodes) if node in nodes_of(stage, nodes)]
+        for stage in STAGES
+    }
     trials = 0
     while pieces:
         for stage, cpus, gpus in pieces:
-            fitting = [node for node in open_to[stage] if node[0] >= cpus - EPSILON and node[1] >= gpus - EPSILON]
+            fitting = [
+                node for node in open_to[stage] if node[0] >= cpus - EPSILON and node[1] >= gpus - EPSILON
+            ]
             if not fitting:
                 return trials
             # Pieces without a GPU where there are none, and into the tightest place.

@@ -18,32 +18,39 @@ EVALUATED_IMAGES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(PretrainConfig):
-    """Many pretrainings that differ in a few fields. All that is not of the sweep itself is what its trials have in common."""
+    """Many pretrainings that differ in a few fields. All that is not of the sweep itself is what its trials
+    have in common.
+    """
 
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus")
 
     space: str = "mask-lr"
-    """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune distributions."""
+    """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune
+    distributions."""
 
     trials: int | None = None
     """How many trials. None: 8, or every combination of a grid."""
 
     search: Literal["random", "optuna"] = "random"
-    """Where the next trial is tried. random: drawn from the space, grids in order. optuna: by what was learned from the earlier ones."""
+    """Where the next trial is tried. random: drawn from the space, grids in order. optuna: by what was
+    learned from the earlier ones."""
 
     objective: Literal["loss", "accuracy", "knn"] = "loss"
-    """What makes a trial good. loss: on the fixed samples of `evaluation`, with masks that are the same for all trials. accuracy: there
-    with the trial's own kind of masks, as the share of what always saying the commonest token gets wrong. knn: top-1 of k-NN among the
-    labelled images of `knn`, at `evaluation.points` pauses of the trial."""
+    """What makes a trial good. loss: on the fixed samples of `evaluation`, with masks that are the same for
+    all trials. accuracy: there with the trial's own kind of masks, as the share of what always saying the
+    commonest token gets wrong. knn: top-1 of k-NN among the labelled images of `knn`, at `evaluation.points`
+    pauses of the trial."""
 
     stop_early: bool = True
-    """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are those of `evaluation`."""
+    """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are
+    those of `evaluation`."""
 
     grace_points: int = 3
     """No trial is stopped before its point of this number."""
 
     halving: float = 2.0
-    """Of the trials that come to a rung one in so many goes on; rungs lie at `grace_points` times its powers."""
+    """Of the trials that come to a rung one in so many goes on; rungs lie at `grace_points` times its
+    powers."""
 
     concurrent: int | None = None
     """Trials at a time. None: as many as the cluster has room for."""
@@ -52,8 +59,8 @@ class SweepConfig(PretrainConfig):
     """Cores that each trial shall find free for reading and views. None: those of one reading task."""
 
     token_epochs: int | None = None
-    """Epochs of views that are tokenised before the first trial; a longer trial goes through them again. None: all of a trial,
-    at most 20."""
+    """Epochs of views that are tokenised before the first trial; a longer trial goes through them again.
+    None: all of a trial, at most 20."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +76,10 @@ class SweepConfig(PretrainConfig):
             )
         if self.stop_early and self.grace_points > self.evaluation.points:
             raise UserError(
-                f"--grace-points {self.grace_points} is more than evaluation.points={self.evaluation.points}: no trial could be stopped",
+                (
+                    f"--grace-points {self.grace_points} is more than "
+                    f"evaluation.points={self.evaluation.points}: no trial could be stopped"
+                ),
                 f"set --grace-points {self.evaluation.points // 2 or 1}, or --no-stop-early",
             )
 
@@ -85,7 +95,9 @@ class SweepConfig(PretrainConfig):
 
 def pretraining_of(config: PretrainConfig) -> PretrainConfig:
     """What a configuration of several pretrainings has of one, and nothing else."""
-    return PretrainConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)})
+    return PretrainConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)}
+    )
 
 
 def check_whole(config: PretrainConfig, what: str) -> None:
@@ -95,7 +107,10 @@ def check_whole(config: PretrainConfig, what: str) -> None:
         UserError: If `stop_at` is given.
     """
     if config.stop_at is not None:
-        raise UserError(f"--stop-at {config.stop_at}: {what} that are broken off cannot be compared", "set --steps, for a shorter schedule")
+        raise UserError(
+            f"--stop-at {config.stop_at}: {what} that are broken off cannot be compared",
+            "set --steps, for a shorter schedule",
+        )
 
 
 def quickstart() -> SweepConfig:
@@ -111,7 +126,8 @@ def quickstart() -> SweepConfig:
 
 
 def sweep_preset(name: str) -> SweepConfig:
-    """The sweep around a pretraining preset: its own short one for the quick start, the preset as it is for all others.
+    """The sweep around a pretraining preset: its own short one for the quick start, the preset as it is for
+    all others.
 
     Raises:
         UserError: For a name that is none.

@@ -9,7 +9,8 @@ from tune.stopping import rungs
 
 
 def explain(config: SweepConfig, preset: str) -> list[str]:
-    """The trials in lines, then the recipe that they have in common; read are the space and what `beit pretrain --dry-run` reads.
+    """The trials in lines, then the recipe that they have in common; read are the space and what `beit
+    pretrain --dry-run` reads.
 
     Raises:
         UserError: For what can be seen to be wrong without the images.
@@ -19,7 +20,12 @@ def explain(config: SweepConfig, preset: str) -> list[str]:
     design = make_design(config)
     trials = [f"trial {number}: {described(params)}" for number, params in enumerate(design.plan or ())]
     common = explain(config.pretraining(), preset)
-    return [*in_words(config, design), *trials, "what the trials have in common, where these say nothing else:", *common]
+    return [
+        *in_words(config, design),
+        *trials,
+        "what the trials have in common, where these say nothing else:",
+        *common,
+    ]
 
 
 def in_words(config: SweepConfig, design: Design) -> list[str]:
@@ -28,5 +34,8 @@ def in_words(config: SweepConfig, design: Design) -> list[str]:
     lines = [varied, f"objective: {design.goal.meaning}"]
     if at := rungs(config):
         of = f"of {config.evaluation.points}"
-        lines.append(f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in {config.halving:g} goes on")
+        lines.append(
+            f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in "
+            f"{config.halving:g} goes on"
+        )
     return lines

@@ -8,7 +8,9 @@ KILLED = "its process was killed and could say nothing, perhaps for want of memo
 
 
 def cause(error: BaseException) -> str:
-    """The last line of an exception, or what a two-line one says first; where Ray has wrapped one from another process, of that one."""
+    """The last line of an exception, or what a two-line one says first; where Ray has wrapped one from
+    another process, of that one.
+    """
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
     if isinstance(error, TwoLineError):

@@ -68,21 +68,25 @@ GOALS = {
         name="loss at fixed masks",
         mode="min",
         value=_loss,
-        meaning="the loss on the same images, views and masks for all trials, none of them trained on. The trials' own losses cannot be "
+        meaning="the loss on the same images, views and masks for all trials, none of them trained on. The "
+        "trials' own losses cannot be "
         "compared: with fewer patches hidden the task is easier, whatever the model has learned.",
     ),
     "accuracy": Goal(
         name="accuracy above its baseline",
         mode="max",
         value=_gain,
-        meaning="with the trial's own kind of masks on the same images, the share of what always saying the commonest token gets wrong "
-        "that the model gets right: (accuracy - majority) / (1 - majority). Losses at different mask ratios cannot be compared.",
+        meaning="with the trial's own kind of masks on the same images, the share of what always saying the "
+        "commonest token gets wrong "
+        "that the model gets right: (accuracy - majority) / (1 - majority). Losses at different mask ratios "
+        "cannot be compared.",
     ),
     "knn": Goal(
         name="k-NN top-1",
         mode="max",
         value=_knn,
-        meaning="top-1 of k-NN among labelled images on frozen features, the better of the layers judged. After short pretraining it says "
+        meaning="top-1 of k-NN among labelled images on frozen features, the better of the layers judged. "
+        "After short pretraining it says "
         "little: it can lie below that of random weights, whose models fine-tune worse all the same.",
         rows=functools.partial(evaluations.read, kind=KNN_FOLDER),
         of_metrics=False,
@@ -96,20 +100,28 @@ def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
     """The objective of a sweep.
 
     Raises:
-        UserError: If the space changes the task, or the target has no accuracy, or there are no labels to judge by.
+        UserError: If the space changes the task, or the target has no accuracy, or there are no labels to
+            judge by.
     """
     goal = GOALS[config.objective]
     task = [name for name in varied if name.startswith(ANOTHER_TASK)]
     if task and not goal.any_task:
         raise UserError(
-            f"--space {config.space} changes {task[0]}, and neither losses nor accuracies of different targets can be compared",
-            "run a sweep for each, and compare what their models are good for by beit finetune; or set --objective knn",
+            (
+                f"--space {config.space} changes {task[0]}, and neither losses nor accuracies of different "
+                "targets can be compared"
+            ),
+            (
+                "run a sweep for each, and compare what their models are good for by beit finetune; or set "
+                "--objective knn"
+            ),
         )
     if config.objective == "accuracy" and config.target.kind == "pixels":
         raise UserError("--objective accuracy, but target.kind=pixels has none", "set --objective loss")
     if config.objective == "knn" and config.knn.val is None and (config.data.train or config.knn.train):
         raise UserError(
-            "--objective knn, but knn.val is not given, so there is nothing to be judged by", "set --knn.val to labelled images"
+            "--objective knn, but knn.val is not given, so there is nothing to be judged by",
+            "set --knn.val to labelled images",
         )
     return goal
 
@@ -126,6 +138,7 @@ def evaluated(config: PretrainConfig, objective: str, images: int) -> PretrainCo
         return replace(config, evaluation=replace(config.evaluation, mask=config.mask))
     if objective == "knn":
         steps = config.total_steps(images, config.optim.global_batch_size)
-        # Rounded up: rather fewer points, for a trial that reached the last of ASHA's before its end would be stopped there.
+        # Rounded up: rather fewer points, for a trial that reached the last of ASHA's before its end would be
+        # stopped there.
         return replace(config, knn=replace(config.knn, every_steps=-(-steps // config.evaluation.points)))
     return config

@@ -1,4 +1,6 @@
-"""What a sweep and an ablation have in common around their runs: an end in MLflow however they end, and how they were run."""
+"""What a sweep and an ablation have in common around their runs: an end in MLflow however they end, and how
+they were run.
+"""
 
 from __future__ import annotations
 
@@ -96,5 +98,9 @@ def read_how(folder: str, *, job: str) -> How:
 
 def link_of(folder: str, config: JobConfig) -> str | None:
     """Where to look at it in MLflow; None if it is not there."""
-    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    place = (
+        tracking.place_of(folder, experiment=config.output.experiment, params={})
+        if config.output.mlflow
+        else None
+    )
     return tracking.link(folder, place) if place else None

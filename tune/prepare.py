@@ -60,18 +60,23 @@ def make_design(config: SweepConfig) -> Design:
     for params in examples:
         config.pretraining(params)
     trials = (config.trials or DEFAULT_TRIALS) if learned else len(examples)
-    return Design(space=space, goal=goal, plan=None if learned else examples, examples=examples, trials=trials)
+    return Design(
+        space=space, goal=goal, plan=None if learned else examples, examples=examples, trials=trials
+    )
 
 
 def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) -> Schedule:
     """How many trials run at a time on some machines."""
     any_tokens = config.target.kind == "tokens" or "target.kind" in space
     tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
-    return schedule(config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent)
+    return schedule(
+        config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent
+    )
 
 
 def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data is given.
+    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data
+    is given.
 
     Raises:
         UserError: As `sweep`.
@@ -81,7 +86,11 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
     from pipelines.pretrain import with_absolute_paths
 
     config = with_absolute_paths(config)
-    config = replace(config, space=absolute_space(config.space), output=replace(config.output, root=storage.absolute(config.output.root)))
+    config = replace(
+        config,
+        space=absolute_space(config.space),
+        output=replace(config.output, root=storage.absolute(config.output.root)),
+    )
     base = config.pretraining()
     check_has_data(config.data.train, config.model.image_size, works="beit sweep quickstart")
     source = open_data(config, image_size=config.model.image_size, say=say)
@@ -106,7 +115,9 @@ def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source)
     checked_cache(path, base, source.manifest, checked_tokenizer(base))
 
 
-def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]) -> KnnWhileConfig:
+def _checked_knn(
+    config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]
+) -> KnnWhileConfig:
     """The labelled images by which trials are judged; of the built-in scenes, those held out."""
     from pipelines.datasets import held_out_scenes
     from pipelines.evaluation.knn import open_knn
@@ -114,6 +125,9 @@ def _checked_knn(config: SweepConfig, base: PretrainConfig, images: int, *, say:
     knn = config.knn
     if knn.val is None:
         first, side = config.data.scenes, config.model.image_size
-        knn = replace(knn, val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri)
+        knn = replace(
+            knn,
+            val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri,
+        )
     open_knn(evaluated(replace(base, knn=knn), "knn", images), say=say)
     return knn

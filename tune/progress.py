@@ -16,7 +16,8 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class Progress(ray.tune.Callback):
-    """Keeps the trials' states; what is not written here by the time the driver is killed, `--resume` does again.
+    """Keeps the trials' states; what is not written here by the time the driver is killed, `--resume` does
+    again.
 
     Args:
         sweep: The sweep's folder.
@@ -27,8 +28,17 @@ class Progress(ray.tune.Callback):
         say: Takes the lines for the user.
     """
 
-    def __init__(self, sweep: str, goal: Goal, log: SweepLog, *, points: int, trials: int, say: Callable[[str], None]) -> None:
-        self._sweep, self._goal, self._log, self._points, self._trials, self._say = sweep, goal, log, points, trials, say
+    def __init__(
+        self, sweep: str, goal: Goal, log: SweepLog, *, points: int, trials: int, say: Callable[[str], None]
+    ) -> None:
+        self._sweep, self._goal, self._log, self._points, self._trials, self._say = (
+            sweep,
+            goal,
+            log,
+            points,
+            trials,
+            say,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune saves its callbacks with its own state, from which no sweep goes on."""
@@ -40,11 +50,14 @@ class Progress(ray.tune.Callback):
         number = trial.config["number"]
         self._say(f"trial {number} ({number + 1} of {self._trials}): {described(trial.config['params'])}")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Show a point."""
         if STATUS not in result:
             self._say(
-                f"trial {trial.config['number']} | point {result[POINT]}/{self._points} | step {result['step']:,} | "
+                f"trial {trial.config['number']} | point {result[POINT]}/{self._points} | step "
+                f"{result['step']:,} | "
                 f"{self._goal.name} {result[OBJECTIVE]:.4f}"
             )
 
@@ -65,10 +78,19 @@ class Progress(ray.tune.Callback):
         self._log.end_trial(noted)
         known = read_trials(self._sweep, self._goal)
         self._log.best(self._goal, known)
-        value = next((f", {self._goal.name} {one.last:.4f}" for one in known if one.number == noted.number and one.last is not None), "")
+        value = next(
+            (
+                f", {self._goal.name} {one.last:.4f}"
+                for one in known
+                if one.number == noted.number and one.last is not None
+            ),
+            "",
+        )
         self._say(f"trial {noted.number} {STATES[noted.status]}{value}{f': {error}' if error else ''}")
 
     def _note(self, trial: Any, *, status: Any, error: str = "") -> Trial:
-        noted = Trial(number=trial.config["number"], params=trial.config["params"], status=status, error=error)
+        noted = Trial(
+            number=trial.config["number"], params=trial.config["params"], status=status, error=error
+        )
         write_trial(self._sweep, noted)
         return noted

@@ -1,4 +1,6 @@
-"""The report page of a sweep: one HTML file that needs nothing else, `report/index.html` in the sweep's folder."""
+"""The report page of a sweep: one HTML file that needs nothing else, `report/index.html` in the sweep's
+folder.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +64,19 @@ def write_sweep_report(
         _parallel(trials, goal),
         _table(trials, goal, best),
     ]
-    return write_report_page(sweep, parts, heading=f"sweep {preset}, {config.space}", lines=lines, config=config)
+    return write_report_page(
+        sweep, parts, heading=f"sweep {preset}, {config.space}", lines=lines, config=config
+    )
 
 
-def write_report_page(folder: str, parts: Sequence[str], *, heading: str, lines: Sequence[str], config: PretrainConfig) -> str:
-    """Write a page of several runs: its parts, how it was done, and the configuration; returns its path or URI."""
+def write_report_page(
+    folder: str, parts: Sequence[str], *, heading: str, lines: Sequence[str], config: PretrainConfig
+) -> str:
+    """Write a page of several runs: its parts, how it was done, and the configuration; returns its path or
+    URI.
+    """
     how = "<h2>How it was done</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
-    details = f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>"
+    details = f"<details><summary>Configuration</summary><pre>{escape(json.dumps(to_dict(config), indent=2))}</pre></details>"  # noqa: E501
     return write_page(folder, heading=heading, sections=[*parts, how, details], style=TABLE_STYLE)
 
 
@@ -78,9 +86,16 @@ def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: f
     figures = [("trials", str(len(trials)), said), ("time", duration(seconds), "")]
     if best is not None and best.last is not None:
         ends = [trial.last for trial in trials if trial.status == "finished" and trial.last is not None]
-        spread = f"from {min(ends):.4g} to {max(ends):.4g} over {len(ends)} finished trials" if len(ends) > 1 else ""
+        spread = (
+            f"from {min(ends):.4g} to {max(ends):.4g} over {len(ends)} finished trials"
+            if len(ends) > 1
+            else ""
+        )
         figures.insert(0, (goal.name, f"{best.last:.4g}", f"trial {best.number}; {spread}"))
-        figures[1:1] = [(name, f"{value:.4g}" if isinstance(value, float) else str(value), "best") for name, value in best.params.items()]
+        figures[1:1] = [
+            (name, f"{value:.4g}" if isinstance(value, float) else str(value), "best")
+            for name, value in best.params.items()
+        ]
     return figure_cards(figures)
 
 
@@ -93,7 +108,9 @@ def go_on(blocks: Sequence[tuple[str, str]], mlflow: str | None, files: Sequence
         files: Paths or URIs of what else there is.
         what: A sentence's beginning that says what these are.
     """
-    said = "".join(f"<dt>{escape(does)}</dt><dd><pre>{escape(command)}</pre></dd>" for does, command in blocks)
+    said = "".join(
+        f"<dt>{escape(does)}</dt><dd><pre>{escape(command)}</pre></dd>" for does, command in blocks
+    )
     if mlflow is not None:
         link = escape(mlflow, quote=True)
         shown = f'<a href="{link}">{link}</a>' if mlflow.startswith("http") else f"<pre>{link}</pre>"
@@ -121,7 +138,16 @@ def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> str:
     notes = [_note(trial, end) for trial, end in zip(trials, ends, strict=True)]
     parts = []
     if any(end is not None for end in ends):
-        parts.append(heat_map(f"{goal.name} at the end, in the nearest finished trial", x, y, ends, notes, lower_is_better=lower))
+        parts.append(
+            heat_map(
+                f"{goal.name} at the end, in the nearest finished trial",
+                x,
+                y,
+                ends,
+                notes,
+                lower_is_better=lower,
+            )
+        )
     reached = [trial for trial in trials if trial.points]
     common = min(len(trial.points) for trial in reached)
     early = [trial.points[common - 1][2] if trial.points else None for trial in trials]
@@ -141,7 +167,8 @@ def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> str:
     where = " and ".join(f"point {rung}" for rung in rungs(config))
     how = f" Trials were compared at {where}, and the worse ones stopped." if where else ""
     legend = (
-        "Every place has the colour of the nearest trial; yellow is good. Values of trials that were stopped early stand beside a cross: "
+        "Every place has the colour of the nearest trial; yellow is good. Values of trials that were "
+        "stopped early stand beside a cross: "
         f"they are from an earlier point, and no match for the others at the end.{how}"
     )
     return f"<h2>{escape(first)} x {escape(second)}</h2><div class='charts'>{figures}</div><p>{legend}</p>"
@@ -154,7 +181,9 @@ def _note(trial: Trial, end: float | None) -> str:
 
 
 def _curves(trials: Sequence[Trial], goal: Goal) -> str:
-    shown = sorted((trial for trial in trials if trial.last is not None), key=lambda trial: _rank(trial, goal))
+    shown = sorted(
+        (trial for trial in trials if trial.last is not None), key=lambda trial: _rank(trial, goal)
+    )
     if not shown:
         return ""
     curves = [
@@ -166,7 +195,8 @@ def _curves(trials: Sequence[Trial], goal: Goal) -> str:
         for place, trial in enumerate(shown)
     ]
     return (
-        f"<h2>Learning curves</h2><div class='one'><figure>{learning_curves(goal.name, curves)}</figure></div>"
+        "<h2>Learning curves</h2><div "
+        f"class='one'><figure>{learning_curves(goal.name, curves)}</figure></div>"
         "<p>Best first; dashed where a trial was stopped early.</p>"
     )
 
@@ -182,7 +212,9 @@ def _parallel(trials: Sequence[Trial], goal: Goal) -> str:
     if len(shown) < 2 or not columns:
         return ""
     values, complete = [trial.last for trial in shown], [trial.status == "finished" for trial in shown]
-    chart = parallel_coordinates("A line a trial", columns, goal.name, values, complete, lower_is_better=goal.mode == "min")
+    chart = parallel_coordinates(
+        "A line a trial", columns, goal.name, values, complete, lower_is_better=goal.mode == "min"
+    )
     return (
         f"<h2>Parallel coordinates</h2><div class='one'><figure>{chart}</figure></div>"
         "<p>Each trial at its last point; dashed where that was early: it might have come higher.</p>"
@@ -191,15 +223,29 @@ def _parallel(trials: Sequence[Trial], goal: Goal) -> str:
 
 def _table(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> str:
     parameters = values_of(list(trials))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["trial", *parameters, "state", "points", "steps", goal.name])
+    head = "".join(
+        f"<th>{escape(name)}</th>" for name in ["trial", *parameters, "state", "points", "steps", goal.name]
+    )
     rows = []
     for index, trial in enumerate(trials):
         state = STATES[trial.status] + (f": {trial.error}" if trial.error else "")
-        cells = [str(trial.number), *(_cell(column[index]) for column in parameters.values()), state, str(len(trial.points))]
-        cells += [str(trial.points[-1][1]), f"{trial.last:.4f}"] if trial.points and trial.last is not None else ["", ""]
+        cells = [
+            str(trial.number),
+            *(_cell(column[index]) for column in parameters.values()),
+            state,
+            str(len(trial.points)),
+        ]
+        cells += (
+            [str(trial.points[-1][1]), f"{trial.last:.4f}"]
+            if trial.points and trial.last is not None
+            else ["", ""]
+        )
         kind = " class='best'" if best is not None and trial.number == best.number else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<h2>Trials</h2><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return (
+        "<h2>Trials</h2><div "
+        f"class='wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _cell(value: Any) -> str:
@@ -210,7 +256,10 @@ def _numeric(trials: Sequence[Trial]) -> dict[str, list[float]]:
     """Parameters that are numbers, and not all the same."""
     found = {}
     for name, column in values_of(list(trials)).items():
-        if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in column) and len(set(column)) > 1:
+        if (
+            all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in column)
+            and len(set(column)) > 1
+        ):
             found[name] = [float(value) for value in column]
     return found
 

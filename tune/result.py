@@ -1,4 +1,6 @@
-"""What a sweep leaves behind: the table of its trials, and the best configuration, which `beit pretrain` accepts."""
+"""What a sweep leaves behind: the table of its trials, and the best configuration, which `beit pretrain`
+accepts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ TRIALS_FILE = "trials.csv"
 BEST_FILE = "best/config.json"
 
 LENGTH = ("steps", "epochs", "data.scenes", "optim.warmup_steps")
-"""What says how long a run is. The rest is what was compared: a peak learning rate, for one, is good for its batch size."""
+"""What says how long a run is. The rest is what was compared: a peak learning rate, for one, is good for its
+batch size."""
 
 
 def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
@@ -32,19 +35,26 @@ def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
     for index, trial in enumerate(trials):
         values = [value for _, _, value in trial.points]
         row = [trial.number, trial.status, *(column[index] for column in parameters.values()), len(values)]
-        row += [trial.points[-1][1], f"{values[-1]:.6g}", f"{goal.best(values):.6g}"] if values else ["", "", ""]
+        row += (
+            [trial.points[-1][1], f"{values[-1]:.6g}", f"{goal.best(values):.6g}"] if values else ["", "", ""]
+        )
         writer.writerow([*row, storage.join(sweep, trial.name), trial.error])
     storage.write_text(storage.join(sweep, TRIALS_FILE), text.getvalue())
 
 
 def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
-    """Write the winner's configuration as a run's: as long as a trial, with its own tokenizer unless the sweep had been given tokens."""
+    """Write the winner's configuration as a run's: as long as a trial, with its own tokenizer unless the
+    sweep had been given tokens.
+    """
     saved = {"job": "pretrain", "preset": preset, "inputs": {}, "config": to_dict(config)}
     storage.write_text(storage.join(sweep, *BEST_FILE.split("/")), json.dumps(saved, indent=2))
 
 
-def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str, images: int) -> str:
-    """The command that trains the winner at the length of its preset, or again at its own where that is longer.
+def winner_command(
+    sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str, images: int
+) -> str:
+    """The command that trains the winner at the length of its preset, or again at its own where that is
+    longer.
 
     Args:
         sweep: The sweep's folder.
@@ -56,7 +66,11 @@ def winner_command(sweep: str, config: PretrainConfig, varied: Sequence[str], *,
     full = pretrain_preset(preset) if preset in PRESETS else config
     before, after = run_folder.flatten(to_dict(config)), run_folder.flatten(to_dict(full))
     different = [
-        name for name in LENGTH if before[name] != after[name] and name not in varied and not (name == "data.scenes" and config.data.train)
+        name
+        for name in LENGTH
+        if before[name] != after[name]
+        and name not in varied
+        and not (name == "data.scenes" and config.data.train)
     ]
     batch = config.optim.global_batch_size
     full_images = images if config.data.train else after["data.scenes"]

@@ -1,4 +1,6 @@
-"""Where the parameters of the next trial come from: a plan that was drawn beforehand, or Optuna, which learns from the trials before."""
+"""Where the parameters of the next trial come from: a plan that was drawn beforehand, or Optuna, which learns
+from the trials before.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Planned(Searcher):
         """The next one."""
         return self._entries.pop(0) if self._entries else str(Searcher.FINISHED)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Changes nothing."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -41,7 +45,8 @@ def check_search(config: SweepConfig, space: Space) -> None:
     """Refuse a search that cannot be done.
 
     Raises:
-        UserError: If Optuna is asked for and is not installed, or the space has a grid, which it does not know.
+        UserError: If Optuna is asked for and is not installed, or the space has a grid, which it does not
+            know.
     """
     if config.search != "optuna":
         return
@@ -49,7 +54,10 @@ def check_search(config: SweepConfig, space: Space) -> None:
         raise UserError("--search optuna needs the package optuna", "pip install 'beit-pretraining[optuna]'")
     grids = [name for name, values in space.items() if is_grid(values)]
     if grids:
-        raise UserError(f"--search optuna, but --space {config.space} has a grid for {grids[0]}", "write a choice in place of it")
+        raise UserError(
+            f"--search optuna, but --space {config.space} has a grid for {grids[0]}",
+            "write a choice in place of it",
+        )
 
 
 class Learned(Searcher):
@@ -80,9 +88,14 @@ class Learned(Searcher):
         from ray.tune.search.optuna import OptunaSearch
 
         known = [trial for trial in earlier if trial.ended and trial.last is not None]
-        learned: Any = {"points_to_evaluate": [trial.params for trial in known], "evaluated_rewards": [trial.last for trial in known]}
+        learned: Any = {
+            "points_to_evaluate": [trial.params for trial in known],
+            "evaluated_rewards": [trial.last for trial in known],
+        }
         self._space, self._entry, self._refused = space, entry, refused
-        self._optuna = OptunaSearch(space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {}))
+        self._optuna = OptunaSearch(
+            space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {})
+        )
         self._waiting = [trial for trial in earlier if not trial.ended]
         # Not all from some number on: of two that ran side by side the first may not have been noted.
         noted = {trial.number for trial in earlier}
@@ -98,7 +111,9 @@ class Learned(Searcher):
                 suggested = self._optuna.suggest(name)
                 if suggested is None:
                     return None
-                params: Params = {field: rounded(value, self._space[field]) for field, value in suggested.items()}
+                params: Params = {
+                    field: rounded(value, self._space[field]) for field, value in suggested.items()
+                }
                 self._suggested[trial_id] = name
                 self._waiting.append(Trial(number=self._free.pop(0), params=params))
             trial = self._waiting.pop(0)
@@ -109,7 +124,9 @@ class Learned(Searcher):
                 self.on_trial_complete(trial_id, error=True)
         return str(Searcher.FINISHED)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Tell Optuna how good a trial was; those of earlier starts it does not know by this id."""
         if (name := self._suggested.pop(trial_id, None)) is not None:
             self._optuna.on_trial_complete(name, result, error)

@@ -1,4 +1,6 @@
-"""What a sweep varies: names of config fields with grids or `ray.tune` distributions, and the trials that are drawn from them."""
+"""What a sweep varies: names of config fields with grids or `ray.tune` distributions, and the trials that are
+drawn from them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from beit.errors import UserError
 from pipelines import storage
 
 Space = dict[str, Any]
-"""By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of `ray.tune`."""
+"""By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of
+`ray.tune`."""
 
 Params = dict[str, Any]
 """One value for each name of a space."""
@@ -48,7 +51,10 @@ def mask_lr() -> Space:
 
 def mask_lr_grid() -> Space:
     """The same as a grid of 4 x 4."""
-    return {"mask.ratio": ray.tune.grid_search([0.2, 0.4, 0.6, 0.75]), "optim.peak_lr": ray.tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3])}
+    return {
+        "mask.ratio": ray.tune.grid_search([0.2, 0.4, 0.6, 0.75]),
+        "optim.peak_lr": ray.tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3]),
+    }
 
 
 SPACES: dict[str, Callable[[], Space]] = {"mask-lr": mask_lr, "mask-lr-grid": mask_lr_grid}
@@ -57,8 +63,9 @@ SPACES: dict[str, Callable[[], Space]] = {"mask-lr": mask_lr, "mask-lr-grid": ma
 def load_space(name: str) -> Space:
     """A space by its name, from a JSON file, or from a Python file.
 
-    JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid, else the key is a function of
-    `ray.tune` and the list its arguments. Python: `SPACE = {"optim.peak_lr": ray.tune.loguniform(3e-4, 6e-3)}`.
+    JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid, else
+    the key is a function of `ray.tune` and the list its arguments. Python: `SPACE = {"optim.peak_lr":
+    ray.tune.loguniform(3e-4, 6e-3)}`.
 
     Raises:
         UserError: If there is no such space, or it is not written like one of these.
@@ -69,12 +76,18 @@ def load_space(name: str) -> Space:
     if path.suffix not in (".json", ".py"):
         raise UserError(f"--space {name} is no space", f"give {', '.join(SPACES)}, a .json or a .py file")
     if not path.is_file():
-        raise UserError(f"--space {name}: there is no such file", f"give {', '.join(SPACES)}, or a file that is there")
+        raise UserError(
+            f"--space {name}: there is no such file", f"give {', '.join(SPACES)}, or a file that is there"
+        )
     space = _from_json(path) if path.suffix == ".json" else _from_python(path)
     if not isinstance(space, dict) or not space:
         raise UserError(
             f"--space {name} holds no table of fields",
-            'write SPACE = {"mask.ratio": ray.tune.uniform(0.2, 0.7)} in Python, {"mask.ratio": {"uniform": [0.2, 0.7]}} in JSON',
+            (
+                'write SPACE = {"mask.ratio": ray.tune.uniform(0.2, 0.7)} in Python, {"mask.ratio": '
+                '{"uniform": '
+                "[0.2, 0.7]}} in JSON"
+            ),
         )
     return {field: _checked(name, field, values) for field, values in space.items()}
 
@@ -87,22 +100,34 @@ def absolute_space(name: str) -> str:
 def _checked(name: str, field: Any, values: Any) -> Any:
     """What a space says of a field, from which a value has been drawn for a try."""
     if not isinstance(field, str):
-        raise UserError(f"--space {name}: {field!r} is no name of a field", "write names as the command line shows them, in quotes")
+        raise UserError(
+            f"--space {name}: {field!r} is no name of a field",
+            "write names as the command line shows them, in quotes",
+        )
     if field.startswith(FIXED):
-        raise UserError(f"--space {name}: {field} is the same for all trials", f"set --{field} of the sweep instead")
+        raise UserError(
+            f"--space {name}: {field} is the same for all trials", f"set --{field} of the sweep instead"
+        )
     if isinstance(values, dict) and isinstance(values.get("grid_search"), np.ndarray):
         values = ray.tune.grid_search(values["grid_search"].tolist())
     if isinstance(values, Function) or not (isinstance(values, Domain) or is_grid(values)):
         said = textwrap.shorten(repr(values), 80, placeholder=" …")
         raise UserError(
-            f"--space {name}: {field} is {said}, neither a grid nor a distribution of ray.tune that a seed can draw from",
+            (
+                f"--space {name}: {field} is {said}, neither a grid nor a distribution of ray.tune that a "
+                "seed "
+                "can draw from"
+            ),
             f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
         )
     try:
         # As plan.json is written.
         json.dumps(values if is_grid(values) else _drawn(values, np.random.default_rng(0)))
     except Exception as error:  # Whatever a distribution's arguments, or the user's own objects, come to.
-        raise UserError(f"--space {name}: {field}: no value can be drawn: {_line(error)}", "see ray.tune for its arguments") from error
+        raise UserError(
+            f"--space {name}: {field}: no value can be drawn: {_line(error)}",
+            "see ray.tune for its arguments",
+        ) from error
     return values
 
 
@@ -122,20 +147,35 @@ def _from_json(path: Path) -> Any:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:  # Text that is none, too.
         raise UserError(f"--space {path} is no JSON: {_line(error)}", "mend the file") from error
-    return {field: _distribution(path, field, value) for field, value in content.items()} if isinstance(content, dict) else content
+    return (
+        {field: _distribution(path, field, value) for field, value in content.items()}
+        if isinstance(content, dict)
+        else content
+    )
 
 
 def _distribution(path: Path, field: str, value: Any) -> Any:
     if isinstance(value, list):
         return ray.tune.grid_search(value)
-    if isinstance(value, dict) and len(value) == 1 and (kind := next(iter(value))) in DISTRIBUTIONS and isinstance(value[kind], list):
+    if (
+        isinstance(value, dict)
+        and len(value) == 1
+        and (kind := next(iter(value))) in DISTRIBUTIONS
+        and isinstance(value[kind], list)
+    ):
         try:
             return DISTRIBUTIONS[kind](*value[kind])
         except (TypeError, ValueError) as error:
-            raise UserError(f"--space {path}: {field}: {kind}{tuple(value[kind])}: {error}", "see ray.tune for its arguments") from error
+            raise UserError(
+                f"--space {path}: {field}: {kind}{tuple(value[kind])}: {error}",
+                "see ray.tune for its arguments",
+            ) from error
     raise UserError(
         f"--space {path}: {field} is {json.dumps(value)}",
-        f'write [first, second, …] for a grid, or {{"FUNCTION": [arguments]}} with one of {", ".join(DISTRIBUTIONS)}',
+        (
+            f'write [first, second, …] for a grid, or {{"FUNCTION": [arguments]}} with one of '
+            f"{', '.join(DISTRIBUTIONS)}"
+        ),
     )
 
 
@@ -151,8 +191,8 @@ def _is_filled(values: Any) -> bool:
 def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
     """The trials of a random or grid search, in the order in which they run.
 
-    Every combination of the grids comes equally often, each time with new values for the distributions. Drawn floats have three digits:
-    a learning rate of 0.00142 says as much as one of 0.0014193847.
+    Every combination of the grids comes equally often, each time with new values for the distributions. Drawn
+    floats have three digits: a learning rate of 0.00142 says as much as one of 0.0014193847.
 
     Args:
         space: What is varied.
@@ -170,7 +210,8 @@ def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
         counts = " x ".join(str(len(values)) for values in grids.values())
         raise UserError(
             f"--trials {trials} does not fit the grid of {counts} = {len(combinations)} combinations",
-            f"set --trials {len(combinations)}" + (", or leave it out" if len(grids) == len(space) else ", or a multiple of it"),
+            f"set --trials {len(combinations)}"
+            + (", or leave it out" if len(grids) == len(space) else ", or a multiple of it"),
         )
     rng = np.random.default_rng(seed)
     return [
@@ -186,7 +227,9 @@ def _drawn(domain: Domain, rng: np.random.Generator) -> Any:
 
 
 def rounded(value: Any, domain: Domain) -> Any:
-    """A drawn float with three digits; as it was drawn where it has steps of its own, or where it would leave its domain."""
+    """A drawn float with three digits; as it was drawn where it has steps of its own, or where it would leave
+    its domain.
+    """
     if not isinstance(domain, Float) or isinstance(domain.get_sampler(), Quantized):  # type: ignore[no-untyped-call]
         return value
     if not math.isfinite(value):
@@ -197,4 +240,7 @@ def rounded(value: Any, domain: Domain) -> Any:
 
 def described(params: Mapping[str, Any]) -> str:
     """mask.ratio=0.4 optim.peak_lr=0.0015: parameters as the command line names them."""
-    return " ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items())
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in params.items()
+    )

@@ -1,4 +1,5 @@
-"""What a sweep knows of its trials: one small file in each trial's folder, so that a sweep that was killed can be gone on with.
+"""What a sweep knows of its trials: one small file in each trial's folder, so that a sweep that was killed
+can be gone on with.
 
 <sweep>/config.json          the sweep's configuration
 <sweep>/trial-000/trial.json parameters and state of a trial; beside it what every run folder has
@@ -21,7 +22,12 @@ STOP_FILE = "stop"
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
-STATES: dict[Status, str] = {"finished": "came to its end", "stopped": "stopped early", "failed": "failed", "running": "interrupted"}
+STATES: dict[Status, str] = {
+    "finished": "came to its end",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "interrupted",
+}
 """In words, once a sweep is over."""
 
 
@@ -64,7 +70,10 @@ def read_trials(sweep: str, goal: Goal) -> list[Trial]:
     """The trials that were begun, by number, with what they reached."""
     names = [name for name in storage.list_folder(sweep) if re.fullmatch(r"trial-\d+", name)]
     noted = [trial for name in names if (trial := read_trial(sweep, name)) is not None]
-    found = [replace(trial, points=tuple(points_of(goal.rows(storage.join(sweep, trial.name)), goal))) for trial in noted]
+    found = [
+        replace(trial, points=tuple(points_of(goal.rows(storage.join(sweep, trial.name)), goal)))
+        for trial in noted
+    ]
     return sorted(found, key=lambda trial: trial.number)
 
 

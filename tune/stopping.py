@@ -14,10 +14,12 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class GentleStop(FIFOScheduler):
-    """Asks a trial to end where another scheduler would end it: it then leaves a checkpoint, a report and an ended MLflow run.
+    """Asks a trial to end where another scheduler would end it: it then leaves a checkpoint, a report and an
+    ended MLflow run.
 
-    Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its schedulers know when a sweep is
-    gone on with, so that the first trials after it would have nobody to be compared with: `remember` tells it again.
+    Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its
+    schedulers know when a sweep is gone on with, so that the first trials after it would have nobody to be
+    compared with: `remember` tells it again.
 
     Args:
         judge: Decides.

@@ -1,6 +1,8 @@
-"""Sweep a pretraining: `beit sweep [PRESET] [--space mask-lr] [--trials N] [--option value …]`, or `python -m tune.sweep …`.
+"""Sweep a pretraining: `beit sweep [PRESET] [--space mask-lr] [--trials N] [--option value …]`, or `python -m
+tune.sweep …`.
 
-Ray Tune runs the trials, ASHA stops the worse ones early, MLflow has a run for each. A trial is a pretraining as `beit pretrain` runs it.
+Ray Tune runs the trials, ASHA stops the worse ones early, MLflow has a run for each. A trial is a pretraining
+as `beit pretrain` runs it.
 """
 
 from __future__ import annotations
@@ -53,25 +55,34 @@ class SweepResult:
 
 
 def sweep(
-    config: SweepConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: SweepConfig,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> SweepResult:
-    """Run the trials of a sweep and write its folder with their run folders, the table, the winner's configuration and the report.
+    """Run the trials of a sweep and write its folder with their run folders, the table, the winner's
+    configuration and the report.
 
     Args:
         config: The whole sweep.
         preset: Name that the folder starts with when `output.name` is not given.
-        resume: Sweep folder to go on with: trials that have ended stay, the others go on from their last checkpoints.
+        resume: Sweep folder to go on with: trials that have ended stay, the others go on from their last
+            checkpoints.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For every mistake in the configuration, the space or the data that can be seen before the first trial.
+        UserError: For every mistake in the configuration, the space or the data that can be seen before the
+            first trial.
         JobFailedError: If every trial failed.
     """
     if resume is None:
         run_folder.check_free(config)
     design = make_design(config)
-    # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what does not fit.
+    # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what
+    # does not fit.
     if here := session.this_machine(config.resources.cpus):
         plan_concurrency(config, design.space, here)
     prepared = prepare(config, design, preset=preset, say=say)
@@ -82,18 +93,28 @@ def sweep(
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """The sweep's folder, with the plan of its trials; a resumed one must find the data as it was and keeps its plan."""
+    """The sweep's folder, with the plan of its trials; a resumed one must find the data as it was and keeps
+    its plan.
+    """
     inputs = {"data.train": prepared.source.manifest.digest}
     if resume is None:
-        check_store(prepared.config, storage.join(prepared.config.output.root, prepared.config.output.name or prepared.preset))
+        check_store(
+            prepared.config,
+            storage.join(prepared.config.output.root, prepared.config.output.name or prepared.preset),
+        )
         folder = run_folder.create(prepared.config, job=JOB, preset=prepared.preset, inputs=inputs).uri
         storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.design.plan, indent=1) + "\n")
         return folder
     folder = run_folder.reopen(resume, inputs=inputs).uri
     # Written and read back: a tuple of a Python space is a list there.
-    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(json.dumps(prepared.design.plan)):
+    if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(
+        json.dumps(prepared.design.plan)
+    ):
         raise UserError(
-            f"--resume {folder}: --space {prepared.config.space} draws other trials than those that the sweep began with",
+            (
+                f"--resume {folder}: --space {prepared.config.space} draws other trials than those that the "
+                "sweep began with"
+            ),
             "bring back the file as it was, or start a new sweep",
         )
     return folder
@@ -102,8 +123,15 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
 class _Sweep:
     """The running of a sweep, on a connected Ray."""
 
-    def __init__(self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]) -> None:
-        self.prepared, self.config, self.design, self.goal = prepared, prepared.config, prepared.design, prepared.design.goal
+    def __init__(
+        self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]
+    ) -> None:
+        self.prepared, self.config, self.design, self.goal = (
+            prepared,
+            prepared.config,
+            prepared.design,
+            prepared.design.goal,
+        )
         self.timetable, self.folder, self.debug, self.say = timetable, folder, debug, say
         self.started = time.monotonic()
         self.earlier = read_trials(folder, self.goal)
@@ -141,7 +169,10 @@ class _Sweep:
         if self.earlier:
             ended = [f"#{trial.number}" for trial in self.earlier if trial.ended]
             others = [f"#{trial.number}" for trial in self.earlier if not trial.ended]
-            self.say(f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to go on with: {', '.join(others) or 'none'}")
+            self.say(
+                f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to go on with: "
+                f"{', '.join(others) or 'none'}"
+            )
 
     def _base(self) -> PretrainConfig:
         """What the trials have in common, with the data and the tokens that the sweep found for them."""
@@ -158,7 +189,11 @@ class _Sweep:
         if config.data.tokens is None:
             if not shareable(config.pretraining(), self.design.space):
                 if config.target.kind == "tokens":
-                    self.say("tokens: the space changes the views or their tokens, so every trial tokenises for itself")
+                    self.say(
+                        "tokens: the space changes the views or their tokens, so every trial tokenises "
+                        "for "
+                        "itself"
+                    )
                 return
             self.tokens = kept(self.folder) or self._computed_tokens()
             keep(self.folder, self.tokens)
@@ -171,13 +206,26 @@ class _Sweep:
         base, source = self.config.pretraining(), self.prepared.source
         configs = [override(base, params) for params in self.design.examples]
         lengths = [
-            (each.total_steps(source.manifest.total, each.optim.global_batch_size), each.optim.global_batch_size) for each in configs
+            (
+                each.total_steps(source.manifest.total, each.optim.global_batch_size),
+                each.optim.global_batch_size,
+            )
+            for each in configs
         ]
-        return prepare_tokens(base, source.uri, source.manifest, lengths, epochs=self.config.token_epochs, say=self.say)
+        return prepare_tokens(
+            base, source.uri, source.manifest, lengths, epochs=self.config.token_epochs, say=self.say
+        )
 
     def _config_of(self, trial: Trial) -> PretrainConfig:
         images = self.prepared.source.manifest.total
-        return trial_config(self._base(), trial.params, objective=self.config.objective, images=images, sweep=self.folder, name=trial.name)
+        return trial_config(
+            self._base(),
+            trial.params,
+            objective=self.config.objective,
+            images=images,
+            sweep=self.folder,
+            name=trial.name,
+        )
 
     def _entry(self, trial: Trial) -> dict[str, Any]:
         """What Ray Tune hands to a trial."""
@@ -192,7 +240,9 @@ class _Sweep:
 
     def _checked_entry(self, trial: Trial) -> dict[str, Any]:
         """The same of a trial that could not be checked before the sweep."""
-        check_trial(self._base(), trial.params, self.prepared.source.manifest.total, objective=self.config.objective)
+        check_trial(
+            self._base(), trial.params, self.prepared.source.manifest.total, objective=self.config.objective
+        )
         return self._entry(trial)
 
     def _refuse(self, trial: Trial, error: UserError) -> None:
@@ -215,7 +265,11 @@ class _Sweep:
                 stopper.remember(trial)
         search: Any
         if self.design.plan is not None:
-            waiting = [Trial(number=number, params=params) for number, params in enumerate(self.design.plan) if number not in ended]
+            waiting = [
+                Trial(number=number, params=params)
+                for number, params in enumerate(self.design.plan)
+                if number not in ended
+            ]
             search = Planned([self._entry(trial) for trial in waiting], self.goal)
         else:
             search = Learned(
@@ -227,7 +281,14 @@ class _Sweep:
                 entry=self._checked_entry,
                 refused=self._refuse,
             )
-        progress = Progress(self.folder, self.goal, self.log, points=self.config.evaluation.points, trials=self.design.trials, say=self.say)
+        progress = Progress(
+            self.folder,
+            self.goal,
+            self.log,
+            points=self.config.evaluation.points,
+            trials=self.design.trials,
+            say=self.say,
+        )
         run_tuner(
             run_trial,
             ray.tune.TuneConfig(
@@ -241,7 +302,10 @@ class _Sweep:
             callback=progress,
             debug=self.debug,
         )
-        return len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"]) == self.design.trials
+        return (
+            len([trial for trial in read_trials(self.folder, self.goal) if trial.status != "running"])
+            == self.design.trials
+        )
 
     def _conclude(self) -> SweepResult:
         """Table, best configuration and report of what there is, and the last lines."""
@@ -256,12 +320,22 @@ class _Sweep:
             self.say(self.lines[-1])
         if best is not None:
             chosen = config.pretraining(best.params)
-            write_best(self.folder, replace(chosen, output=replace(chosen.output, name=None)), preset=self.prepared.preset)
+            write_best(
+                self.folder,
+                replace(chosen, output=replace(chosen.output, name=None)),
+                preset=self.prepared.preset,
+            )
         seconds, images = time.monotonic() - self.started, self.prepared.source.manifest.total
         keep_how(self.folder, How(seconds=seconds, lines=self.lines, images=images))
         report, command = write_report(self.folder, config, trials, self.goal, preset=self.prepared.preset)
-        counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
-        self.say(f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, {counts['failed']} failed")
+        counts = {
+            status: sum(trial.status == status for trial in trials)
+            for status in ("finished", "stopped", "failed")
+        }
+        self.say(
+            f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, "
+            f"{counts['failed']} failed"
+        )
         if best is not None:
             self.say(f"best: trial {best.number}, {self.goal.name} {best.last:.4f}: {described(best.params)}")
         self.say(f"table: {storage.join(self.folder, TRIALS_FILE)}")
@@ -274,14 +348,18 @@ class _Sweep:
         return int(trial.params.get("optim.global_batch_size", self.config.optim.global_batch_size))
 
 
-def write_report(folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str) -> tuple[str, str | None]:
+def write_report(
+    folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str
+) -> tuple[str, str | None]:
     """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
     from tune.report import write_sweep_report
 
     how = read_how(folder, job=JOB)
     best, command = winner(trials, goal), None
     if best is not None:
-        command = winner_command(folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images)
+        command = winner_command(
+            folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images
+        )
     page = write_sweep_report(
         folder,
         config,
@@ -307,7 +385,11 @@ def rebuild_report(run: str) -> str:
 def _failure(result: SweepResult) -> str | None:
     if any(trial.status != "failed" for trial in result.trials):
         return None
-    return f"every trial failed, the first with: {result.trials[0].error}" if result.trials else "no trial could begin"
+    return (
+        f"every trial failed, the first with: {result.trials[0].error}"
+        if result.trials
+        else "no trial could begin"
+    )
 
 
 def _name_of(trial: Any) -> str:

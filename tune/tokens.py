@@ -1,4 +1,6 @@
-"""Tokenise once: the views' tokens are computed before the first trial, or found, and every trial reads them; masks are drawn per trial."""
+"""Tokenise once: the views' tokens are computed before the first trial, or found, and every trial reads them;
+masks are drawn per trial.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ TOKENS_FILE = "tokens.json"
 FOLDER = "tokens"
 
 MOST_EPOCHS = 20
-"""Epochs of views that are tokenised at most, unless the user wants more: 10 GB for ImageNet-1k at 14 x 14 tokens."""
+"""Epochs of views that are tokenised at most, unless the user wants more: 10 GB for ImageNet-1k at 14 x 14
+tokens."""
 
 OTHER_VIEWS = ("seed", "view.", "tokenizer.", "model.image_size")
 """Fields that change the views or their tokens, but for `view.mean` and `view.std`."""
@@ -40,12 +43,16 @@ class Tokens:
     def saved(self, read: int) -> str:
         """What it saved, for trials that have read the tokens of so many views."""
         if not self.computed:
-            return f"tokens: {self.views:,} views were there from an earlier sweep; the trials read {read:,}, and nothing was tokenised"
+            return (
+                f"tokens: {self.views:,} views were there from an earlier sweep; the trials read "
+                f"{read:,}, and nothing was tokenised"
+            )
         computed = self.views * self.computed / self.parts
         rate = computed / max(self.seconds, 1e-9)
         one_by_one = read / rate
         return (
-            f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} a second with starting up); the trials "
+            f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} a second "
+            "with starting up); the trials "
             f"read {read:,}, for which each by itself would have taken {one_by_one:.0f} s in all"
             + (f": {one_by_one - self.seconds:.0f} s saved" if one_by_one > self.seconds else "")
         )
@@ -97,7 +104,13 @@ def prepare_tokens(
     )
     start = time.monotonic()
     result = encode_tokens(encode, one_of_many=True, say=say)
-    return Tokens(path=result.out, views=result.views, parts=result.parts, computed=result.written, seconds=time.monotonic() - start)
+    return Tokens(
+        path=result.out,
+        views=result.views,
+        parts=result.parts,
+        computed=result.written,
+        seconds=time.monotonic() - start,
+    )
 
 
 def keep(sweep: str, tokens: Tokens) -> None:

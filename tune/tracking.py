@@ -1,4 +1,6 @@
-"""MLflow: one parent run a sweep or an ablation, a child a trial or a job of it. The driver sees to it that every one of them ends."""
+"""MLflow: one parent run a sweep or an ablation, a child a trial or a job of it. The driver sees to it that
+every one of them ends.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from pipelines.runs import tracking
 from tune.goal import Goal
 from tune.state import Trial
 
-ENDS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED", "waiting": "KILLED"}
+ENDS = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+    "running": "KILLED",
+    "waiting": "KILLED",
+}
 """MLflow's state of a trial or job: the last two are what it was when what it belongs to ended before it."""
 
 
@@ -31,7 +39,9 @@ class ParentLog:
         UserError: If MLflow cannot be used.
     """
 
-    def __init__(self, folder: str, config: JobConfig, *, job: str, preset: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: str, config: JobConfig, *, job: str, preset: str, say: Callable[[str], None]
+    ) -> None:
         self._folder, self._say = folder, say
         self.place = tracking.place_of_job(folder, config, job=job, preset=preset)
         if self.place is None and config.output.mlflow:
@@ -85,6 +95,10 @@ def check_store(config: JobConfig, folder: str) -> None:
     Raises:
         UserError: If it cannot be used.
     """
-    place = tracking.place_of(folder, experiment=config.output.experiment, params={}) if config.output.mlflow else None
+    place = (
+        tracking.place_of(folder, experiment=config.output.experiment, params={})
+        if config.output.mlflow
+        else None
+    )
     if place is not None and not place.is_own_file:
         tracking.check(folder, place)

@@ -1,6 +1,7 @@
 """A trial: `pretrain(override(preset, params))` in a folder of the sweep, the same code path as a single run.
 
-It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and files and SQLite are there.
+It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and
+files and SQLite are there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ CHECKPOINTS = 4
 """A trial saves at least so many."""
 
 
-def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int, sweep: str, name: str) -> PretrainConfig:
+def trial_config(
+    base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int, sweep: str, name: str
+) -> PretrainConfig:
     """The whole configuration of a trial.
 
     Args:
@@ -41,14 +44,18 @@ def trial_config(base: PretrainConfig, params: Mapping[str, Any], *, objective: 
     return replace(config, output=replace(config.output, root=sweep, name=name))
 
 
-def _varied(base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int) -> PretrainConfig:
+def _varied(
+    base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int
+) -> PretrainConfig:
     """A trial's configuration but for its folder; one that predicts no tokens reads none."""
     config = evaluated(override(base, params), objective, images)
     tokens = config.data.tokens if config.target.kind == "tokens" else None
     return replace(config, data=replace(config.data, tokens=tokens))
 
 
-def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str) -> PretrainConfig:
+def check_trial(
+    base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str
+) -> PretrainConfig:
     """Refuse parameters with which a trial could not begin, before any trial has.
 
     Raises:
@@ -65,12 +72,15 @@ def check_trial(base: PretrainConfig, params: Mapping[str, Any], rows: int, *, o
             check_grid(config, px_per_token(config.tokenizer))
         checked_length(config, rows)
     except UserError as error:
-        raise UserError(f"a trial with {described(params)}: {error.cause}", f"narrow the space; {error.remedy}") from error
+        raise UserError(
+            f"a trial with {described(params)}: {error.cause}", f"narrow the space; {error.remedy}"
+        ) from error
     return config
 
 
 def run_trial(entry: dict[str, Any]) -> None:
-    """Ray Tune's entry: run a trial, and note in its folder what it died of. Ray Tune would tell its driver later, if at all.
+    """Ray Tune's entry: run a trial, and note in its folder what it died of. Ray Tune would tell its driver
+    later, if at all.
 
     Args:
         entry: From `entry_of`.
@@ -124,7 +134,9 @@ def _run(entry: dict[str, Any]) -> None:
     )
 
 
-def entry_of(config: PretrainConfig, trial: Trial, *, preset: str, objective: str, rows: int, debug: bool) -> dict[str, Any]:
+def entry_of(
+    config: PretrainConfig, trial: Trial, *, preset: str, objective: str, rows: int, debug: bool
+) -> dict[str, Any]:
     """What `run_trial` is given.
 
     Args:
@@ -149,5 +161,7 @@ def entry_of(config: PretrainConfig, trial: Trial, *, preset: str, objective: st
 
 
 def frequent_checkpoints(output: OutputConfig, total_steps: int) -> OutputConfig:
-    """The same with at least `CHECKPOINTS` checkpoints: what is gone on with after an interruption shall not begin anew, however short."""
+    """The same with at least `CHECKPOINTS` checkpoints: what is gone on with after an interruption shall not
+    begin anew, however short.
+    """
     return replace(output, checkpoint_steps=min(output.checkpoint_steps, max(1, total_steps // CHECKPOINTS)))

@@ -1,4 +1,6 @@
-"""Ray Tune as it is used here: each trial led from the driver's machine, on none of its cores, and without a word of its own."""
+"""Ray Tune as it is used here: each trial led from the driver's machine, on none of its cores, and without a
+word of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from pipelines import storage
 from pipelines.runs import tracking
 
-# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say. A trial stays in the folder of its process: paths
-# relative to it mean there what they mean here.
-QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say. A trial stays in the
+# folder of its process: paths relative to it mean there what they mean here.
+QUIET_TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 
 
 def run_tuner(
@@ -44,9 +50,11 @@ def run_tuner(
     if not debug:
         for name in ("ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers take those.
+    # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers
+    # take those.
     here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
-    # Through Ray's memory: what else a trial is given Ray Tune writes into its files, and these settings may hold a password.
+    # Through Ray's memory: what else a trial is given Ray Tune writes into its files, and these settings may
+    # hold a password.
     led = ray.tune.with_parameters(functools.partial(_lead, trainable), settings=tracking.settings())
     ray.tune.Tuner(
         ray.tune.with_resources(led, PlacementGroupFactory([{here: 0.001}])),
@@ -61,7 +69,9 @@ def run_tuner(
     ).fit()
 
 
-def _lead(trainable: Callable[[dict[str, Any]], None], given: dict[str, Any], *, settings: Mapping[str, str]) -> None:
+def _lead(
+    trainable: Callable[[dict[str, Any]], None], given: dict[str, Any], *, settings: Mapping[str, str]
+) -> None:
     """A trial, with MLflow where the driver has it."""
     tracking.adopt(settings)
     trainable(given)

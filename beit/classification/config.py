@@ -10,7 +10,9 @@ from beit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to a training view beside crop and flip when a classifier is trained (spec: rand-m9-mstd0.5-inc1, erasing 0.25)."""
+    """What is done to a training view beside crop and flip when a classifier is trained (spec:
+    rand-m9-mstd0.5-inc1, erasing 0.25).
+    """
 
     operations: int = 2
     """Operations of RandAugment (arXiv 1909.13719) for each image. 0: none."""
@@ -34,9 +36,14 @@ class AugmentConfig:
         not_negative(self, "augment.", "operations", "magnitude_std")
         share(self, "augment.", "probability", "erase", "erase_area")
         if not 0 <= self.magnitude <= 10:
-            raise UserError(f"augment.magnitude={self.magnitude:g} is not between 0 and 10", "set augment.magnitude=9")
+            raise UserError(
+                f"augment.magnitude={self.magnitude:g} is not between 0 and 10", "set augment.magnitude=9"
+            )
         if not 0 < self.erase_area[0] <= self.erase_area[1]:
-            raise UserError(f"augment.erase_area={self.erase_area} is not two growing shares", "set augment.erase_area=(0.02, 0.33)")
+            raise UserError(
+                f"augment.erase_area={self.erase_area} is not two growing shares",
+                "set augment.erase_area=(0.02, 0.33)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

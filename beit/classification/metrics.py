@@ -20,15 +20,21 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         labels: int64 [B].
 
     Returns:
-        "prediction" int64 [B]; "rank" int64 [B]: classes before the label's, by logit and, where these are equal, by number, so that a
-        classifier that says nothing gains nothing, nor one whose logits are not numbers; "loss" float64 [B]: cross-entropy in nats.
+        "prediction" int64 [B]; "rank" int64 [B]: classes before the label's, by logit and, where these are
+        equal, by number, so that a classifier that says nothing gains nothing, nor one whose logits are not
+        numbers; "loss" float64 [B]: cross-entropy in nats.
     """
     logits = logits.double()
     own = logits.gather(1, labels[:, None])
     after = torch.arange(logits.shape[1], device=logits.device) > labels[:, None]
-    # Classes behind are counted, not those before: nothing is greater than NaN, which would make it the first.
+    # Classes behind are counted, not those before: nothing is greater than NaN, which would make it the
+    # first.
     behind = (logits < own).sum(1) + ((logits == own) & after).sum(1)
-    return {"prediction": logits.argmax(1), "rank": logits.shape[1] - 1 - behind, "loss": F.cross_entropy(logits, labels, reduction="none")}
+    return {
+        "prediction": logits.argmax(1),
+        "rank": logits.shape[1] - 1 - behind,
+        "loss": F.cross_entropy(logits, labels, reduction="none"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +50,8 @@ class Classification:
     loss: float
     """Mean cross-entropy in nats."""
     confusion: NDArray[np.int64]
-    """int64 [n, 3]: label, prediction, and how many images have both, of the pairs that occur: of 21,841 classes there are 477 million."""
+    """int64 [n, 3]: label, prediction, and how many images have both, of the pairs that occur: of 21,841
+    classes there are 477 million."""
 
 
 def summarise(labels: NDArray[np.int64], judged: dict[str, NDArray[Any]], classes: int) -> Classification:
@@ -53,7 +60,9 @@ def summarise(labels: NDArray[np.int64], judged: dict[str, NDArray[Any]], classe
     confusion = np.stack([pairs // classes, pairs % classes, images], axis=1).astype(np.int64)
     count = len(labels)
     if not count:
-        return Classification(images=0, top1=float("nan"), top5=float("nan"), loss=float("nan"), confusion=confusion)
+        return Classification(
+            images=0, top1=float("nan"), top5=float("nan"), loss=float("nan"), confusion=confusion
+        )
     rank = np.asarray(judged["rank"], np.int64)
     return Classification(
         images=count,

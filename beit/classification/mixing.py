@@ -1,4 +1,6 @@
-"""Mixup and cutmix: a batch and itself in reverse order become one, with both labels (timm/data/mixup.py, batch mode)."""
+"""Mixup and cutmix: a batch and itself in reverse order become one, with both labels (timm/data/mixup.py,
+batch mode).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Mix:
     """Of each image's own pixels, and so of its own label."""
 
     box: tuple[int, int, int, int] | None
-    """Top, bottom, left and right of the rectangle that comes from the other image. None: the two are blended."""
+    """Top, bottom, left and right of the rectangle that comes from the other image. None: the two are
+    blended."""
 
 
 def draw_mix(rng: np.random.Generator, config: MixConfig, side: int) -> Mix | None:
@@ -39,7 +42,10 @@ def draw_mix(rng: np.random.Generator, config: MixConfig, side: int) -> Mix | No
         return Mix(share=share, box=None)
     length = int(side * math.sqrt(1 - share))
     y, x = rng.integers(side, size=2).tolist()
-    top, bottom, left, right = (min(side, max(0, edge)) for edge in (y - length // 2, y + length // 2, x - length // 2, x + length // 2))
+    top, bottom, left, right = (
+        min(side, max(0, edge))
+        for edge in (y - length // 2, y + length // 2, x - length // 2, x + length // 2)
+    )
     return Mix(share=1 - (bottom - top) * (right - left) / side**2, box=(top, bottom, left, right))
 
 
@@ -62,7 +68,9 @@ def mix_pixels(pixels: Tensor, usable: Tensor, mix: Mix) -> tuple[Tensor, Tensor
     top, bottom, left, right = mix.box
     mixed = pixels.clone()
     there = pixels.flip(0)[:, :, top:bottom, left:right]
-    mixed[:, :, top:bottom, left:right] = torch.where(partnered[:, None, None, None], there, mixed[:, :, top:bottom, left:right])
+    mixed[:, :, top:bottom, left:right] = torch.where(
+        partnered[:, None, None, None], there, mixed[:, :, top:bottom, left:right]
+    )
     return mixed, own
 
 

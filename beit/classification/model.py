@@ -1,4 +1,6 @@
-"""Image classification with a BEiT backbone (BEiT, arXiv 2106.08254, section 2.6; microsoft/unilm, beit/modeling_finetune.py)."""
+"""Image classification with a BEiT backbone (BEiT, arXiv 2106.08254, section 2.6; microsoft/unilm,
+beit/modeling_finetune.py).
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Block, Linear
 from beit.vit.pooling import Pooling
 
 FINETUNING_HEAD_SCALE = 1e-3
-"""The authors' factor on a fresh head behind pretrained blocks: its first logits are nearly 0, and so are its gradients to the blocks."""
+"""The authors' factor on a fresh head behind pretrained blocks: its first logits are nearly 0, and so are its
+gradients to the blocks."""
 
 
 class Classifier(Backbone):
     """Backbone, pooling and a linear layer to the classes.
 
-    B images, K classes, D width. Pooling "mean": mean of the patch tokens, then `fc_norm`; there is no `norm`. Pooling "cls": `norm`, then
-    the class token.
+    B images, K classes, D width. Pooling "mean": mean of the patch tokens, then `fc_norm`; there is no
+    `norm`. Pooling "cls": `norm`, then the class token.
     """
 
     kind: ClassVar[str] = "classifier"
@@ -43,7 +46,8 @@ class Classifier(Backbone):
             classes: K.
             pooling: What of the tokens the head sees.
             class_names: K names, in the order of the logits.
-            head_scale: Factor on the head's first weights: the authors' for a head behind pretrained blocks, 1 to train from scratch.
+            head_scale: Factor on the head's first weights: the authors' for a head behind pretrained blocks,
+                1 to train from scratch.
             generator: Draws the weights (see `initialise_for_finetuning`). None: they are left to be loaded.
         """
         if class_names is not None and len(class_names) != classes:
@@ -90,12 +94,14 @@ class Classifier(Backbone):
 
 @torch.no_grad()
 def initialise_for_finetuning(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights as the authors do for fine-tuning and for training from scratch (microsoft/unilm, beit/modeling_finetune.py).
+    """Draw all weights as the authors do for fine-tuning and for training from scratch (microsoft/unilm,
+    beit/modeling_finetune.py).
 
-    Weights of linear layers, the class token and positions: normal with standard deviation 0.02, here truncated at 100 of them, so not at
-    all, unlike in pretraining. The layers that write into the residual stream of block l = 1 .. L are divided by sqrt(2 l). The convolution
-    that embeds patches: uniform within 1 / sqrt(values of a patch), bias included, torch's default. Biases and bias tables are 0, gains of
-    norms 1, LayerScale as configured.
+    Weights of linear layers, the class token and positions: normal with standard deviation 0.02, here
+    truncated at 100 of them, so not at all, unlike in pretraining. The layers that write into the residual
+    stream of block l = 1 .. L are divided by sqrt(2 l). The convolution that embeds patches: uniform within 1
+    / sqrt(values of a patch), bias included, torch's default. Biases and bias tables are 0, gains of norms 1,
+    LayerScale as configured.
 
     Args:
         model: A `Backbone`, or a model that has one; linear layers of its head are drawn as well.

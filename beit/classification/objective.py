@@ -1,4 +1,6 @@
-"""Classification as an objective: fine-tuning of a pretrained backbone, or training from scratch (BEiT, arXiv 2106.08254, appendix H)."""
+"""Classification as an objective: fine-tuning of a pretrained backbone, or training from scratch (BEiT, arXiv
+2106.08254, appendix H).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,10 @@ DEVICE, MIX = 11, 12
 class ClassifyObjective(VitObjective[Classifier]):
     """Cross-entropy between a classifier's logits and labels: smoothed, and mixed where images are.
 
-    What is random about a sample comes with it from the stream; what is random about a batch is drawn here from (seed, step, worker):
-    skipped branches and noise of erased rectangles on the device, mixing on the host. So it depends on how a global batch is divided among
-    workers and micro-batches, each of which is mixed on its own, but not on when a run was interrupted.
+    What is random about a sample comes with it from the stream; what is random about a batch is drawn here
+    from (seed, step, worker): skipped branches and noise of erased rectangles on the device, mixing on the
+    host. So it depends on how a global batch is divided among workers and micro-batches, each of which is
+    mixed on its own, but not on when a run was interrupted.
     """
 
     purpose: ClassVar = DEVICE
@@ -54,12 +57,15 @@ class ClassifyObjective(VitObjective[Classifier]):
             optim: Optimizer and schedule.
             view: Its mean and std normalise the pixels.
             mix: Mixup, cutmix and label smoothing.
-            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see `optim.build_optimizer`.
+            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see
+                `optim.build_optimizer`.
             total_steps: Length of the schedule.
             seed: What is random about a batch is drawn from it.
             extra: JSON types to keep in the checkpoint's config.json, such as what the model began with.
         """
-        super().__init__(model, optim, view, layer_decay=layer_decay, total_steps=total_steps, seed=seed, extra=extra)
+        super().__init__(
+            model, optim, view, layer_decay=layer_decay, total_steps=total_steps, seed=seed, extra=extra
+        )
         self.mix = mix
         self._rng = np.random.default_rng(0)
 
@@ -76,12 +82,12 @@ class ClassifyObjective(VitObjective[Classifier]):
         """Sums over the batch.
 
         Args:
-            batch: "patch_view" uint8 [B, H, W, 3], "label" int64 [B], "erase" int16 [B, 4], "status" uint8 [B]. An image with a status
-                other than 0 weighs nothing, and no image is mixed with it.
+            batch: "patch_view" uint8 [B, H, W, 3], "label" int64 [B], "erase" int16 [B, 4], "status" uint8
+                [B]. An image with a status other than 0 weighs nothing, and no image is mixed with it.
 
         Returns:
-            "loss", float32: cross-entropy in nats, summed over the images. "correct", int64: images whose largest logit is that of the
-            label that weighs most in them.
+            "loss", float32: cross-entropy in nats, summed over the images. "correct", int64: images whose
+            largest logit is that of the label that weighs most in them.
         """
         usable = batch["status"] == 0
         pixels, own = self._prepare(batch["patch_view"], batch["erase"], usable)
@@ -104,7 +110,9 @@ class ClassifyObjective(VitObjective[Classifier]):
         return (pixels, own) if mix is None else mix_pixels(pixels, usable, mix)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Loss in nats and accuracy on the augmented and mixed images that are trained on, so both look worse than on plain ones."""
+        """Loss in nats and accuracy on the augmented and mixed images that are trained on, so both look worse
+        than on plain ones.
+        """
         return {
             "loss": float(sums["loss"]) / weight if weight else math.nan,
             "accuracy": float(sums["correct"]) / weight if weight else math.nan,

@@ -1,7 +1,9 @@
-"""RandAugment (arXiv 1909.13719) with operations that grow with the magnitude: the policy `rand-m9-mstd0.5-inc1` of timm.
+"""RandAugment (arXiv 1909.13719) with operations that grow with the magnitude: the policy
+`rand-m9-mstd0.5-inc1` of timm.
 
-timm's facts (timm/data/auto_augment.py): fifteen operations, drawn with replacement, each applied with probability 0.5, its magnitude
-normal about 9 with standard deviation 0.5 within [0, 10]. The names below are timm's. Pictures are changed by Pillow.
+timm's facts (timm/data/auto_augment.py): fifteen operations, drawn with replacement, each applied with
+probability 0.5, its magnitude normal about 9 with standard deviation 0.5 within [0, 10]. The names below are
+timm's. Pictures are changed by Pillow.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Colour = tuple[int, int, int]
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill
+    )
 
 
 def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
@@ -30,29 +34,52 @@ def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keep the first bits of each value. With none left the image is black, as timm's is; Pillow's own function refuses that by now."""
+    """Keep the first bits of each value. With none left the image is black, as timm's is; Pillow's own
+    function refuses that by now.
+    """
     return image.point([value >> 8 - bits << 8 - bits for value in range(256)] * 3)
 
 
-# (image, strength in [0, 1], its sign where an operation goes both ways, colour of what comes in from outside) -> image
+# (image, strength in [0, 1], its sign where an operation goes both ways, colour of what comes in from
+# outside) -> image
 Operation = Callable[[Image.Image, float, int, Colour], Image.Image]
 
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": lambda image, strength, sign, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, strength, sign, fill: ImageOps.equalize(image),
     "Invert": lambda image, strength, sign, fill: ImageOps.invert(image),
-    "Rotate": lambda image, strength, sign, fill: image.rotate(sign * 30 * strength, Image.Resampling.BICUBIC, fillcolor=fill),
+    "Rotate": lambda image, strength, sign, fill: image.rotate(
+        sign * 30 * strength, Image.Resampling.BICUBIC, fillcolor=fill
+    ),
     "PosterizeIncreasing": lambda image, strength, sign, fill: _posterize(image, 4 - int(4 * strength)),
-    "SolarizeIncreasing": lambda image, strength, sign, fill: ImageOps.solarize(image, 256 - min(256, int(256 * strength))),
+    "SolarizeIncreasing": lambda image, strength, sign, fill: ImageOps.solarize(
+        image, 256 - min(256, int(256 * strength))
+    ),
     "SolarizeAdd": lambda image, strength, sign, fill: _solarize_add(image, min(128, int(110 * strength))),
-    "ColorIncreasing": lambda image, strength, sign, fill: ImageEnhance.Color(image).enhance(_factor(strength, sign)),
-    "ContrastIncreasing": lambda image, strength, sign, fill: ImageEnhance.Contrast(image).enhance(_factor(strength, sign)),
-    "BrightnessIncreasing": lambda image, strength, sign, fill: ImageEnhance.Brightness(image).enhance(_factor(strength, sign)),
-    "SharpnessIncreasing": lambda image, strength, sign, fill: ImageEnhance.Sharpness(image).enhance(_factor(strength, sign)),
-    "ShearX": lambda image, strength, sign, fill: _affine(image, (1, sign * 0.3 * strength, 0, 0, 1, 0), fill),
-    "ShearY": lambda image, strength, sign, fill: _affine(image, (1, 0, 0, sign * 0.3 * strength, 1, 0), fill),
-    "TranslateXRel": lambda image, strength, sign, fill: _affine(image, (1, 0, sign * 0.45 * strength * image.width, 0, 1, 0), fill),
-    "TranslateYRel": lambda image, strength, sign, fill: _affine(image, (1, 0, 0, 0, 1, sign * 0.45 * strength * image.height), fill),
+    "ColorIncreasing": lambda image, strength, sign, fill: ImageEnhance.Color(image).enhance(
+        _factor(strength, sign)
+    ),
+    "ContrastIncreasing": lambda image, strength, sign, fill: ImageEnhance.Contrast(image).enhance(
+        _factor(strength, sign)
+    ),
+    "BrightnessIncreasing": lambda image, strength, sign, fill: ImageEnhance.Brightness(image).enhance(
+        _factor(strength, sign)
+    ),
+    "SharpnessIncreasing": lambda image, strength, sign, fill: ImageEnhance.Sharpness(image).enhance(
+        _factor(strength, sign)
+    ),
+    "ShearX": lambda image, strength, sign, fill: _affine(
+        image, (1, sign * 0.3 * strength, 0, 0, 1, 0), fill
+    ),
+    "ShearY": lambda image, strength, sign, fill: _affine(
+        image, (1, 0, 0, sign * 0.3 * strength, 1, 0), fill
+    ),
+    "TranslateXRel": lambda image, strength, sign, fill: _affine(
+        image, (1, 0, sign * 0.45 * strength * image.width, 0, 1, 0), fill
+    ),
+    "TranslateYRel": lambda image, strength, sign, fill: _affine(
+        image, (1, 0, 0, 0, 1, sign * 0.45 * strength * image.height), fill
+    ),
 }
 
 
@@ -62,19 +89,29 @@ def _factor(strength: float, sign: int) -> float:
 
 
 def draw_operations(rng: np.random.Generator, config: AugmentConfig) -> list[tuple[str, float, int]]:
-    """Draw (name, magnitude 0 to 10, sign) of what is to be done to one image, in order. How much is drawn depends on the config only."""
+    """Draw (name, magnitude 0 to 10, sign) of what is to be done to one image, in order. How much is drawn
+    depends on the config only.
+    """
     names = list(OPERATIONS)
     drawn = []
     for _ in range(config.operations):
-        which, applied, sign = int(rng.integers(len(names))), rng.random() < config.probability, 1 if rng.random() < 0.5 else -1
+        which, applied, sign = (
+            int(rng.integers(len(names))),
+            rng.random() < config.probability,
+            1 if rng.random() < 0.5 else -1,
+        )
         magnitude = min(MOST, max(0.0, rng.normal(config.magnitude, config.magnitude_std)))
         if applied:
             drawn.append((names[which], magnitude, sign))
     return drawn
 
 
-def randaugment(view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, fill: Colour) -> NDArray[np.uint8]:
-    """A view [H, W, 3] with operations drawn for it applied; `fill` is the colour of what comes in from outside."""
+def randaugment(
+    view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, fill: Colour
+) -> NDArray[np.uint8]:
+    """A view [H, W, 3] with operations drawn for it applied; `fill` is the colour of what comes in from
+    outside.
+    """
     operations = draw_operations(rng, config)
     if not operations:
         return view

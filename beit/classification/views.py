@@ -1,4 +1,6 @@
-"""Views for classification: augmented crops to train on, the centre to be judged by (microsoft/unilm, beit/datasets.py)."""
+"""Views for classification: augmented crops to train on, the centre to be judged by (microsoft/unilm,
+beit/datasets.py).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ FULL_CENTRE_PX = 384
 """From this size on the authors evaluate on the whole short side; below, on 0.875 of it."""
 
 
-def augment(view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, view_config: ViewConfig) -> NDArray[np.uint8]:
+def augment(
+    view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, view_config: ViewConfig
+) -> NDArray[np.uint8]:
     """RandAugment of a training view [P, P, 3]; what comes in from outside has the mean colour."""
     red, green, blue = (min(255, round(255 * mean)) for mean in view_config.mean)
     return randaugment(view, rng, config, (red, green, blue))
@@ -35,7 +39,8 @@ def augment(view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentCo
 def draw_erased(rng: np.random.Generator, config: AugmentConfig, side: int) -> tuple[int, int, int, int]:
     """Draw the rectangle of a view that is erased: top, left, height and width in pixels, all 0 for none.
 
-    timm's random erasing (timm/data/random_erasing.py): a share of the area, log-uniform aspect, ten tries to fit.
+    timm's random erasing (timm/data/random_erasing.py): a share of the area, log-uniform aspect, ten tries to
+    fit.
     """
     if rng.random() >= config.erase:
         return 0, 0, 0, 0
@@ -70,8 +75,11 @@ def centre_share(image_size: int) -> float:
     return 1.0 if image_size >= FULL_CENTRE_PX else 0.875
 
 
-def make_centre_view(encoded: bytes, *, view: ViewConfig, image_size: int, share: float | None = None) -> tuple[NDArray[np.uint8], Status]:
-    """Decode an image and take its centre: short side resized to int(size / share), bicubic, then a square of `image_size`.
+def make_centre_view(
+    encoded: bytes, *, view: ViewConfig, image_size: int, share: float | None = None
+) -> tuple[NDArray[np.uint8], Status]:
+    """Decode an image and take its centre: short side resized to int(size / share), bicubic, then a square of
+    `image_size`.
 
     Args:
         encoded: The image file's bytes.
@@ -98,7 +106,9 @@ def make_centre_view(encoded: bytes, *, view: ViewConfig, image_size: int, share
 
 
 def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image without the ends of a thin strip: of 10 x 10,000 pixels a whole one would be resized to 256 x 256,000."""
+    """The image without the ends of a thin strip: of 10 x 10,000 pixels a whole one would be resized to 256 x
+    256,000.
+    """
     height, width = image.shape[:2]
     most = MOST_ASPECT * min(height, width)
     top, left = max(0, height - most) // 2, max(0, width - most) // 2

@@ -1,1 +1,3 @@
-"""Weights of other projects: what their files are, what they call things, and how ours are written for them."""
+"""Weights of other projects: what their files are, what they call things, and how ours are written
+for them.
+"""

@@ -47,7 +47,9 @@ def read_bytes(path: Path, sha256: str | None, *, largest: int, what: str, sourc
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256.strip().lower():
-        raise UserError(f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it")
+        raise UserError(
+            f"{path} has the SHA-256 {digest}, not {sha256}", "download it again, or find out who changed it"
+        )
     return data, digest
 
 
@@ -55,7 +57,8 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a file that `torch.save` wrote, by name.
 
     Raises:
-        NotWeightsError: When it is anything else; its text says what ("an HTML page", "a pickle with the global os.system").
+        NotWeightsError: When it is anything else; its text says what ("an HTML page", "a pickle with the
+            global os.system").
     """
     if (found := _no_weights(data)) is not None:
         raise NotWeightsError(found)
@@ -63,8 +66,12 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
         try:
             return load_safetensors(data)
         except (SafetensorError, KeyError) as error:
-            raise NotWeightsError(f"a damaged safetensors file, as of a download that broke off ({error})") from None
-    if not data.startswith((b"PK", b"\x80")) and not data.endswith(b"."):  # every pickle ends so, the oldest are text
+            raise NotWeightsError(
+                f"a damaged safetensors file, as of a download that broke off ({error})"
+            ) from None
+    if not data.startswith((b"PK", b"\x80")) and not data.endswith(
+        b"."
+    ):  # every pickle ends so, the oldest are text
         raise NotWeightsError(f"{len(data):,} bytes of an unknown kind, the first 0x{data[:8].hex()}")
     return read_torch(data)
 

@@ -1,4 +1,6 @@
-"""The JSON files beside Hugging Face's weights: what they say of a model, and what ours say to be loaded there."""
+"""The JSON files beside Hugging Face's weights: what they say of a model, and what ours say to be loaded
+there.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ Triple = tuple[float, float, float]
 
 
 TAPS = "beit_taps"
-"""Our word in their `config.json`: the blocks that a segmenter's head reads, of which `out_indices` cannot say the last one."""
+"""Our word in their `config.json`: the blocks that a segmenter's head reads, of which `out_indices` cannot
+say the last one."""
 
 POOL_SCALES = [1, 2, 3, 6]
 """Of UPerNet's pyramid; no tensor tells them."""
@@ -64,7 +67,9 @@ def read_settings(folder: Path) -> Said:
     for name, only in (("hidden_act", "gelu"), ("pool_scales", POOL_SCALES)):
         if (value := config.get(name, only)) != only:
             raise UserError(f"{folder / CONFIG}: {name} is {value}", f"only models with {only} can be read")
-    heads, gain, eps = (config.get(name) for name in ("num_attention_heads", "layer_scale_init_value", "layer_norm_eps"))
+    heads, gain, eps = (
+        config.get(name) for name in ("num_attention_heads", "layer_scale_init_value", "layer_norm_eps")
+    )
     return Said(
         heads=heads if isinstance(heads, int) and heads > 0 else None,
         taps=_numbers(config.get(TAPS)),
@@ -125,7 +130,9 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
 
 
 def stages(taps: list[int], depth: int) -> list[int]:
-    """Their `out_indices` for blocks from 0: number i means the tokens that block i - 2 gives, and none means those of the last block."""
+    """Their `out_indices` for blocks from 0: number i means the tokens that block i - 2 gives, and none means
+    those of the last block.
+    """
     return [min(tap + 2, depth) for tap in taps]
 
 
@@ -139,9 +146,15 @@ def taps_of(said: Said, depth: int) -> list[int] | None:
         taps, why = said.taps, f"blocks {said.taps}"
     else:
         taps = [index - 2 for index in said.out_indices]
-        why = f"out_indices {said.out_indices} in {CONFIG}, where number i means the tokens behind block i - 2, counted from 0"
+        why = (
+            f"out_indices {said.out_indices} in {CONFIG}, where number i means the tokens behind block i "
+            "- 2, counted from 0"
+        )
     if taps is not None and (len(taps) != 4 or not all(0 <= tap < depth for tap in taps)):
-        raise UserError(f"{why}: a segmenter's head reads four of the {depth} blocks, 0 to {depth - 1}", "give them with --taps")
+        raise UserError(
+            f"{why}: a segmenter's head reads four of the {depth} blocks, 0 to {depth - 1}",
+            "give them with --taps",
+        )
     return taps
 
 
@@ -175,7 +188,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _triple(values: Any) -> Triple | None:
-    if isinstance(values, list) and len(values) == CHANNELS and all(isinstance(value, (int, float)) for value in values):
+    if (
+        isinstance(values, list)
+        and len(values) == CHANNELS
+        and all(isinstance(value, (int, float)) for value in values)
+    ):
         return (float(values[0]), float(values[1]), float(values[2]))
     return None
 
@@ -188,7 +205,11 @@ def _numbers(values: Any) -> list[int] | None:
 
 def _class_names(labels: Any) -> list[str] | None:
     """Names in the order of their numbers; None if there are none, or only the numbers again."""
-    if not isinstance(labels, dict) or not labels or set(labels) != {str(number) for number in range(len(labels))}:
+    if (
+        not isinstance(labels, dict)
+        or not labels
+        or set(labels) != {str(number) for number in range(len(labels))}
+    ):
         return None
     names = [str(labels[str(number)]) for number in range(len(labels))]
     return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

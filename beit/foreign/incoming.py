@@ -1,4 +1,6 @@
-"""Weights of microsoft/unilm, timm and Hugging Face -> a checkpoint folder. What a file is, is told from its contents."""
+"""Weights of microsoft/unilm, timm and Hugging Face -> a checkpoint folder. What a file is, is told from its
+contents.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +67,15 @@ def import_weights(
     Args:
         source: A file of unilm's, timm's or Hugging Face's, or a folder of the latter.
         out: The folder to write.
-        pixels: How pixels were normalised. None: as a folder says, or as the published models of that kind were.
+        pixels: How pixels were normalised. None: as a folder says, or as the published models of that kind
+            were.
         heads: Attention heads, where nothing tells them.
         taps: Blocks, from 0, whose tokens a segmenter's head reads. None: as a folder says, or the authors'.
         sha256: What the weights' file must have, in hexadecimal.
 
     Raises:
-        UserError: If the file is not what it should be (it says what it is), a tensor is missing, unexpected or of the wrong shape, or
-            the folder to write is not empty.
+        UserError: If the file is not what it should be (it says what it is), a tensor is missing, unexpected
+            or of the wrong shape, or the folder to write is not empty.
     """
     _check_empty(out)
     published = read_published(source, sha256)
@@ -84,12 +87,19 @@ def import_weights(
     spelling = spelling_of(unwrapped(name) for name in found)
     if spelling is None:
         some = ", ".join(list(found)[:3]) or "none"
-        raise UserError(f"{file} holds no BEiT: {len(found)} tensors ({some}{', …' * (len(found) > 3)})", f"give {SOURCES}")
+        raise UserError(
+            f"{file} holds no BEiT: {len(found)} tensors ({some}{', …' * (len(found) > 3)})",
+            f"give {SOURCES}",
+        )
     tensors, report = translate(found, spelling)
     kind = kind_of(tensors)
     if taps is not None and kind != "segmenter":
         raise UserError(
-            f"--taps {' '.join(map(str, taps))}: {file} holds a {kind}, and only segmenters read several blocks", "leave it out"
+            (
+                f"--taps {' '.join(map(str, taps))}: {file} holds a {kind}, and only segmenters read several "
+                "blocks"
+            ),
+            "leave it out",
         )
     drop(tensors, report, kind)
     described = describe(tensors, kind, said)
@@ -113,7 +123,8 @@ def _notes(described: Described, said: Said) -> list[str]:
     notes = []
     if said.norm_eps is not None and said.norm_eps != NORM_EPS:
         notes.append(
-            f"config.json says layer_norm_eps={said.norm_eps:g}; here it is {NORM_EPS:g}, with which the authors trained: "
+            f"config.json says layer_norm_eps={said.norm_eps:g}; here it is {NORM_EPS:g}, with which the "
+            "authors trained: "
             "transformers' numbers with that folder differ a little"
         )
     if described.kind == "segmenter":
@@ -124,7 +135,8 @@ def _notes(described: Described, said: Said) -> list[str]:
             theirs = said.out_indices is not None and taps == [index - 2 for index in said.out_indices]
             by = ", as transformers does with this folder" if theirs else ""
             notes.append(
-                f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they trained, give "
+                f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they "
+                "trained, give "
                 f"--taps {' '.join(map(str, usual))}"
             )
     if described.kind == "backbone":
@@ -133,7 +145,9 @@ def _notes(described: Described, said: Said) -> list[str]:
 
 
 def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report: KeyReport) -> Model:
-    """The model with these tensors in it, of their own precision, after a check of names, shapes and values."""
+    """The model with these tensors in it, of their own precision, after a check of names, shapes
+    and values.
+    """
     with torch.device("meta"):
         model = class_of(described.kind).laid_out(described.model, described.head)
     expected = model.state_dict()
@@ -142,23 +156,39 @@ def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report
     report.unexpected = [origins.get(name, name) for name in tensors if name not in expected]
     if report.missing:
         raise UserError(
-            f"{file}: {listed(report.missing, 'is', 'are')} missing from this {described.kind}", "give the file as it was published"
+            f"{file}: {listed(report.missing, 'is', 'are')} missing from this {described.kind}",
+            "give the file as it was published",
         )
     if report.unexpected:
         raise UserError(
-            f"{file}: {listed(report.unexpected, 'is', 'are')} unexpected in a {described.kind} of {described.model.depth} blocks",
+            (
+                f"{file}: {listed(report.unexpected, 'is', 'are')} unexpected in a {described.kind} of "
+                f"{described.model.depth} blocks"
+            ),
             f"only what can be held in full is taken: give {SOURCES}",
         )
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
             raise UserError(
-                f"{file}: {origins.get(name, name)} has the shape {list(tensors[name].shape)}, and should have {list(tensor.shape)}",
+                (
+                    f"{file}: {origins.get(name, name)} has the shape {list(tensors[name].shape)}, and "
+                    "should "
+                    f"have {list(tensor.shape)}"
+                ),
                 "give the file as it was published",
             )
-        if tensors[name].is_floating_point() != tensor.is_floating_point() or not tensors[name].isfinite().all():
-            raise UserError(f"{file}: {origins.get(name, name)} holds values that are no finite numbers of its kind", "download it again")
+        if (
+            tensors[name].is_floating_point() != tensor.is_floating_point()
+            or not tensors[name].isfinite().all()
+        ):
+            raise UserError(
+                f"{file}: {origins.get(name, name)} holds values that are no finite numbers of its kind",
+                "download it again",
+            )
     # Own memory for each: parts of one storage cannot be saved apart.
-    model.load_state_dict({name: tensors[name].clone(memory_format=torch.contiguous_format) for name in expected}, assign=True)
+    model.load_state_dict(
+        {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in expected}, assign=True
+    )
     return model
 
 
@@ -170,6 +200,13 @@ def _view(described: Described, pixels: Pixels | None, said: Said) -> tuple[View
         mean, std, origin = said.mean, said.std, "from preprocessor_config.json"
     else:
         imagenet = described.kind == "segmenter" or described.model.position == "absolute"
-        kind = "segmenters" if described.kind == "segmenter" else f"models with {'absolute' if imagenet else 'relative'} positions"
-        (mean, std), origin = PIXELS["imagenet" if imagenet else "half"], f"as the published {kind}; --pixels says otherwise"
+        kind = (
+            "segmenters"
+            if described.kind == "segmenter"
+            else f"models with {'absolute' if imagenet else 'relative'} positions"
+        )
+        (mean, std), origin = (
+            PIXELS["imagenet" if imagenet else "half"],
+            f"as the published {kind}; --pixels says otherwise",
+        )
     return dataclasses.replace(ViewConfig(), mean=mean, std=std), origin

@@ -20,7 +20,8 @@ PUBLISHED_HEADS = {768: 12, 1024: 16}
 """Heads of the published widths: 64 channels each."""
 
 PUBLISHED_LAYER_SCALE = {12: 0.1, 24: 1e-5}
-"""First values of LayerScale by the number of blocks. Weights do not tell them, and are not changed by them."""
+"""First values of LayerScale by the number of blocks. Weights do not tell them, and are not changed by
+them."""
 
 LARGEST_GRID = 128
 
@@ -30,7 +31,11 @@ TABLE = "relative_position_bias_table"
 
 Kind = Literal["mim", "classifier", "segmenter", "backbone"]
 
-HEADS: dict[Kind, str] = {"segmenter": "decode_head.conv_seg.weight", "classifier": "head.weight", "mim": "lm_head.weight"}
+HEADS: dict[Kind, str] = {
+    "segmenter": "decode_head.conv_seg.weight",
+    "classifier": "head.weight",
+    "mim": "lm_head.weight",
+}
 """The tensor that makes a model one of this kind; the first that is there counts."""
 
 
@@ -60,15 +65,20 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         said: What else is known. Where it is needed and nothing is said, the published models' values stand.
 
     Raises:
-        UserError: If a tensor that tells a size is absent or has an impossible shape, or what is said does not go with the tensors.
+        UserError: If a tensor that tells a size is absent or has an impossible shape, or what is said does
+            not go with the tensors.
     """
     said = said or Said()
     body = {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
     embed = _shape(body, "patch_embed.proj.weight", 4)
     dim, patch = embed[0], embed[-1]
-    depth = 1 + max((int(found[1]) for name in body if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    depth = 1 + max(
+        (int(found[1]) for name in body if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1
+    )
     if not 0 < depth <= len(body):
-        raise UserError(f"the file has {len(body)} tensors for {depth} blocks", "give the weights of a whole model")
+        raise UserError(
+            f"the file has {len(body)} tensors for {depth} blocks", "give the weights of a whole model"
+        )
     shared, own = f"rel_pos_bias.{TABLE}" in body, f"blocks.0.attn.{TABLE}" in body
     position: Literal["absolute", "relative", "relative-per-block"]
     columns = None
@@ -78,23 +88,35 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         grid = math.isqrt(max(0, tokens - 1))
         if grid**2 + 1 != tokens:
             raise UserError(
-                f"pos_embed has {tokens} positions, which is no square of patches and a class token", "square models can be read"
+                f"pos_embed has {tokens} positions, which is no square of patches and a class token",
+                "square models can be read",
             )
     elif shared or own:
         position = "relative" if shared else "relative-per-block"
         rows, columns = _shape(body, f"rel_pos_bias.{TABLE}" if shared else f"blocks.0.attn.{TABLE}", 2)
         grid = (math.isqrt(max(0, rows - CLASS_ROWS)) + 1) // 2
         if (2 * grid - 1) ** 2 + CLASS_ROWS != rows:
-            raise UserError(f"a table of relative biases has {rows} rows, which is that of no square grid", "square models can be read")
+            raise UserError(
+                f"a table of relative biases has {rows} rows, which is that of no square grid",
+                "square models can be read",
+            )
         if said.heads not in (None, columns):
             raise UserError(
-                f"{said.heads_by} says {said.heads} heads, and the tables of relative biases have {columns} columns, one for each",
+                (
+                    f"{said.heads_by} says {said.heads} heads, and the tables of relative biases have "
+                    f"{columns} "
+                    "columns, one for each"
+                ),
                 "leave out --heads" if said.heads_by == HEADS_OPTION else f"correct {said.heads_by}",
             )
     else:
-        raise UserError("the file has neither pos_embed nor a table of relative biases", "give the weights of a BEiT")
+        raise UserError(
+            "the file has neither pos_embed nor a table of relative biases", "give the weights of a BEiT"
+        )
     if not 0 < grid <= LARGEST_GRID:
-        raise UserError(f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read")
+        raise UserError(
+            f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read"
+        )
     heads, heads_by = _heads(dim, columns, said)
     scaled = "blocks.0.gamma_1" in body
     model = ModelConfig(
@@ -120,10 +142,13 @@ def _heads(dim: int, columns: int | None, said: Said) -> tuple[int, str]:
         heads, by = PUBLISHED_HEADS[dim], f"as the published models of width {dim}"
     else:
         raise UserError(
-            f"nothing in the file tells how many heads share the width {dim}", "give --heads N (published models have width / 64)"
+            f"nothing in the file tells how many heads share the width {dim}",
+            "give --heads N (published models have width / 64)",
         )
     if dim % heads:
-        remedy = "give the weights of a BEiT" if columns is not None else "give --heads N that divides the width"
+        remedy = (
+            "give the weights of a BEiT" if columns is not None else "give --heads N that divides the width"
+        )
         raise UserError(f"{heads} heads, {by}, cannot share the width {dim} of the tensors", remedy)
     return heads, by
 
@@ -137,9 +162,19 @@ def _head(tensors: Mapping[str, Tensor], kind: Kind, said: Said, depth: int) -> 
     if kind == "mim":
         return {"vocab_size": outputs}
     if kind == "classifier":
-        return {"classes": outputs, "pooling": "mean" if "fc_norm.weight" in tensors else "cls", "class_names": names}
+        return {
+            "classes": outputs,
+            "pooling": "mean" if "fc_norm.weight" in tensors else "cls",
+            "class_names": names,
+        }
     channels = _shape(tensors, HEADS[kind], 4)[1]
-    return {"classes": outputs, "head": "upernet", "taps": taps_of(said, depth), "channels": channels, "class_names": names}
+    return {
+        "classes": outputs,
+        "head": "upernet",
+        "taps": taps_of(said, depth),
+        "channels": channels,
+        "class_names": names,
+    }
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> list[int]:
@@ -147,5 +182,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> list[int]:
         raise UserError(f"{name} is missing", "give the weights of a whole model")
     shape = list(tensors[name].shape)
     if len(shape) != axes or 0 in shape:
-        raise UserError(f"{name} has the shape {shape}", f"give the weights of a BEiT, where it has {axes} axes")
+        raise UserError(
+            f"{name} has the shape {shape}", f"give the weights of a BEiT, where it has {axes} axes"
+        )
     return shape

@@ -1,6 +1,8 @@
-"""What others call the tensors of a BEiT. Ours are microsoft/unilm's names, which timm has too; Hugging Face has two spellings.
+"""What others call the tensors of a BEiT. Ours are microsoft/unilm's names, which timm has too; Hugging Face
+has two spellings.
 
-"hub" is the spelling of Hugging Face's files, which version 5 still reads and writes; "v5" that of its modules in memory since version 5.
+"hub" is the spelling of Hugging Face's files, which version 5 still reads and writes; "v5" that of its
+modules in memory since version 5.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from typing import Literal, NamedTuple
 Spelling = Literal["unilm", "hub", "v5"]
 
 BACKBONE, HF_BACKBONE = "backbone.", "beit."
-"""What stands before a backbone's names in a segmenter of ours (and of mmsegmentation's), and in any task model of Hugging Face's."""
+"""What stands before a backbone's names in a segmenter of ours (and of mmsegmentation's), and in any task
+model of Hugging Face's."""
 
 PARTS = ("q", "k", "v")
 QKV = "attn.qkv.weight"
-"""One matrix of ours is three of Hugging Face's: rows of queries, keys, values. Their parts are named `attn.qkv.weight[q]` here."""
+"""One matrix of ours is three of Hugging Face's: rows of queries, keys, values. Their parts are named
+`attn.qkv.weight[q]` here."""
 
 INDEX = "relative_position_index"
 """A buffer that older code saves with every table of relative biases; it follows from the grid alone."""
@@ -54,7 +58,11 @@ _BODY = (
     Row("cls_token", "embeddings.cls_token", "embeddings.cls_token"),
     Row("mask_token", "embeddings.mask_token", "embeddings.mask_token"),
     Row("pos_embed", "embeddings.position_embeddings", "embeddings.position_embeddings"),
-    Row("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
+    Row(
+        "patch_embed.proj.*",
+        "embeddings.patch_embeddings.projection.*",
+        "embeddings.patch_embeddings.projection.*",
+    ),
     Row(
         "rel_pos_bias.relative_position_bias_table",
         "encoder.relative_position_bias.relative_position_bias_table",
@@ -78,7 +86,10 @@ _NECK = (
 def _conv_norm(ours: str, v5: str | None = None) -> tuple[Row, Row]:
     """A convolution and its norm, which differ in the newest spelling only."""
     v5 = v5 or ours
-    return (Row(f"{ours}.conv.*", f"{ours}.conv.*", f"{v5}.convolution.*"), Row(f"{ours}.bn.*", f"{ours}.bn.*", f"{v5}.normalization.*"))
+    return (
+        Row(f"{ours}.conv.*", f"{ours}.conv.*", f"{v5}.convolution.*"),
+        Row(f"{ours}.bn.*", f"{ours}.bn.*", f"{v5}.normalization.*"),
+    )
 
 
 _HEADS = (
@@ -97,7 +108,9 @@ _HEADS = (
 
 
 def from_hugging_face(name: str, *, segmenter: bool) -> str | None:
-    """Our name of a tensor in either spelling of Hugging Face's; None if there is no such tensor in a BEiT."""
+    """Our name of a tensor in either spelling of Hugging Face's; None if there is no such tensor in
+    a BEiT.
+    """
     inner = name.removeprefix(HF_BACKBONE)
     for spelling in ("hub", "v5"):
         if (ours := _translate(inner, _BODY, spelling, "ours")) is not None:
@@ -114,7 +127,8 @@ def to_hub(name: str, *, kind: str) -> str:
 
     Args:
         name: As in a model of ours.
-        kind: Of that model. The last norm is part of the backbone in a classifier, and of the head in pretraining.
+        kind: Of that model. The last norm is part of the backbone in a classifier, and of the head in
+            pretraining.
     """
     inner = name.removeprefix(BACKBONE)
     if (theirs := _translate(inner, _BODY, "ours", "hub")) is not None:

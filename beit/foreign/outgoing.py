@@ -1,4 +1,6 @@
-"""A checkpoint folder -> weights for Hugging Face's transformers, timm, or the released code (microsoft/unilm)."""
+"""A checkpoint folder -> weights for Hugging Face's transformers, timm, or the released code
+(microsoft/unilm).
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
         format: hf, timm or unilm.
 
     Raises:
-        UserError: If the folder is no checkpoint, `out` exists or has the wrong ending, or the format cannot hold this model.
+        UserError: If the folder is no checkpoint, `out` exists or has the wrong ending, or the format cannot
+            hold this model.
     """
     saved = read_config(folder)
     if out.exists():
@@ -62,10 +65,13 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
     endings = {"hf": ("",), "timm": (".safetensors", ".pth"), "unilm": (".pth",)}[format]
     if format != "hf" and out.suffix not in endings:
         raise UserError(
-            f"--format {format} writes a file, and {out.name} does not end in {' or '.join(endings)}", f"write {out}{endings[0]}"
+            f"--format {format} writes a file, and {out.name} does not end in {' or '.join(endings)}",
+            f"write {out}{endings[0]}",
         )
     if refusal := _cannot_hold(saved, format):
-        raise UserError(f"{folder} cannot be written with --format {format}: {refusal}", "choose another format")
+        raise UserError(
+            f"{folder} cannot be written with --format {format}: {refusal}", "choose another format"
+        )
     # Loading checks names and shapes; what is written are the file's own values, in their precision.
     model, tensors = load_model(folder), read_tensors(folder)
     # Not the model's own config: what `head_config` says is complete, where the file may leave defaults out.
@@ -87,9 +93,15 @@ def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
             return "timm has no segmentation heads"
         usual = default_taps("upernet", saved.model.depth)
         if format == "unilm" and tuple(saved.head.get("taps") or usual) != usual:
-            return f"its head reads blocks {saved.head['taps']}, which no file of theirs says, and theirs reads {list(usual)}"
+            return (
+                f"its head reads blocks {saved.head['taps']}, which no file of theirs says, and theirs "
+                f"reads {list(usual)}"
+            )
         if format == "hf" and saved.head.get("channels") not in (None, saved.model.dim):
-            return f"their head is as wide as the backbone ({saved.model.dim}), and this one has {saved.head['channels']} channels"
+            return (
+                f"their head is as wide as the backbone ({saved.model.dim}), and this one has "
+                f"{saved.head['channels']} channels"
+            )
     return None
 
 
@@ -97,7 +109,8 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
     indices = stages(head["taps"], saved.model.depth) if saved.kind == "segmenter" else []
     if len(set(indices)) < len(indices):
         raise UserError(
-            f"taps {head['taps']} of {saved.model.depth} blocks are too close for Hugging Face's out_indices", "choose another format"
+            f"taps {head['taps']} of {saved.model.depth} blocks are too close for Hugging Face's out_indices",
+            "choose another format",
         )
     report = KeyReport()
     written: dict[str, Tensor] = {}
@@ -112,23 +125,33 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
     view, notes = _view(saved)
     if saved.kind == "segmenter" and [tap + 2 for tap in head["taps"]] != indices:
         seen = [index - 2 for index in indices]
-        notes.append(f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so its numbers differ")
+        notes.append(
+            f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so "
+            "its numbers differ"
+        )
     precision = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     configs = {
-        CONFIG: model_config(saved.kind, saved.model, head) | {"dtype": str(precision).removeprefix("torch.")},
+        CONFIG: model_config(saved.kind, saved.model, head)
+        | {"dtype": str(precision).removeprefix("torch.")},
         PREPROCESSOR: preprocessor_config(saved.model, view),
     }
     # A folder appears under its name when it is complete.
     part = out.with_name(f".{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: tensor.clone() for name, tensor in written.items()}, part / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: tensor.clone() for name, tensor in written.items()},
+            part / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         for file, values in configs.items():
             (part / file).write_text(json.dumps(values, indent=2) + "\n")
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Exported(out, saved.kind, report, f'transformers.{CLASSES[saved.kind]}.from_pretrained("{out}")', notes)
+    return Exported(
+        out, saved.kind, report, f'transformers.{CLASSES[saved.kind]}.from_pretrained("{out}")', notes
+    )
 
 
 def _write_timm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
@@ -173,14 +196,21 @@ def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -
     published = 1e-5 if name and "large" in name else 0.1
     if model.layer_scale != published:
         options["init_values"] = model.layer_scale or 0  # timm takes None for an option that was not given.
-    listed = ", ".join(f"{option}={json.dumps(value) if isinstance(value, str) else value}" for option, value in options.items())
+    listed = ", ".join(
+        f"{option}={json.dumps(value) if isinstance(value, str) else value}"
+        for option, value in options.items()
+    )
     return f'timm.create_model("{name or "beit_base_patch16_224"}", {listed})'
 
 
 def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tensor], out: Path) -> Exported:
     report = KeyReport()
     written: OrderedDict[str, Tensor] = OrderedDict()
-    index = None if saved.model.position == "absolute" else relative_position_index(saved.model.grid, saved.model.grid)
+    index = (
+        None
+        if saved.model.position == "absolute"
+        else relative_position_index(saved.model.grid, saved.model.grid)
+    )
     for name, tensor in tensors.items():
         _take(report, written, name, name, tensor)
         if index is not None and name.endswith(TABLE):
@@ -189,7 +219,9 @@ def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Te
             report.added[buffer] = "a buffer that the released code saves and expects"
     _count(report, written, "unilm", saved.kind, saved.model, head)
     names = {"CLASSES": head.get("class_names")}
-    _write_file({"state_dict": written, "meta": names} if saved.kind == "segmenter" else {"model": written}, out)
+    _write_file(
+        {"state_dict": written, "meta": names} if saved.kind == "segmenter" else {"model": written}, out
+    )
     finetune = f"run_class_finetuning.py --finetune {out}"
     commands = {
         "mim": f"run_beit_pretraining.py --resume {out}, or {finetune}",
@@ -198,11 +230,19 @@ def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Te
         "backbone": finetune,
     }
     view, notes = _view(saved)
-    return Exported(out, saved.kind, report, f"in the released code: {commands[saved.kind]}", [*notes, *_unilm_options(saved, view)])
+    return Exported(
+        out,
+        saved.kind,
+        report,
+        f"in the released code: {commands[saved.kind]}",
+        [*notes, *_unilm_options(saved, view)],
+    )
 
 
 def _unilm_options(saved: SavedConfig, view: ViewConfig) -> list[str]:
-    """Which of its options the released code needs: a file of its tells it neither the variant nor how pixels were normalised."""
+    """Which of its options the released code needs: a file of its tells it neither the variant nor how pixels
+    were normalised.
+    """
     if saved.kind == "segmenter":
         return []  # Its configs, not options, say both.
     options = []
@@ -216,7 +256,12 @@ def _unilm_options(saved: SavedConfig, view: ViewConfig) -> list[str]:
 
 
 def _count(
-    report: KeyReport, written: Mapping[str, Tensor], spelling: Spelling, kind: str, model: ModelConfig, head: dict[str, Any]
+    report: KeyReport,
+    written: Mapping[str, Tensor],
+    spelling: Spelling,
+    kind: str,
+    model: ModelConfig,
+    head: dict[str, Any],
 ) -> None:
     """Read the names as an import would, and count what a model of these sizes misses or has no place for."""
     with torch.device("meta"):
@@ -254,6 +299,8 @@ def _view(saved: SavedConfig) -> tuple[ViewConfig, list[str]]:
     """How pixels were normalised for these weights, and a note for the user about it."""
     recorded = saved.extra.get("view")
     if not isinstance(recorded, dict) or not {"mean", "std"} <= set(recorded):
-        return ViewConfig(), ["the checkpoint does not say how pixels were normalised: ImageNet's mean and std are assumed"]
+        return ViewConfig(), [
+            "the checkpoint does not say how pixels were normalised: ImageNet's mean and std are assumed"
+        ]
     view = ViewConfig(mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
     return view, [f"pixels in [0, 1] are normalised with mean {list(view.mean)} and std {list(view.std)}"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class KeyReport:
-    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of the first four, and weights with
-    names that are missing or unexpected are not written.
+    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of
+    the first four, and weights with names that are missing or unexpected are not written.
     """
 
     same: list[str] = field(default_factory=list)
@@ -36,7 +36,12 @@ class KeyReport:
     @property
     def written(self) -> int:
         """Tensors that there are."""
-        return len(self.same) + len(set(self.renamed.values())) + sum(map(len, self.split.values())) + len(self.added)
+        return (
+            len(self.same)
+            + len(set(self.renamed.values()))
+            + sum(map(len, self.split.values()))
+            + len(self.added)
+        )
 
     def lines(self) -> Iterator[str]:
         """As the commands print it."""
@@ -47,10 +52,16 @@ class KeyReport:
         yield f"  renamed      {len(plain)}" + _first(f"{old} -> {new}" for old, new in plain.items())
         if joined:
             sources = [old for old, new in self.renamed.items() if new == joined[0]]
-            yield f"  joined       {len(self.renamed) - len(plain)} into {len(joined)}, such as {', '.join(sources)} -> {joined[0]}"
+            yield (
+                f"  joined       {len(self.renamed) - len(plain)} into {len(joined)}, such as "
+                f"{', '.join(sources)} -> {joined[0]}"
+            )
         if self.split:
             old, new = next(iter(self.split.items()))
-            yield f"  split        {len(self.split)} into {sum(map(len, self.split.values()))}, such as {old} -> {new[0]}, …"
+            yield (
+                f"  split        {len(self.split)} into {sum(map(len, self.split.values()))}, such as "
+                f"{old} -> {new[0]}, …"
+            )
         for label, names in (("dropped", self.dropped), ("added", self.added)):
             for why, count in Counter(names.values()).items():
                 example = next(name for name, given in names.items() if given == why)

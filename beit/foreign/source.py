@@ -69,7 +69,13 @@ def read_published(source: Path, sha256: str | None) -> Published:
 
 def _refuse_own(source: Path) -> None:
     """Refuse what this project wrote: its names are unilm's, so it would seem to be a file of theirs."""
-    inside = (source, source / "model") if source.is_dir() else (source.parent,) if source.name == WEIGHTS_FILE else ()
+    inside = (
+        (source, source / "model")
+        if source.is_dir()
+        else (source.parent,)
+        if source.name == WEIGHTS_FILE
+        else ()
+    )
     for folder in inside:
         if is_checkpoint(folder):
             raise UserError(
@@ -82,10 +88,17 @@ def _read(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
     data, digest = read_bytes(path, sha256, largest=LARGEST_BYTES, what="BEiT", sources=SOURCES)
     try:
         tensors = read_tensors(data)
-        if sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if not name.endswith(INDEX)) > len(data):
+        if sum(
+            tensor.numel() * tensor.element_size()
+            for name, tensor in tensors.items()
+            if not name.endswith(INDEX)
+        ) > len(data):
             raise NotWeightsError("a file whose tensors would unfold to more than it holds")
     except NotWeightsError as error:
-        raise UserError(f"{path} is {error}; nothing in it was run", "get the file from its publisher, and compare --sha256") from None
+        raise UserError(
+            f"{path} is {error}; nothing in it was run",
+            "get the file from its publisher, and compare --sha256",
+        ) from None
     return tensors, digest
 
 
@@ -93,7 +106,8 @@ def _read_shards(index: Path, sha256: str | None) -> tuple[dict[str, Tensor], di
     places = _weight_map(index)
     if sha256 is not None:
         raise UserError(
-            f"--sha256 {sha256}: {index} names {len(set(places.values()))} files", "leave it out: the sum of each is kept in the checkpoint"
+            f"--sha256 {sha256}: {index} names {len(set(places.values()))} files",
+            "leave it out: the sum of each is kept in the checkpoint",
         )
     tensors: dict[str, Tensor] = {}
     digests: dict[str, str] = {}
@@ -104,7 +118,9 @@ def _read_shards(index: Path, sha256: str | None) -> tuple[dict[str, Tensor], di
         held, digests[name] = _read(shard, None)
         declared = {tensor for tensor, place in places.items() if place == name}
         if differing := sorted(declared ^ held.keys()):
-            raise UserError(f"{shard} and {index.name} do not agree on {differing[0]}", "download the whole folder again")
+            raise UserError(
+                f"{shard} and {index.name} do not agree on {differing[0]}", "download the whole folder again"
+            )
         tensors |= held
     return tensors, digests
 
@@ -120,5 +136,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UserError(f"{index} has no weight_map, which says where each tensor is", "download it again")
     for place in places.values():
         if not isinstance(place, str) or Path(place).name != place:
-            raise UserError(f"{index} names {place!r}, which is no file beside it", "get the folder from its publisher")
+            raise UserError(
+                f"{index} names {place!r}, which is no file beside it", "get the folder from its publisher"
+            )
     return dict(places)

@@ -34,7 +34,10 @@ _DROPPED: dict[Kind, dict[str, str]] = {
         "fc_norm.": "pools, which a segmenter does not",
         "head.": "classifies whole images, which a segmenter does not",
     },
-    "backbone": {"mask_token": "nothing is hidden from a model without a head", "fc_norm.": "pools, which a model without a head does not"},
+    "backbone": {
+        "mask_token": "nothing is hidden from a model without a head",
+        "fc_norm.": "pools, which a model without a head does not",
+    },
 }
 """What a model of a kind does not use, by the beginning of the name."""
 
@@ -68,7 +71,9 @@ def translate(found: Mapping[str, Tensor], spelling: Spelling) -> tuple[dict[str
             ours = ours.removeprefix(BACKBONE)
         whole, bracket, part = ours.partition("[")
         if whole in tensors or part.rstrip("]") in parts.get(whole, {}):
-            raise UserError(f"{name} is a second tensor for {whole}", "give a model with one of them: both cannot be held")
+            raise UserError(
+                f"{name} is a second tensor for {whole}", "give a model with one of them: both cannot be held"
+            )
         if bracket:
             parts.setdefault(whole, {})[part.rstrip("]")] = tensor
         else:
@@ -78,10 +83,15 @@ def translate(found: Mapping[str, Tensor], spelling: Spelling) -> tuple[dict[str
         else:
             report.renamed[name] = whole
     if unexpected:
-        raise UserError(f"{listed(unexpected, 'is', 'are')} no part of a BEiT in {SPELLINGS[spelling]}", f"give {SOURCES}")
+        raise UserError(
+            f"{listed(unexpected, 'is', 'are')} no part of a BEiT in {SPELLINGS[spelling]}", f"give {SOURCES}"
+        )
     for whole, rows in parts.items():
         if missing := [part for part in PARTS if part not in rows]:
-            raise UserError(f"{whole} has no {missing[0]}: of queries, keys and values one is missing", "give the weights of a whole model")
+            raise UserError(
+                f"{whole} has no {missing[0]}: of queries, keys and values one is missing",
+                "give the weights of a whole model",
+            )
         tensors[whole] = torch.cat([rows[part] for part in PARTS])
     return tensors, report
 

@@ -1,4 +1,6 @@
-"""Encoded image -> RGB pixels, whatever people keep in their folders. What cannot be decoded gets a reason."""
+"""Encoded image -> RGB pixels, whatever people keep in their folders. What cannot be decoded gets a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from beit.config import PixelConfig
 
 JPEG = b"\xff\xd8\xff"
 SIGNATURES = (JPEG, b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-"""How files of the commonest formats begin: one that begins so and still cannot be opened is damaged, not something else."""
+"""How files of the commonest formats begin: one that begins so and still cannot be opened is damaged, not
+something else."""
 
 
 class Status(IntEnum):
@@ -61,8 +64,9 @@ class UndecodableImage(Exception):  # noqa: N818 - it is the image that is named
 def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     """Decode an image as uint8 RGB [H, W, 3].
 
-    Turned as its EXIF orientation says (`view.exif_rotate`), transparent pixels on `view.background`, the first
-    frame of an animation, 16-bit grey scaled to 8 bits. The size is read from the header before anything is decoded.
+    Turned as its EXIF orientation says (`view.exif_rotate`), transparent pixels on `view.background`, the
+    first frame of an animation, 16-bit grey scaled to 8 bits. The size is read from the header before
+    anything is decoded.
 
     Raises:
         UndecodableImage: With the reason.
@@ -75,7 +79,9 @@ def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
 
 
 def _decode_plain_jpeg(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8] | None:
-    """The fast way for upright, undamaged JPEG files in RGB or grey. None: somebody else has to look at it."""
+    """The fast way for upright, undamaged JPEG files in RGB or grey. None: somebody else has to
+    look at it.
+    """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if height * width > view.max_pixels:
@@ -105,7 +111,8 @@ _pillow_limit = threading.Lock()
 
 def _decode_any(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     try:
-        # Pillow refuses images by a limit of its own while it reads the header; ours, compared before anything is decoded, stands instead.
+        # Pillow refuses images by a limit of its own while it reads the header; ours, compared before
+        # anything is decoded, stands instead.
         with _pillow_limit, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -123,7 +130,9 @@ def _decode_any(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage(_what_it_is(encoded)) from None
-    except Exception:  # a damaged file makes a decoder raise almost anything: OSError, SyntaxError, struct.error, IndexError, ...
+    # a damaged file makes a decoder raise almost anything: OSError, SyntaxError, struct.error, IndexError,
+    # ...
+    except Exception:
         raise UndecodableImage(Status.TRUNCATED) from None
 
 
@@ -152,7 +161,9 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> NDArray[np.
 
 
 def _from_grey16(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit grey scaled to 8 bits. Pillow's own conversion cuts everything above 255 off: such images come out white."""
+    """16-bit grey scaled to 8 bits. Pillow's own conversion cuts everything above 255 off: such images come
+    out white.
+    """
     tags = getattr(image, "tag_v2", {})  # TIFF: detectors of 12 or 14 bits say so
     bits = int(tags.get(258, (16,))[0])
     white = (1 << bits) - 1

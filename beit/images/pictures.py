@@ -22,7 +22,9 @@ INK = (34, 34, 34)
 FAINT = (120, 120, 120)
 
 
-def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions: Sequence[str] | None = None) -> Image.Image:
+def contact_sheet(
+    images: Sequence[Pixels], *, columns: int, side: int, captions: Sequence[str] | None = None
+) -> Image.Image:
     """Images in rows, each as high as its highest image, a caption under each.
 
     Args:
@@ -38,7 +40,9 @@ def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     below = GAP_PX + (LINE_PX if captions is not None else 0)
-    sheet = Image.new("RGB", (GAP_PX + columns * (side + GAP_PX), GAP_PX + sum(heights) + below * len(rows)), PAPER)
+    sheet = Image.new(
+        "RGB", (GAP_PX + columns * (side + GAP_PX), GAP_PX + sum(heights) + below * len(rows)), PAPER
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
     y = GAP_PX
     for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
@@ -46,15 +50,23 @@ def contact_sheet(images: Sequence[Pixels], *, columns: int, side: int, captions
             x = GAP_PX + place * (side + GAP_PX)
             sheet.paste(tile, (x + (side - tile.width) // 2, y + (height - tile.height) // 2))
             if captions is not None:
-                draw.text((x, y + height + 1), shorten(captions[number * columns + place], side, font), INK, font)
+                draw.text(
+                    (x, y + height + 1), shorten(captions[number * columns + place], side, font), INK, font
+                )
         y += height + below
     return sheet
 
 
-def table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]) -> Image.Image:
-    """Columns of pictures, a title over each and, for the columns named in `captions`, a line under each picture."""
+def table(
+    columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]
+) -> Image.Image:
+    """Columns of pictures, a title over each and, for the columns named in `captions`, a line under each
+    picture.
+    """
     step, rows = side + GAP_PX, len(columns[0][1])
-    sheet = Image.new("RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + rows * (step + LINE_PX)), PAPER)
+    sheet = Image.new(
+        "RGB", (GAP_PX + len(columns) * step, GAP_PX + LINE_PX + rows * (step + LINE_PX)), PAPER
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
     for column, (title, pictures) in enumerate(columns):
         x = GAP_PX + column * step
@@ -68,11 +80,15 @@ def table(columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, caption
 
 
 def fit(pixels: Pixels, side: int) -> Image.Image:
-    """Scale [H, W, 3] so that its longer side is `side`; small pictures by whole pixels, so that one sees what they are made of."""
+    """Scale [H, W, 3] so that its longer side is `side`; small pictures by whole pixels, so that one sees
+    what they are made of.
+    """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 and scale == int(scale) else Image.Resampling.BICUBIC)
+    return image.resize(
+        size, Image.Resampling.NEAREST if scale >= 2 and scale == int(scale) else Image.Resampling.BICUBIC
+    )
 
 
 def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -9,9 +9,12 @@ from beit.config import PixelConfig
 
 
 def normalise(images: Tensor, view: PixelConfig) -> Tensor:
-    """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by `view.std`."""
+    """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by
+    `view.std`.
+    """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device and waited for.
+    # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device
+    # and waited for.
     for channel, mean, std in zip(pixels.unbind(1), view.mean, view.std, strict=True):
         channel.mul_(1 / (255 * std)).sub_(mean / std)
     return pixels

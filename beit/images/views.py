@@ -1,11 +1,13 @@
-"""One random crop of an image at two sizes: the patch view for the Transformer, the token view for the tokenizer.
+"""One random crop of an image at two sizes: the patch view for the Transformer, the token view for the
+tokenizer.
 
-The transform of BEiT's pretraining (microsoft/unilm, `beit/datasets.py` and `beit/transforms.py`): colour jitter,
-flip, one random-resized crop; bicubic to the patch view, Lanczos to the token view. There, jitter comes first, on
-the whole image, and the crop is resized twice. Here the crop and the resize to the larger view come first, then jitter, and the
-smaller view is made from the larger one. That gives the same picture to within a grey level (`python -m pipelines.tools.benchmark
-views` measures it) at a third of the time: jitter is nearly linear, so it may follow a resize, and only its contrast step
-needs to know something of the whole image, its mean.
+The transform of BEiT's pretraining (microsoft/unilm, `beit/datasets.py` and `beit/transforms.py`): colour
+jitter, flip, one random-resized crop; bicubic to the patch view, Lanczos to the token view. There, jitter
+comes first, on the whole image, and the crop is resized twice. Here the crop and the resize to the larger
+view come first, then jitter, and the smaller view is made from the larger one. That gives the same picture to
+within a grey level (`python -m pipelines.tools.benchmark views` measures it) at a third of the time: jitter
+is nearly linear, so it may follow a resize, and only its contrast step needs to know something of the whole
+image, its mean.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ from torch.nn.functional import interpolate
 from beit.config import ViewConfig
 from beit.images.decode import Status, UndecodableImage, decode
 
-__all__ = ["Status", "UndecodableImage", "View", "ViewParameters", "apply", "decode", "draw_parameters", "make_view"]
+__all__ = [
+    "Status",
+    "UndecodableImage",
+    "View",
+    "ViewParameters",
+    "apply",
+    "decode",
+    "draw_parameters",
+    "make_view",
+]
 
 CROP_TRIES = 10
 FACTOR_UNIT = 128
@@ -74,7 +85,9 @@ class View:
     """Why the views are all zeros, or DECODED."""
 
 
-def make_view(encoded: bytes, rng: np.random.Generator, *, view: ViewConfig, patch_px: int, token_px: int) -> View:
+def make_view(
+    encoded: bytes, rng: np.random.Generator, *, view: ViewConfig, patch_px: int, token_px: int
+) -> View:
     """Decode an image and take one random crop of it at two sizes.
 
     An image that cannot be decoded gives views of zeros and the reason; it never raises.
@@ -97,12 +110,15 @@ def make_view(encoded: bytes, rng: np.random.Generator, *, view: ViewConfig, pat
     return View(patch_view=patch_view, token_view=token_view, status=Status.DECODED)
 
 
-def draw_parameters(rng: np.random.Generator, *, width: int, height: int, view: ViewConfig, side: int) -> ViewParameters:
-    """Draw all that is random about a view: a function of the generator, the sizes of image and view and the config.
+def draw_parameters(
+    rng: np.random.Generator, *, width: int, height: int, view: ViewConfig, side: int
+) -> ViewParameters:
+    """Draw all that is random about a view: a function of the generator, the sizes of image and view and the
+    config.
 
-    The crop is torchvision's random-resized crop: a share of the area U(min, max), log-uniform aspect, ten tries, then
-    the largest centre crop of an allowed aspect. With `view.short_side` it is DALL-E's (arXiv 2102.12092, listing 1). Always
-    45 numbers are drawn.
+    The crop is torchvision's random-resized crop: a share of the area U(min, max), log-uniform aspect, ten
+    tries, then the largest centre crop of an allowed aspect. With `view.short_side` it is DALL-E's (arXiv
+    2102.12092, listing 1). Always 45 numbers are drawn.
     """
     uniforms = rng.random(4 * CROP_TRIES + 5).tolist()
     flip, order, *factors = uniforms[:5]
@@ -114,7 +130,9 @@ def draw_parameters(rng: np.random.Generator, *, width: int, height: int, view: 
     span = math.floor(view.jitter * FACTOR_UNIT)
     steps = zip(ORDERS[int(order * len(ORDERS))], factors, strict=True)
     jitter = tuple((step, FACTOR_UNIT - span + int(factor * (2 * span + 1))) for step, factor in steps)
-    return ViewParameters(left=left, top=top, width=crop_width, height=crop_height, flip=flip < view.flip, jitter=jitter)
+    return ViewParameters(
+        left=left, top=top, width=crop_width, height=crop_height, flip=flip < view.flip, jitter=jitter
+    )
 
 
 def _crop(uniforms: list[float], width: int, height: int, view: ViewConfig) -> tuple[int, int, int, int]:
@@ -127,14 +145,23 @@ def _crop(uniforms: list[float], width: int, height: int, view: ViewConfig) -> t
         crop_width = round(math.sqrt(area * aspect))
         crop_height = round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            return int(right * (width - crop_width + 1)), int(down * (height - crop_height + 1)), crop_width, crop_height
+            return (
+                int(right * (width - crop_width + 1)),
+                int(down * (height - crop_height + 1)),
+                crop_width,
+                crop_height,
+            )
     crop_width = min(width, round(height * view.aspect))
     crop_height = min(height, round(width * view.aspect))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def _square(uniforms: list[float], width: int, height: int, short_side: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, width and height of DALL-E's crop: a random square of the short side, scaled, and a random square of that."""
+def _square(
+    uniforms: list[float], width: int, height: int, short_side: tuple[int, int], side: int
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of DALL-E's crop: a random square of the short side, scaled, and a random
+    square of that.
+    """
     scale, right, down, further_right, further_down = uniforms[:5]
     short = min(width, height)
     low, high = (min(short, pixels) for pixels in short_side)
@@ -158,7 +185,10 @@ def apply(
     Returns:
         The patch view, uint8 [P, P, 3], and the token view, uint8 [T, T, 3]: the same array, where T is P.
     """
-    crop = image[parameters.top : parameters.top + parameters.height, parameters.left : parameters.left + parameters.width]
+    crop = image[
+        parameters.top : parameters.top + parameters.height,
+        parameters.left : parameters.left + parameters.width,
+    ]
     crop = crop.copy()  # torch resizes a part of a larger image slower than it copies it
     if token_px > patch_px:
         token_view = _recolour(_resize(crop, token_px, "lanczos"), image, parameters)
@@ -172,11 +202,15 @@ def _resize(image: NDArray[np.uint8], side: int, filter: Literal["bicubic", "lan
     if filter == "lanczos" and not TORCH_HAS_LANCZOS:
         return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    resized: NDArray[np.uint8] = interpolate(pixels, (side, side), mode=filter, antialias=True)[0].permute(1, 2, 0).numpy()
+    resized: NDArray[np.uint8] = (
+        interpolate(pixels, (side, side), mode=filter, antialias=True)[0].permute(1, 2, 0).numpy()
+    )
     return resized
 
 
-def _recolour(resized: NDArray[np.uint8], image: NDArray[np.uint8], parameters: ViewParameters) -> NDArray[np.uint8]:
+def _recolour(
+    resized: NDArray[np.uint8], image: NDArray[np.uint8], parameters: ViewParameters
+) -> NDArray[np.uint8]:
     """Jitter and flip a resized crop [side, side, 3] of `image` [H, W, 3]."""
     steps = [(step, factor) for step, factor in parameters.jitter if factor != FACTOR_UNIT]
     if not steps:
@@ -185,7 +219,8 @@ def _recolour(resized: NDArray[np.uint8], image: NDArray[np.uint8], parameters: 
     apart = max(1, min(image.shape[:2]) // 40)
     sample = image[apart // 2 :: apart, apart // 2 :: apart]
     side = resized.shape[0]
-    # One plane a colour, the pixels of the sample after those of the crop: in this form numpy works on 16 values at once.
+    # One plane a colour, the pixels of the sample after those of the crop: in this form numpy works on 16
+    # values at once.
     planes = np.empty((3, side * side + sample.size // 3), dtype=np.uint16)
     planes[:, : side * side] = resized.reshape(-1, 3).T
     planes[:, side * side :] = sample.reshape(-1, 3).T
@@ -198,7 +233,8 @@ def _recolour(resized: NDArray[np.uint8], image: NDArray[np.uint8], parameters: 
 
 
 def _jitter(planes: NDArray[np.uint16], steps: list[tuple[Jitter, int]], *, sample: int) -> None:
-    """Change brightness, contrast and saturation in place, each step as Pillow's `ImageEnhance` does: cut to 0..255, truncated.
+    """Change brightness, contrast and saturation in place, each step as Pillow's `ImageEnhance` does: cut to
+    0..255, truncated.
 
     Args:
         planes: uint16 [3, pixels], values up to 255.
@@ -226,7 +262,8 @@ def _luma(planes: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def _blend(planes: NDArray[np.uint16], other: NDArray[np.uint16] | None, factor: int) -> None:
-    """Set planes to other + (planes - other) * factor / 128 in place, cut to 0..255 and truncated. Nothing exceeds 16 bits on the way.
+    """Set planes to other + (planes - other) * factor / 128 in place, cut to 0..255 and truncated. Nothing
+    exceeds 16 bits on the way.
 
     Args:
         planes: uint16 [3, pixels], values up to 255.
@@ -239,7 +276,8 @@ def _blend(planes: NDArray[np.uint16], other: NDArray[np.uint16] | None, factor:
         if factor <= FACTOR_UNIT:
             planes += share
         else:
-            # A subtraction that stops at 0. (numpy's maximum with a number takes eight times as long as with an array.)
+            # A subtraction that stops at 0. (numpy's maximum with a number takes eight times as long as with
+            # an array.)
             np.maximum(planes, share, out=planes)
             planes -= share
     planes >>= np.uint16(7)

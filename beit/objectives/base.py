@@ -30,11 +30,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Terms that the summed loss of this batch has (hidden patches, images). Reads host arrays only: no device is waited for."""
+        """Terms that the summed loss of this batch has (hidden patches, images). Reads host arrays only: no
+        device is waited for.
+        """
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the batch: "loss" carries the gradient, all others are detached and of a fixed shape, so that workers can add them."""
+        """Sums over the batch: "loss" carries the gradient, all others are detached and of a fixed shape, so
+        that workers can add them.
+        """
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
@@ -52,15 +56,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """What is reported, from sums over all workers and all steps since the last report. Called on rank 0 only."""
+        """What is reported, from sums over all workers and all steps since the last report. Called on rank 0
+        only.
+        """
 
     def unseen_metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """`metrics` of samples that are not trained on, from `forward` in evaluation mode: what training has gathered plays no part."""
-        raise NotImplementedError(f"{type(self).__name__} is not measured on samples that it is not trained on")
+        """`metrics` of samples that are not trained on, from `forward` in evaluation mode: what training has
+        gathered plays no part.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} is not measured on samples that it is not trained on"
+        )
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model, and what `metrics` has gathered, into a checkpoint folder. Called on rank 0 only."""
+        """Write the model, and what `metrics` has gathered, into a checkpoint folder. Called on
+        rank 0 only.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
@@ -74,4 +86,8 @@ def derive(seed: int, purpose: int, step: int, worker: int) -> int:
 
 def worker_rank() -> int:
     """Number of this worker; 0 where there is one."""
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    return (
+        torch.distributed.get_rank()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 0
+    )

@@ -1,4 +1,6 @@
-"""What all objectives over a Vision Transformer have in common: optimizer, schedule, what is random in a step, checkpoint."""
+"""What all objectives over a Vision Transformer have in common: optimizer, schedule, what is random in a
+step, checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Model = TypeVar("Model", "Beit", "Classifier", "Segmenter")
 
 
 class VitObjective(Objective, Generic[Model]):
-    """An objective that trains a `Backbone` and its head by AdamW, and keeps them as a checkpoint that `load_model` reads."""
+    """An objective that trains a `Backbone` and its head by AdamW, and keeps them as a checkpoint that
+    `load_model` reads.
+    """
 
     purpose: ClassVar[int]
     """Keeps the generators of the objectives apart: [seed, purpose, step, worker]."""
@@ -48,7 +52,8 @@ class VitObjective(Objective, Generic[Model]):
             model: With its first weights.
             optim: Optimizer and schedule.
             view: Its mean and std normalise the pixels.
-            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see `optim.build_optimizer`.
+            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see
+                `optim.build_optimizer`.
             total_steps: Length of the schedule.
             seed: What is random about a batch is drawn from it.
             extra: JSON types to keep in the checkpoint's config.json, such as what the model began with.
@@ -61,7 +66,9 @@ class VitObjective(Objective, Generic[Model]):
         self._generator: torch.Generator | None = None
 
     def start_step(self, step: int) -> None:
-        """Seed what is random on the device by step and worker, so that a resumed run draws what an unbroken one would."""
+        """Seed what is random on the device by step and worker, so that a resumed run draws what an unbroken
+        one would.
+        """
         device = next(self.model.parameters()).device
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
@@ -69,7 +76,9 @@ class VitObjective(Objective, Generic[Model]):
 
     @property
     def generator(self) -> torch.Generator:
-        """Draws on the device what is random in the current step; in step 0 before the first one was started."""
+        """Draws on the device what is random in the current step; in step 0 before the first one
+        was started.
+        """
         if self._generator is None:
             self.start_step(0)
         assert self._generator is not None
@@ -78,7 +87,9 @@ class VitObjective(Objective, Generic[Model]):
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW with the authors' groups, and a learning rate for each layer where `layer_decay` is not 1."""
         depth, tokens = self.model.config.depth, self.tokens_decay
-        return optim.build_optimizer(self.model, self.optim_config, layer_decay=self.layer_decay, depth=depth, tokens_decay=tokens)
+        return optim.build_optimizer(
+            self.model, self.optim_config, layer_decay=self.layer_decay, depth=depth, tokens_decay=tokens
+        )
 
     def learning_rate(self, step: int) -> float:
         """Linear warmup, cosine decay."""

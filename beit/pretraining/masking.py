@@ -1,4 +1,6 @@
-"""Which patches are hidden: the blockwise masks of the BEiT paper (arXiv 2106.08254, Algorithm 1) and random ones."""
+"""Which patches are hidden: the blockwise masks of the BEiT paper (arXiv 2106.08254, Algorithm 1) and random
+ones.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def draw_mask(rng: np.random.Generator, config: MaskConfig, grid: int) -> NDArra
 
 
 def random_mask(rng: np.random.Generator, *, grid: int, budget: int) -> NDArray[np.bool_]:
-    """Hide exactly `budget` patches, any set of them as likely as any other. Returns bool [grid, grid], True = hidden."""
+    """Hide exactly `budget` patches, any set of them as likely as any other. Returns bool [grid, grid], True
+    = hidden.
+    """
     mask = np.zeros(grid * grid, dtype=np.bool_)
     mask[rng.permutation(grid * grid)[:budget]] = True
     return mask.reshape(grid, grid)
@@ -42,14 +46,14 @@ def blockwise_mask(rng: np.random.Generator, *, grid: int, budget: int, min_bloc
         rng: Source of all randomness.
         grid: Patches along one side.
         budget: Most patches that are hidden.
-        min_block: Fewest patches a rectangle is drawn with, before rounding to whole sides. When less than that is
-            left of the budget, areas are drawn between the two, so that the rest can be filled.
+        min_block: Fewest patches a rectangle is drawn with, before rounding to whole sides. When less than
+            that is left of the budget, areas are drawn between the two, so that the rest can be filled.
 
     Returns:
         Bool [grid, grid], True = hidden. All False, if not one rectangle fitted: see `MaskConfig.check`.
     """
-    # A mask is an integer of one bit a patch: a rectangle is one product and a shift, and counting is one instruction.
-    # rows[h] has the first bit of h successive rows set.
+    # A mask is an integer of one bit a patch: a rectangle is one product and a shift, and counting is one
+    # instruction. rows[h] has the first bit of h successive rows set.
     rows = [0]
     for row in range(grid - 1):
         rows.append(rows[row] | 1 << row * grid)

@@ -19,12 +19,15 @@ WEIGHTS = 1
 class Beit(Backbone):
     """Backbone, mask token and the head that predicts visual tokens, or another target.
 
-    B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden patches, V visual tokens, D width.
+    B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden
+    patches, V visual tokens, D width.
     """
 
     kind: ClassVar[str] = "mim"
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0
+    ) -> None:
         """Build the model.
 
         Args:
@@ -64,11 +67,15 @@ class Beit(Backbone):
         positions, hidden = hidden_slots(mask)
         return self.predict(pixels, mask, positions, generator=generator)[hidden]
 
-    def predict(self, pixels: Tensor, mask: Tensor, positions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, S, V] for the patches at int64 positions [B, S]; the other arguments are those of `forward`.
+    def predict(
+        self, pixels: Tensor, mask: Tensor, positions: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Logits [B, S, V] for the patches at int64 positions [B, S]; the other arguments are those of
+        `forward`.
 
-        Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing reads
-        the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask ratio.
+        Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing
+        reads the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask
+        ratio.
         """
         rows = positions + 1  # behind the class token
         (tokens,) = self.features(pixels, mask, rows=rows, generator=generator)
@@ -80,10 +87,12 @@ def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor
 
     Args:
         mask: Bool [B, N], True where the patch is hidden.
-        slots: S, at least the largest count of hidden patches in an image. None: that count, for which a GPU is waited for.
+        slots: S, at least the largest count of hidden patches in an image. None: that count, for which a GPU
+            is waited for.
 
     Returns:
-        Positions int64 [B, S] in row-major order, visible patches in the slots left over, and bool [B, S], False for those.
+        Positions int64 [B, S] in row-major order, visible patches in the slots left over, and bool [B, S],
+        False for those.
     """
     if slots is None:
         slots = max(1, int(mask.sum(1).max()))

@@ -1,4 +1,6 @@
-"""Masked image modelling as an objective: predict what is behind hidden patches (BEiT, arXiv 2106.08254, section 2)."""
+"""Masked image modelling as an objective: predict what is behind hidden patches (BEiT, arXiv 2106.08254,
+section 2).
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,10 @@ class MimObjective(VitObjective[Beit]):
             asked: Which patches the loss asks for.
             total_steps: Length of the schedule.
             seed: Weights and skipped branches are drawn from it.
-            max_hidden: Most patches that a mask hides in training, `MaskConfig.budget(grid)`. None: looked up in every batch, as it
-                always is in evaluation mode; a GPU is waited for.
-            extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and digest.
+            max_hidden: Most patches that a mask hides in training, `MaskConfig.budget(grid)`. None: looked up
+                in every batch, as it always is in evaluation mode; a GPU is waited for.
+            extra: JSON types to keep in the checkpoint's config.json, such as the tokenizer's name and
+                digest.
         """
         first = Beit(model, target.outputs, target=target.kind, seed=seed)
         super().__init__(first, optim, view, total_steps=total_steps, seed=seed, extra=extra)
@@ -64,7 +67,9 @@ class MimObjective(VitObjective[Beit]):
 
     @property
     def slots(self) -> int | None:
-        """Most patches that a mask hides. None: any number. Masks of an evaluation need not be those of the training."""
+        """Most patches that a mask hides. None: any number. Masks of an evaluation need not be those of the
+        training.
+        """
         return self.max_hidden if self.training else None
 
     @property
@@ -77,20 +82,27 @@ class MimObjective(VitObjective[Beit]):
         mask = batch["mask"].reshape(len(batch["mask"]), -1)
         hidden = mask.sum(1)
         if self.slots is not None and hidden.size and hidden.max() > self.slots:
-            raise ValueError(f"a mask hides {hidden.max()} patches, but the objective was built for at most max_hidden={self.max_hidden}")
-        return float((batch["status"] == 0).sum() * mask.shape[1]) if self.asked == "all" else float(hidden.sum())
+            raise ValueError(
+                f"a mask hides {hidden.max()} patches, but the objective was built for at most "
+                f"max_hidden={self.max_hidden}"
+            )
+        return (
+            float((batch["status"] == 0).sum() * mask.shape[1])
+            if self.asked == "all"
+            else float(hidden.sum())
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the batch.
 
         Args:
-            batch: "patch_view" uint8 [B, H, W, 3], "mask" bool [B, N], True = hidden, and the target's columns ("tokens" int [B, N]).
-                Where the loss asks for hidden patches, an image with an empty mask weighs nothing; where it asks for all, one whose
-                "status", uint8 [B], is not 0.
+            batch: "patch_view" uint8 [B, H, W, 3], "mask" bool [B, N], True = hidden, and the target's
+                columns ("tokens" int [B, N]). Where the loss asks for hidden patches, an image with an empty
+                mask weighs nothing; where it asks for all, one whose "status", uint8 [B], is not 0.
 
         Returns:
-            "loss", float32, and other sums of the target over the patches asked for. "hidden", int64: hidden patches. "patches", int64: all
-            patches of the images that weigh something.
+            "loss", float32, and other sums of the target over the patches asked for. "hidden", int64: hidden
+            patches. "patches", int64: all patches of the images that weigh something.
         """
         mask = batch["mask"].flatten(1)
         if self.asked == "all":
@@ -104,8 +116,13 @@ class MimObjective(VitObjective[Beit]):
         return {**sums, "hidden": mask.sum(), "patches": (asked.any(1) * mask.shape[1]).sum()}
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """The target's figures, and "hidden", the mean share of hidden patches. What is not defined is NaN."""
-        return {**self.target.metrics(sums, weight), "hidden": float(sums["hidden"]) / max(1.0, float(sums["patches"]))}
+        """The target's figures, and "hidden", the mean share of hidden patches. What is not defined
+        is NaN.
+        """
+        return {
+            **self.target.metrics(sums, weight),
+            "hidden": float(sums["hidden"]) / max(1.0, float(sums["patches"])),
+        }
 
     def unseen_metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """Loss and accuracy with the baselines of the given samples alone."""
@@ -120,6 +137,8 @@ class MimObjective(VitObjective[Beit]):
         checkpoints.write_json(folder / TARGETS_FILE, self.target.state())
 
     def load(self, folder: Path) -> None:
-        """Read weights and what the target has gathered back into this objective; its model must be the saved one."""
+        """Read weights and what the target has gathered back into this objective; its model must be the saved
+        one.
+        """
         super().load(folder)
         self.target.load_state(json.loads((folder / TARGETS_FILE).read_text()))

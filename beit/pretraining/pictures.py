@@ -45,7 +45,8 @@ class Reconstructions:
     """The model's for every patch, hidden or not, in the same form."""
 
     painted_true: Pixels | None
-    """`true` as an image, [n, t, t, 3]. None, as are the next two, if it cannot be painted: a tokenizer without decoder."""
+    """`true` as an image, [n, t, t, 3]. None, as are the next two, if it cannot be painted: a tokenizer
+    without decoder."""
 
     painted_filled: Pixels | None
     """`true`, and `predicted` where the patch is hidden."""
@@ -55,17 +56,30 @@ class Reconstructions:
 
     @property
     def right(self) -> NDArray[np.bool_] | None:
-        """Where the true class was predicted, [n, grid, grid]; None for pixels, which are never quite right."""
+        """Where the true class was predicted, [n, grid, grid]; None for pixels, which are never
+        quite right.
+        """
         return None if self.kind == "pixels" else (self.predicted == self.true).reshape(self.masks.shape)
 
     @property
     def accuracy(self) -> float:
-        """Share of the patches asked for whose class was predicted; NaN for pixels, or if none is asked for."""
-        return float(self.right[self.asked].mean()) if self.right is not None and self.asked.any() else float("nan")
+        """Share of the patches asked for whose class was predicted; NaN for pixels, or if none is
+        asked for.
+        """
+        return (
+            float(self.right[self.asked].mean())
+            if self.right is not None and self.asked.any()
+            else float("nan")
+        )
 
 
 def reconstruct(
-    model: Beit, target: Target, batch: Mapping[str, Tensor], view: ViewConfig, *, asked: AskedPatches = "hidden"
+    model: Beit,
+    target: Target,
+    batch: Mapping[str, Tensor],
+    view: ViewConfig,
+    *,
+    asked: AskedPatches = "hidden",
 ) -> Reconstructions:
     """Let a model fill in the hidden patches of a few images.
 
@@ -91,7 +105,10 @@ def reconstruct(
         predicted = target.guess(model.predict(pixels, hidden, everywhere))
         true = target.truth(batch, pixels, everywhere)
         filled = torch.where(hidden if true.ndim == 2 else hidden[..., None], predicted, true)
-        painted = [None if (image := target.paint(values.cpu())) is None else image.cpu().numpy() for values in (true, filled, predicted)]
+        painted = [
+            None if (image := target.paint(values.cpu())) is None else image.cpu().numpy()
+            for values in (true, filled, predicted)
+        ]
     model.train(was_training)
     grid = round(hidden.shape[1] ** 0.5)
     masks = hidden.reshape(-1, grid, grid).cpu().numpy()
@@ -109,11 +126,16 @@ def reconstruct(
 
 
 FILLED_COLUMN, PREDICTED_COLUMN = "hidden ones predicted", "all predicted"
-TRUE_COLUMN: dict[TargetKind, str] = {"tokens": "true tokens, decoded", "pixels": "true pixels", "colour": "true colours"}
+TRUE_COLUMN: dict[TargetKind, str] = {
+    "tokens": "true tokens, decoded",
+    "pixels": "true pixels",
+    "colour": "true colours",
+}
 
 
 def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Image:
-    """A row an image: original, masked, the truth painted, predictions filled in, predictions alone, right and wrong patches.
+    """A row an image: original, masked, the truth painted, predictions filled in, predictions alone, right
+    and wrong patches.
 
     What cannot be painted or judged is left out.
 
@@ -123,7 +145,12 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
     """
     columns: list[tuple[str, Sequence[Pixels]]] = [("original", list(shown.images))]
     if shown.masks.any():
-        columns.append(("what the model sees", [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)]))
+        columns.append(
+            (
+                "what the model sees",
+                [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)],
+            )
+        )
     # True pixels are the original once more.
     if shown.painted_true is not None and shown.kind != "pixels":
         columns.append((TRUE_COLUMN[shown.kind], list(shown.painted_true)))
@@ -135,32 +162,46 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
         if painted is not None and wanted:
             columns.append((title, list(painted)))
     if shown.right is None:
-        judged = [title for title, _ in columns].index(PREDICTED_COLUMN if shown.asked.all() else FILLED_COLUMN)
+        judged = [title for title, _ in columns].index(
+            PREDICTED_COLUMN if shown.asked.all() else FILLED_COLUMN
+        )
         errors = np.square(shown.predicted - shown.true).mean(-1).reshape(shown.asked.shape)
         captions[judged] = [
-            f"squared error {error[asked].mean():.3f}" if asked.any() else "" for error, asked in zip(errors, shown.asked, strict=True)
+            f"squared error {error[asked].mean():.3f}" if asked.any() else ""
+            for error, asked in zip(errors, shown.asked, strict=True)
         ]
     else:
         captions[len(columns)] = [
             f"{int((good & asked).sum())} of {int(asked.sum())} {'' if asked.all() else 'hidden '}right"
             for good, asked in zip(shown.right, shown.asked, strict=True)
         ]
-        columns.append(("right and wrong", [judge(*one) for one in zip(shown.images, shown.asked, shown.right, strict=True)]))
+        columns.append(
+            (
+                "right and wrong",
+                [judge(*one) for one in zip(shown.images, shown.asked, shown.right, strict=True)],
+            )
+        )
     return table(columns, side=side, captions=captions)
 
 
 def cover(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     """The image [P, P, 3] with the hidden patches of mask [grid, grid] covered."""
-    covered: Pixels = np.where(to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image)
+    covered: Pixels = np.where(
+        to_pixels(mask, image.shape[0])[..., None], np.array(HIDDEN, dtype=np.uint8), image
+    )
     return covered
 
 
 def judge(image: Pixels, asked: NDArray[np.bool_], right: NDArray[np.bool_]) -> Pixels:
-    """The image [P, P, 3] in pale grey; patches asked for [grid, grid] green where the class was right, red where not."""
+    """The image [P, P, 3] in pale grey; patches asked for [grid, grid] green where the class was right, red
+    where not.
+    """
     px = image.shape[0]
     pale = 160 + image.mean(axis=2, keepdims=True) * (95 / 255)
     colour = np.where(to_pixels(right, px)[..., None], np.array(RIGHT), np.array(WRONG))
-    shown = np.where(to_pixels(asked, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale)
+    shown = np.where(
+        to_pixels(asked, px)[..., None], 0.75 * colour + 0.25 * image.mean(axis=2, keepdims=True), pale
+    )
     judged: Pixels = shown.astype(np.uint8)
     return judged
 

@@ -1,6 +1,7 @@
 """What a model predicts of a patch: its visual token (BEiT), its pixels or its mean colour (ablations).
 
-Letters in shapes: B images, N patches of an image, S of them asked for, O numbers that the head gives for a patch, P pixels along its side.
+Letters in shapes: B images, N patches of an image, S of them asked for, O numbers that the head gives for a
+patch, P pixels along its side.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ COLOUR_LEVELS = 8  # of a channel: 3 bits
 
 
 class Target(ABC):
-    """What the truth about a patch is, how far a prediction is from it, and which figures of the data give that a meaning.
+    """What the truth about a patch is, how far a prediction is from it, and which figures of the data give
+    that a meaning.
 
     It gathers these figures since the run began; they are kept in checkpoints by `state` and `load_state`.
     """
@@ -62,7 +64,9 @@ class Target(ABC):
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """What is reported, from sums over all workers since the last report and the number of patches in them. NaN: not defined."""
+        """What is reported, from sums over all workers since the last report and the number of patches in
+        them. NaN: not defined.
+        """
 
     @abstractmethod
     def guess(self, outputs: Tensor) -> Tensor:
@@ -70,7 +74,9 @@ class Target(ABC):
 
     @abstractmethod
     def paint(self, values: Tensor) -> Tensor | None:
-        """Truth or prediction of all patches of square images as pictures, uint8 [B, h, w, 3]. None: it cannot be painted."""
+        """Truth or prediction of all patches of square images as pictures, uint8 [B, h, w, 3]. None: it
+        cannot be painted.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -89,8 +95,15 @@ class Classes(Target):
         self._counts: NDArray[np.int64] = np.zeros(outputs, np.int64)
 
     def sums(self, outputs: Tensor, truth: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        """Besides "loss": "correct", int64: patches whose class has the largest logit; "counts", int64 [O]: how often each occurred."""
-        loss = F.cross_entropy(outputs.flatten(0, 1), truth.masked_fill(~asked, IGNORED).flatten(), ignore_index=IGNORED, reduction="sum")
+        """Besides "loss": "correct", int64: patches whose class has the largest logit; "counts", int64 [O]:
+        how often each occurred.
+        """
+        loss = F.cross_entropy(
+            outputs.flatten(0, 1),
+            truth.masked_fill(~asked, IGNORED).flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
         correct = (outputs.detach().argmax(-1) == truth) & asked
         counts = torch.zeros(self.outputs, dtype=torch.int64, device=truth.device)
         counts.scatter_add_(0, truth.flatten(), asked.flatten().long())
@@ -99,8 +112,9 @@ class Classes(Target):
     def metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """Loss in nats and accuracy, and the two baselines that give them a meaning.
 
-        "unigram" is the loss of a model that knows only how often each class occurs, "majority" the accuracy of one that always says the
-        commonest, both over all patches asked for since the run began; "perplexity" is exp(unigram).
+        "unigram" is the loss of a model that knows only how often each class occurs, "majority" the accuracy
+        of one that always says the commonest, both over all patches asked for since the run began;
+        "perplexity" is exp(unigram).
         """
         self._counts = self._counts + np.asarray(sums["counts"]).astype(np.int64)
         share = self._counts[self._counts > 0] / max(1, self._counts.sum())
@@ -149,7 +163,9 @@ class VisualTokens(Classes):
 
 
 class MeanColour(Classes):
-    """The mean colour of a patch at 3 bits a channel, one of 512: ViT's own attempt at masked patches (arXiv 2010.11929, B.1.2)."""
+    """The mean colour of a patch at 3 bits a channel, one of 512: ViT's own attempt at masked patches (arXiv
+    2010.11929, B.1.2).
+    """
 
     kind = "colour"
 
@@ -158,7 +174,9 @@ class MeanColour(Classes):
         self._patch_size = patch_size
 
     def truth(self, batch: Mapping[str, Tensor], pixels: Tensor, positions: Tensor) -> Tensor:
-        """64 red + 8 green + blue, each of 0 .. 7, of the mean over the patch's pixels. In whole numbers: the same on every device."""
+        """64 red + 8 green + blue, each of 0 .. 7, of the mean over the patch's pixels. In whole numbers: the
+        same on every device.
+        """
         images, size = batch["patch_view"], self._patch_size
         height, width = images.shape[1] // size, images.shape[2] // size
         squares = images.reshape(-1, height, size, width, size, CHANNELS)
@@ -169,14 +187,20 @@ class MeanColour(Classes):
 
     def paint(self, values: Tensor) -> Tensor | None:
         """Every patch in the middle of its class's range of colours."""
-        levels = torch.stack([values // COLOUR_LEVELS**2, values // COLOUR_LEVELS % COLOUR_LEVELS, values % COLOUR_LEVELS], -1)
+        levels = torch.stack(
+            [values // COLOUR_LEVELS**2, values // COLOUR_LEVELS % COLOUR_LEVELS, values % COLOUR_LEVELS], -1
+        )
         grid = math.isqrt(values.shape[1])
-        colours = ((levels * 2 + 1) * (128 // COLOUR_LEVELS)).to(torch.uint8).reshape(-1, grid, grid, CHANNELS)
+        colours = (
+            ((levels * 2 + 1) * (128 // COLOUR_LEVELS)).to(torch.uint8).reshape(-1, grid, grid, CHANNELS)
+        )
         return colours.repeat_interleave(self._patch_size, 1).repeat_interleave(self._patch_size, 2)
 
 
 class Pixels(Target):
-    """The normalised pixels of a patch, by squared error: the paper's ablation without visual tokens (its Table 4)."""
+    """The normalised pixels of a patch, by squared error: the paper's ablation without visual tokens (its
+    Table 4).
+    """
 
     kind = "pixels"
 
@@ -193,7 +217,9 @@ class Pixels(Target):
         return take_tokens(cut(pixels, self._patch_size), positions)
 
     def sums(self, outputs: Tensor, truth: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        """The mean squared error of a patch is its "loss"; "means" and "squares", [3], are those of a patch's values in each channel."""
+        """The mean squared error of a patch is its "loss"; "means" and "squares", [3], are those of a patch's
+        values in each channel.
+        """
         errors = (outputs - truth).square().mean(-1)
         channels = truth.reshape(*truth.shape[:2], CHANNELS, -1)
         counted = asked[..., None]
@@ -206,16 +232,22 @@ class Pixels(Target):
     def metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
         """Mean squared error of a normalised value, and what gives it a meaning.
 
-        "variance" is the error of always saying the mean colour of all patches asked for since the run began; "explained" is the share of
-        it that the model takes away.
+        "variance" is the error of always saying the mean colour of all patches asked for since the run began;
+        "explained" is the share of it that the model takes away.
         """
         self._patches += weight
         self._means = self._means + np.asarray(sums["means"], np.float64)
         self._squares = self._squares + np.asarray(sums["squares"], np.float64)
         loss = float(sums["loss"]) / weight if weight else math.nan
         seen = max(1.0, self._patches)
-        variance = float((self._squares / seen - (self._means / seen) ** 2).mean()) if self._patches else math.nan
-        return {"loss": loss, "variance": variance, "explained": 1 - loss / variance if variance else math.nan}
+        variance = (
+            float((self._squares / seen - (self._means / seen) ** 2).mean()) if self._patches else math.nan
+        )
+        return {
+            "loss": loss,
+            "variance": variance,
+            "explained": 1 - loss / variance if variance else math.nan,
+        }
 
     def guess(self, outputs: Tensor) -> Tensor:
         """The head's output as it is."""
@@ -226,7 +258,9 @@ class Pixels(Target):
         size, grid = self._patch_size, math.isqrt(values.shape[1])
         squares = values.reshape(-1, grid, grid, CHANNELS, size, size)
         images = squares.permute(0, 1, 4, 2, 5, 3).reshape(-1, grid * size, grid * size, CHANNELS)
-        mean, std = (torch.tensor(numbers, device=values.device) for numbers in (self._view.mean, self._view.std))
+        mean, std = (
+            torch.tensor(numbers, device=values.device) for numbers in (self._view.mean, self._view.std)
+        )
         painted: Tensor = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return painted
 
@@ -236,4 +270,8 @@ class Pixels(Target):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on adding up."""
-        self._patches, self._means, self._squares = state["patches"], np.asarray(state["means"]), np.asarray(state["squares"])
+        self._patches, self._means, self._squares = (
+            state["patches"],
+            np.asarray(state["means"]),
+            np.asarray(state["squares"]),
+        )

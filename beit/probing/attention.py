@@ -44,7 +44,8 @@ class PointAttention:
     """Row and column of the patch under each point."""
 
     weights: NDArray[np.float32]
-    """Softmax weights of every head on the patches, [P, H, grid, grid]: what they lack to a sum of 1 is on the class token."""
+    """Softmax weights of every head on the patches, [P, H, grid, grid]: what they lack to a sum of 1 is on
+    the class token."""
 
     kept: NDArray[np.bool_]
     """The smallest set of patches that holds `KEPT_MASS` of the mean over heads, [P, grid, grid]."""
@@ -63,7 +64,11 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
         Float [B, H, S, T]; a row sums to 1.
     """
     number = block % backbone.config.depth
-    tokens = backbone.embed(pixels) if number == 0 else backbone.features(pixels, blocks=(number - 1,), norm=False)[0]
+    tokens = (
+        backbone.embed(pixels)
+        if number == 0
+        else backbone.features(pixels, blocks=(number - 1,), norm=False)[0]
+    )
     asked = backbone.blocks[number]
     assert isinstance(asked, Block)
     shared = None if backbone.rel_pos_bias is None else backbone.rel_pos_bias.relative_position_bias_table
@@ -72,14 +77,17 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
     normed = asked.norm1(tokens)
     if rows is None:
         return asked.attn.weights(normed, bias)
-    return asked.attn.weights(normed, None if bias is None else take_biases(bias, rows), take_tokens(normed, rows))
+    return asked.attn.weights(
+        normed, None if bias is None else take_biases(bias, rows), take_tokens(normed, rows)
+    )
 
 
 def figure_size(backbone: Backbone) -> int:
-    """Side of the image that a figure is made of, in pixels: of the model's grid what the paper's 30 patches are of its 14, 30 at most.
+    """Side of the image that a figure is made of, in pixels: of the model's grid what the paper's 30 patches
+    are of its 14, 30 at most.
 
-    Positions are resampled as far as in the paper, so a small grid is not stretched beyond what its model can place. Never less than the
-    model's own size.
+    Positions are resampled as far as in the paper, so a small grid is not stretched beyond what its model can
+    place. Never less than the model's own size.
     """
     grid = backbone.config.grid
     return backbone.config.patch_size * max(grid, min(FIGURE_GRID, round(grid * FIGURE_GRID / PAPER_GRID)))
@@ -93,10 +101,16 @@ def check_size(size: int, patch_size: int) -> None:
     """
     if size % patch_size:
         near = max(1, round(size / patch_size)) * patch_size
-        raise UserError(f"--size {size} is not a multiple of the model's patches of {patch_size} px", f"set --size {near}")
+        raise UserError(
+            f"--size {size} is not a multiple of the model's patches of {patch_size} px", f"set --size {near}"
+        )
     if size > MOST_GRID * patch_size:
         raise UserError(
-            f"--size {size} is {size // patch_size} x {size // patch_size} patches, each of which attends to all",
+            (
+                f"--size {size} is {size // patch_size} x {size // patch_size} patches, each of which "
+                "attends "
+                "to all"
+            ),
             f"set --size {MOST_GRID * patch_size} or less",
         )
 
@@ -125,7 +139,9 @@ def smallest_set(mass: Tensor, share: float) -> Tensor:
 
 
 @torch.inference_mode()
-def look(model: nn.Module, image: NDArray[np.uint8], points: Sequence[tuple[float, float]], view: ViewConfig) -> PointAttention:
+def look(
+    model: nn.Module, image: NDArray[np.uint8], points: Sequence[tuple[float, float]], view: ViewConfig
+) -> PointAttention:
     """The last block's attention of the patches under some points of an image, nothing hidden.
 
     Args:
@@ -139,7 +155,9 @@ def look(model: nn.Module, image: NDArray[np.uint8], points: Sequence[tuple[floa
     grid, _ = backbone.grid
     patches = [patch_under(point, grid) for point in points]
     rows = torch.tensor([[1 + row * grid + column for row, column in patches]])
-    weights = attention(backbone, normalise(torch.tensor(image)[None], view), rows=rows)[0, :, :, 1:].transpose(0, 1)
+    weights = attention(backbone, normalise(torch.tensor(image)[None], view), rows=rows)[
+        0, :, :, 1:
+    ].transpose(0, 1)
     kept = smallest_set(weights.mean(1), KEPT_MASS)
     return PointAttention(
         image=image,

@@ -9,9 +9,11 @@ from beit.checks import not_negative, positive
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """Nearest neighbours by cosine similarity, each voting for its class with weight exp(similarity / temperature).
+    """Nearest neighbours by cosine similarity, each voting for its class with weight exp(similarity /
+    temperature).
 
-    Weighting and values as in DINO (arXiv 2104.14294) and, before it, in instance discrimination (arXiv 1805.01978).
+    Weighting and values as in DINO (arXiv 2104.14294) and, before it, in instance discrimination (arXiv
+    1805.01978).
     """
 
     neighbours: int = 20
@@ -26,7 +28,9 @@ class KnnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
-    """A linear layer on standardised features, trained by AdamW with a cosine to 0: the paper's recipe but for augmentation."""
+    """A linear layer on standardised features, trained by AdamW with a cosine to 0: the paper's recipe but
+    for augmentation.
+    """
 
     epochs: int = 50
     """Passes over the training features."""
@@ -35,7 +39,8 @@ class LinearConfig:
     """Images of a step."""
 
     lr: float = 1e-3
-    """First learning rate, for 256 images a step; scaled with the batch, so that the paper's 1,024 have its 4e-3."""
+    """First learning rate, for 256 images a step; scaled with the batch, so that the paper's 1,024 have its
+    4e-3."""
 
     weight_decay: float = 1e-4
     """Pull of the weights towards 0."""

@@ -17,7 +17,8 @@ def pooled_features(
 ) -> dict[tuple[int, Pooling], Tensor]:
     """One vector an image for each layer and pooling.
 
-    Layers are what blocks give, without any norm behind them, as in the authors' linear probe (microsoft/unilm, beit/run_linear_eval.py).
+    Layers are what blocks give, without any norm behind them, as in the authors' linear probe
+    (microsoft/unilm, beit/run_linear_eval.py).
 
     Args:
         backbone: In evaluation mode.
@@ -32,17 +33,22 @@ def pooled_features(
     pooled: dict[tuple[int, Pooling], Tensor] = {}
     for layer, tokens in zip(layers, found, strict=True):
         for pooling in poolings:
-            pooled[layer, pooling] = (tokens[:, 1:].mean(1, dtype=torch.float32) if pooling == "mean" else tokens[:, 0]).float()
+            pooled[layer, pooling] = (
+                tokens[:, 1:].mean(1, dtype=torch.float32) if pooling == "mean" else tokens[:, 0]
+            ).float()
     return pooled
 
 
 def middle_layer(depth: int) -> int:
-    """The layer to take for a pretrained model where nobody has probed it: the paper's best, the 9th of 12 and the 14th of 24 (App. D)."""
+    """The layer to take for a pretrained model where nobody has probed it: the paper's best, the 9th of 12
+    and the 14th of 24 (App. D).
+    """
     return max(1, round(depth * (9 / 12 if depth <= 12 else 14 / 24)))
 
 
 def check_layers(layers: Sequence[int], depth: int, *, option: str = "--layers") -> tuple[int, ...]:
-    """Layers from 1 that the user asked for, in ascending order and each once; negative ones count from the end.
+    """Layers from 1 that the user asked for, in ascending order and each once; negative ones count from the
+    end.
 
     Raises:
         UserError: For a layer that the model does not have.
@@ -50,6 +56,7 @@ def check_layers(layers: Sequence[int], depth: int, *, option: str = "--layers")
     for layer in layers:
         if layer == 0 or abs(layer) > depth:
             raise UserError(
-                f"{option} {layer}: the model has the layers 1 to {depth}", f"give numbers from 1 to {depth}, or -1 for the last"
+                f"{option} {layer}: the model has the layers 1 to {depth}",
+                f"give numbers from 1 to {depth}, or -1 for the last",
             )
     return tuple(sorted({layer if layer > 0 else depth + 1 + layer for layer in layers}))

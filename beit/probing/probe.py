@@ -1,4 +1,5 @@
-"""What frozen features know about labels: nearest neighbours, and a linear classifier (BEiT, arXiv 2106.08254, appendix D).
+"""What frozen features know about labels: nearest neighbours, and a linear classifier (BEiT, arXiv
+2106.08254, appendix D).
 
 N training images, M images to judge, D width of a feature, K classes. Everything is deterministic on a CPU.
 """
@@ -46,7 +47,9 @@ class Labelled:
         return torch.from_numpy(self.features).to(device), torch.from_numpy(self.labels).to(device)
 
 
-def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, config: KnnConfig) -> Iterator[Tensor]:
+def knn_votes(
+    train: Tensor, labels: Tensor, queries: Tensor, classes: int, config: KnnConfig
+) -> Iterator[Tensor]:
     """Yield what the nearest training images say about the queries, some at a time.
 
     Args:
@@ -57,10 +60,13 @@ def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, conf
         config: How many neighbours vote, and how.
 
     Yields:
-        Float32 [m, K], M rows in all: the sum of the votes for each class. Needs 4 N (D + 256) bytes beside its arguments.
+        Float32 [m, K], M rows in all: the sum of the votes for each class. Needs 4 N (D + 256) bytes beside
+        its arguments.
     """
     known = train.to(torch.float32, copy=True)
-    for rows in torch.split(known, ROWS_AT_ONCE):  # In place: a second copy would be all the memory that there is.
+    for rows in torch.split(
+        known, ROWS_AT_ONCE
+    ):  # In place: a second copy would be all the memory that there is.
         rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     for part in torch.split(queries, QUERIES_AT_ONCE):
         similarity = F.normalize(part.float(), dim=1) @ known.T
@@ -70,12 +76,14 @@ def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, classes: int, conf
         yield torch.zeros(len(part), classes, device=train.device).scatter_add(1, labels[which], weights)
 
 
-def fit_linear(train: Tensor, labels: Tensor, classes: int, config: LinearConfig, *, seed: int) -> tuple[Tensor, Tensor]:
+def fit_linear(
+    train: Tensor, labels: Tensor, classes: int, config: LinearConfig, *, seed: int
+) -> tuple[Tensor, Tensor]:
     """Train a linear classifier on features.
 
-    Each number of a feature is brought to mean 0 and standard deviation 1 over the training images first: layers differ in scale by far,
-    and one learning rate then suits all. (MAE, arXiv 2111.06377, appendix A, does the same by a BatchNorm.) What is returned works on
-    features as they are.
+    Each number of a feature is brought to mean 0 and standard deviation 1 over the training images first:
+    layers differ in scale by far, and one learning rate then suits all. (MAE, arXiv 2111.06377, appendix A,
+    does the same by a BatchNorm.) What is returned works on features as they are.
 
     Args:
         train: Float [N, D], of any precision; a batch at a time is made float32.
@@ -92,7 +100,9 @@ def fit_linear(train: Tensor, labels: Tensor, classes: int, config: LinearConfig
     bias = torch.zeros(classes, device=train.device, requires_grad=True)
     rate = config.lr * config.batch_size / 256
     optimizer = torch.optim.AdamW(
-        [{"params": [weight], "weight_decay": config.weight_decay}, {"params": [bias], "weight_decay": 0.0}], lr=rate, fused=True
+        [{"params": [weight], "weight_decay": config.weight_decay}, {"params": [bias], "weight_decay": 0.0}],
+        lr=rate,
+        fused=True,
     )
     generator = torch.Generator().manual_seed(seed)
     size = min(config.batch_size, len(train))
@@ -124,18 +134,24 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score(logits: Iterable[Tensor], labels: NDArray[np.int64]) -> Score:
-    """Accuracies of logits [m, K], or votes, some images at a time, on labels [M]; classes of equal logits rank by their numbers."""
+    """Accuracies of logits [m, K], or votes, some images at a time, on labels [M]; classes of equal logits
+    rank by their numbers.
+    """
     judged: list[dict[str, NDArray[Any]]] = []
     start, classes = 0, 0
     for part in logits:  # Of 50,000 images and 22,000 classes, all logits would be 4 GiB.
         found = judge(part.cpu(), torch.from_numpy(labels[start : start + len(part)]))
         judged.append({name: value.numpy() for name, value in found.items()})
         start, classes = start + len(part), part.shape[1]
-    result = summarise(labels, {name: np.concatenate([part[name] for part in judged]) for name in judged[0]}, classes)
+    result = summarise(
+        labels, {name: np.concatenate([part[name] for part in judged]) for name in judged[0]}, classes
+    )
     return Score(images=result.images, top1=result.top1, top5=result.top5)
 
 
-def probe_knn(train: Labelled, val: Labelled, classes: int, config: KnnConfig, *, device: str = "cpu") -> Score:
+def probe_knn(
+    train: Labelled, val: Labelled, classes: int, config: KnnConfig, *, device: str = "cpu"
+) -> Score:
     """How often the nearest training images are right about images."""
     return score(knn_votes(*train.tensors(device), val.tensors(device)[0], classes, config), val.labels)
 
@@ -146,7 +162,9 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
         yield F.linear(part.float(), weight, bias)
 
 
-def probe_linear(train: Labelled, val: Labelled, classes: int, config: LinearConfig, *, seed: int, device: str = "cpu") -> Score:
+def probe_linear(
+    train: Labelled, val: Labelled, classes: int, config: LinearConfig, *, seed: int, device: str = "cpu"
+) -> Score:
     """How often a linear classifier, trained on the one, is right about the other."""
     weight, bias = fit_linear(*train.tensors(device), classes, config, seed=seed)
     return score(_logits(val.tensors(device)[0], weight, bias), val.labels)

@@ -1,4 +1,6 @@
-"""Encoded annotation -> a class for every pixel. What is not one gets a reason, as images do in `beit/images/decode.py`."""
+"""Encoded annotation -> a class for every pixel. What is not one gets a reason, as images do in
+`beit/images/decode.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Labels = NDArray[np.int16]
 
 
 class AnnotationStatus(IntEnum):
-    """What is wrong with an annotation. The numbers are none of `beit.images.decode.Status`, so that one column can hold either."""
+    """What is wrong with an annotation. The numbers are none of `beit.images.decode.Status`, so that one
+    column can hold either.
+    """
 
     EMPTY = 32
     NOT_A_PNG = 33
@@ -62,7 +66,8 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
     Args:
         encoded: The file's bytes.
         config: What the ids stand for.
-        height: Of the image that is annotated, in pixels; for an image that was turned by its EXIF data, as it is shown.
+        height: Of the image that is annotated, in pixels; for an image that was turned by its EXIF data, as
+            it is shown.
         width: Likewise.
 
     Returns:
@@ -79,7 +84,9 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
         image = Image.open(io.BytesIO(encoded))
         # The sizes are compared before anything is unpacked: no file can unpack to more than its image has.
         if image.size != (width, height):
-            raise BadAnnotation(AnnotationStatus.SIZE_DIFFERS, f"{image.width} x {image.height}, the image {width} x {height}")
+            raise BadAnnotation(
+                AnnotationStatus.SIZE_DIFFERS, f"{image.width} x {image.height}, the image {width} x {height}"
+            )
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise BadAnnotation(AnnotationStatus.COLOURED, f"mode {image.mode}")
         ids = np.asarray(image).astype(np.int32)
@@ -108,7 +115,10 @@ def _labels_of(ids: NDArray[np.int32], config: AnnotationConfig) -> Labels:
         ignored |= ids == config.ignore_index
     wrong = (labels >= config.classes) & ~ignored
     if wrong.any():
-        detail = f"id {ids[wrong].max()} on {wrong.sum()} of {ids.size} pixels, the classes are {first} to {config.classes - 1 + first}"
+        detail = (
+            f"id {ids[wrong].max()} on {wrong.sum()} of {ids.size} pixels, the classes are {first} to "
+            f"{config.classes - 1 + first}"
+        )
         raise BadAnnotation(AnnotationStatus.OUT_OF_RANGE, detail)
     labels[ignored] = IGNORED
     return labels.astype(np.int16)

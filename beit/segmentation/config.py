@@ -21,26 +21,37 @@ class AnnotationConfig:
     """Classes that are told apart. None: not known yet; where annotations are decoded it must be."""
 
     ignore_index: int | None = 255
-    """Id, as it stands in the files, of pixels that count neither in training nor in testing (CamVid's void: 11). None: no such id."""
+    """Id, as it stands in the files, of pixels that count neither in training nor in testing (CamVid's void:
+    11). None: no such id."""
 
     reduce_zero_label: bool = False
-    """Pixels of id 0 are ignored too, and id n stands for class n - 1 (ADE20K, whose files have 0 for all that is no class)."""
+    """Pixels of id 0 are ignored too, and id n stands for class n - 1 (ADE20K, whose files have 0 for all
+    that is no class)."""
 
     def __post_init__(self) -> None:
         positive(self, "annotation.", "classes")
         not_negative(self, "annotation.", "ignore_index")
         if self.classes is not None and self.classes > 1 << 15:
-            raise UserError(f"annotation.classes={self.classes} does not fit 16 bits", f"set at most annotation.classes={1 << 15}")
+            raise UserError(
+                f"annotation.classes={self.classes} does not fit 16 bits",
+                f"set at most annotation.classes={1 << 15}",
+            )
         if self.classes is not None and self.classes > 255 and self.ignore_index == 255:
             raise UserError(
-                f"annotation.classes={self.classes} has a class of id 255, and annotation.ignore_index=255 leaves it out",
+                (
+                    f"annotation.classes={self.classes} has a class of id 255, and "
+                    "annotation.ignore_index=255 "
+                    "leaves it out"
+                ),
                 "set annotation.ignore_index=None, or the id that stands for no class",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentViewConfig(PixelConfig):
-    """From an image and its annotation to one random crop of both (microsoft/unilm, beit/semantic_segmentation). Defaults: ADE20K's."""
+    """From an image and its annotation to one random crop of both (microsoft/unilm,
+    beit/semantic_segmentation). Defaults: ADE20K's.
+    """
 
     short_side: int = 512
     """Before the random factor images are scaled, up or down, so that the shorter side has so many pixels."""
@@ -52,7 +63,8 @@ class SegmentViewConfig(PixelConfig):
     """Then a factor is drawn between these two."""
 
     most_of_one_class: float = 0.75
-    """Crops of which one class has this share or more of the pixels that count are drawn again, until ten are drawn. 1: never again."""
+    """Crops of which one class has this share or more of the pixels that count are drawn again, until ten are
+    drawn. 1: never again."""
 
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -79,12 +91,15 @@ class SegmentViewConfig(PixelConfig):
         not_negative(self, "view.", "brightness", "contrast", "saturation", "hue")
         if self.long_side < self.short_side:
             raise UserError(
-                f"view.long_side={self.long_side} is below view.short_side={self.short_side}", f"set view.long_side={4 * self.short_side}"
+                f"view.long_side={self.long_side} is below view.short_side={self.short_side}",
+                f"set view.long_side={4 * self.short_side}",
             )
         for name in ("scale", "contrast", "saturation"):
             low, high = getattr(self, name)
             if low > high:
-                raise UserError(f"view.{name}=({low:g}, {high:g}) does not grow", f"set view.{name}=({high:g}, {low:g})")
+                raise UserError(
+                    f"view.{name}=({low:g}, {high:g}) does not grow", f"set view.{name}=({high:g}, {low:g})"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +107,12 @@ class SlidingConfig:
     """How a model of one crop size segments whole images (see `beit.segmentation.sliding`)."""
 
     stride: int | None = None
-    """From window to window, in pixels. None: two thirds of the crop, as the authors have it (341 of 512, 426 of 640)."""
+    """From window to window, in pixels. None: two thirds of the crop, as the authors have it (341 of 512, 426
+    of 640)."""
 
     ratios: tuple[float, ...] = (1.0,)
-    """Scales at which an image is looked at; probabilities are averaged. The authors' multi-scale test: 0.5 0.75 1 1.25 1.5 1.75."""
+    """Scales at which an image is looked at; probabilities are averaged. The authors' multi-scale test: 0.5
+    0.75 1 1.25 1.5 1.75."""
 
     flip: bool = False
     """Look at the mirror image too, as the authors' multi-scale test does."""
@@ -112,11 +129,16 @@ class SlidingConfig:
             UserError: If the windows would leave pixels out.
         """
         if self.stride is not None and self.stride > crop:
-            raise UserError(f"test.stride={self.stride} leaves pixels out between windows of {crop} px", f"set test.stride={crop * 2 // 3}")
+            raise UserError(
+                f"test.stride={self.stride} leaves pixels out between windows of {crop} px",
+                f"set test.stride={crop * 2 // 3}",
+            )
         return self.stride or max(1, crop * 2 // 3)
 
     @property
     def name(self) -> str:
-        """What tells this way of testing from others, for names of files: "" for one scale, not mirrored, the authors' stride."""
+        """What tells this way of testing from others, for names of files: "" for one scale, not mirrored, the
+        authors' stride.
+        """
         scales = "" if self.ratios == (1.0,) else "".join(f"-{ratio:g}x" for ratio in self.ratios)
         return scales + "-flip" * self.flip + (f"-stride{self.stride}" if self.stride is not None else "")

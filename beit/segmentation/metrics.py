@@ -1,4 +1,6 @@
-"""How good a segmenter is: pixels counted by true and predicted class over a whole set, nothing averaged over images."""
+"""How good a segmenter is: pixels counted by true and predicted class over a whole set, nothing averaged over
+images.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ def confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], class
     true, guessed = labels[counted].astype(np.int64), predicted[counted].astype(np.int64)
     for name, numbers in (("label", true), ("prediction", guessed)):
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
-            raise ValueError(f"a {name} is not between 0 and {classes - 1}: {numbers.min()} to {numbers.max()}")
-    return np.bincount(true * classes + guessed, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+            raise ValueError(
+                f"a {name} is not between 0 and {classes - 1}: {numbers.min()} to {numbers.max()}"
+            )
+    return (
+        np.bincount(true * classes + guessed, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +39,8 @@ class Segmentation:
     """The result on a set of images."""
 
     iou: NDArray[np.float64]
-    """[K]: pixels of a class predicted right, as a share of those that are of the class or predicted to be. NaN: neither occurs."""
+    """[K]: pixels of a class predicted right, as a share of those that are of the class or predicted to be.
+    NaN: neither occurs."""
 
     accuracy: NDArray[np.float64]
     """[K]: share of a class's pixels predicted right. NaN: the class does not occur."""
@@ -52,7 +59,9 @@ class Segmentation:
 
 
 def summarise(confusion: NDArray[np.int64]) -> Segmentation:
-    """The figures of a confusion int64 [K, K] that was added up over a set. What is not defined is NaN, and left out of means."""
+    """The figures of a confusion int64 [K, K] that was added up over a set. What is not defined is NaN, and
+    left out of means.
+    """
     right = np.diag(confusion).astype(np.float64)
     of_class, guessed = confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,6 +1,7 @@
 """A class for every pixel: a BEiT backbone with one of two heads.
 
-upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). setr-pup: as in the paper (arXiv 2106.08254, table 14).
+upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). setr-pup: as in the paper
+(arXiv 2106.08254, table 14).
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from beit.segmentation.heads.upernet import FcnHead, PyramidBackbone, UperHead
 from beit.vit.backbone import Backbone
 
 TAPS = (4 / 12, 6 / 12, 8 / 12, 12 / 12)
-"""Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24, from 0."""
+"""Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7,
+11, 15, 23 of 24, from 0."""
 
 
 def default_taps(head: Head, depth: int) -> tuple[int, ...]:
-    """Blocks, from 0, whose tokens the head sees: the authors' for UPerNet, scaled to the depth; the last for SETR-PUP."""
+    """Blocks, from 0, whose tokens the head sees: the authors' for UPerNet, scaled to the depth; the last for
+    SETR-PUP.
+    """
     return tuple(max(1, round(share * depth)) - 1 for share in (TAPS if head == "upernet" else TAPS[-1:]))
 
 
 class Segmenter(nn.Module):
     """Backbone without final norm, and a head that sees the patches' tokens behind some blocks as maps.
 
-    B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`, `decode_head`, `auxiliary_head`.
+    B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`,
+    `decode_head`, `auxiliary_head`.
     """
 
     kind: ClassVar[str] = "segmenter"
@@ -54,10 +59,12 @@ class Segmenter(nn.Module):
             config: Sizes and variant of the backbone; `image_size` is the crop's.
             classes: K.
             head: upernet comes with an auxiliary head for training.
-            taps: Blocks, from 0, whose tokens the head sees: four for upernet, one for setr-pup. None: see `default_taps`.
+            taps: Blocks, from 0, whose tokens the head sees: four for upernet, one for setr-pup. None: see
+                `default_taps`.
             channels: Inside the head. None: the authors', D for upernet and 256 for setr-pup.
             class_names: K names, in the order of the logits.
-            generator: Draws the weights (see `initialise_for_finetuning` and `initialise_head`). None: they are left to be loaded.
+            generator: Draws the weights (see `initialise_for_finetuning` and `initialise_head`). None: they
+                are left to be loaded.
         """
         if class_names is not None and len(class_names) != classes:
             raise ValueError(f"{len(class_names)} class names for {classes} classes")
@@ -68,11 +75,14 @@ class Segmenter(nn.Module):
         self.class_names = None if class_names is None else tuple(class_names)
         if head not in get_args(Head):
             raise ValueError(f"head={head!r} is not one of {', '.join(get_args(Head))}")
-        if len(self.taps) != len(default_taps(head, config.depth)) or not all(0 <= tap < config.depth for tap in self.taps):
+        if len(self.taps) != len(default_taps(head, config.depth)) or not all(
+            0 <= tap < config.depth for tap in self.taps
+        ):
             raise ValueError(f"taps={self.taps} do not fit the head {head} on {config.depth} blocks")
         if head == "upernet" and config.grid < 2:
             raise UserError(
-                f"model.image_size={config.image_size} has one patch, which has no half", f"set model.image_size={2 * config.patch_size}"
+                f"model.image_size={config.image_size} has one patch, which has no half",
+                f"set model.image_size={2 * config.patch_size}",
             )
         if head == "upernet":
             self.channels = channels or config.dim
@@ -97,7 +107,13 @@ class Segmenter(nn.Module):
     def head_config(self) -> dict[str, Any]:
         """What a checkpoint's `config.json` says about the head."""
         names = None if self.class_names is None else list(self.class_names)
-        return {"classes": self.classes, "head": self.head, "taps": list(self.taps), "channels": self.channels, "class_names": names}
+        return {
+            "classes": self.classes,
+            "head": self.head,
+            "taps": list(self.taps),
+            "channels": self.channels,
+            "class_names": names,
+        }
 
     @classmethod
     def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Segmenter:
@@ -122,7 +138,9 @@ class Segmenter(nn.Module):
         return logits, resized(self.auxiliary_head(maps, generator), pixels.shape[2:])
 
     def maps(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> list[Tensor]:
-        """What the heads see: a pyramid of four maps [B, D, ., .] for upernet, one map [B, D, rows, columns] for setr-pup."""
+        """What the heads see: a pyramid of four maps [B, D, ., .] for upernet, one map [B, D, rows, columns]
+        for setr-pup.
+        """
         tokens = self.backbone.features(pixels, blocks=self.taps, norm=False, generator=generator)
         maps = [each[:, 1:].transpose(1, 2).reshape(len(pixels), -1, *self.backbone.grid) for each in tokens]
         return self.backbone.pyramid(maps) if isinstance(self.backbone, PyramidBackbone) else maps

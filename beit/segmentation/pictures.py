@@ -48,12 +48,20 @@ def segmentation_sheet(
     pictures, captions = [], []
     for image, truth, predicted in zip(images, truths, predictions, strict=True):
         counted = truth != IGNORED
-        right = f"{(truth == predicted)[counted].mean():.0%} right" if counted.any() else "nothing to compare with"
+        right = (
+            f"{(truth == predicted)[counted].mean():.0%} right"
+            if counted.any()
+            else "nothing to compare with"
+        )
         pictures += [image, paint(truth, len(names)), paint(predicted, len(names))]
         captions += ["image", "truth", f"predicted, {right}"]
     rows = contact_sheet(pictures, columns=3, side=side, captions=captions)
     present = np.unique(np.concatenate([labels.ravel() for labels in (*truths, *predictions)]))
-    entries = [(names[number], tuple(palette(len(names))[number].tolist())) for number in present if number != IGNORED]
+    entries = [
+        (names[number], tuple(palette(len(names))[number].tolist()))
+        for number in present
+        if number != IGNORED
+    ]
     if (present == IGNORED).any():
         entries.append(("ignored", IGNORED_COLOUR))
     return _with_legend(rows, entries)

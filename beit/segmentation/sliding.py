@@ -1,7 +1,7 @@
 """Segment images of any size with a model of one crop size: windows that overlap, several scales, mirrored.
 
-As the released code tests (microsoft/unilm, beit/semantic_segmentation, by mmseg): windows of 512 pixels 341 apart, logits averaged where
-they overlap; ratios 0.5 to 1.75 with flip, probabilities averaged.
+As the released code tests (microsoft/unilm, beit/semantic_segmentation, by mmseg): windows of 512 pixels 341
+apart, logits averaged where they overlap; ratios 0.5 to 1.75 with flip, probabilities averaged.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from torch.nn.functional import interpolate, pad
 from beit.segmentation.heads.layers import resized
 
 PIXELS_AT_ONCE = 1 << 21
-"""Pixels of windows that go through the model together: eight windows of 512. What the model holds of them bounds the memory."""
+"""Pixels of windows that go through the model together: eight windows of 512. What the model holds of them
+bounds the memory."""
 
 MOST_CROPS = 8
-"""Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take 100."""
+"""Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take
+100."""
 
 # Float [B, 3, crop, crop] -> logits [B, K, crop, crop]
 Model = Callable[[Tensor], Tensor]
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along a side: `stride` apart, the last moved back so that it ends with the image."""
+    """Where windows begin along a side: `stride` apart, the last moved back so that it ends with
+    the image.
+    """
     last = max(0, length - crop)
     return [*range(0, last, stride), last]
 
@@ -35,12 +39,16 @@ def slide(model: Model, pixels: Tensor, *, crop: int, stride: int) -> Tensor:
 
     Args:
         model: Sees windows, all of the crop's size.
-        pixels: Float [B, 3, H, W], normalised. Smaller sides are padded with 0, the mean colour, below and to the right.
+        pixels: Float [B, 3, H, W], normalised. Smaller sides are padded with 0, the mean colour, below and to
+            the right.
         crop: Side of a window.
         stride: From window to window, at most the crop.
     """
     if not 0 < stride <= crop:
-        raise ValueError(f"windows of {crop} pixels that are {stride} apart leave pixels out; the stride must be 1 to {crop}")
+        raise ValueError(
+            f"windows of {crop} pixels that are {stride} apart leave pixels out; the stride must be 1 to "
+            f"{crop}"
+        )
     height, width = pixels.shape[2:]
     pixels = pad(pixels, (0, max(0, crop - width), 0, max(0, crop - height)))
     total: Tensor | None = None
@@ -78,17 +86,19 @@ def segment(
     ratios: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Tensor:
-    """Probabilities [B, K, height, width], averaged over scales and, if asked, over the image and its mirror image.
+    """Probabilities [B, K, height, width], averaged over scales and, if asked, over the image and its mirror
+    image.
 
     Args:
         model: Sees windows, all of the crop's size, in evaluation mode.
-        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` gives them. Each scale is made of these, not of another scale.
+        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` gives them. Each scale is made of
+            these, not of another scale.
         size: Height and width of the result: those of the annotation.
         scaled: Height and width at ratio 1.
         crop: Side of a window.
         stride: From window to window.
-        ratios: Scales, as multiples of `scaled`. Each is raised so that the shorter side is at least the crop, unless the longer one would
-            have more than 8 crops: a thin strip is padded.
+        ratios: Scales, as multiples of `scaled`. Each is raised so that the shorter side is at least the
+            crop, unless the longer one would have more than 8 crops: a thin strip is padded.
         flip: Add the mirror image.
     """
     total: Tensor | None = None

@@ -1,8 +1,9 @@
 """One random crop of an image and of its annotation, with the colours of the image changed.
 
-The transform of BEiT's segmentation (microsoft/unilm, `beit/semantic_segmentation`, which takes it from mmseg): scale, crop with a limit on
-one class, flip, photometric distortion, padding. Images are resized bilinearly, annotations to the nearest pixel. Two differences: a
-shrinking image is smoothed (OpenCV, which mmseg resizes by, picks pixels), and colours are rounded once at the end, not after each step.
+The transform of BEiT's segmentation (microsoft/unilm, `beit/semantic_segmentation`, which takes it from
+mmseg): scale, crop with a limit on one class, flip, photometric distortion, padding. Images are resized
+bilinearly, annotations to the nearest pixel. Two differences: a shrinking image is smoothed (OpenCV, which
+mmseg resizes by, picks pixels), and colours are rounded once at the end, not after each step.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def make_segment_view(
     ids: AnnotationConfig,
     side: int,
 ) -> SegmentView:
-    """Decode an image and its annotation and take one random crop of both. Never raises for what the files hold.
+    """Decode an image and its annotation and take one random crop of both. Never raises for what the files
+    hold.
 
     Args:
         encoded: The image file's bytes.
@@ -60,7 +62,9 @@ def make_segment_view(
         labels = decode_annotation(annotation, ids, height=image.shape[0], width=image.shape[1])
     except (UndecodableImage, BadAnnotation) as problem:
         blank = np.full((side, side), IGNORED, np.int16)
-        return SegmentView(patch_view=np.zeros((side, side, 3), np.uint8), labels=blank, status=problem.status)
+        return SegmentView(
+            patch_view=np.zeros((side, side, 3), np.uint8), labels=blank, status=problem.status
+        )
     patch_view, labels = transform(image, labels, draws, view=view, side=side)
     return SegmentView(patch_view=patch_view, labels=labels, status=Status.DECODED)
 
@@ -69,15 +73,17 @@ def make_segment_view(
 DRAWS = 2 + 9 + 2 * CROP_TRIES
 
 
-def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int) -> tuple[Pixels, Labels]:
+def transform(
+    image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int
+) -> tuple[Pixels, Labels]:
     """One random crop of an image and of its labels.
 
     Args:
         image: uint8 [H, W, 3].
         labels: int16 [H, W].
         draws: float64 [DRAWS], in [0, 1): all that is random.
-        view: What is random. What lies outside of an image smaller than the crop has its mean colour: 0 after normalisation, to within
-            half a level.
+        view: What is random. What lies outside of an image smaller than the crop has its mean colour: 0 after
+            normalisation, to within half a level.
         side: P, in pixels.
 
     Returns:
@@ -97,8 +103,15 @@ def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view
             break
     # Pillow resizes a part as it would resize the whole: what lies around the box still counts at its edge.
     across, along = width / columns, height / rows
-    box = (left * across, top * along, min(width, (left + inner_columns) * across), min(height, (top + inner_rows) * along))
-    crop = np.asarray(Image.fromarray(image).resize((inner_columns, inner_rows), Image.Resampling.BILINEAR, box=box))
+    box = (
+        left * across,
+        top * along,
+        min(width, (left + inner_columns) * across),
+        min(height, (top + inner_rows) * along),
+    )
+    crop = np.asarray(
+        Image.fromarray(image).resize((inner_columns, inner_rows), Image.Resampling.BILINEAR, box=box)
+    )
     crop = _distort(crop, draws[2:11], view)
     patch_view = np.empty((side, side, 3), np.uint8)
     patch_view[:] = np.rint(255 * np.array(view.mean))
@@ -110,7 +123,9 @@ def transform(image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view
 
 
 def whole_view(image: Pixels, view: SegmentViewConfig, *, largest: float = 1.0) -> Pixels:
-    """An image uint8 [H, W, 3] to be tested on, whole: as large as the largest of the test's ratios asks for, but not enlarged."""
+    """An image uint8 [H, W, 3] to be tested on, whole: as large as the largest of the test's ratios asks for,
+    but not enlarged.
+    """
     rows, columns = scaled_size(image.shape[0], image.shape[1], view, largest)
     if rows >= image.shape[0]:
         return image
@@ -141,21 +156,29 @@ def _distort(crop: Pixels, draws: NDArray[np.float64], view: SegmentViewConfig) 
     if contrasted and draws[0] < 0.5:
         values = (values * factor).clip(0, 255)
     if saturated or turned:
-        saturation = view.saturation[0] + shares[2] * (view.saturation[1] - view.saturation[0]) if saturated else 1.0
-        values = recoloured(values, saturation=saturation, degrees=view.hue * (2 * shares[3] - 1) if turned else 0.0)
+        saturation = (
+            view.saturation[0] + shares[2] * (view.saturation[1] - view.saturation[0]) if saturated else 1.0
+        )
+        values = recoloured(
+            values, saturation=saturation, degrees=view.hue * (2 * shares[3] - 1) if turned else 0.0
+        )
     if contrasted and draws[0] >= 0.5:
         values = (values * factor).clip(0, 255)
     return np.rint(values).astype(np.uint8)
 
 
 def recoloured(values: NDArray[np.float32], *, saturation: float, degrees: float) -> NDArray[np.float32]:
-    """Colours [..., 3] with the saturation, as HSV has it, multiplied (1 at most) and the hue turned; the largest channel's value stays."""
+    """Colours [..., 3] with the saturation, as HSV has it, multiplied (1 at most) and the hue turned; the
+    largest channel's value stays.
+    """
     value = values.max(-1)
     spread = value - values.min(-1)
     red, green, blue = np.moveaxis(values, -1, 0)
     safe = np.where(spread > 0, spread, 1)
     sixth = np.where(
-        value == red, (green - blue) / safe, np.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+        value == red,
+        (green - blue) / safe,
+        np.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     ).astype(np.float32)
     sixth += np.float32(degrees / 60)
     spread = np.minimum(spread * np.float32(saturation), value)

@@ -25,7 +25,8 @@ class Code:
     """Of all tokens of the images looked at."""
 
     decoded: NDArray[np.uint8] | None
-    """What the decoder paints in the middle of a field of nothing else, [px, px, 3]. None: there is no decoder."""
+    """What the decoder paints in the middle of a field of nothing else, [px, px, 3]. None: there is no
+    decoder."""
 
     examples: NDArray[np.uint8]
     """Squares of images that got this token, [n, px, px, 3]."""
@@ -38,7 +39,9 @@ def count_tokens(tokens: Tensor, vocab_size: int) -> NDArray[np.int64]:
     return counts
 
 
-def describe_codes(tokenizer: ImageTokenizer, images: Tensor, tokens: Tensor, *, codes: int = 48, examples: int = 6) -> list[Code]:
+def describe_codes(
+    tokenizer: ImageTokenizer, images: Tensor, tokens: Tensor, *, codes: int = 48, examples: int = 6
+) -> list[Code]:
     """Show some tokens from the commonest to the rarest of those that occur, at even distances in rank.
 
     Args:
@@ -58,13 +61,21 @@ def describe_codes(tokenizer: ImageTokenizer, images: Tensor, tokens: Tensor, *,
         fields = tokenizer.decode(torch.from_numpy(shown)[:, None].expand(-1, FIELD**2))
         painted = fields[:, :, middle, middle].permute(0, 2, 3, 1).cpu().numpy()
     count, _, height, width = images.shape
-    squares = images.reshape(count, 3, height // px, px, width // px, px).permute(0, 2, 4, 3, 5, 1).flatten(1, 2).cpu().numpy()
+    squares = (
+        images.reshape(count, 3, height // px, px, width // px, px)
+        .permute(0, 2, 4, 3, 5, 1)
+        .flatten(1, 2)
+        .cpu()
+        .numpy()
+    )
     of_square = tokens.cpu().numpy()
     described = []
     for number, token in enumerate(shown.tolist()):
         image, square = np.nonzero(of_square == token)
         # One square an image first: neighbours in one image are often alike.
-        order = np.argsort([np.count_nonzero(image[:i] == one) for i, one in enumerate(image)], kind="stable")[:examples]
+        order = np.argsort(
+            [np.count_nonzero(image[:i] == one) for i, one in enumerate(image)], kind="stable"
+        )[:examples]
         described.append(
             Code(
                 token=token,

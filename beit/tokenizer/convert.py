@@ -1,8 +1,8 @@
 """Published tokenizers -> the folder that `load_tokenizer` reads. What a file is, is told from its contents.
 
-Known are the two files of openai/DALL-E (whole pickled modules), state dicts under the same names (mmpretrain's
-`dalle_encoder.pth`), the image codebook of FLAVA in Hugging Face's names (the same encoder), and the tokenizer that
-microsoft/unilm trains itself.
+Known are the two files of openai/DALL-E (whole pickled modules), state dicts under the same names
+(mmpretrain's `dalle_encoder.pth`), the image codebook of FLAVA in Hugging Face's names (the same encoder),
+and the tokenizer that microsoft/unilm trains itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ from beit.untrusted.pickled import NotWeightsError
 
 LARGEST_BYTES = 4 * 2**30
 
-ENCODER, DECODER, CODEBOOK, UNILM = "DALL-E's encoder", "DALL-E's decoder", "FLAVA's image codebook", "unilm's DiscreteVAE"
+ENCODER, DECODER, CODEBOOK, UNILM = (
+    "DALL-E's encoder",
+    "DALL-E's decoder",
+    "FLAVA's image codebook",
+    "unilm's DiscreteVAE",
+)
 
-SOURCES = "OpenAI's encoder.pkl and decoder.pkl, FLAVA's image codebook, mmpretrain's dalle_encoder.pth or unilm's pytorch_model.bin"
+SOURCES = (
+    "OpenAI's encoder.pkl and decoder.pkl, FLAVA's image codebook, mmpretrain's dalle_encoder.pth or "
+    "unilm's pytorch_model.bin"
+)
 
 Tensors = dict[str, Tensor]
 
@@ -68,7 +76,8 @@ def convert(
     dvae: DvaeConfig = DALLE,
     unilm: UnilmConfig | None = None,
 ) -> Converted:
-    """Write a published tokenizer to a folder as `tokenizer.safetensors` and `tokenizer.json`. No code in the files runs.
+    """Write a published tokenizer to a folder as `tokenizer.safetensors` and `tokenizer.json`. No code in the
+    files runs.
 
     Args:
         source: The encoder, or the whole tokenizer.
@@ -80,13 +89,17 @@ def convert(
         unilm: Sizes that unilm's tokenizer must have. None: those of the released code.
 
     Raises:
-        UserError: When a file is not what it should be (it says what it is), or the folder holds a tokenizer already.
+        UserError: When a file is not what it should be (it says what it is), or the folder holds a tokenizer
+            already.
     """
     if any((out / name).exists() for name in (WEIGHTS, DESCRIPTION)):
         raise UserError(f"{out} holds a tokenizer already", "give another folder, or delete that one first")
     whole = _read(source, sha256)
     if whole.kind == DECODER:
-        raise UserError(f"{source} is DALL-E's decoder", f"write beit tokenizer convert encoder.pkl OUT --decoder {source}")
+        raise UserError(
+            f"{source} is DALL-E's decoder",
+            f"write beit tokenizer convert encoder.pkl OUT --decoder {source}",
+        )
     if whole.kind == UNILM:
         if decoder is not None:
             raise UserError(f"--decoder {decoder}: {source} has its own decoder", "leave out --decoder")
@@ -94,7 +107,10 @@ def convert(
     else:
         painter = None if decoder is None else _read(decoder, decoder_sha256)
         if painter is not None and painter.kind != DECODER:
-            raise UserError(f"--decoder {decoder} is {painter.kind}", "give the decoder.pkl that DALL-E's authors published, or none")
+            raise UserError(
+                f"--decoder {decoder} is {painter.kind}",
+                "give the decoder.pkl that DALL-E's authors published, or none",
+            )
         _write_dvae(whole, painter, out, dvae)
     written = read_description(out)
     return Converted(
@@ -135,23 +151,39 @@ def _write_unilm(whole: Published, out: Path, config: UnilmConfig) -> None:
 
 
 def _provenance(*files: Published | None) -> dict[str, Any]:
-    return {"converted_from": [{"kind": file.kind, "file": file.path.name, "sha256": file.sha256} for file in files if file is not None]}
+    return {
+        "converted_from": [
+            {"kind": file.kind, "file": file.path.name, "sha256": file.sha256}
+            for file in files
+            if file is not None
+        ]
+    }
 
 
 def _fill(model: nn.Module, published: Published) -> None:
-    """Give a model on the meta device a file's weights, in float32, after a check of names, shapes and values."""
+    """Give a model on the meta device a file's weights, in float32, after a check of names, shapes and
+    values.
+    """
     expected = model.state_dict()
     if difference := shape_difference(published.tensors, expected):
         name, found, right = difference
         raise UserError(
             f"{published.path} is {published.kind} with {len(published.tensors)} tensors, {name} {found}; "
             f"it should have {len(expected)}, this one {right}",
-            "give the file as its authors published it; of other sizes, only what `beit tokenizer train` wrote can be used",
+            (
+                "give the file as its authors published it; of other sizes, only what `beit tokenizer train` "
+                "wrote can be used"
+            ),
         )
     for name, tensor in published.tensors.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise UserError(f"{published.path}: {name} holds values that are no finite fractions", "download the file again")
-    model.load_state_dict({name: tensor.float().contiguous() for name, tensor in published.tensors.items()}, assign=True)
+            raise UserError(
+                f"{published.path}: {name} holds values that are no finite fractions",
+                "download the file again",
+            )
+    model.load_state_dict(
+        {name: tensor.float().contiguous() for name, tensor in published.tensors.items()}, assign=True
+    )
 
 
 def _read(path: Path, sha256: str | None) -> Published:
@@ -161,7 +193,9 @@ def _read(path: Path, sha256: str | None) -> Published:
     try:
         kind, tensors = recognise(read_tensors(data))
     except NotWeightsError as error:
-        raise UserError(f"{path} is {error}; nothing in it was run", f"download it again: {SOURCES} can be converted") from None
+        raise UserError(
+            f"{path} is {error}; nothing in it was run", f"download it again: {SOURCES} can be converted"
+        ) from None
     return Published(path, digest, kind, tensors)
 
 
@@ -181,11 +215,15 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, Tensors]:
     if (first := tensors.get("blocks.input.w")) is not None:
         return (ENCODER if first.shape[1:] == (3, 7, 7) else DECODER), dict(tensors)
     some = ", ".join(list(tensors)[:3]) or "none"
-    raise NotWeightsError(f"no tokenizer that is known here: {len(tensors)} tensors ({some}{', …' * (len(tensors) > 3)})")
+    raise NotWeightsError(
+        f"no tokenizer that is known here: {len(tensors)} tensors ({some}{', …' * (len(tensors) > 3)})"
+    )
 
 
 def _from_flava(name: str) -> str:
-    """`blocks.group_1.group.block_1.res_path.path.conv_1.weight` -> `blocks.group_1.block_1.res_path.conv_1.w`."""
+    """`blocks.group_1.group.block_1.res_path.path.conv_1.weight` ->
+    `blocks.group_1.block_1.res_path.conv_1.w`.
+    """
     for theirs, ours in ((".group.", "."), (".path.", "."), (".weight", ".w"), (".bias", ".b")):
         name = name.replace(theirs, ours)
     return name

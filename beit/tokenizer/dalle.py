@@ -15,7 +15,9 @@ IMAGE_SIZE = 256
 
 
 def random_dalle(*, device: str | torch.device = "cpu", seed: int = 0) -> DvaeTokenizer:
-    """DALL-E's encoder with random weights: tokens without meaning at the true cost, for measuring a pipeline."""
+    """DALL-E's encoder with random weights: tokens without meaning at the true cost, for measuring a
+    pipeline.
+    """
     encoder = Encoder(DALLE)
     initialise(encoder, torch.Generator().manual_seed(seed))
     return DvaeTokenizer(encoder, None, device=device)

@@ -1,8 +1,8 @@
 """The discrete VAE of DALL-E: an encoder from pixels to token logits, a decoder from tokens to pixels.
 
 The structure is that of openai/DALL-E (dall_e/encoder.py, decoder.py, utils.py) with free widths, depth and
-vocabulary; four groups and three poolings are fixed, so a token always stands for 8 x 8 pixels. Parameters carry
-the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
+vocabulary; four groups and three poolings are fixed, so a token always stands for 8 x 8 pixels. Parameters
+carry the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
 """
 
 from __future__ import annotations
@@ -50,17 +50,23 @@ class DvaeConfig:
         positive(self, "dvae.", "vocab_size", "encoder_width", "decoder_width", "blocks", "bottleneck")
         for name in ("encoder_width", "decoder_width"):
             if (width := getattr(self, name)) % 4:
-                raise UserError(f"dvae.{name}={width} is not a multiple of 4", f"set dvae.{name}={-(-width // 4) * 4}")
+                raise UserError(
+                    f"dvae.{name}={width} is not a multiple of 4", f"set dvae.{name}={-(-width // 4) * 4}"
+                )
 
     @property
     def gain(self) -> float:
-        """Factor of every residual branch. Small, so that the sum over all blocks stays near the identity at first."""
+        """Factor of every residual branch. Small, so that the sum over all blocks stays near the identity at
+        first.
+        """
         return 1 / (GROUPS * self.blocks) ** 2
 
 
 # B images of H x W pixels, h x w = H/8 x W/8 visual tokens, V different tokens
 def map_pixels(images: Tensor) -> Tensor:
-    """Pixels uint8 [...] or float [...] in [0, 1] -> float [...] in [0.1, 0.9], where the logit is moderate."""
+    """Pixels uint8 [...] or float [...] in [0, 1] -> float [...] in [0.1, 0.9], where the logit is
+    moderate.
+    """
     scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
     return (1 - 2 * PIXEL_MARGIN) * scaled + PIXEL_MARGIN
 
@@ -71,7 +77,9 @@ def unmap_pixels(mapped: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Module):
-    """A convolution of stride 1 that keeps the size of the image. Zero until `initialise` or a state dict fills it."""
+    """A convolution of stride 1 that keeps the size of the image. Zero until `initialise` or a state dict
+    fills it.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
@@ -104,8 +112,13 @@ class Block(nn.Module):
         return torch.add(self.id_path(x), self.res_path(x), alpha=self.gain)
 
 
-def _group(c_in: int, c_out: int, kernels: tuple[int, int, int, int], config: DvaeConfig) -> OrderedDict[str, nn.Module]:
-    return OrderedDict((f"block_{i + 1}", Block(c_out if i else c_in, c_out, kernels, config.gain)) for i in range(config.blocks))
+def _group(
+    c_in: int, c_out: int, kernels: tuple[int, int, int, int], config: DvaeConfig
+) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(
+        (f"block_{i + 1}", Block(c_out if i else c_in, c_out, kernels, config.gain))
+        for i in range(config.blocks)
+    )
 
 
 class Encoder(nn.Module):
@@ -132,11 +145,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Visual tokens, one-hot or a mixture -> location and logarithm of the scale of every pixel's distribution."""
+    """Visual tokens, one-hot or a mixture -> location and logarithm of the scale of every pixel's
+    distribution.
+    """
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(config.vocab_size, config.bottleneck, 1))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            input=Conv2d(config.vocab_size, config.bottleneck, 1)
+        )
         c_in = config.bottleneck
         for g in range(GROUPS):
             c_out = config.decoder_width * 2 ** (GROUPS - 1 - g)
@@ -149,7 +166,9 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(layers)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """[B, V, h, w], non-negative with sum 1 over V -> [B, 6, 8h, 8w]: three locations, three logarithms of a scale."""
+        """[B, V, h, w], non-negative with sum 1 over V -> [B, 6, 8h, 8w]: three locations, three logarithms
+        of a scale.
+        """
         statistics: Tensor = self.blocks(codes)
         return statistics
 
@@ -175,7 +194,9 @@ class Dvae(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution's weights from N(0, 1 / (c_in k^2)), in the order of the modules; biases become 0."""
+    """Draw every convolution's weights from N(0, 1 / (c_in k^2)), in the order of the modules; biases become
+    0.
+    """
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, Conv2d):

@@ -20,14 +20,21 @@ def measure(tokenizer: ImageTokenizer, images: Tensor, *, seed: int = 0) -> dict
         seed: Of the noise for "stable".
 
     Returns:
-        "perplexity" of the tokens' frequencies over all images; "dead", tokens that occur nowhere; "commonest", the share of the most
-        frequent token; "stable", the share of tokens that noise of at most 2 levels of 255 leaves as they were; and, with a decoder,
-        "error", the mean absolute error of the decoded pixels in [0, 1].
+        "perplexity" of the tokens' frequencies over all images; "dead", tokens that occur nowhere;
+        "commonest", the share of the most frequent token; "stable", the share of tokens that noise of at most
+        2 levels of 255 leaves as they were; and, with a decoder, "error", the mean absolute error of the
+        decoded pixels in [0, 1].
     """
     tokens = tokenizer.encode(images)
     counts = tokens.flatten().bincount(minlength=tokenizer.vocab_size).double().cpu()
     share = counts / counts.sum()
-    noise = torch.randint(-NOISE_LEVELS, NOISE_LEVELS + 1, images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int16)
+    noise = torch.randint(
+        -NOISE_LEVELS,
+        NOISE_LEVELS + 1,
+        images.shape,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.int16,
+    )
     noisy = (images.short() + noise.to(images.device)).clamp(0, 255).to(torch.uint8)
     figures = {
         "perplexity": torch.special.entr(share).sum().exp().item(),
@@ -36,5 +43,7 @@ def measure(tokenizer: ImageTokenizer, images: Tensor, *, seed: int = 0) -> dict
         "stable": (tokenizer.encode(noisy) == tokens).double().mean().item(),
     }
     if tokenizer.has_decoder:
-        figures["error"] = (tokenizer.decode(tokens).short() - images.to(tokens.device).short()).abs().double().mean().item() / 255
+        figures["error"] = (
+            tokenizer.decode(tokens).short() - images.to(tokens.device).short()
+        ).abs().double().mean().item() / 255
     return figures

@@ -17,9 +17,11 @@ SIDE = 64
 
 
 def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Artificial images of discs and rectangles that hide each other, most of them small, in shaded random colours.
+    """Artificial images of discs and rectangles that hide each other, most of them small, in shaded random
+    colours.
 
-    Such "dead leaves" share with photographs that neighbouring pixels are alike except across edges, at every scale.
+    Such "dead leaves" share with photographs that neighbouring pixels are alike except across edges, at every
+    scale.
 
     Returns:
         float [count, 3, side, side] in [0, 1].
@@ -33,7 +35,8 @@ def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
     for _ in range(LEAVES):
         dx, dy, angle = centres - draw(1, 1), centres[:, None] - draw(1, 1), math.pi * draw(1, 1)
         along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
-        # From a twenty-fifth to half of the side; the reciprocal makes small leaves frequent and large ones rare.
+        # From a twenty-fifth to half of the side; the reciprocal makes small leaves frequent and large ones
+        # rare.
         radius = 0.04 / (0.08 + 0.92 * draw(1, 1))
         disc, box = along**2 + across**2 < radius**2, (along.abs() < radius) & (across.abs() < 0.6 * radius)
         covered = torch.where(draw(1, 1) < 0.5, disc, box)
@@ -44,11 +47,12 @@ def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def spread_tokens(encoder: Encoder, std: float, generator: torch.Generator) -> None:
-    """Scale and shift the output layer: on artificial images every token's logit then has mean 0 and deviation `std`.
+    """Scale and shift the output layer: on artificial images every token's logit then has mean 0 and
+    deviation `std`.
 
     With the weights as they are drawn, the logits of a deep stack of convolutions hardly depend on the image:
-    one token is the most probable everywhere, and its rivals differ by less than the noise of the relaxation. No data is
-    looked at, so every worker computes the same weights.
+    one token is the most probable everywhere, and its rivals differ by less than the noise of the relaxation.
+    No data is looked at, so every worker computes the same weights.
     """
     output = encoder.blocks.get_submodule("output.conv")
     assert isinstance(output, Conv2d)

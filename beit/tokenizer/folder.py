@@ -31,19 +31,25 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_folder(folder: Path, state: Mapping[str, Tensor], description: Mapping[str, Any], *, half: bool = False) -> str:
+def write_folder(
+    folder: Path, state: Mapping[str, Tensor], description: Mapping[str, Any], *, half: bool = False
+) -> str:
     """Write `tokenizer.safetensors` and `tokenizer.json` into a folder, which is made if it is absent.
 
     Args:
         folder: The tokenizer's folder; files of an earlier save are replaced.
         state: The weights by name.
         description: At least "kind" and "config"; plain JSON types. The weights' digest is added.
-        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read back.
+        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read
+            back.
 
     Returns:
         The digest.
     """
-    stored = {name: value.detach().to("cpu", torch.float16 if half else torch.float32).contiguous() for name, value in state.items()}
+    stored = {
+        name: value.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
+        for name, value in state.items()
+    }
     digest = weights_digest(stored)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(save(stored))
@@ -78,10 +84,12 @@ def read_model(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
 
     Args:
         folder: The tokenizer's folder.
-        build: Makes the model from its description. Called with "meta" as the device: its weights are replaced.
+        build: Makes the model from its description. Called with "meta" as the device: its weights are
+            replaced.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
+        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
+            says.
     """
     description = read_description(folder)
     try:
@@ -89,7 +97,9 @@ def read_model(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
     except SafetensorError as error:
         raise _damaged(folder, f"{WEIGHTS} cannot be read ({error})") from None
     if (digest := weights_digest(state)) != description["digest"]:
-        raise _damaged(folder, f"{WEIGHTS} has the digest {digest[:12]}, {DESCRIPTION} says {description['digest'][:12]}")
+        raise _damaged(
+            folder, f"{WEIGHTS} has the digest {digest[:12]}, {DESCRIPTION} says {description['digest'][:12]}"
+        )
     try:
         with torch.device("meta"):
             model = build(description)
@@ -102,9 +112,15 @@ def read_model(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
     return model
 
 
-def shape_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
-    """The first name, in order, whose shape differs, with the shape found and the one expected ("absent" for none)."""
-    shapes = [{name: str(list(tensor.shape)) for name, tensor in tensors.items()} for tensors in (found, expected)]
+def shape_difference(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[str, str, str] | None:
+    """The first name, in order, whose shape differs, with the shape found and the one expected ("absent" for
+    none).
+    """
+    shapes = [
+        {name: str(list(tensor.shape)) for name, tensor in tensors.items()} for tensors in (found, expected)
+    ]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         left, right = (of.get(name, "absent") for of in shapes)
         if left != right:
@@ -114,5 +130,6 @@ def shape_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 def _damaged(folder: Path, what: str) -> UserError:
     return UserError(
-        f"{folder} holds a damaged tokenizer: {what}", "copy both files again from the same tokenizer, or train or convert it again"
+        f"{folder} holds a damaged tokenizer: {what}",
+        "copy both files again from the same tokenizer, or train or convert it again",
     )

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from beit.plain import from_dict, to_dict
-from beit.tokenizer.dvae import PIXEL_MARGIN, PX_PER_TOKEN, Decoder, Dvae, DvaeConfig, Encoder, map_pixels, set_precision, unmap_pixels
+from beit.tokenizer.dvae import (
+    PIXEL_MARGIN,
+    PX_PER_TOKEN,
+    Decoder,
+    Dvae,
+    DvaeConfig,
+    Encoder,
+    map_pixels,
+    set_precision,
+    unmap_pixels,
+)
 from beit.tokenizer.folder import read_model, weights_digest, write_folder
 from beit.tokenizer.protocol import check_images, side_of_grid
 
@@ -19,7 +29,8 @@ KIND = "dvae"
 Part = TypeVar("Part", Encoder, Decoder)
 
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
-"""Largest activation of one pass, by device: on a CPU what its caches hold, on a GPU what occupies it. One image at least."""
+"""Largest activation of one pass, by device: on a CPU what its caches hold, on a GPU what occupies it. One
+image at least."""
 
 
 class DvaeParts(nn.Module):
@@ -33,17 +44,22 @@ class DvaeParts(nn.Module):
 
 
 def images_at_once(device: torch.device, channels: int, pixels: int) -> int:
-    """Images of so many pixels that go through together, where an activation has this many channels a pixel."""
+    """Images of so many pixels that go through together, where an activation has this many channels
+    a pixel.
+    """
     return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * channels * pixels))
 
 
 class DvaeTokenizer:
     """A frozen discrete VAE: `encode` takes the most probable token, without noise.
 
-    float32 on a CPU. On a GPU the convolutions are float16 but for the layers at the tokens, as in DALL-E's own code.
+    float32 on a CPU. On a GPU the convolutions are float16 but for the layers at the tokens, as in DALL-E's
+    own code.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder | None, *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder | None, *, device: str | torch.device = "cpu"
+    ) -> None:
         """Take over modules with their weights; the digest is of the weights as they are now.
 
         Args:
@@ -52,7 +68,12 @@ class DvaeTokenizer:
             device: Where images and tokens are taken to and tokens and images come from.
         """
         parts = {"encoder": encoder, "decoder": decoder}
-        state = {f"{name}.{key}": value for name, part in parts.items() if part is not None for key, value in part.state_dict().items()}
+        state = {
+            f"{name}.{key}": value
+            for name, part in parts.items()
+            if part is not None
+            for key, value in part.state_dict().items()
+        }
         self.digest = weights_digest(state)
         self.device = torch.device(device)
         self.precision: Literal["float32", "float16"] = "float16" if self.device.type == "cuda" else "float32"
@@ -77,7 +98,9 @@ class DvaeTokenizer:
         check_images(images, PX_PER_TOKEN)
         at_once = images_at_once(self.device, self._width, images.shape[2] * images.shape[3])
         tokens = [
-            self._encoder(map_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last)).argmax(1).flatten(1)
+            self._encoder(map_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last))
+            .argmax(1)
+            .flatten(1)
             for part in torch.split(images, at_once)
         ]
         return torch.cat(tokens)
@@ -90,7 +113,11 @@ class DvaeTokenizer:
         grid = side_of_grid(tokens)
         at_once = images_at_once(self.device, self._width, (grid * PX_PER_TOKEN) ** 2)
         images = [
-            unmap_pixels(self._decoder.from_tokens(part.to(self.device).reshape(-1, grid, grid))[:, :3].float().sigmoid())
+            unmap_pixels(
+                self._decoder.from_tokens(part.to(self.device).reshape(-1, grid, grid))[:, :3]
+                .float()
+                .sigmoid()
+            )
             .mul(255)
             .round()
             .to(torch.uint8)
@@ -100,7 +127,13 @@ class DvaeTokenizer:
 
 
 def save_tokenizer(
-    folder: Path, dvae: Dvae | DvaeParts, *, image_size: int, training: Mapping[str, Any], figures: Mapping[str, float], half: bool = False
+    folder: Path,
+    dvae: Dvae | DvaeParts,
+    *,
+    image_size: int,
+    training: Mapping[str, Any],
+    figures: Mapping[str, float],
+    half: bool = False,
 ) -> None:
     """Write a discrete VAE into a folder as `tokenizer.safetensors` and `tokenizer.json`.
 
@@ -110,7 +143,8 @@ def save_tokenizer(
         image_size: Side in pixels of the images it was trained on.
         training: How it was trained (settings, data, versions) or where it comes from: plain JSON types.
         figures: What it reaches, by name.
-        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read back.
+        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read
+            back.
     """
     description = {
         "kind": KIND,
@@ -130,8 +164,12 @@ def load_dvae(folder: Path) -> DvaeParts:
     """Read a saved discrete VAE to float32 on the CPU.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
+        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
+            says.
     """
     return read_model(
-        folder, lambda description: DvaeParts(from_dict(DvaeConfig, description["config"]), decoder=description.get("has_decoder", True))
+        folder,
+        lambda description: DvaeParts(
+            from_dict(DvaeConfig, description["config"]), decoder=description.get("has_decoder", True)
+        ),
     )

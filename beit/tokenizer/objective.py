@@ -1,4 +1,6 @@
-"""Training a discrete VAE: the relaxed evidence lower bound of DALL-E (arXiv 2102.12092, section 2.1 and appendix A)."""
+"""Training a discrete VAE: the relaxed evidence lower bound of DALL-E (arXiv 2102.12092, section 2.1 and
+appendix A).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class DvaeTrainConfig:
     """The bound's schedules. Defaults: found at small scale (docs/tokenizer.md); DALL-E's in brackets."""
 
     kl_weight: float = 6.6
-    """Weight beta of the divergence between a position's token distribution and the uniform one, at the end of its rise [6.6]."""
+    """Weight beta of the divergence between a position's token distribution and the uniform one, at the end
+    of its rise [6.6]."""
 
     kl_share: float = 0.5
     """Share of the steps over which `kl_weight` rises from 0 [1/600]."""
@@ -56,28 +59,47 @@ class DvaeTrainConfig:
     """Share of the steps over which the learning rate falls to `optim.min_lr`, where it stays [2/5]."""
 
     marginal_weight: float = 0.4
-    """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's tokens in use [0]."""
+    """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's
+    tokens in use [0]."""
 
     first_logit_std: float | None = 6.0
-    """Standard deviation over artificial images that the first weights give every token's logit [None: as they are drawn]."""
+    """Standard deviation over artificial images that the first weights give every token's logit [None: as
+    they are drawn]."""
 
     encoder_lr: float = 0.1
-    """The encoder's learning rate, as a multiple of the decoder's: its tokens shall not move faster than the decoder learns them [1]."""
+    """The encoder's learning rate, as a multiple of the decoder's: its tokens shall not move faster than the
+    decoder learns them [1]."""
 
     ema_decay: float | None = None
-    """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the trained ones."""
+    """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the
+    trained ones."""
 
     def __post_init__(self) -> None:
         not_negative(self, "train.", "kl_weight", "marginal_weight")
-        positive(self, "train.", "encoder_lr", "first_logit_std", "first_temperature", "kl_share", "temperature_share", "lr_share")
+        positive(
+            self,
+            "train.",
+            "encoder_lr",
+            "first_logit_std",
+            "first_temperature",
+            "kl_share",
+            "temperature_share",
+            "lr_share",
+        )
         share(self, "train.", "kl_share", "temperature_share", "lr_share")
         if not 0 < self.last_temperature <= self.first_temperature:
             raise UserError(
-                f"train.last_temperature={self.last_temperature} is not between 0 and train.first_temperature={self.first_temperature}",
+                (
+                    f"train.last_temperature={self.last_temperature} is not between 0 and "
+                    f"train.first_temperature={self.first_temperature}"
+                ),
                 f"set train.last_temperature={self.first_temperature / 16:.4g}",
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"train.ema_decay={self.ema_decay} is not between 0 and 1", "set train.ema_decay=0.999, or None for no mean")
+            raise UserError(
+                f"train.ema_decay={self.ema_decay} is not between 0 and 1",
+                "set train.ema_decay=0.999, or None for no mean",
+            )
 
 
 def cosine(step: float, steps: float, first: float, last: float) -> float:
@@ -87,7 +109,8 @@ def cosine(step: float, steps: float, first: float, last: float) -> float:
 
 # B images of H x W pixels, h x w visual tokens, V different tokens
 def negative_log_likelihood(mapped: Tensor, statistics: Tensor) -> Tensor:
-    """The logit-Laplace distribution's negative logarithmic density, which is below 0 where the density is above 1.
+    """The logit-Laplace distribution's negative logarithmic density, which is below 0 where the density is
+    above 1.
 
     Args:
         mapped: float [B, 3, H, W] in (0, 1), from `map_pixels`.
@@ -98,7 +121,9 @@ def negative_log_likelihood(mapped: Tensor, statistics: Tensor) -> Tensor:
     """
     location, log_scale = statistics.chunk(2, dim=1)
     distance = (torch.logit(mapped) - location).abs()
-    nats: Tensor = math.log(2) + log_scale + torch.log(mapped * (1 - mapped)) + distance * torch.exp(-log_scale)
+    nats: Tensor = (
+        math.log(2) + log_scale + torch.log(mapped * (1 - mapped)) + distance * torch.exp(-log_scale)
+    )
     return nats
 
 
@@ -109,7 +134,8 @@ def divergence_from_uniform(log_q: Tensor) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats over the last dimension."""
-    # The slope of -p log p is infinite at 0, where a token that no position considers would put NaN into the gradient.
+    # The slope of -p log p is infinite at 0, where a token that no position considers would put NaN into the
+    # gradient.
     kept = probabilities.clamp(min=1e-12)
     return -(kept * kept.log()).sum(-1)
 
@@ -118,15 +144,17 @@ class DvaeObjective(Objective):
     """A discrete VAE and its bound. A batch's loss is the sum over its images; undecodable ones add nothing.
 
     The loss of an image is a mean over its pixels and channels, in nats, of the negative log-likelihood, plus
-    `kl_weight / 192` times the mean divergence of its positions, less `marginal_weight` times the entropy of the
-    mean token distribution. That mean is over the images of one `forward`, so with the reward on, splitting a
-    batch over workers changes the gradient a little; without it, not at all but for the noise, which every worker
-    draws for itself.
+    `kl_weight / 192` times the mean divergence of its positions, less `marginal_weight` times the entropy of
+    the mean token distribution. That mean is over the images of one `forward`, so with the reward on,
+    splitting a batch over workers changes the gradient a little; without it, not at all but for the noise,
+    which every worker draws for itself.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "status")
 
-    def __init__(self, dvae: DvaeConfig, train: DvaeTrainConfig, optim: OptimConfig, *, total_steps: int, seed: int) -> None:
+    def __init__(
+        self, dvae: DvaeConfig, train: DvaeTrainConfig, optim: OptimConfig, *, total_steps: int, seed: int
+    ) -> None:
         """Build and initialise the model.
 
         Args:
@@ -162,9 +190,13 @@ class DvaeObjective(Objective):
         return float((batch["status"] == 0).sum())
 
     def start_step(self, step: int) -> None:
-        """Set temperature, weight of the divergence and generator of the noise, all functions of the step alone."""
+        """Set temperature, weight of the divergence and generator of the noise, all functions of the step
+        alone.
+        """
         train = self.train_config
-        self.temperature = cosine(step, train.temperature_share * self.total_steps, train.first_temperature, train.last_temperature)
+        self.temperature = cosine(
+            step, train.temperature_share * self.total_steps, train.first_temperature, train.last_temperature
+        )
         self.kl_weight = cosine(step, train.kl_share * self.total_steps, 0.0, train.kl_weight)
         device = next(self.dvae.parameters()).device
         self._noise = torch.Generator(device).manual_seed(derive(self.seed, NOISE, step, worker_rank()))
@@ -176,9 +208,9 @@ class DvaeObjective(Objective):
             batch: "patch_view" uint8 [B, H, W, 3], H and W multiples of 8; "status" uint8 [B], 0 = decoded.
 
         Returns:
-            "loss", with the gradient; "bound", "kl", "marginal" (entropy of the mean distribution) and "error"
-            (mean absolute error of pixels in [0, 1] with the relaxed tokens), each times the decoded images;
-            "tokens", float64 [V]: how often each is the most probable one.
+            "loss", with the gradient; "bound", "kl", "marginal" (entropy of the mean distribution) and
+            "error" (mean absolute error of pixels in [0, 1] with the relaxed tokens), each times the decoded
+            images; "tokens", float64 [V]: how often each is the most probable one.
         """
         images = batch["patch_view"].permute(0, 3, 1, 2)
         decoded = (batch["status"] == 0).float()
@@ -186,7 +218,8 @@ class DvaeObjective(Objective):
 
         logits = self.dvae.encoder(mapped).float()
         log_q = F.log_softmax(logits, dim=1)
-        # An exponential draw can be 0 on a CPU, and its logarithm would make the token's share infinite over infinite.
+        # An exponential draw can be 0 on a CPU, and its logarithm would make the token's share infinite over
+        # infinite.
         gumbel = torch.empty_like(logits).exponential_(generator=self._noise).clamp_(min=1e-10).log_().neg_()
         codes = F.softmax((logits + gumbel) / self.temperature, dim=1)
         statistics = self.dvae.decoder(codes).float()
@@ -208,7 +241,12 @@ class DvaeObjective(Objective):
             tokens = logits.argmax(1).flatten(1)
             used = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
             used.scatter_add_(0, tokens.flatten(), decoded.double()[:, None].expand_as(tokens).flatten())
-            sums = {"bound": (bound * decoded).sum(), "kl": (kl * decoded).sum(), "error": (error * decoded).sum(), "marginal": marginal}
+            sums = {
+                "bound": (bound * decoded).sum(),
+                "kl": (kl * decoded).sum(),
+                "error": (error * decoded).sum(),
+                "marginal": marginal,
+            }
         return {
             "loss": loss,
             **{name: value.detach() for name, value in sums.items()},
@@ -216,7 +254,9 @@ class DvaeObjective(Objective):
         }
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with decay on all parameters, biases included, as the authors of DALL-E have it; encoder and decoder are two groups."""
+        """AdamW with decay on all parameters, biases included, as the authors of DALL-E have it; encoder and
+        decoder are two groups.
+        """
         optim = self.optim_config
         return torch.optim.AdamW(
             [
@@ -231,7 +271,9 @@ class DvaeObjective(Objective):
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warmup, then half a cosine from `peak_lr` to `min_lr`, reached after `lr_share` of the steps."""
+        """Linear warmup, then half a cosine from `peak_lr` to `min_lr`, reached after `lr_share` of the
+        steps.
+        """
         optim = self.optim_config
         if step < optim.warmup:
             return optim.peak_lr * (step + 1) / optim.warmup
@@ -242,7 +284,8 @@ class DvaeObjective(Objective):
     def finish_step(self, step: int) -> None:
         """Move the running mean."""
         if self.average is not None and self.train_config.ema_decay is not None:
-            # A mean over the last tenth of the steps at first: otherwise it would remember the random weights.
+            # A mean over the last tenth of the steps at first: otherwise it would remember the random
+            # weights.
             decay = min(self.train_config.ema_decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.dvae.parameters()), 1 - decay)
 
@@ -250,10 +293,13 @@ class DvaeObjective(Objective):
         """Means over the images since the last report, and how the tokens were used.
 
         Returns:
-            "loss", "bound", "kl" (nats), "error" ([0, 1], with the relaxed tokens), "perplexity" (of the most probable tokens), "dead"
-            (tokens that no position took), "temperature", "kl_weight", and "marginal" (nats) where it is rewarded.
+            "loss", "bound", "kl" (nats), "error" ([0, 1], with the relaxed tokens), "perplexity" (of the most
+            probable tokens), "dead" (tokens that no position took), "temperature", "kl_weight", and
+            "marginal" (nats) where it is rewarded.
         """
-        mean = {name: float(sums[name]) / max(weight, 1) for name in ("loss", "bound", "kl", "error", "marginal")}
+        mean = {
+            name: float(sums[name]) / max(weight, 1) for name in ("loss", "bound", "kl", "error", "marginal")
+        }
         if not self.train_config.marginal_weight:
             del mean["marginal"]
         counts = np.asarray(sums["tokens"], np.float64)
@@ -270,7 +316,10 @@ class DvaeObjective(Objective):
         """Write the trained weights, and their running mean."""
         for name, dvae in ((WEIGHTS, self.dvae), (AVERAGE, self.average)):
             if dvae is not None:
-                save_file({key: value.detach().cpu().contiguous() for key, value in dvae.state_dict().items()}, folder / name)
+                save_file(
+                    {key: value.detach().cpu().contiguous() for key, value in dvae.state_dict().items()},
+                    folder / name,
+                )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, onto the device that the model is on."""

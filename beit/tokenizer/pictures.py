@@ -33,17 +33,27 @@ def token_sheet(
         names: What to write under each image.
         side: Side of a picture, in pixels.
     """
-    columns: list[tuple[str, Sequence[Pixels]]] = [("image", images), ("tokens", [colour_of(grid) for grid in tokens])]
-    captions: dict[int, Sequence[str]] = {0: names, 1: [f"{len(np.unique(grid))} different of {grid.size}" for grid in tokens]}
+    columns: list[tuple[str, Sequence[Pixels]]] = [
+        ("image", images),
+        ("tokens", [colour_of(grid) for grid in tokens]),
+    ]
+    captions: dict[int, Sequence[str]] = {
+        0: names,
+        1: [f"{len(np.unique(grid))} different of {grid.size}" for grid in tokens],
+    }
     if decoded is not None:
         columns.append(("decoded from the tokens", decoded))
-        errors = [np.abs(one.astype(np.int16) - other).mean() / 255 for one, other in zip(images, decoded, strict=True)]
+        errors = [
+            np.abs(one.astype(np.int16) - other).mean() / 255
+            for one, other in zip(images, decoded, strict=True)
+        ]
         captions[2] = [f"mean absolute error {error:.3f}" for error in errors]
     return table(columns, side=side, captions=captions)
 
 
 def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: int = 4) -> Image.Image:
-    """Single visual tokens: what the decoder paints from each, on the left, and squares of images that got it.
+    """Single visual tokens: what the decoder paints from each, on the left, and squares of images that got
+    it.
 
     Args:
         codes: From `beit.tokenizer.codes.describe_codes`.
@@ -54,7 +64,11 @@ def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: 
     side = codes[0].examples.shape[1] * zoom
     first = 0 if codes[0].decoded is None else 2 * side + GAP_PX // 2
     step_x, step_y = first + -(-examples // 2) * side + 2 * GAP_PX, 2 * side + LINE_PX + GAP_PX
-    sheet = Image.new("RGB", (GAP_PX + min(columns, len(codes)) * step_x, GAP_PX + -(-len(codes) // columns) * step_y), PAPER)
+    sheet = Image.new(
+        "RGB",
+        (GAP_PX + min(columns, len(codes)) * step_x, GAP_PX + -(-len(codes) // columns) * step_y),
+        PAPER,
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
     for number, code in enumerate(codes):
         x, y = GAP_PX + number % columns * step_x, GAP_PX + number // columns * step_y
@@ -62,12 +76,19 @@ def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: 
             sheet.paste(fit(code.decoded, 2 * side), (x, y))
         for place, square in enumerate(code.examples[:examples]):
             sheet.paste(fit(square, side), (x + first + place // 2 * side, y + place % 2 * side))
-        draw.text((x, y + 2 * side + 1), shorten(f"{code.token}: {code.share:.2%}", step_x - GAP_PX, font), FAINT, font)
+        draw.text(
+            (x, y + 2 * side + 1),
+            shorten(f"{code.token}: {code.share:.2%}", step_x - GAP_PX, font),
+            FAINT,
+            font,
+        )
     return sheet
 
 
 def colour_of(tokens: NDArray[np.int64]) -> Pixels:
-    """Visual tokens [grid, grid] -> a colour each, uint8 [grid, grid, 3]. Tokens with numbers next to each other look unlike."""
+    """Visual tokens [grid, grid] -> a colour each, uint8 [grid, grid, 3]. Tokens with numbers next to each
+    other look unlike.
+    """
     hue, saturation, value = (tokens[..., None] / SPREAD**power % 1 for power in (1, 2, 3))
     saturation, value = 0.5 + 0.5 * saturation, 0.55 + 0.45 * value
     pure = (np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1).clip(0, 1)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 
-# B images of h x w pixels, N visual tokens per image: one for each square of `px_per_token` pixels, row by row
+# B images of h x w pixels, N visual tokens per image: one for each square of `px_per_token` pixels, row by
+# row
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """Turns images into visual tokens. Frozen: the same image gives the same tokens for the same `digest` and `precision`."""
+    """Turns images into visual tokens. Frozen: the same image gives the same tokens for the same `digest` and
+    `precision`.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -31,7 +34,9 @@ class ImageTokenizer(Protocol):
 
     @property
     def precision(self) -> str:
-        """Arithmetic of the convolutions, "float32" or "float16". A few tokens in a thousand differ between the two."""
+        """Arithmetic of the convolutions, "float32" or "float16". A few tokens in a thousand differ between
+        the two.
+        """
         ...
 
     @property
@@ -68,12 +73,16 @@ def check_images(images: Tensor, px_per_token: int) -> None:
         raise ValueError(f"encode reads uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
     height, width = images.shape[2:]
     if height % px_per_token or width % px_per_token:
-        raise ValueError(f"{height} x {width} pixels are not multiples of {px_per_token}, the pixels of a token")
+        raise ValueError(
+            f"{height} x {width} pixels are not multiples of {px_per_token}, the pixels of a token"
+        )
 
 
 def side_of_grid(tokens: Tensor) -> int:
     """Side of the square grid of tokens [B, N]; anything else is refused."""
     side = math.isqrt(tokens.shape[1]) if tokens.ndim == 2 else 0
     if not side or side**2 != tokens.shape[1]:
-        raise ValueError(f"decode reads the tokens of square grids [B, grid * grid], not {list(tokens.shape)}")
+        raise ValueError(
+            f"decode reads the tokens of square grids [B, grid * grid], not {list(tokens.shape)}"
+        )
     return side

@@ -43,7 +43,8 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     if name_or_path == PUBLISHED:
         raise UserError(
             "tokenizer.name=dalle: DALL-E's published weights do not come with the package",
-            "write beit tokenizer convert encoder.pkl FOLDER --decoder decoder.pkl, then give --tokenizer.path FOLDER; "
+            "write beit tokenizer convert encoder.pkl FOLDER --decoder decoder.pkl, then give "
+            "--tokenizer.path FOLDER; "
             "or measure with --tokenizer.name random-dalle",
         )
     folder = _find(name_or_path)
@@ -54,12 +55,14 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
         parts = frozen.load_dvae(folder)
         return frozen.DvaeTokenizer(parts.encoder, parts.decoder, device=device)
     raise UserError(
-        f"{folder} holds a tokenizer of the kind {kind!r}, which this version does not know", "make it again with this version, or update"
+        f"{folder} holds a tokenizer of the kind {kind!r}, which this version does not know",
+        "make it again with this version, or update",
     )
 
 
 def px_per_token(name_or_path: str) -> int:
-    """Side of the square of pixels that one token of a tokenizer stands for, without its weights: by its description.
+    """Side of the square of pixels that one token of a tokenizer stands for, without its weights: by its
+    description.
 
     Raises:
         UserError: When there is no such tokenizer.
@@ -77,7 +80,10 @@ def described_px(description: Any, place: str) -> int:
     """
     px = description.get("px_per_token") if isinstance(description, dict) else None
     if not isinstance(px, int) or px < 1:
-        raise UserError(f"{place}: its {DESCRIPTION} does not say px_per_token", "make the tokenizer again with this version")
+        raise UserError(
+            f"{place}: its {DESCRIPTION} does not say px_per_token",
+            "make the tokenizer again with this version",
+        )
     return px
 
 
@@ -88,7 +94,8 @@ def _find(name_or_path: str) -> Path:
     if not Path(name_or_path).is_dir():
         raise UserError(
             f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",
-            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder that `beit tokenizer train` "
+            f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder "
+            "that `beit tokenizer train` "
             "or `convert` wrote",
         )
     return Path(name_or_path)

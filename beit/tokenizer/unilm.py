@@ -1,8 +1,9 @@
-"""The tokenizer that BEiT's authors trained themselves: `DiscreteVAE` of microsoft/unilm, `beit/modeling_discrete_vae.py`.
+"""The tokenizer that BEiT's authors trained themselves: `DiscreteVAE` of microsoft/unilm,
+`beit/modeling_discrete_vae.py`.
 
-Smaller and simpler than DALL-E's: strided convolutions and one residual block at every resolution, a codebook of
-embeddings, pixels as they are rather than a distribution of them (arXiv 2106.08254, appendix C, compares the two).
-Parameters carry the released code's names, such as `encoder.1.net.0.weight`.
+Smaller and simpler than DALL-E's: strided convolutions and one residual block at every resolution, a codebook
+of embeddings, pixels as they are rather than a distribution of them (arXiv 2106.08254, appendix C, compares
+the two). Parameters carry the released code's names, such as `encoder.1.net.0.weight`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class UnilmDvae(nn.Module):
         self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
         for layer in range(config.layers):
             down = nn.Conv2d(config.width if layer else 3, config.width, 4, stride=2, padding=1)
-            up = nn.ConvTranspose2d(config.width if layer else config.codebook_dim, config.width, 4, stride=2, padding=1)
+            up = nn.ConvTranspose2d(
+                config.width if layer else config.codebook_dim, config.width, 4, stride=2, padding=1
+            )
             self.encoder.extend([nn.Sequential(down, nn.ReLU()), Residual(config.width)])
             self.decoder.extend([nn.Sequential(up, nn.ReLU()), Residual(config.width)])
         self.encoder.append(nn.Conv2d(config.width, config.vocab_size, 1))
@@ -112,7 +115,8 @@ class UnilmTokenizer:
         self.device = torch.device(device)
         self.px_per_token = model.config.px_per_token
         self.vocab_size = model.config.vocab_size
-        # Of the largest activations, channels for each pixel of the image: half the resolution, or the logits.
+        # Of the largest activations, channels for each pixel of the image: half the resolution, or the
+        # logits.
         self._channels = max(1, model.config.width // 4, model.config.vocab_size // self.px_per_token**2)
         self._model = model.eval().requires_grad_(False).to(self.device)
 
@@ -122,7 +126,9 @@ class UnilmTokenizer:
         check_images(images, self.px_per_token)
         at_once = images_at_once(self.device, self._channels, images.shape[2] * images.shape[3])
         tokens = [
-            self._model.encoder(part.to(self.device).float().div_(255).sub_(HALF_RANGE).div_(HALF_RANGE)).argmax(1).flatten(1)
+            self._model.encoder(part.to(self.device).float().div_(255).sub_(HALF_RANGE).div_(HALF_RANGE))
+            .argmax(1)
+            .flatten(1)
             for part in torch.split(images, at_once)
         ]
         return torch.cat(tokens)
@@ -149,6 +155,7 @@ def load_unilm(folder: Path) -> UnilmDvae:
     """Read a converted tokenizer of the released code to float32 on the CPU.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description says.
+        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
+            says.
     """
     return read_model(folder, lambda description: UnilmDvae(from_dict(UnilmConfig, description["config"])))

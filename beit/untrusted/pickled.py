@@ -1,15 +1,15 @@
 """Files that `torch.save` wrote, read without running anything in them.
 
-A pickle is a program: it names functions of any installed package and calls them. Published weights come as such
-programs, some of them whole modules, others with the options of the training beside them. Three doors stand between a
-file and its tensors:
+A pickle is a program: it names functions of any installed package and calls them. Published weights come as
+such programs, some of them whole modules, others with the options of the training beside them. Three doors
+stand between a file and its tensors:
 
-1. The program is read as a list of instructions, without following them. One that names anything outside a short
-   list, or uses an instruction that `torch.save` has no need of, is refused here, with what it named.
-2. The programs that remain run against stand-ins: classes that keep what they are given and do nothing. In the zip
-   container of today (`torch.save` since 1.6) that is PyTorch's own `weights_only` reader with our stand-ins for
-   modules; in the older container, which that reader does not open for modules, every name is a stand-in, down to
-   the functions that would build a tensor.
+1. The program is read as a list of instructions, without following them. One that names anything outside a
+   short list, or uses an instruction that `torch.save` has no need of, is refused here, with what it named.
+2. The programs that remain run against stand-ins: classes that keep what they are given and do nothing. In
+   the zip container of today (`torch.save` since 1.6) that is PyTorch's own `weights_only` reader with our
+   stand-ins for modules; in the older container, which that reader does not open for modules, every name is a
+   stand-in, down to the functions that would build a tensor.
 3. Only tensors are taken from the result.
 """
 
@@ -56,7 +56,8 @@ BESIDE_WEIGHTS = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
 )
-"""What training checkpoints hold beside the weights (options, scores, scalers). It is passed over: stand-ins take it in."""
+"""What training checkpoints hold beside the weights (options, scores, scalers). It is passed over: stand-ins
+take it in."""
 
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 
@@ -72,9 +73,14 @@ _DTYPES = {
 }
 
 WRAPPERS = ("state_dict", "weights", "model", "module")
-"""Under which a checkpoint keeps its state dict: mmsegmentation's and mmpretrain's, unilm's tokenizer's, unilm's, DeepSpeed's."""
+"""Under which a checkpoint keeps its state dict: mmsegmentation's and mmpretrain's, unilm's tokenizer's,
+unilm's, DeepSpeed's."""
 
-_CONTAINERS: dict[str, Any] = {"collections.OrderedDict": OrderedDict, "builtins.set": set, "__builtin__.set": set}
+_CONTAINERS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,
+}
 
 ALLOWED = frozenset({*MODULES, *BESIDE_WEIGHTS, *_DTYPES, *_CONTAINERS, _TENSOR, _PARAMETER, "torch.device"})
 """All that a file may name."""
@@ -83,13 +89,14 @@ _SECOND_PROTOCOL = """
     PROTO STOP GLOBAL BINPERSID NEWOBJ REDUCE BUILD MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT EMPTY_LIST
     SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BINSTRING SHORT_BINSTRING
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT LONG1
-"""
+"""  # noqa: E501
 
 _INSTRUCTIONS = frozenset(_SECOND_PROTOCOL.split())
 """All that `torch.save` needs of pickle's second protocol."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""First of the five pickles of the older container; the version, the machine, the object and the keys of its storages follow."""
+"""First of the five pickles of the older container; the version, the machine, the object and the keys of its
+storages follow."""
 
 
 class NotWeightsError(Exception):
@@ -97,7 +104,8 @@ class NotWeightsError(Exception):
 
 
 def read_torch(data: bytes) -> dict[str, Tensor]:
-    """The tensors in a file of `torch.save`, by name: of a state dict, also within a checkpoint, or of a whole module.
+    """The tensors in a file of `torch.save`, by name: of a state dict, also within a checkpoint, or of a
+    whole module.
 
     Tensors may share memory, and be views larger than it: look at their shapes before copying them.
 
@@ -157,7 +165,9 @@ def _inspect(data: bytes, start: int = 0) -> int:
         for instruction, argument, _ in pickletools.genops(stream):
             if isinstance(argument, str):
                 strings = [strings[1], argument]
-            name = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(instruction.name)
+            name = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(
+                instruction.name
+            )
             if name is not None and (name := str(name).replace(" ", ".")) not in ALLOWED:
                 raise NotWeightsError(f"a pickle with the global {name}")
             if instruction.name not in _INSTRUCTIONS:
@@ -181,7 +191,9 @@ def _read_zip(data: bytes) -> Any:
             if any("/code/" in name for name in names):
                 raise NotWeightsError("a TorchScript archive, which holds code")
             if not any(name.endswith("/data.pkl") for name in names):
-                raise NotWeightsError(f"a zip archive of something else (with {names[0] if names else 'nothing'} in it)")
+                raise NotWeightsError(
+                    f"a zip archive of something else (with {names[0] if names else 'nothing'} in it)"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise NotWeightsError("a compressed zip archive, which torch.save does not write")
             for name in names:
@@ -241,9 +253,13 @@ def _read_legacy(data: bytes) -> Any:
     for key in keys.load():
         storage = whole.storages[str(key)]
         size = storage.numel * storage.dtype.itemsize
-        if int.from_bytes(data[offset : offset + 8], "little") != storage.numel or offset + 8 + size > len(data):
+        if int.from_bytes(data[offset : offset + 8], "little") != storage.numel or offset + 8 + size > len(
+            data
+        ):
             raise NotWeightsError("a file of torch.save that is cut off")
-        storage.values = torch.frombuffer(bytearray(data[offset + 8 : offset + 8 + size]), dtype=storage.dtype)
+        storage.values = torch.frombuffer(
+            bytearray(data[offset + 8 : offset + 8 + size]), dtype=storage.dtype
+        )
         offset += 8 + size
     return content
 
@@ -252,7 +268,9 @@ def _read_legacy(data: bytes) -> Any:
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a module or of a state dict, which may lie in a checkpoint under one of `WRAPPERS`."""
+    """Names and tensors of a module or of a state dict, which may lie in a checkpoint under one of
+    `WRAPPERS`.
+    """
     if isinstance(content, _Inert):
         yield from _of_module(content)
         return
@@ -265,7 +283,10 @@ def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
     for name, value in content.items():
         tensor = _as_tensor(value)
         if not isinstance(name, str) or tensor is None:
-            raise NotWeightsError(f"a file of torch.save with {name!r:.60} in it, which is no tensor but a {type(value).__name__}")
+            raise NotWeightsError(
+                f"a file of torch.save with {name!r:.60} in it, which is no tensor but a "
+                f"{type(value).__name__}"
+            )
         yield name, tensor
 
 

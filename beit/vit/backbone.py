@@ -1,8 +1,9 @@
 """The Vision Transformer of BEiT, in its two published variants.
 
-The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's (microsoft/unilm, beit/modeling_pretrain.py
-and modeling_finetune.py): no absolute positions, relative position biases from a table that all blocks share in pretraining and each has a
-copy of in fine-tuning, LayerScale. Modules and parameters have the names of the published checkpoints.
+The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's
+(microsoft/unilm, beit/modeling_pretrain.py and modeling_finetune.py): no absolute positions, relative
+position biases from a table that all blocks share in pretraining and each has a copy of in fine-tuning,
+LayerScale. Modules and parameters have the names of the published checkpoints.
 
 Letters in shapes:
     B images, N patches of an image, T = N + 1 tokens of an image (the class token first),
@@ -31,7 +32,9 @@ class Linear(nn.Linear):
     """`nn.Linear` without weights of its own drawing: `initialise`, or a checkpoint, sets them."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's default would cost as much as the real draw and use its global generator."""
+        """Leave the memory as it is: torch's default would cost as much as the real draw and use its global
+        generator.
+        """
 
 
 class Conv2d(nn.Conv2d):
@@ -55,17 +58,21 @@ class PatchEmbed(nn.Module):
 
 
 def cut(pixels: Tensor, size: int) -> Tensor:
-    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a square channel by channel."""
+    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a
+    square channel by channel.
+    """
     images, channels, height, width = pixels.shape
     squares = pixels.reshape(images, channels, height // size, size, width // size, size)
     return squares.permute(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
 
 
 def relative_position_index(rows: int, columns: int) -> Tensor:
-    """Row of the bias table for every pair of tokens of a grid, int64 [T, T]: entry [i, j] is for token i asking token j.
+    """Row of the bias table for every pair of tokens of a grid, int64 [T, T]: entry [i, j] is for token i
+    asking token j.
 
-    Patches use row (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the asking patch's row and column minus the
-    other's. The last three rows of the table serve the class token: it asks a patch, a patch asks it, it asks itself.
+    Patches use row (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the asking
+    patch's row and column minus the other's. The last three rows of the table serve the class token: it asks
+    a patch, a patch asks it, it asks itself.
     """
     # On the CPU by name: the values must be real even while a model is laid out on torch's meta device.
     y = torch.arange(rows, device="cpu").repeat_interleave(columns)
@@ -79,12 +86,16 @@ def relative_position_index(rows: int, columns: int) -> Tensor:
 
 
 def bias_table(config: ModelConfig) -> nn.Parameter:
-    """A table of relative position biases, [(2 grid - 1)^2 + 3, H]: a number for every offset between two tokens and every head."""
+    """A table of relative position biases, [(2 grid - 1)^2 + 3, H]: a number for every offset between two
+    tokens and every head.
+    """
     return nn.Parameter(torch.zeros((2 * config.grid - 1) ** 2 + 3, config.heads))
 
 
 class SharedBias(nn.Module):
-    """The one table of relative position biases that all blocks share. A module, because the published weights name it as one."""
+    """The one table of relative position biases that all blocks share. A module, because the published
+    weights name it as one.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,7 +116,9 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
         # The block's own, read by `Backbone`: the index into it is the same for all blocks and kept once.
-        self.relative_position_bias_table = bias_table(config) if config.position == "relative-per-block" else None
+        self.relative_position_bias_table = (
+            bias_table(config) if config.position == "relative-per-block" else None
+        )
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
         """Attend to all tokens.
@@ -123,11 +136,15 @@ class Attention(nn.Module):
             # On a CPU the fused kernel cannot give a bias its gradient, and its fallback is slower than this.
             mixed = _softmax(q, k, bias) @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if bias is None else bias.to(q.dtype)
+            )
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def weights(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
-        """What the asking tokens take from each token, [B, H, S, T], rows summing to 1; the arguments are those of `forward`."""
+        """What the asking tokens take from each token, [B, H, S, T], rows summing to 1; the arguments are
+        those of `forward`.
+        """
         q, k, _ = self._project(tokens, asking)
         return _softmax(q, k, bias)
 
@@ -139,7 +156,11 @@ class Attention(nn.Module):
             projected = F.linear(tokens, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
             q, k, v = projected.reshape(*tokens.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             return q, k, v
-        q = F.linear(asking, self.qkv.weight[:dim], self.q_bias).reshape(*asking.shape[:2], self.heads, -1).transpose(1, 2)
+        q = (
+            F.linear(asking, self.qkv.weight[:dim], self.q_bias)
+            .reshape(*asking.shape[:2], self.heads, -1)
+            .transpose(1, 2)
+        )
         projected = F.linear(tokens, self.qkv.weight[dim:], torch.cat([no_bias, self.v_bias]))
         k, v = projected.reshape(*tokens.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
@@ -179,14 +200,22 @@ class Block(nn.Module):
         self.gamma_1 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
         self.gamma_2 = None if gain is None else nn.Parameter(torch.full((config.dim,), gain))
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None, paths: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        bias: Tensor | None = None,
+        paths: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Apply the block, to all tokens or for some of them only.
 
         Args:
             tokens: Float [B, T, D].
             bias: Relative position biases [H, T, T].
-            paths: Factors [B, 2] of the attention and the MLP branch of every image (see `draw_paths`). None: 1.
-            rows: int64 [B, S], the tokens whose result is wanted; each at most once an image. None: all, in order.
+            paths: Factors [B, 2] of the attention and the MLP branch of every image (see `draw_paths`). None:
+                1.
+            rows: int64 [B, S], the tokens whose result is wanted; each at most once an image. None: all, in
+                order.
 
         Returns:
             Float [B, S, D]: what the block gives for all tokens, at `rows`.
@@ -226,12 +255,12 @@ def _add_branch(tokens: Tensor, branch: Tensor, gain: Tensor | None, path: Tenso
 def draw_paths(generator: torch.Generator, *, images: int, blocks: int, rate: float) -> Tensor:
     """Draw which branches are skipped for which image (stochastic depth), on the generator's device.
 
-    Block l of 0 .. L-1 skips a branch with probability rate * l / (L - 1); a branch that stays is scaled up by the inverse of
-    the probability that it stays, so that its expectation is unchanged.
+    Block l of 0 .. L-1 skips a branch with probability rate * l / (L - 1); a branch that stays is scaled up
+    by the inverse of the probability that it stays, so that its expectation is unchanged.
 
     Returns:
-        Factors [B, L, 2], 0 where a branch is skipped. Images come first: two halves of a batch, drawn one after the other
-        on a CPU, skip what the whole batch would.
+        Factors [B, L, 2], 0 where a branch is skipped. Images come first: two halves of a batch, drawn one
+        after the other on a CPU, skip what the whole batch would.
     """
     device = generator.device
     keep = 1 - torch.linspace(0, rate, blocks, device=device)[:, None]
@@ -260,7 +289,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.grid = (config.grid, config.grid)
-        """Rows and columns of patches that the positions are made for; `beit.vit.resolution.at_size` makes them for others."""
+        """Rows and columns of patches that the positions are made for; `beit.vit.resolution.at_size` makes
+        them for others."""
         dim = config.dim
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -268,13 +298,19 @@ class Backbone(nn.Module):
         absolute = config.position == "absolute"
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, dim)) if absolute else None
         self.rel_pos_bias = SharedBias(config) if config.position == "relative" else None
-        self.register_buffer("relative_position_index", None if absolute else relative_position_index(*self.grid), persistent=False)
+        self.register_buffer(
+            "relative_position_index",
+            None if absolute else relative_position_index(*self.grid),
+            persistent=False,
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if with_norm else nn.Identity()
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says beside the sizes: of a backbone alone, whether it has a last norm."""
+        """What a checkpoint's `config.json` says beside the sizes: of a backbone alone, whether it has a last
+        norm.
+        """
         return {"norm": isinstance(self.norm, nn.LayerNorm)}
 
     @classmethod
@@ -291,13 +327,16 @@ class Backbone(nn.Module):
         height, width = size * self.grid[0], size * self.grid[1]
         if pixels.shape[2:] != (height, width):
             raise ValueError(
-                f"images of {pixels.shape[2]} x {pixels.shape[3]} pixels given to a model whose positions are for {height} x {width}: "
+                f"images of {pixels.shape[2]} x {pixels.shape[3]} pixels given to a model whose positions "
+                f"are for {height} x {width}: "
                 "resize them, or make it a model of their size with beit.vit.resolution.at_size"
             )
         tokens = self.patch_embed(pixels)
         if mask is not None:
             if self.mask_token is None:
-                raise ValueError("this backbone was built without a mask token, so its patches cannot be hidden")
+                raise ValueError(
+                    "this backbone was built without a mask token, so its patches cannot be hidden"
+                )
             tokens = torch.where(mask[..., None], self.mask_token, tokens)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
@@ -317,9 +356,11 @@ class Backbone(nn.Module):
         Args:
             pixels: Float [B, 3, height, width], normalised.
             mask: Bool [B, N], True where the patch is hidden.
-            blocks: Numbers of blocks from 0, or from the end if negative. Blocks behind the last of them are not computed.
-            rows: int64 [B, S], the only tokens wanted behind the last of them, each at most once an image: that result is [B, S, D].
-                This is exact and saves the last block's work for the others. None: all tokens, in order.
+            blocks: Numbers of blocks from 0, or from the end if negative. Blocks behind the last of them are
+                not computed.
+            rows: int64 [B, S], the only tokens wanted behind the last of them, each at most once an image:
+                that result is [B, S, D]. This is exact and saves the last block's work for the others. None:
+                all tokens, in order.
             norm: Whether the final norm is applied to each result.
             generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
         """
@@ -329,13 +370,17 @@ class Backbone(nn.Module):
         wanted = [number % depth for number in blocks]
         last = max(wanted)
         tokens, paths = self.embed(pixels, mask), self._paths(len(pixels), generator)
-        shared = None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
+        shared = (
+            None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
+        )
         behind: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: last + 1]):
             assert isinstance(block, Block)
             own = block.attn.relative_position_bias_table
             bias = shared if own is None else self.biases(own)
-            tokens = block(tokens, bias, None if paths is None else paths[:, number], rows if number == last else None)
+            tokens = block(
+                tokens, bias, None if paths is None else paths[:, number], rows if number == last else None
+            )
             if number in wanted:
                 behind[number] = tokens
         return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
@@ -350,7 +395,9 @@ class Backbone(nn.Module):
         if not self.training or self.config.drop_path == 0:
             return None
         if generator is None:
-            raise ValueError(f"model.drop_path={self.config.drop_path} in training mode needs a generator to draw from")
+            raise ValueError(
+                f"model.drop_path={self.config.drop_path} in training mode needs a generator to draw from"
+            )
         return draw_paths(generator, images=images, blocks=self.config.depth, rate=self.config.drop_path)
 
 
@@ -364,9 +411,10 @@ def backbone_of(model: nn.Module) -> Backbone:
 def initialise(model: Backbone, generator: torch.Generator) -> None:
     """Draw all weights as the authors do for pretraining (microsoft/unilm, beit/modeling_pretrain.py).
 
-    Weights of linear layers and the convolution, the class and mask tokens and positions: normal with standard deviation 0.02, truncated
-    at one standard deviation. The layers that write into the residual stream of block l = 1 .. L are divided by sqrt(2 l). Biases and
-    bias tables are 0, gains of norms 1, LayerScale as configured.
+    Weights of linear layers and the convolution, the class and mask tokens and positions: normal with
+    standard deviation 0.02, truncated at one standard deviation. The layers that write into the residual
+    stream of block l = 1 .. L are divided by sqrt(2 l). Biases and bias tables are 0, gains of norms 1,
+    LayerScale as configured.
     """
     drawn: list[Tensor | None] = [model.cls_token, model.mask_token, model.pos_embed]
     for module in model.modules():

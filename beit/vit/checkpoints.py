@@ -1,7 +1,8 @@
 """A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it.
 
-`config.json` has four parts: "kind" (mim, classifier, segmenter or backbone), "model" (the backbone's `ModelConfig`), "head" (what else
-that kind takes), "extra" (what the weights were trained with and on, for those who use them).
+`config.json` has four parts: "kind" (mim, classifier, segmenter or backbone), "model" (the backbone's
+`ModelConfig`), "head" (what else that kind takes), "extra" (what the weights were trained with and on, for
+those who use them).
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = 
     grid = backbone_of(model).grid
     if grid != (model.config.grid, model.config.grid):
         raise ValueError(
-            f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square grids: save the first model"
+            f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square "
+            "grids: "
+            "save the first model"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -80,7 +83,12 @@ def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = 
         part.replace(folder / WEIGHTS_FILE)
     finally:
         part.unlink(missing_ok=True)
-    config = {"kind": model.kind, "model": to_dict(model.config), "head": model.head_config, "extra": dict(extra or {})}
+    config = {
+        "kind": model.kind,
+        "model": to_dict(model.config),
+        "head": model.head_config,
+        "extra": dict(extra or {}),
+    }
     write_json(folder / CONFIG_FILE, config)
 
 
@@ -108,7 +116,11 @@ def read_config(folder: Path) -> SavedConfig:
     except ValueError as error:
         raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
     parts = {"kind": str, "model": dict, "head": dict, "extra": dict}
-    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != parts or values["kind"] not in _KINDS:
+    if (
+        not isinstance(values, dict)
+        or {name: type(value) for name, value in values.items()} != parts
+        or values["kind"] not in _KINDS
+    ):
         raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
     return SavedConfig(**{**values, "model": from_dict(ModelConfig, values["model"], at="model.")})
 
@@ -125,16 +137,22 @@ def load_model(folder: Path | str, kind: type[Any] | None = None) -> Model:
         kind: The class that is needed. None: any.
 
     Raises:
-        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not those of its config.
+        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not
+            those of its config.
     """
     folder = Path(folder)
     saved = read_config(folder)
     if kind is not None and saved.kind != kind.kind:
-        raise UserError(f"{folder} holds a {saved.kind}, and a {kind.kind} is needed", f"name a checkpoint of a {kind.kind}")
+        raise UserError(
+            f"{folder} holds a {saved.kind}, and a {kind.kind} is needed",
+            f"name a checkpoint of a {kind.kind}",
+        )
     try:
         model = class_of(saved.kind).laid_out(saved.model, saved.head)
     except (TypeError, ValueError, KeyError) as error:
-        raise _not_a_checkpoint(folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})") from None
+        raise _not_a_checkpoint(
+            folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})"
+        ) from None
     _fill(model, folder)
     return model.eval()
 
@@ -147,19 +165,27 @@ def class_of(kind: str) -> type[Model]:
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not fit.
+    """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not
+    fit.
 
     Raises:
-        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one, naming what differs.
+        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one,
+            naming what differs.
     """
     saved = read_config(folder)
     ours = {"kind": model.kind, **to_dict(model.config), **model.head_config}
     theirs = {"kind": saved.kind, **to_dict(saved.model), **saved.head}
-    differing = [name for name in {**ours, **theirs} if name not in TRAINING_ONLY and ours.get(name) != theirs.get(name)]
+    differing = [
+        name
+        for name in {**ours, **theirs}
+        if name not in TRAINING_ONLY and ours.get(name) != theirs.get(name)
+    ]
     if differing:
         raise UserError(
             f"{folder} holds another model: "
-            + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in differing),
+            + ", ".join(
+                f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in differing
+            ),
             "use the config that it was trained with",
         )
     _fill(model, folder)
@@ -197,7 +223,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise _not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or cut short ({error})", "use another checkpoint of the run, or copy this one again") from None
+        raise UserError(
+            f"{path} is damaged or cut short ({error})",
+            "use another checkpoint of the run, or copy this one again",
+        ) from None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -210,4 +239,6 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def _not_a_checkpoint(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} is not a checkpoint: {why}", f"name a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    return UserError(
+        f"{folder} is not a checkpoint: {why}", f"name a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}"
+    )

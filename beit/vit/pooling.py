@@ -1,4 +1,6 @@
-"""How the tokens of an image become one vector. Imports nothing heavy: the command line reads this file first."""
+"""How the tokens of an image become one vector. Imports nothing heavy: the command line reads this file
+first.
+"""
 
 from __future__ import annotations
 

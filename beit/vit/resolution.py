@@ -1,7 +1,9 @@
-"""Positions for another image size: those that a model has learned, resampled (microsoft/unilm, beit/run_class_finetuning.py).
+"""Positions for another image size: those that a model has learned, resampled (microsoft/unilm,
+beit/run_class_finetuning.py).
 
-Absolute positions are a picture of the grid, and are resized like one. A table of relative biases is a picture of offsets: near offsets
-matter most and keep their values almost unchanged, far ones are stretched to reach the new distances.
+Absolute positions are a picture of the grid, and are resized like one. A table of relative biases is a
+picture of offsets: near offsets matter most and keep their values almost unchanged, far ones are stretched to
+reach the new distances.
 """
 
 from __future__ import annotations
@@ -32,15 +34,16 @@ SMALLEST_GROWTH, LARGEST_GROWTH, GROWTH_PRECISION = 1.01, 1.5, 1e-6
 
 
 def growth(source: int, target: int) -> float:
-    """The ratio q by which successive steps between old offsets grow, so that 1 + q + ... reaches the new grid's farthest offset.
+    """The ratio q by which successive steps between old offsets grow, so that 1 + q + ... reaches the new
+    grid's farthest offset.
 
     Args:
         source: Offsets along an axis of the old table, 2 * grid - 1.
         target: Offsets along an axis of the new one.
 
     Returns:
-        q in [1.01, 1.5], by bisection to 1e-6 as the authors do: the last middle that was tried. Smaller grids, and much larger ones, are
-        met at an end of that range.
+        q in [1.01, 1.5], by bisection to 1e-6 as the authors do: the last middle that was tried. Smaller
+        grids, and much larger ones, are met at an end of that range.
     """
     low, high = SMALLEST_GROWTH, LARGEST_GROWTH
     q = (low + high) / 2
@@ -52,10 +55,12 @@ def growth(source: int, target: int) -> float:
 
 
 def spline_weights(points: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The linear map from values at `points` [S] to the values at `at` [T] of the cubic spline through them, [T, S].
+    """The linear map from values at `points` [S] to the values at `at` [T] of the cubic spline through them,
+    [T, S].
 
-    The third derivative is continuous at the second and the last but one point ("not-a-knot"), as in FITPACK and SciPy. Through fewer than
-    four points goes the polynomial that they determine. Beyond the outermost points their values stay.
+    The third derivative is continuous at the second and the last but one point ("not-a-knot"), as in FITPACK
+    and SciPy. Through fewer than four points goes the polynomial that they determine. Beyond the outermost
+    points their values stay.
     """
     count = len(points)
     at = at.clip(points[0], points[-1])
@@ -80,7 +85,8 @@ def spline_weights(points: NDArray[np.float64], at: NDArray[np.float64]) -> NDAr
 
 
 def offset_weights(source: int, target: int) -> NDArray[np.float64]:
-    """The linear map [target, source] from a bias table's values along one axis to those for another number of offsets.
+    """The linear map [target, source] from a bias table's values along one axis to those for another number
+    of offsets.
 
     Old offsets are placed at 0, +-1, +-(1 + q), +-(1 + q + q^2), ..., new ones at the integers.
     """
@@ -92,7 +98,8 @@ def offset_weights(source: int, target: int) -> NDArray[np.float64]:
 
 
 def resample_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """A table of relative biases [rows, H] of the grid `source` for the grid `target`; the class token's rows are kept.
+    """A table of relative biases [rows, H] of the grid `source` for the grid `target`; the class token's rows
+    are kept.
 
     The authors define this for square grids; the axes of others are treated one by one in the same way.
     """
@@ -100,15 +107,21 @@ def resample_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
         return table
     offsets = [2 * side - 1 for side in source]
     vertical, horizontal = (
-        torch.from_numpy(offset_weights(old, 2 * side - 1)).to(table.device) for old, side in zip(offsets, target, strict=True)
+        torch.from_numpy(offset_weights(old, 2 * side - 1)).to(table.device)
+        for old, side in zip(offsets, target, strict=True)
     )
     picture = table[:-CLASS_ROWS].double().reshape(*offsets, -1)
-    resampled = torch.einsum("xv,yvh->yxh", horizontal, torch.einsum("yu,uvh->yvh", vertical, picture)).flatten(0, 1)
+    resampled = torch.einsum(
+        "xv,yvh->yxh", horizontal, torch.einsum("yu,uvh->yvh", vertical, picture)
+    ).flatten(0, 1)
     return torch.cat([resampled.to(table.dtype), table[-CLASS_ROWS:]])
 
 
-def resample_absolute(positions: Tensor, source: Grid, target: Grid, mode: AbsoluteMode = "bicubic") -> Tensor:
-    """Position embeddings [1, 1 + N, D] of the grid `source` for the grid `target`; the class token's is kept.
+def resample_absolute(
+    positions: Tensor, source: Grid, target: Grid, mode: AbsoluteMode = "bicubic"
+) -> Tensor:
+    """Position embeddings [1, 1 + N, D] of the grid `source` for the grid `target`; the class token's is
+    kept.
 
     Args:
         positions: One a token, the class token first.
@@ -143,8 +156,8 @@ def at_size(model: Model, height: int, width: int) -> Model:
         width: Likewise.
 
     Returns:
-        A model whose positions are resampled, and which shares every other weight with `model`. For inference: a training run is built at
-        its size, and only square models can be saved.
+        A model whose positions are resampled, and which shares every other weight with `model`. For
+        inference: a training run is built at its size, and only square models can be saved.
 
     Raises:
         UserError: If the size is no multiple of the patch size.
@@ -153,7 +166,10 @@ def at_size(model: Model, height: int, width: int) -> Model:
     patch, source = backbone.config.patch_size, backbone.grid
     if min(height, width) < patch or height % patch or width % patch:
         near = [max(1, round(side / patch)) * patch for side in (height, width)]
-        raise UserError(f"an image of {height} x {width} pixels is not made of patches of {patch}", f"resize it to {near[0]} x {near[1]}")
+        raise UserError(
+            f"an image of {height} x {width} pixels is not made of patches of {patch}",
+            f"resize it to {near[0]} x {near[1]}",
+        )
     target = (height // patch, width // patch)
     if target == source:
         return model

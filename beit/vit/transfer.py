@@ -1,6 +1,8 @@
-"""Start one model from the weights of another: fine-tuning from pretraining, a higher resolution from a lower one, new classes.
+"""Start one model from the weights of another: fine-tuning from pretraining, a higher resolution from a lower
+one, new classes.
 
-What the authors do (microsoft/unilm: beit/run_class_finetuning.py, beit/semantic_segmentation/mmcv_custom/checkpoint.py), with an account.
+What the authors do (microsoft/unilm: beit/run_class_finetuning.py,
+beit/semantic_segmentation/mmcv_custom/checkpoint.py), with an account.
 """
 
 from __future__ import annotations
@@ -60,11 +62,18 @@ def _grouped(names: list[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(".")[0], []).append(name)
-    return [said for top, group in groups.items() for said in (group if len(group) <= 4 else [f"{top} ({len(group)} tensors)"])]
+    return [
+        said
+        for top, group in groups.items()
+        for said in (group if len(group) <= 4 else [f"{top} ({len(group)} tensors)"])
+    ]
 
 
-def finetuning_config(pretrained: ModelConfig, *, image_size: int | None = None, drop_path: float | None = None) -> ModelConfig:
-    """The backbone to fine-tune a pretrained one in: its own, but with a bias table for every block where it shares one.
+def finetuning_config(
+    pretrained: ModelConfig, *, image_size: int | None = None, drop_path: float | None = None
+) -> ModelConfig:
+    """The backbone to fine-tune a pretrained one in: its own, but with a bias table for every block where it
+    shares one.
 
     Args:
         pretrained: The backbone whose weights are to be taken.
@@ -89,16 +98,25 @@ def per_block_tables(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Ten
 def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode = "bicubic") -> Transfer:
     """Start a model from a checkpoint folder of any kind; see `start_from`.
 
-    Layers that tell classes apart are dropped if both models name their classes and not by the same list: as many are not the same ones.
-    Where one of them names none they are taken, and the account says so.
+    Layers that tell classes apart are dropped if both models name their classes and not by the same list: as
+    many are not the same ones. Where one of them names none they are taken, and the account says so.
     """
     saved = read_config(folder)
     tensors = read_tensors(folder)
     if saved.kind == "segmenter":
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     theirs, ours = saved.head.get("class_names"), getattr(model, "class_names", None)
-    other = [name for name in tensors if name.startswith(OF_CLASSES)] if theirs and ours and tuple(theirs) != tuple(ours) else []
-    report = start_from(model, {name: tensor for name, tensor in tensors.items() if name not in other}, saved.model, absolute=absolute)
+    other = (
+        [name for name in tensors if name.startswith(OF_CLASSES)]
+        if theirs and ours and tuple(theirs) != tuple(ours)
+        else []
+    )
+    report = start_from(
+        model,
+        {name: tensor for name, tensor in tensors.items() if name not in other},
+        saved.model,
+        absolute=absolute,
+    )
     dropped = {**report.dropped, **dict.fromkeys(other, "of other classes")}
     heads = [name for name in report.taken if name.startswith(OF_CLASSES)]
     unnamed = len(tensors[heads[0]]) if heads and not (theirs and ours) else None
@@ -106,11 +124,18 @@ def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode 
 
 
 @torch.no_grad()
-def start_from(model: nn.Module, tensors: Mapping[str, Tensor], config: ModelConfig, *, absolute: AbsoluteMode = "bicubic") -> Transfer:
+def start_from(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    *,
+    absolute: AbsoluteMode = "bicubic",
+) -> Transfer:
     """Copy into a model what it has in common with another.
 
-    Positions are resampled to the model's grid, a shared bias table is cloned into every block if the model has one a block. What belongs
-    to the old task is dropped: the mask token and its head, a final norm that the model does not have, a head of another shape.
+    Positions are resampled to the model's grid, a shared bias table is cloned into every block if the model
+    has one a block. What belongs to the old task is dropped: the mask token and its head, a final norm that
+    the model does not have, a head of another shape.
 
     Args:
         model: A `Backbone`, or a model with one under the name `backbone`; changed in place.
@@ -136,7 +161,9 @@ def start_from(model: nn.Module, tensors: Mapping[str, Tensor], config: ModelCon
             continue
         resampled = resample(name, tensor, (config.grid, config.grid), backbone.grid, absolute)
         if resampled.shape != expected[ours].shape:
-            report.dropped[name] = f"shape {list(tensor.shape)}, {list(expected[ours].shape)} in the new model"
+            report.dropped[name] = (
+                f"shape {list(tensor.shape)}, {list(expected[ours].shape)} in the new model"
+            )
             continue
         if resampled is not tensor:
             report.resampled.append(name)
@@ -155,9 +182,14 @@ def _check_alike(ours: ModelConfig, theirs: ModelConfig) -> None:
         for name in SAME
         if getattr(ours, name) != getattr(theirs, name)
     ]
-    if (ours.position == "absolute") != (theirs.position == "absolute") or (ours.position == "relative" and theirs.position != "relative"):
+    if (ours.position == "absolute") != (theirs.position == "absolute") or (
+        ours.position == "relative" and theirs.position != "relative"
+    ):
         differing.append(f"model.position={theirs.position} there, {ours.position} here")
     if (ours.layer_scale is None) != (theirs.layer_scale is None):
         differing.append(f"model.layer_scale={theirs.layer_scale} there, {ours.layer_scale} here")
     if differing:
-        raise UserError(f"the weights are of another backbone: {'; '.join(differing)}", "give both the same model, image_size apart")
+        raise UserError(
+            f"the weights are of another backbone: {'; '.join(differing)}",
+            "give both the same model, image_size apart",
+        )

@@ -1,4 +1,6 @@
-"""What a job says that fails, or is stopped: a line of cause and one of remedy. All of Ray's text goes into the job's folder."""
+"""What a job says that fails, or is stopped: a line of cause and one of remedy. All of Ray's text goes into
+the job's folder.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,27 @@ from pipelines import storage
 ERROR_FILE = "error.log"
 
 RAISED = re.compile(r"^[\w.]*(?:Error|Exception)\w*: .+", re.MULTILINE)
-CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause|During handling of the above exception)")
+CHAINED = re.compile(
+    r"\n\n(?:The above exception was the direct cause|During handling of the above exception)"
+)
 
 
 def cause_of(error: Exception | str) -> str:
-    """The line of an error that says why: in a traceback of Ray's that of the exception which was raised first, or else the first line."""
+    """The line of an error that says why: in a traceback of Ray's that of the exception which was raised
+    first, or else the first line.
+    """
     text = str(error)
     lines = RAISED.findall(CHAINED.split(text)[0]) or RAISED.findall(text)
-    return lines[-1].strip() if lines else next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return (
+        lines[-1].strip()
+        if lines
+        else next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    )
 
 
-def job_failed(error: Exception, folder: str | None, *, doing: str, cause: str, remedy: str) -> JobFailedError:
+def job_failed(
+    error: Exception, folder: str | None, *, doing: str, cause: str, remedy: str
+) -> JobFailedError:
     """An error to raise; all that is known is written into the folder, if there is one."""
     if folder is None:
         everything = "--debug shows everything"
@@ -52,7 +64,9 @@ def going_on(doing: str, remedy: str, *, folder: str | None, say: Callable[[str]
 
     logger = logging.getLogger("ray.data")
     level = logger.level
-    if level == logging.ERROR:  # Not in a debugging session. Ray Data would print tracebacks before it raises them.
+    if (
+        level == logging.ERROR
+    ):  # Not in a debugging session. Ray Data would print tracebacks before it raises them.
         logger.setLevel(logging.CRITICAL)
     try:
         yield

@@ -1,4 +1,6 @@
-"""What a cluster's file says of its nodes: a file for `ray up`, or a RayCluster or RayJob of Kubernetes, or only their types."""
+"""What a cluster's file says of its nodes: a file for `ray up`, or a RayCluster or RayJob of Kubernetes, or
+only their types.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def read_node_types(path: str) -> NodeTypes:
         raise UserError(f"--cluster {path} cannot be read: {error.strerror}", REMEDY) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"--cluster {path} is no YAML{f' (line {mark.line + 1})' if mark else ''}", REMEDY) from error
+        raise UserError(
+            f"--cluster {path} is no YAML{f' (line {mark.line + 1})' if mark else ''}", REMEDY
+        ) from error
     for content in documents:
         if not isinstance(content, dict):
             continue
@@ -70,7 +74,9 @@ def read_node_types(path: str) -> NodeTypes:
                 return found
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"--cluster {path} does not describe its nodes as it should: {missing}", REMEDY) from error
+            raise UserError(
+                f"--cluster {path} does not describe its nodes as it should: {missing}", REMEDY
+            ) from error
     raise UserError(f"--cluster {path} is neither a file for ray up nor a RayCluster or RayJob", REMEDY)
 
 
@@ -90,7 +96,9 @@ def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
 
 
 def node_types_of(kinds: Mapping[str, Any], *, most: int = UNBOUNDED) -> NodeTypes:
-    """Types by name, each with its resources and `max_workers`: where that is not said, what all may have together, as Ray has it."""
+    """Types by name, each with its resources and `max_workers`: where that is not said, what all may have
+    together, as Ray has it.
+    """
     return NodeTypes(
         kinds=tuple(
             NodeType(
@@ -116,7 +124,12 @@ def _of_ray_up(content: Mapping[str, Any]) -> NodeTypes:
 
 
 def _machine(node: Mapping[str, Any]) -> str:
-    return str(node.get("InstanceType") or node.get("machineType") or node.get("azure_arm_parameters", {}).get("vmSize") or "")
+    return str(
+        node.get("InstanceType")
+        or node.get("machineType")
+        or node.get("azure_arm_parameters", {}).get("vmSize")
+        or ""
+    )
 
 
 def _of_kubernetes(spec: Mapping[str, Any]) -> NodeTypes:
@@ -132,7 +145,9 @@ def _amounts(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _groups(spec: Mapping[str, Any]) -> Iterator[NodeType]:
-    """KubeRay starts Ray with the limits of a pod's first container, unless `rayStartParams` say otherwise."""
+    """KubeRay starts Ray with the limits of a pod's first container, unless `rayStartParams` say
+    otherwise.
+    """
     import yaml
 
     for group in spec["workerGroupSpecs"]:

@@ -1,4 +1,6 @@
-"""Which stage gets which resources, computed before anything starts: Ray itself waits for ever without a word."""
+"""Which stage gets which resources, computed before anything starts: Ray itself waits for ever without a
+word.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from pipelines.config.workers import WorkerRange
 EPSILON = 1e-6
 
 STAGES = ("train", "tokens", "views")
-"""Custom resources of these names are tags: where a cluster has one, the stage runs on the nodes that carry it and nowhere else."""
+"""Custom resources of these names are tags: where a cluster has one, the stage runs on the nodes that carry
+it and nowhere else."""
 
 TAG = 0.001
 """What a process asks for of a tag: so little that the node's cores and GPUs decide how many it holds."""
@@ -38,7 +41,9 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Resources of every stage. Reading tasks, tokenizers and workers ask for different amounts, so Ray never fuses them."""
+    """Resources of every stage. Reading tasks, tokenizers and workers ask for different amounts, so Ray never
+    fuses them.
+    """
 
     workers: int
     """Always, or at least, where `most_workers` are more."""
@@ -71,7 +76,9 @@ class Placement:
         return replace(self, tokenizers=(fewest // self.streams, most // self.streams), streams=1)
 
     def tag(self, stage: str) -> dict[str, float]:
-        """The custom resource that a process of a stage asks for; none where the stage has no nodes of its own."""
+        """The custom resource that a process of a stage asks for; none where the stage has no nodes of its
+        own.
+        """
         return {stage: TAG} if stage in self.tags else {}
 
     @property
@@ -85,7 +92,10 @@ class Placement:
         lines = [f"workers: {count} x {_amount(self.worker_cpus, self.worker_gpus)}"]
         if self.tokenizers[1]:
             low, high = self.tokenizers
-            lines.append(f"tokenizers: {low if low == high else f'{low} to {high}'} x {_amount(self.tokenizer_cpus, self.tokenizer_gpus)}")
+            lines.append(
+                f"tokenizers: {low if low == high else f'{low} to {high}'} x "
+                f"{_amount(self.tokenizer_cpus, self.tokenizer_gpus)}"
+            )
         return [*lines, f"views: {self.view_cpus:g} CPU a task, on what is left"]
 
 
@@ -103,11 +113,16 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     if sum(node.cpus for node in nodes) == 0:
         raise UserError(
             f"the Ray cluster has no cores to work with: {_machines(nodes) or 'no machine'}",
-            "wait until its machines have joined (`ray status` lists them), or start Ray with --num-cpus above 0",
+            (
+                "wait until its machines have joined (`ray status` lists them), or start Ray with --num-cpus "
+                "above 0"
+            ),
         )
     placement = _plan(config, nodes, tokenize=tokenize)
     if lack := _lack(placement, nodes):
-        raise UserError(lack, _remedy(replace(config, workers=str(placement.worker_range)), nodes, tokenize=tokenize))
+        raise UserError(
+            lack, _remedy(replace(config, workers=str(placement.worker_range)), nodes, tokenize=tokenize)
+        )
     return placement
 
 
@@ -121,7 +136,10 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     trainers, tokenizing = nodes_of("train", nodes), nodes_of("tokens", nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in trainers)
     if config.device == "cuda" and gpus == 0:
-        raise UserError("resources.device=cuda, but Ray sees no GPU", "start Ray where the GPUs are, or set --resources.device cpu")
+        raise UserError(
+            "resources.device=cuda, but Ray sees no GPU",
+            "start Ray where the GPUs are, or set --resources.device cpu",
+        )
     on_gpu = config.device != "cpu" and gpus > 0
     asked = config.worker_range
     workers = asked or (WorkerRange(gpus, gpus) if on_gpu else WorkerRange(1, 1))
@@ -133,10 +151,15 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     streams = config.streams or 1
     if streams > workers.fewest:
         raise UserError(
-            f"resources.streams={streams} cannot each have a worker of {workers.fewest}", f"set --resources.streams {workers.fewest}"
+            f"resources.streams={streams} cannot each have a worker of {workers.fewest}",
+            f"set --resources.streams {workers.fewest}",
         )
-    own = sum(int(node.gpus) for node in tokenizing) if any("tokens" in node.stages for node in nodes) else None
-    worker_gpus, tokenizer_gpus, actors = _share_gpus(config, workers, gpus, own, on_gpu=on_gpu, tokenize=tokenize)
+    own = (
+        sum(int(node.gpus) for node in tokenizing) if any("tokens" in node.stages for node in nodes) else None
+    )
+    worker_gpus, tokenizer_gpus, actors = _share_gpus(
+        config, workers, gpus, own, on_gpu=on_gpu, tokenize=tokenize
+    )
     hosts = [node for node in trainers if int(node.gpus) or not on_gpu]
     largest = max(node.cpus for node in hosts)
     if workers.elastic and not on_gpu:
@@ -145,15 +168,21 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
     share = min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers.fewest)
     if workers.elastic and not on_gpu:
-        # One worker a machine: what is left of a cluster is never filled with workers alone, so that their stream has no place.
+        # One worker a machine: what is left of a cluster is never filled with workers alone, so that their
+        # stream has no place.
         share = ELASTIC_SHARE * largest
     worker_cpus = config.worker_cpus or _hundredths(share)
     view_cpus = config.view_cpus or (_hundredths(cpus / 8) if small else 1.0)
     roomiest = largest if own is None else max(node.cpus for node in tokenizing)
-    tokenizer_cpus = config.tokenizer_cpus or _hundredths(min(1.0 if tokenizer_gpus else 2.0, roomiest / 2.5, cpus / 7 if small else 2.0))
+    tokenizer_cpus = config.tokenizer_cpus or _hundredths(
+        min(1.0 if tokenizer_gpus else 2.0, roomiest / 2.5, cpus / 7 if small else 2.0)
+    )
     if config.device == "auto" and gpus == 0 and workers.fewest > 4 and worker_cpus < 1:
         raise UserError(
-            f"Ray sees no GPU, and resources.workers={workers} would train on {worker_cpus:g} CPU each ({_machines(nodes)})",
+            (
+                f"Ray sees no GPU, and resources.workers={workers} would train on {worker_cpus:g} CPU each "
+                f"({_machines(nodes)})"
+            ),
             "start Ray where the GPUs are; to insist on CPUs set --resources.device cpu",
         )
     if tokenize and not tokenizer_gpus:
@@ -164,7 +193,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
         streams=streams,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
-        # Threads beyond the reserved cores would wait for each other while the stream's processes have their turn.
+        # Threads beyond the reserved cores would wait for each other while the stream's processes have their
+        # turn.
         worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
         tokenizers=(streams, max(streams, actors)) if tokenize else (0, 0),
@@ -177,12 +207,17 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
 
 def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float) -> tuple[float, float]:
-    """Never the same for both stages: Ray would fuse them, and views would run in as few processes as there are tokenizers."""
+    """Never the same for both stages: Ray would fuse them, and views would run in as few processes as there
+    are tokenizers.
+    """
     if view_cpus != tokenizer_cpus:
         return view_cpus, tokenizer_cpus
     if config.tokenizer_cpus and config.view_cpus:
         raise UserError(
-            f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both stages in one process",
+            (
+                f"resources.tokenizer_cpus={tokenizer_cpus:g} equals resources.view_cpus: Ray would run both "
+                "stages in one process"
+            ),
             f"set --resources.tokenizer-cpus {0.9 * tokenizer_cpus:g}",
         )
     return (0.9 * view_cpus, tokenizer_cpus) if config.tokenizer_cpus else (view_cpus, 0.9 * tokenizer_cpus)
@@ -191,7 +226,8 @@ def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float)
 def _share_gpus(
     config: ResourceConfig, workers: WorkerRange, gpus: int, own: int | None, *, on_gpu: bool, tokenize: bool
 ) -> tuple[float, float, int]:
-    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one with tokenizers only.
+    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one
+    with tokenizers only.
 
     Args:
         config: What the user asked for.
@@ -202,22 +238,33 @@ def _share_gpus(
         tokenize: Whether the stream has a tokenizer.
     """
     if on_gpu and workers.fewest > gpus:
-        raise UserError(f"resources.workers={workers} need a GPU each, but Ray has {gpus}", f"set --resources.workers {gpus}")
+        raise UserError(
+            f"resources.workers={workers} need a GPU each, but Ray has {gpus}",
+            f"set --resources.workers {gpus}",
+        )
     most = min(workers.most, gpus) if on_gpu else workers.most
     if own is not None:
         share = config.tokenizer_gpus if config.tokenizer_gpus is not None else float(own > 0)
         if tokenize and share and own == 0:
             raise UserError(
-                f"resources.tokenizer_gpus={share:g}, but the tokenizers' machines have no GPU", "set --resources.tokenizer-gpus 0"
+                f"resources.tokenizer_gpus={share:g}, but the tokenizers' machines have no GPU",
+                "set --resources.tokenizer-gpus 0",
             )
-        return float(on_gpu), share if tokenize else 0.0, config.tokenizers or (own * int(1 / share + EPSILON) if share else most)
+        return (
+            float(on_gpu),
+            share if tokenize else 0.0,
+            config.tokenizers or (own * int(1 / share + EPSILON) if share else most),
+        )
     spare = gpus - most if on_gpu else gpus
     default = (1.0 if spare >= (config.tokenizers or 1) else 0.25) if on_gpu else 0.0
     share = default if config.tokenizer_gpus is None else config.tokenizer_gpus
     if not tokenize or not share:
         return float(on_gpu), 0.0, config.tokenizers or most
     if gpus == 0:
-        raise UserError(f"resources.tokenizer_gpus={share:g}, but Ray sees no GPU", "set --resources.tokenizer-gpus 0, or leave it out")
+        raise UserError(
+            f"resources.tokenizer_gpus={share:g}, but Ray sees no GPU",
+            "set --resources.tokenizer-gpus 0, or leave it out",
+        )
     a_gpu = int(1 / share + EPSILON)
     actors = config.tokenizers or spare * a_gpu or most
     if not on_gpu or actors <= spare * a_gpu:
@@ -227,21 +274,35 @@ def _share_gpus(
         needed = config.tokenizers or 1
         left = gpus - -(-needed // a_gpu)
         raise UserError(
-            f"{most} worker{'s' * (most > 1)} x 1 GPU + {needed} tokenizer{'s' * (needed > 1)} x {share:g} GPU, but Ray has {gpus}",
+            (
+                f"{most} worker{'s' * (most > 1)} x 1 GPU + {needed} tokenizer{'s' * (needed > 1)} x "
+                f"{share:g} "
+                f"GPU, but Ray has {gpus}"
+            ),
             "set --resources.tokenizer-gpus 0.25 to share the workers' GPUs"
-            + (f", or --resources.workers {WorkerRange(min(workers.fewest, left), left)}" if left > 0 else ""),
+            + (
+                f", or --resources.workers {WorkerRange(min(workers.fewest, left), left)}" if left > 0 else ""
+            ),
         )
     return 1.0 - share, share, actors
 
 
 def _lack(p: Placement, nodes: Sequence[Node]) -> str:
-    """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at the same time."""
+    """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at
+    the same time.
+    """
     left: list[Node] = []  # `gpus`: what the emptiest GPU of the machine has left
     cards: list[list[float]] = []  # what each of its GPUs has left
     placed = 0
     trainers = nodes_of("train", nodes)
-    for node in sorted(nodes, key=lambda node: -node.cpus):  # Ray packs the workers, onto the largest machines first.
-        here = min(p.most_workers - placed, int(node.cpus / p.worker_cpus + EPSILON), int(node.gpus) if p.worker_gpus else p.most_workers)
+    for node in sorted(
+        nodes, key=lambda node: -node.cpus
+    ):  # Ray packs the workers, onto the largest machines first.
+        here = min(
+            p.most_workers - placed,
+            int(node.cpus / p.worker_cpus + EPSILON),
+            int(node.gpus) if p.worker_gpus else p.most_workers,
+        )
         here = here if node in trainers else 0
         placed += here
         taken = here if p.worker_gpus else 0
@@ -252,13 +313,23 @@ def _lack(p: Placement, nodes: Sequence[Node]) -> str:
     if placed < p.workers:
         return f"{needs}: there is room for {placed} on {_machines(nodes)}"
     tokenizer = ("tokens", "tokenizer", p.tokenizers[0], p.tokenizer_cpus, p.tokenizer_gpus)
-    for stage, name, number, cpus, gpus in (tokenizer, ("views", "reading task", p.streams, p.view_cpus, 0.0)):
+    for stage, name, number, cpus, gpus in (
+        tokenizer,
+        ("views", "reading task", p.streams, p.view_cpus, 0.0),
+    ):
         what = f"{number} {name}{'s' * (number > 1)} x {_amount(cpus, gpus)}"
         before = list(left)
         for _ in range(number):
-            fitting = [node for node in nodes_of(stage, left) if node.cpus >= cpus - EPSILON and node.gpus >= gpus - EPSILON]
+            fitting = [
+                node
+                for node in nodes_of(stage, left)
+                if node.cpus >= cpus - EPSILON and node.gpus >= gpus - EPSILON
+            ]
             if not fitting:
-                return f"{what} {'have' if number > 1 else 'has'} no room: {needs} leave {_machines(before)} of {_machines(nodes)}"
+                return (
+                    f"{what} {'have' if number > 1 else 'has'} no room: {needs} leave "
+                    f"{_machines(before)} of {_machines(nodes)}"
+                )
             tightest = min(fitting, key=lambda node: node.cpus)
             spot = next(spot for spot, node in enumerate(left) if node is tightest)
             if gpus:
@@ -270,17 +341,29 @@ def _lack(p: Placement, nodes: Sequence[Node]) -> str:
 
 
 def _remedy(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> str:
-    """The smallest change with which everything fits: an amount of the user's back to the default, or all, or fewer workers, or both."""
+    """The smallest change with which everything fits: an amount of the user's back to the default, or all, or
+    fewer workers, or both.
+    """
     given = [name for name in ("worker_cpus", "tokenizer_cpus", "view_cpus") if getattr(config, name)]
     defaults: dict[str, Any] = dict.fromkeys(given)
     asked = config.worker_range or WorkerRange(1, 1)
-    fewer = [{"workers": str(WorkerRange(n, asked.most if asked.elastic else n))} for n in range(asked.fewest - 1, 0, -1)]
-    for change in [*({name: None} for name in given), defaults, *fewer, *({**defaults, **workers} for workers in fewer)]:
+    fewer = [
+        {"workers": str(WorkerRange(n, asked.most if asked.elastic else n))}
+        for n in range(asked.fewest - 1, 0, -1)
+    ]
+    for change in [
+        *({name: None} for name in given),
+        defaults,
+        *fewer,
+        *({**defaults, **workers} for workers in fewer),
+    ]:
         with contextlib.suppress(UserError):
             placement = _plan(replace(config, **change), nodes, tokenize=tokenize)
             if not _lack(placement, nodes):
                 values = {name: change[name] or f"{getattr(placement, name):g}" for name in change}
-                return "set " + " ".join(f"--resources.{name.replace('_', '-')} {value}" for name, value in values.items())
+                return "set " + " ".join(
+                    f"--resources.{name.replace('_', '-')} {value}" for name, value in values.items()
+                )
     return "start machines with more cores"
 
 

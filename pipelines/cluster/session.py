@@ -48,7 +48,8 @@ QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
 @contextlib.contextmanager
 def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start a private Ray for this process.
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start a private Ray for this
+    process.
 
     A caller that has already called `ray.init` keeps its own Ray.
     """
@@ -90,7 +91,8 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
 def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) -> Iterator[None]:
     """Start a Ray that ends with this process, with its own folder: it meets no other Ray of this machine.
 
-    The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement groups.
+    The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement
+    groups.
     """
     import ray
 
@@ -98,7 +100,8 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         "RAY_DEDUP_LOGS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announcement of a changed default, once an actor
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # Ray turns tokens on by itself for a private head; there is nobody else to keep out of a loopback socket of this process.
+        # Ray turns tokens on by itself for a private head; there is nobody else to keep out of a loopback
+        # socket of this process.
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
     }
     os.environ.update({name: value for name, value in quiet.items() if name not in os.environ})
@@ -138,7 +141,8 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would dump its stack and leave.
+    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would
+    dump its stack and leave.
 
     A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
 
@@ -153,7 +157,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     def end(*_: object) -> None:
         nonlocal terminated
         terminated = True
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a script's `… &` has it, and all that it starts
+        if (
+            signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        ):  # as a script's `… &` has it, and all that it starts
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
@@ -171,9 +177,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
-    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from the work.
+    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from
+    the work.
 
-    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and could not start it again.
+    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and
+    could not start it again.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -188,7 +196,8 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 
 
 def run_where_workers_train(function: Callable[[], Found], *, patience: float = PATIENCE_SECONDS) -> Found:
-    """Call a function on one of the machines that workers train on, of those that are there: none is started for it.
+    """Call a function on one of the machines that workers train on, of those that are there: none is started
+    for it.
 
     It has a core, and a GPU where there are any.
 
@@ -206,16 +215,24 @@ def run_where_workers_train(function: Callable[[], Found], *, patience: float = 
     trainers = [node for node in alive if node["Resources"].get("train")] or alive
     if not trainers:
         raise UserError(
-            "no machine of the cluster that could be measured is there", "start one, or unset RAY_ADDRESS to measure this machine"
+            "no machine of the cluster that could be measured is there",
+            "start one, or unset RAY_ADDRESS to measure this machine",
         )
     node = max(trainers, key=lambda node: (node["Resources"].get("GPU", 0.0), node["Resources"]["CPU"]))
-    amounts = {"num_cpus": min(1.0, node["Resources"]["CPU"]), "num_gpus": min(1.0, node["Resources"].get("GPU", 0.0))}
+    amounts = {
+        "num_cpus": min(1.0, node["Resources"]["CPU"]),
+        "num_gpus": min(1.0, node["Resources"].get("GPU", 0.0)),
+    }
     kind: Any = ray.remote(_Caller)
-    caller = kind.options(**amounts, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+    caller = kind.options(
+        **amounts, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    ).remote()
     try:
         # A task's wait for a core could not be told from its work; an actor says when it has its place.
         if not ray.wait([caller.__ray_ready__.remote()], timeout=patience)[0]:
-            raise UserError(f"the cluster had no core free for {patience:g} s", "wait until other work has ended")
+            raise UserError(
+                f"the cluster had no core free for {patience:g} s", "wait until other work has ended"
+            )
         return cast(Found, ray.get(caller.call.remote(function)))
     except ray.exceptions.RayTaskError as error:
         # What the function raised says more than where.
@@ -269,8 +286,8 @@ def _alive() -> list[dict[str, Any]]:
 def node_types() -> NodeTypes:
     """The node types of a cluster that grows; none where nothing says so.
 
-    Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs; elsewhere the head's environment
-    says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
+    Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs;
+    elsewhere the head's environment says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
 
     Raises:
         UserError: If `BEIT_NODE_TYPES` is neither.
@@ -288,12 +305,18 @@ def node_types() -> NodeTypes:
     except (OSError, yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
-            'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a file for ray up',
+            (
+                'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a '
+                "file "
+                "for ray up"
+            ),
         ) from error
 
 
 def this_machine(cpus: int | None) -> list[Node]:
-    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the process has joined one."""
+    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the
+    process has joined one.
+    """
     import ray
 
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
@@ -311,7 +334,8 @@ def _usable_cores() -> int:
 
 
 def cores_here(limit: Path = CPU_LIMIT) -> float:
-    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a container, its limit.
+    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a
+    container, its limit.
 
     Args:
         limit: The file that says it, as microseconds of work in so many of time.
@@ -324,7 +348,8 @@ def cores_here(limit: Path = CPU_LIMIT) -> float:
 
 
 def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
-    """The machines that an autoscaler may still add: where it may not add all, some of every kind, and rather those with GPUs.
+    """The machines that an autoscaler may still add: where it may not add all, some of every kind, and rather
+    those with GPUs.
 
     Args:
         types: Of the cluster.
@@ -334,7 +359,8 @@ def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
     for kind in types.kinds:
         node = _node(kind.resources, there=False)
         if node.cpus or node.gpus:
-            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has all of both.
+            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has
+            # all of both.
             known = found.count(node) + alive.count(replace(node, there=True))
             found += [node] * max(0, min(kind.max_workers, MOST_TO_COME) - known)
     room = max(0, types.most - max(0, len(alive) - 1))
@@ -356,7 +382,11 @@ def local_paths(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
     if len(nodes) < 2:
         return []
     return [
-        f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same folder on all of them"
+        (
+            f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same "
+            "folder "
+            "on all of them"
+        )
         for option, path in paths.items()
         if not storage.is_remote(path)
     ]

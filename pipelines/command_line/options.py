@@ -1,4 +1,6 @@
-"""What stands behind a command's name: options into its configuration. Imports what is heavy only when it is needed."""
+"""What stands behind a command's name: options into its configuration. Imports what is heavy only when it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ from typing import Any
 from beit.errors import UserError
 
 
-def parse(arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None) -> Any:
-    """The options of a command that is no training; the leading arguments without a dash are the `positional` fields.
+def parse(
+    arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None
+) -> Any:
+    """The options of a command that is no training; the leading arguments without a dash are the `positional`
+    fields.
 
     Raises:
         UserError: If one of these is missing.
@@ -49,14 +54,17 @@ def parse_job(
     start: str | None = None,
     with_start: Callable[[Any, str], Any] | None = None,
 ) -> JobCommand | None:
-    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a dry run.
+    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a
+    dry run.
 
-    A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a configuration and its preset goes to
-    the standard error. `start` is the RUN given before PRESET: `preset` applies it already, `with_start` applies it to
-    the configuration of an earlier run, whose preset it gets too.
+    A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a
+    configuration and its preset goes to the standard error. `start` is the RUN given before PRESET: `preset`
+    applies it already, `with_start` applies it to the configuration of an earlier run, whose preset it gets
+    too.
 
     Raises:
-        UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot change.
+        UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot
+            change.
     """
     import dataclasses
     import json
@@ -68,7 +76,10 @@ def parse_job(
     resume = _take(arguments, "--resume")
     if resume is not None:
         if given := start or name:
-            raise UserError(f"{given} and --resume {resume}: a resumed run has its own configuration", f"leave out {given}")
+            raise UserError(
+                f"{given} and --resume {resume}: a resumed run has its own configuration",
+                f"leave out {given}",
+            )
         base, name = run_folder.saved_config(resume, kind, job=job)
         if hasattr(base, "stop_at"):
             base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
@@ -83,14 +94,20 @@ def parse_job(
     dry_run = "--dry-run" in arguments
     arguments = [argument for argument in arguments if argument != "--dry-run"]
     width = 2 + max(14, *map(len, presets))
-    lines = "\n".join(f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items())
-    dry = "print the resolved configuration as JSON and stop" + ("; the recipe with its arithmetic goes to stderr" if explained_by else "")
+    lines = "\n".join(
+        f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items()
+    )
+    dry = "print the resolved configuration as JSON and stop" + (
+        "; the recipe with its arithmetic goes to stderr" if explained_by else ""
+    )
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
         f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
-    config = _configuration(arguments, kind, command=usage or f"{job} [PRESET]", default=base, description=description)
+    config = _configuration(
+        arguments, kind, command=usage or f"{job} [PRESET]", default=base, description=description
+    )
     if resume is not None:
         run_folder.check_same(base, config)
     if dry_run:
@@ -102,7 +119,9 @@ def parse_job(
 
 
 def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
-    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the recipe."""
+    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the
+    recipe.
+    """
     import functools
 
     start, default = None, "quickstart"
@@ -114,7 +133,9 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
         if not storage.exists(storage.absolute(first)):
             job.config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
-        default = presets.recipe_for(job.config_for(start, default).model, model_config(find_model(start)).kind)
+        default = presets.recipe_for(
+            job.config_for(start, default).model, model_config(find_model(start)).kind
+        )
     return parse_job(
         arguments,
         kind,
@@ -128,7 +149,9 @@ def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: A
     )
 
 
-def _configuration(arguments: list[str], kind: type[Any], *, command: str, default: Any, description: str | None = None) -> Any:
+def _configuration(
+    arguments: list[str], kind: type[Any], *, command: str, default: Any, description: str | None = None
+) -> Any:
     """Options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
     import tyro
     from tyro._errors import on_parse_error
@@ -138,7 +161,9 @@ def _configuration(arguments: list[str], kind: type[Any], *, command: str, defau
     with on_parse_error(lambda event: refuse(event, arguments, kind)):
         if default is None:
             return tyro.cli(kind, args=arguments, prog=f"beit {command}", description=description)
-        return tyro.cli(kind, args=arguments, prog=f"beit {command}", description=description, default=default)
+        return tyro.cli(
+            kind, args=arguments, prog=f"beit {command}", description=description, default=default
+        )
 
 
 def _take(arguments: list[str], option: str) -> str | None:

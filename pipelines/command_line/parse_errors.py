@@ -1,4 +1,6 @@
-"""What tyro refuses, in our two lines: the option as typed and why; the nearest option, or a value that would do."""
+"""What tyro refuses, in our two lines: the option as typed and why; the nearest option, or a value that would
+do.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +29,46 @@ WORDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "text"}
 def refuse(event: ParseErrorEvent, arguments: list[str], kind: type[Any]) -> None:
     """Turn what tyro found wrong with `arguments`, which were to become a `kind`, into a `UserError`.
 
-    An event of another sort than those below is left to tyro, which prints it in its own way and exits with 2 as well.
+    An event of another sort than those below is left to tyro, which prints it in its own way and exits with 2
+    as well.
 
     Raises:
-        UserError: For options that do not exist, values that are missing or cannot be read, and options that are missing.
+        UserError: For options that do not exist, values that are missing or cannot be read, and options that
+            are missing.
     """
     from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, UnrecognizedArgs
 
-    command = " ".join(itertools.takewhile(lambda word: word == word.lower() and word[0].isalpha(), event.prog.split()))
+    command = " ".join(
+        itertools.takewhile(lambda word: word == word.lower() and word[0].isalpha(), event.prog.split())
+    )
     if isinstance(event, UnrecognizedArgs):
         raise _no_option(event.tokens[0], command, kind)
     if isinstance(event, MissingArgs):
         if event.unrecognized_tokens:
             raise _no_option(event.unrecognized_tokens[0], command, kind)
         name = _name(event.missing_arguments[0].arg)
-        raise UserError(f"{command}: {name} is missing", f"give {name} {_example(event.missing_arguments[0].arg)}")
+        raise UserError(
+            f"{command}: {name} is missing", f"give {name} {_example(event.missing_arguments[0].arg)}"
+        )
     if isinstance(event, InvalidChoice):
         close = difflib.get_close_matches(event.value, event.choices, n=1)
         offered = f"perhaps you meant {close[0]}" if close else f"choose {_either(event.choices)}"
-        raise UserError(f"{_name(event.argument)} {event.value} is none of {', '.join(event.choices)}", offered)
+        raise UserError(
+            f"{_name(event.argument)} {event.value} is none of {', '.join(event.choices)}", offered
+        )
     if isinstance(event, BadValue) and event.reason == "too_few_values":
         wanted = event.argument.lowered.nargs
         values = f"{wanted} values" if isinstance(wanted, int) and wanted > 1 else "a value"
-        raise UserError(f"{_name(event.argument)} needs {values}", f"write {_name(event.argument)} {_example(event.argument)}")
+        raise UserError(
+            f"{_name(event.argument)} needs {values}",
+            f"write {_name(event.argument)} {_example(event.argument)}",
+        )
     if isinstance(event, InstantiationFailure) and event.argument is not None:
         name = _name(event.argument)
         typed = " ".join([name, *_values(arguments, name)])
-        raise UserError(f"{typed} is not {_kind_of(event.argument)}", f"write {name} {_example(event.argument)}")
+        raise UserError(
+            f"{typed} is not {_kind_of(event.argument)}", f"write {name} {_example(event.argument)}"
+        )
 
 
 def option_names(kind: type[Any]) -> list[str]:
@@ -78,17 +93,23 @@ def _no_option(typed: str, command: str, kind: type[Any]) -> UserError:
         if "start" in _fields(kind) and Path(typed, "config.json").exists():
             remedy = f"name the run before the preset: {command} {typed} [PRESET]"
         elif Path(typed).exists():
-            remedy = "options begin with --; a pattern such as 'FOLDER/train-*' goes in quotes, or the shell replaces it by its files"
+            remedy = (
+                "options begin with --; a pattern such as 'FOLDER/train-*' goes in quotes, or the "
+                "shell replaces it by its files"
+            )
         return UserError(f"{command}: {typed} belongs to no option", remedy)
     name = typed.partition("=")[0]
     close = nearest(name, [*option_names(kind), *OF_EVERY_JOB])
     return UserError(
-        f"{command} has no option {name}", f"perhaps you meant {_either(close)}" if close else f"{command} --help lists the options"
+        f"{command} has no option {name}",
+        f"perhaps you meant {_either(close)}" if close else f"{command} --help lists the options",
     )
 
 
 def nearest(typed: str, names: list[str]) -> list[str]:
-    """At most three options that may have been meant: by their last part, else by what contains it, else by spelling."""
+    """At most three options that may have been meant: by their last part, else by what contains it, else by
+    spelling.
+    """
 
     def last(name: str) -> str:
         return name.replace("_", "-").rpartition(".")[2].removeprefix("--")
@@ -105,8 +126,12 @@ def _name(argument: ArgumentDefinition) -> str:
 def _kind_of(argument: ArgumentDefinition) -> str:
     """`{None}|INT` -> "a whole number or None"; `FLOAT FLOAT FLOAT` -> "3 values, each a number"."""
     metavars = str(argument.lowered.metavar).split()
-    choices = [WORDS.get(choice, choice) for choice in re.split(r"[|,]", re.sub(r"[{}\[\]]", "", metavars[0]))]
-    ordered = [choice for choice in choices if choice != "None"] + [choice for choice in choices if choice == "None"]
+    choices = [
+        WORDS.get(choice, choice) for choice in re.split(r"[|,]", re.sub(r"[{}\[\]]", "", metavars[0]))
+    ]
+    ordered = [choice for choice in choices if choice != "None"] + [
+        choice for choice in choices if choice == "None"
+    ]
     times = argument.lowered.nargs
     return (f"{times} values, each " if isinstance(times, int) and times > 1 else "") + _either(ordered)
 
@@ -119,7 +144,10 @@ def _example(argument: ArgumentDefinition) -> str:
     if isinstance(default, str | int | float):
         return str(default)
     wanted = argument.lowered.nargs
-    return " ".join(["N" if "INT" in str(argument.lowered.metavar) else "VALUE"] * (wanted if isinstance(wanted, int) else 1))
+    return " ".join(
+        ["N" if "INT" in str(argument.lowered.metavar) else "VALUE"]
+        * (wanted if isinstance(wanted, int) else 1)
+    )
 
 
 def _values(arguments: list[str], name: str) -> list[str]:
@@ -127,7 +155,13 @@ def _values(arguments: list[str], name: str) -> list[str]:
     for index, argument in enumerate(arguments):
         typed, equals, value = argument.partition("=")
         if typed.replace("_", "-") == name:
-            return [value] if equals else list(itertools.takewhile(lambda other: not other.startswith("--"), arguments[index + 1 :]))
+            return (
+                [value]
+                if equals
+                else list(
+                    itertools.takewhile(lambda other: not other.startswith("--"), arguments[index + 1 :])
+                )
+            )
     return []
 
 

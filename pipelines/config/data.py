@@ -11,7 +11,13 @@ from beit.errors import UserError
 MOST_SCENE_PX = 128
 
 
-def check_has_data(train: str | None, image_size: int, *, works: str, wanted: str = "--data.train to a folder or bucket of images") -> None:
+def check_has_data(
+    train: str | None,
+    image_size: int,
+    *,
+    works: str,
+    wanted: str = "--data.train to a folder or bucket of images",
+) -> None:
     """Refuse images of a size for which the built-in scenes are no data, where no other data is given.
 
     Args:
@@ -25,7 +31,10 @@ def check_has_data(train: str | None, image_size: int, *, works: str, wanted: st
     """
     if train is None and image_size > MOST_SCENE_PX:
         raise UserError(
-            f"data.train is not given, and the built-in scenes are too small a data set for images of {image_size} px",
+            (
+                "data.train is not given, and the built-in scenes are too small a data set for images of "
+                f"{image_size} px"
+            ),
             f"set {wanted}; {works} runs on the scenes",
         )
 
@@ -35,13 +44,15 @@ class DataConfig:
     """Where the images come from."""
 
     train: str | None = None
-    """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered on the spot."""
+    """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered
+    on the spot."""
 
     scenes: int = 4096
     """How many scenes to render when `train` is not given."""
 
     max_bad: float = 0.01
-    """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as of 1,000."""
+    """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as
+    of 1,000."""
 
     def __post_init__(self) -> None:
         positive(self, "data.", "scenes")
@@ -53,7 +64,8 @@ class PretrainDataConfig(DataConfig):
     """Where the images and their visual tokens come from."""
 
     tokens: str | None = None
-    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None: tokenise while training."""
+    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None:
+    tokenise while training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +73,15 @@ class SupervisedDataConfig(DataConfig):
     """Where the images and what there is to say about them come from."""
 
     val: str | None = None
-    """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else no evaluation."""
+    """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else
+    no evaluation."""
 
     val_scenes: int = 1000
     """How many scenes to render for validation when `train` is not given."""
 
     fraction: float = 1.0
-    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share of every class."""
+    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
+    of every class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,13 +73,15 @@ class JobConfig:
     """Passes over the data, unless `steps` is given."""
 
     whole_steps: bool = False
-    """Count an epoch as the steps that fit into it whole, as the authors' code does: 625 of 2,048 images for ImageNet-1k, not 625.6."""
+    """Count an epoch as the steps that fit into it whole, as the authors' code does: 625 of 2,048 images for
+    ImageNet-1k, not 625.6."""
 
     steps: int | None = None
     """Optimizer steps. None: as many as `epochs` take."""
 
     stop_at: int | None = None
-    """Stop with a checkpoint after this step, though the schedule goes on: `--resume` continues. None: never."""
+    """Stop with a checkpoint after this step, though the schedule goes on: `--resume` continues. None:
+    never."""
 
     seed: int = 0
     """Every random choice comes from this number."""
@@ -93,7 +95,8 @@ class JobConfig:
         not_negative(self, "--", "seed")
 
     def total_steps(self, rows: int, batch: int) -> int:
-        """Optimizer steps of the whole run on data of `rows` rows; an epoch of less than one step counts as what it is.
+        """Optimizer steps of the whole run on data of `rows` rows; an epoch of less than one step counts as
+        what it is.
 
         Raises:
             UserError: If there are fewer images than one step takes.
@@ -102,7 +105,10 @@ class JobConfig:
         steps = self.steps if self.steps is not None else int(self.epochs * epoch / batch + 1e-9)
         if steps < 1:
             raise UserError(
-                f"--epochs {self.epochs:g} of {rows:,} images is less than one step of optim.global_batch_size={batch:,}",
+                (
+                    f"--epochs {self.epochs:g} of {rows:,} images is less than one step of "
+                    f"optim.global_batch_size={batch:,}"
+                ),
                 f"set --optim.global-batch-size {max(1, rows // 8)}, or more epochs",
             )
         return steps

@@ -13,10 +13,12 @@ from pipelines.config.jobs import JobConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The loss on fixed samples as the training goes on: the same images, views and masks in every run on the same data.
+    """The loss on fixed samples as the training goes on: the same images, views and masks in every run on the
+    same data.
 
-    They are centre squares without augmentation, which no step trains on, of images that are trained on. Unlike the training's own loss
-    it can be compared between runs of different mask ratios, which have tasks of different difficulty.
+    They are centre squares without augmentation, which no step trains on, of images that are trained on.
+    Unlike the training's own loss it can be compared between runs of different mask ratios, which have tasks
+    of different difficulty.
     """
 
     images: int = 0
@@ -34,7 +36,11 @@ class EvaluationConfig:
 
     def steps(self, total: int) -> tuple[int, ...]:
         """After which of `total` steps; fewer points where there are fewer steps."""
-        return tuple(sorted({max(1, round(total * point / self.points)) for point in range(1, self.points + 1)})) if self.images else ()
+        return (
+            tuple(sorted({max(1, round(total * point / self.points)) for point in range(1, self.points + 1)}))
+            if self.images
+            else ()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +57,16 @@ class KnnWhileConfig(KnnConfig):
     """Labelled images to be judged by. None: held-out scenes if `data.train` is not given either."""
 
     label: str | None = None
-    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
+    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is
+    there."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is judged, the mean of its patches, from 1; -1 is the last. None given: a middle one and the last."""
+    """Blocks whose output is judged, the mean of its patches, from 1; -1 is the last. None given: a middle
+    one and the last."""
 
     most_images: int = 10_000
-    """Of each of the two sets; of more, so many are taken, the same share of every class and always the same ones, and that is said."""
+    """Of each of the two sets; of more, so many are taken, the same share of every class and always the same
+    ones, and that is said."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

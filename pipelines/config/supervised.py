@@ -16,7 +16,9 @@ from pipelines.config.jobs import JobConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(JobConfig):
-    """What classification and segmentation have in common: a model that begins with pretrained weights or with none, and is judged."""
+    """What classification and segmentation have in common: a model that begins with pretrained weights or
+    with none, and is judged.
+    """
 
     start: str | None = None
     """Run folder or checkpoint folder to begin with. None: from scratch."""
@@ -25,7 +27,8 @@ class SupervisedConfig(JobConfig):
     """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
 
     evaluate_epochs: float | None = None
-    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it. None: only at the end."""
+    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it.
+    None: only at the end."""
 
     data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -43,7 +46,8 @@ class ClassifyDataConfig(SupervisedDataConfig):
     """Where images and labels come from."""
 
     label: str | None = None
-    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is there."""
+    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is
+    there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,8 @@ class FinetuneConfig(SupervisedConfig):
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
     warmup_epochs: float | None = None
-    """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps its share of the run."""
+    """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps
+    its share of the run."""
 
     centre: float | None = None
     """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
@@ -74,11 +79,21 @@ class FinetuneConfig(SupervisedConfig):
         share(self, "--", "centre")
         epochs, steps = self.warmup_epochs, self.optim.warmup_steps
         if epochs is None and steps is None:
-            raise UserError("the warmup is given neither in epochs nor in steps", "set --optim.warmup-steps 0, or more")
+            raise UserError(
+                "the warmup is given neither in epochs nor in steps", "set --optim.warmup-steps 0, or more"
+            )
         if epochs is not None and steps is not None:
             raise UserError(
-                f"--warmup-epochs {epochs:g} and --optim.warmup-steps {steps} both say how long the warmup is",
-                "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count it in epochs",
+                (
+                    f"--warmup-epochs {epochs:g} and --optim.warmup-steps {steps} both say how long the "
+                    "warmup "
+                    "is"
+                ),
+                (
+                    "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count "
+                    "it in "
+                    "epochs"
+                ),
             )
 
     def with_warmup_counted(self, total_steps: int) -> FinetuneConfig:
@@ -91,7 +106,10 @@ class FinetuneConfig(SupervisedConfig):
             return self
         if self.steps is None and self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--warmup-epochs {self.warmup_epochs:g} takes all of --epochs {self.epochs:g}: the learning rate would never decay",
+                (
+                    f"--warmup-epochs {self.warmup_epochs:g} takes all of --epochs {self.epochs:g}: the "
+                    "learning rate would never decay"
+                ),
                 f"set --warmup-epochs {self.epochs / 20:g}, or more epochs",
             )
         steps = round(min(1.0, self.warmup_epochs / self.epochs) * total_steps)
@@ -103,7 +121,8 @@ class SegmentDataConfig(SupervisedDataConfig):
     """Where images and annotations come from."""
 
     annotations: str | None = None
-    """Folder or glob of PNGs with the paths and names of the image files in `train`. None: Parquet's column annotation."""
+    """Folder or glob of PNGs with the paths and names of the image files in `train`. None: Parquet's column
+    annotation."""
 
     val_annotations: str | None = None
     """The same for the images in `val`."""
@@ -113,12 +132,17 @@ class SegmentDataConfig(SupervisedDataConfig):
         for option, images in (("annotations", "train"), ("val_annotations", "val")):
             given = getattr(self, option)
             if given is not None and getattr(self, images) is None:
-                raise UserError(f"data.{option}={given} is given without data.{images}", f"set --data.{images} to the folder of its images")
+                raise UserError(
+                    f"data.{option}={given} is given without data.{images}",
+                    f"set --data.{images} to the folder of its images",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(SupervisedConfig):
-    """Segmentation: a class for every pixel, by a pretrained model with a new head, or by one from scratch."""
+    """Segmentation: a class for every pixel, by a pretrained model with a new head, or by one from
+    scratch.
+    """
 
     free_on_resume = (*SupervisedConfig.free_on_resume, "test.")
 

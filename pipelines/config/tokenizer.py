@@ -72,6 +72,9 @@ class TrainTokenizerConfig(JobConfig):
         positive(self, "--", "image_size")
         if self.image_size % PX_PER_TOKEN:
             raise UserError(
-                f"--image-size {self.image_size} is not a multiple of the {PX_PER_TOKEN} px that a token stands for",
+                (
+                    f"--image-size {self.image_size} is not a multiple of the {PX_PER_TOKEN} px that a token "
+                    "stands for"
+                ),
                 f"set --image-size {max(1, round(self.image_size / PX_PER_TOKEN)) * PX_PER_TOKEN}",
             )

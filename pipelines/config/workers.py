@@ -1,4 +1,6 @@
-"""How many training workers a run may have: always so many, or as many as the cluster has room for between two numbers."""
+"""How many training workers a run may have: always so many, or as many as the cluster has room for between
+two numbers.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,23 @@ class WorkerRange:
         """
         found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value).strip())
         if found is None:
-            raise UserError(f"resources.workers={value} is no number of workers", "set a number such as 2, or a range such as 2..8")
+            raise UserError(
+                f"resources.workers={value} is no number of workers",
+                "set a number such as 2, or a range such as 2..8",
+            )
         fewest, most = int(found[1]), int(found[2] or found[1])
         if fewest < 1:
             raise UserError(f"resources.workers={value} is not positive", "set 1 or more, or leave it out")
         if found[2] and most <= fewest:
-            raise UserError(f"resources.workers={value} does not grow", f"set {fewest}, or a larger second number")
+            raise UserError(
+                f"resources.workers={value} does not grow", f"set {fewest}, or a larger second number"
+            )
         return cls(fewest, most)
 
 
 def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
-    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image. None: not yet known.
+    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image.
+    None: not yet known.
 
     Raises:
         UserError: With the division and the nearest numbers that go.
@@ -51,7 +59,10 @@ def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
         return
     if workers.elastic and workers.most > global_batch_size:
         raise UserError(
-            f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would have no image",
+            (
+                f"resources.workers={workers} share optim.global_batch_size={global_batch_size}: some would "
+                "have no image"
+            ),
             f"set --resources.workers {workers.fewest}..{global_batch_size}, or a larger batch",
         )
     count = workers.fewest
@@ -59,6 +70,9 @@ def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
         down = global_batch_size // count * count
         nearest = f"{down} or {down + count}" if down else str(count)
         raise UserError(
-            f"optim.global_batch_size={global_batch_size} / resources.workers={count} = {global_batch_size / count:.2f} images each",
+            (
+                f"optim.global_batch_size={global_batch_size} / resources.workers={count} = "
+                f"{global_batch_size / count:.2f} images each"
+            ),
             f"set the global batch to {nearest}, or another number of workers",
         )

@@ -21,12 +21,15 @@ from pipelines.storage import local_copy
 from pipelines.stream.graph import read_patiently
 
 IMAGES_AT_ONCE = 64
-"""Images of which views are made together, and that go through the model together: blocks in between have 128 MiB, many small images."""
+"""Images of which views are made together, and that go through the model together: blocks in between have 128
+MiB, many small images."""
 
 JUDGED = ("unit", "row", "status", "label")
 
 
-def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share: float | None, step: int, classes: int) -> dict[str, Any]:
+def evaluate(
+    manifest: Manifest, checkpoint: str, placement: Placement, *, share: float | None, step: int, classes: int
+) -> dict[str, Any]:
     """What there is to say about the model of a checkpoint, as JSON types.
 
     Args:
@@ -38,48 +41,70 @@ def evaluate(manifest: Manifest, checkpoint: str, placement: Placement, *, share
         classes: K.
 
     Returns:
-        "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded, the number of "classes",
-        and of the other images in "unusable" where and why.
+        "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded,
+        the number of "classes", and of the other images in "unusable" where and why.
     """
     saved = model_config(checkpoint)
-    views = functools.partial(centre_views, view=view_of(saved, checkpoint), image_size=saved.model.image_size, share=share)
+    views = functools.partial(
+        centre_views, view=view_of(saved, checkpoint), image_size=saved.model.image_size, share=share
+    )
     columns = judge_all(manifest, placement, views=views, judge=ClassJudge, checkpoint=checkpoint)
     good = columns["status"] == 0
-    result = summarise(columns["label"][good], {name: columns[name][good] for name in ("prediction", "rank", "loss")}, classes)
+    result = summarise(
+        columns["label"][good],
+        {name: columns[name][good] for name in ("prediction", "rank", "loss")},
+        classes,
+    )
     return {
         "step": step,
         "images": result.images,
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss,
-        "unusable": unusable(manifest, columns, [Status(status).reason for status in columns["status"].tolist()]),
+        "unusable": unusable(
+            manifest, columns, [Status(status).reason for status in columns["status"].tolist()]
+        ),
         "classes": classes,
         "confusion": result.confusion.tolist(),
     }
 
 
 def commonest(found: dict[str, Any]) -> float:
-    """The share of the images, of those that `evaluate` found, that is of the commonest class: the top-1 of who always names it."""
+    """The share of the images, of those that `evaluate` found, that is of the commonest class: the top-1 of
+    who always names it.
+    """
     confusion = np.array(found["confusion"], np.int64).reshape(-1, 3)
     return float(np.bincount(confusion[:, 0], confusion[:, 2], minlength=1).max() / max(1, found["images"]))
 
 
 def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
-    """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be decoded."""
+    """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be
+    decoded.
+    """
     from beit.classification.views import make_centre_view
 
     made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in images]
-    return {"view": np.stack([pixels for pixels, _ in made]), "status": np.array([status for _, status in made], np.uint8)}
+    return {
+        "view": np.stack([pixels for pixels, _ in made]),
+        "status": np.array([status for _, status in made], np.uint8),
+    }
 
 
-def centre_views(unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None) -> Iterator[Batch]:
+def centre_views(
+    unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None
+) -> Iterator[Batch]:
     """The images of a unit as they are judged, some at a time."""
     rows = np.arange(count)
     found = read_patiently(unit.read, rows, ("image", "label"))
     for start in range(0, count, IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
         views = centre_batch(found["image"][part], view=view, image_size=image_size, share=share)
-        yield {**views, "label": found["label"][part], "row": rows[part], "unit": np.full(len(rows[part]), index)}
+        yield {
+            **views,
+            "label": found["label"][part],
+            "row": rows[part],
+            "unit": np.full(len(rows[part]), index),
+        }
 
 
 class ClassJudge:
@@ -97,7 +122,9 @@ class ClassJudge:
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:
-        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss"; the views stay behind."""
+        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss"; the views stay
+        behind.
+        """
         import torch
 
         from beit.classification.metrics import judge
@@ -105,9 +132,15 @@ class ClassJudge:
 
         found: dict[str, list[NDArray[Any]]] = defaultdict(list)
         for start in range(0, len(batch["row"]), IMAGES_AT_ONCE):
-            views, labels = (torch.from_numpy(np.array(batch[name][start : start + IMAGES_AT_ONCE])) for name in ("view", "label"))
+            views, labels = (
+                torch.from_numpy(np.array(batch[name][start : start + IMAGES_AT_ONCE]))
+                for name in ("view", "label")
+            )
             with torch.inference_mode():
                 pixels = normalise(views.to(self._device), self._view)
                 for name, value in judge(self._model(pixels), labels.to(self._device)).items():
                     found[name].append(value.cpu().numpy())
-        return {**{name: batch[name] for name in JUDGED}, **{name: np.concatenate(parts) for name, parts in found.items()}}
+        return {
+            **{name: batch[name] for name in JUDGED},
+            **{name: np.concatenate(parts) for name, parts in found.items()},
+        }

@@ -1,4 +1,5 @@
-"""Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors holds the model.
+"""Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors
+holds the model.
 
 Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up.
 """
@@ -17,14 +18,21 @@ from pipelines.sources import Manifest, Unit
 
 Batch = dict[str, NDArray[Any]]
 Views = Callable[[Unit, int, int], Iterator[Batch]]
-"""(unit, its number, its rows) -> its images as they are judged, some at a time, with the columns "unit", "row" and "status"."""
+"""(unit, its number, its rows) -> its images as they are judged, some at a time, with the columns "unit",
+"row" and "status"."""
 
 FOLDER = "validation"
 """Where evaluations of classifiers and segmenters lie in a run folder."""
 
 
 def judge_all(
-    manifest: Manifest, placement: Placement, *, views: Views, judge: Callable[..., Any], checkpoint: str, **options: Any
+    manifest: Manifest,
+    placement: Placement,
+    *,
+    views: Views,
+    judge: Callable[..., Any],
+    checkpoint: str,
+    **options: Any,
 ) -> Batch:
     """What a model says about every image of a set.
 
@@ -32,7 +40,8 @@ def judge_all(
         manifest: The images.
         placement: The actors take the places that training workers have.
         views: Makes a unit's views, in tasks on CPUs.
-        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with what `views` yields.
+        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with what
+            `views` yields.
         checkpoint: Folder or URI with the model.
         options: For `judge`.
 
@@ -68,10 +77,11 @@ def judge_all(
 
 
 def pool(placement: Placement, blocks: int) -> dict[str, Any]:
-    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training workers have.
+    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training
+    workers have.
 
-    All of them are asked for at once, and work begins with the first that is there: grown step by step, a pool of many GPUs would be
-    complete when a short set is judged.
+    All of them are asked for at once, and work begins with the first that is there: grown step by step, a
+    pool of many GPUs would be complete when a short set is judged.
     """
     import ray.data
 
@@ -99,10 +109,17 @@ def _check_once(manifest: Manifest, columns: Batch) -> None:
     unit = np.repeat(np.arange(len(manifest.rows)), manifest.rows)
     row = np.concatenate([np.arange(rows) for rows in manifest.rows])
     if not (np.array_equal(columns["unit"], unit) and np.array_equal(columns["row"], row)):
-        raise RuntimeError(f"{manifest.total:,} images were to be judged once each, {len(columns['unit']):,} were")
+        raise RuntimeError(
+            f"{manifest.total:,} images were to be judged once each, {len(columns['unit']):,} were"
+        )
 
 
 def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list[tuple[str, str]]:
-    """(where the image lies, why it cannot be used) of the images with a "status" other than 0; a reason for every image is given."""
+    """(where the image lies, why it cannot be used) of the images with a "status" other than 0; a reason for
+    every image is given.
+    """
     places = np.flatnonzero(columns["status"]).tolist()
-    return [(manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), str(reasons[i])) for i in places]
+    return [
+        (manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), str(reasons[i]))
+        for i in places
+    ]

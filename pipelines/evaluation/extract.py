@@ -1,6 +1,8 @@
-"""The Ray Data job behind `beit features` and `beit probe`: features of images as files, what is missing of them.
+"""The Ray Data job behind `beit features` and `beit probe`: features of images as files, what is missing of
+them.
 
-The numbers of the files that are missing -> their centre views (CPU tasks) -> features, written by the actors that hold the model.
+The numbers of the files that are missing -> their centre views (CPU tasks) -> features, written by the actors
+that hold the model.
 """
 
 from __future__ import annotations
@@ -39,11 +41,14 @@ PIECE = ("unit", "first", "last")
 """Fields of a `Piece`, as columns of the blocks that tasks are given."""
 
 FILES_PER_ROUND = 2000
-"""Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so many files."""
+"""Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so
+many files."""
 
 
 def default_centre(image_size: int) -> float | None:
-    """The share of the short side that features are computed of: small images are looked at whole, larger ones as the authors evaluate."""
+    """The share of the short side that features are computed of: small images are looked at whole, larger
+    ones as the authors evaluate.
+    """
     return 1.0 if image_size <= 128 else None
 
 
@@ -66,7 +71,8 @@ def extract(
     """Compute what is missing of the features of a manifest's images, on a connected Ray.
 
     Args:
-        manifest: The images. A row group is read once; one with more images than a file holds, once for each of its files.
+        manifest: The images. A row group is read once; one with more images than a file holds, once for each
+            of its files.
         checkpoint: Folder or URI with the model.
         out: Folder or URI.
         layers: Numbers of blocks from 1.
@@ -129,13 +135,19 @@ def _extract_missing(
     left = sum(piece.images for number in missing for piece in files.pieces[number])
     done, start = 0, time.monotonic()
     last = start
-    for count, result in enumerate(_run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1):
+    for count, result in enumerate(
+        _run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1
+    ):
         if layer := result["overflow"]:
             if files.description.numbers == "float16" and not result["broken"]:
                 raise UserError(
-                    f"layer {layer} has features above 65,504, which float16 cannot hold", "set --numbers float32, in a new folder"
+                    f"layer {layer} has features above 65,504, which float16 cannot hold",
+                    "set --numbers float32, in a new folder",
                 )
-            raise UserError(f"layer {layer} has features that are not finite numbers", "probe an earlier checkpoint: this one is broken")
+            raise UserError(
+                f"layer {layer} has features that are not finite numbers",
+                "probe an earlier checkpoint: this one is broken",
+            )
         done += int(result["images"])
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS or count == len(missing):
@@ -161,10 +173,15 @@ def _run(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     shared = ray.put(manifest)
-    block_size, context.target_max_block_size = context.target_max_block_size, None  # A file is a block, however large.
+    block_size, context.target_max_block_size = (
+        context.target_max_block_size,
+        None,
+    )  # A file is a block, however large.
     try:
         for start in range(0, len(missing), FILES_PER_ROUND):
-            blocks = [_block(number, files.pieces[number]) for number in missing[start : start + FILES_PER_ROUND]]
+            blocks = [
+                _block(number, files.pieces[number]) for number in missing[start : start + FILES_PER_ROUND]
+            ]
             views = ray.data.from_blocks(blocks).map_batches(
                 functools.partial(_views_of_file, shared=shared, description=files.description, view=view),
                 batch_size=1,
@@ -190,7 +207,9 @@ def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
     """A file's number and pieces. The pieces of all files would be unpickled by every task."""
     import pyarrow as pa
 
-    return pa.table({"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}})
+    return pa.table(
+        {"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}}
+    )
 
 
 def _views_of_file(batch: Batch, *, shared: Any, description: Description, view: ViewConfig) -> Batch:
@@ -203,23 +222,32 @@ def _views_of_file(batch: Batch, *, shared: Any, description: Description, view:
     return {"file": np.full(len(found["row"]), int(batch["file"][0])), **found}
 
 
-def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig) -> Batch:
+def views_of_pieces(
+    manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig
+) -> Batch:
     """The images of a file, as the model will see them, with what is known about each.
 
     Returns:
-        "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has none), and "label" if there are.
+        "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has
+        none), and "label" if there are.
     """
     from pipelines.sources.base import PATH_COLUMN
 
-    columns = tuple(name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns)
+    columns = tuple(
+        name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns
+    )
     found: list[Batch] = []
     for piece in pieces:
         unit, rows = manifest.unit(piece.unit), np.arange(piece.first, piece.last)
         read = read_patiently(unit.read, rows, ("image", *columns))
         names = read.get(PATH_COLUMN, np.full(len(rows), "", object))
-        part = centre_batch(read["image"], view=view, image_size=description.image_size, share=description.centre)
+        part = centre_batch(
+            read["image"], view=view, image_size=description.image_size, share=description.centre
+        )
         part |= {"unit": np.full(len(rows), piece.unit), "row": rows}
-        part["path"] = np.array([name or unit.describe(int(row)) for name, row in zip(names, rows, strict=True)], object)
+        part["path"] = np.array(
+            [name or unit.describe(int(row)) for name, row in zip(names, rows, strict=True)], object
+        )
         if description.label is not None:
             part["label"] = plain_labels(read[description.label], description.label_kind)
         found.append(part)
@@ -227,11 +255,17 @@ def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], description: De
 
 
 def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
-    """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or text, empty."""
+    """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or
+    text, empty.
+    """
     if kind == "whole" and values.dtype == object:  # Yes, no and null.
         return np.array([-1 if value is None else int(value) for value in values.tolist()])
     if kind == "whole":  # With nulls among them they come as floats.
-        return np.where(np.isnan(values), -1, values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+        return (
+            np.where(np.isnan(values), -1, values).astype(np.int64)
+            if values.dtype.kind == "f"
+            else values.astype(np.int64)
+        )
     if kind == "number":
         return np.array([np.nan if value is None else float(value) for value in values.tolist()])
     return np.array(["" if value is None else str(value) for value in values.tolist()], object)
@@ -240,7 +274,16 @@ def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
 class Embed:
     """Computes the features of a file's images and writes it. The model is loaded once an actor."""
 
-    def __init__(self, files: FeatureFiles, checkpoint: str, view: ViewConfig, *, device: str, threads: int, images_at_once: int) -> None:
+    def __init__(
+        self,
+        files: FeatureFiles,
+        checkpoint: str,
+        view: ViewConfig,
+        *,
+        device: str,
+        threads: int,
+        images_at_once: int,
+    ) -> None:
         from beit.cores import compute_with
         from beit.vit.backbone import backbone_of
         from beit.vit.checkpoints import load_model
@@ -254,12 +297,15 @@ class Embed:
         """What `views_of_pieces` made -> what became of it, each [1].
 
         Returns:
-            "file", "images"; "overflow": the layer with numbers that are not finite, or 0, and then nothing is written; "broken": whether
-            there are some that are no numbers at all, which no other format would hold either.
+            "file", "images"; "overflow": the layer with numbers that are not finite, or 0, and then nothing
+            is written; "broken": whether there are some that are no numbers at all, which no other format
+            would hold either.
         """
         number = int(batch["file"][0])
         if (batch["file"] != number).any() or len(batch["file"]) != self._files.images_of(number):
-            raise RuntimeError(f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}")
+            raise RuntimeError(
+                f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}"
+            )
         found = self._features(batch["view"][batch["status"] == 0])
         overflow = next((layer for (layer, _), values in found.items() if not np.isfinite(values).all()), 0)
         if not overflow:
@@ -276,7 +322,11 @@ class Embed:
 
         about = self._files.description
         dtype = np.float16 if about.numbers == "float16" else np.float32
-        columns = {(layer, pooling): np.empty((len(views), about.dim), dtype) for layer in about.layers for pooling in about.poolings}
+        columns = {
+            (layer, pooling): np.empty((len(views), about.dim), dtype)
+            for layer in about.layers
+            for pooling in about.poolings
+        }
         for start in range(0, len(views), self._images_at_once):
             part = slice(start, start + self._images_at_once)
             with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=about.bf16):

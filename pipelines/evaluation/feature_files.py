@@ -1,9 +1,10 @@
-"""Features as files: one Parquet file for some hundred neighbouring images, and a description that is there only when all of them are.
+"""Features as files: one Parquet file for some hundred neighbouring images, and a description that is there
+only when all of them are.
 
 features.json                      what the features were made from; missing until every file is there
-unfinished.json                    the same, until then
-part-00000-of-00040.parquet        unit, row, path, label, class_name, layer_9_mean, …: a row for each image that could be decoded
-undecodable.csv                    the others, with the reason
+unfinished.json                    the same, until then part-00000-of-00040.parquet        unit, row, path,
+label, class_name, layer_9_mean, …: a row for each image that could be decoded undecodable.csv
+the others, with the reason
 """
 
 from __future__ import annotations
@@ -64,11 +65,15 @@ def check_folder(path: str) -> None:
     """
     names = storage.list_folder(path) if storage.exists(path) else []
     if not {FEATURES_FILE, UNFINISHED_FILE} & set(names) and set(names) - {MODEL_FOLDER}:
-        raise UserError(f"out={path} is not empty and holds no features: {', '.join(names[:3])}", "give a new folder")
+        raise UserError(
+            f"out={path} is not empty and holds no features: {', '.join(names[:3])}", "give a new folder"
+        )
 
 
 def plan_files(rows: NDArray[np.int32], images_per_file: int) -> list[list[Piece]]:
-    """Which images go into which file: whole units as long as they fit, larger units in equal pieces. Every image is in one file."""
+    """Which images go into which file: whole units as long as they fit, larger units in equal pieces. Every
+    image is in one file.
+    """
     files: list[list[Piece]] = []
     held = images_per_file
     for unit, count in enumerate(rows.tolist()):
@@ -155,9 +160,14 @@ class FeatureFiles:
         if begun is not None:
             before, now = flatten(json.loads(storage.read_text(storage.join(path, begun)))), flatten(plain)
             if differing := [
-                f"{name} is {before.get(name)} there and {now.get(name)} here" for name in now if before.get(name) != now[name]
+                f"{name} is {before.get(name)} there and {now.get(name)} here"
+                for name in now
+                if before.get(name) != now[name]
             ]:
-                raise UserError(f"out={path} holds other features: {'; '.join(differing[:3])}", "give another folder, or the same options")
+                raise UserError(
+                    f"out={path} holds other features: {'; '.join(differing[:3])}",
+                    "give another folder, or the same options",
+                )
         else:
             check_folder(path)
             storage.write_text(storage.join(path, UNFINISHED_FILE), json.dumps(plain, indent=1) + "\n")
@@ -170,15 +180,23 @@ class FeatureFiles:
     def missing(self) -> list[int]:
         """Numbers of the files that are not there yet."""
         parts = storage.join(self.path, PARTS_FOLDER)
-        there = {f"{PARTS_FOLDER}/{name}" for name in (storage.list_folder(parts) if storage.exists(parts) else [])}
+        there = {
+            f"{PARTS_FOLDER}/{name}" for name in (storage.list_folder(parts) if storage.exists(parts) else [])
+        }
         return [number for number in range(len(self.pieces)) if self._name(number) not in there]
 
-    def write(self, number: int, about: Mapping[str, NDArray[Any]], features: Mapping[tuple[int, Pooling], NDArray[np.floating]]) -> None:
+    def write(
+        self,
+        number: int,
+        about: Mapping[str, NDArray[Any]],
+        features: Mapping[tuple[int, Pooling], NDArray[np.floating]],
+    ) -> None:
         """Write a file; it appears under its name when it is complete.
 
         Args:
             number: Which one.
-            about: "unit", "row", "path", "status" and, if the description says so, "label" of all its images, [n].
+            about: "unit", "row", "path", "status" and, if the description says so, "label" of all its images,
+                [n].
             features: [decoded, D] by layer and pooling, of those with status 0.
         """
         good = about["status"] == 0
@@ -190,16 +208,28 @@ class FeatureFiles:
         if self.description.label is not None:
             columns["label"] = _label_array(about["label"][good])
             if (names := self.description.class_names) is not None and self.description.label_kind == "whole":
-                found = [names[label] if 0 <= label < len(names) else None for label in about["label"][good].tolist()]
+                found = [
+                    names[label] if 0 <= label < len(names) else None
+                    for label in about["label"][good].tolist()
+                ]
                 columns["class_name"] = pa.array(found, pa.string())
-        kind = pa.list_(pa.float16() if self.description.numbers == "float16" else pa.float32(), self.description.dim)
+        kind = pa.list_(
+            pa.float16() if self.description.numbers == "float16" else pa.float32(), self.description.dim
+        )
         for (layer, pooling), values in features.items():
-            columns[column_name(layer, pooling)] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+            columns[column_name(layer, pooling)] = pa.FixedSizeListArray.from_arrays(
+                pa.array(values.reshape(-1)), type=kind
+            )
         bad = [[about["path"][i], Status(int(about["status"][i])).reason] for i in np.flatnonzero(~good)]
-        schema = pa.schema({name: column.type for name, column in columns.items()}, metadata={_UNDECODABLE: json.dumps(bad)})
+        schema = pa.schema(
+            {name: column.type for name, column in columns.items()}, metadata={_UNDECODABLE: json.dumps(bad)}
+        )
         with storage.open_output(storage.join(self.path, *self._name(number).split("/"))) as file:
             pq.write_table(
-                pa.Table.from_arrays(list(columns.values()), schema=schema), file, compression="zstd", use_dictionary=["path", "class_name"]
+                pa.Table.from_arrays(list(columns.values()), schema=schema),
+                file,
+                compression="zstd",
+                use_dictionary=["path", "class_name"],
             )
 
     def finish(self) -> None:
@@ -214,14 +244,19 @@ class FeatureFiles:
         bad = [entry for _, entries in footers for entry in entries]
         for number, (rows, entries) in enumerate(footers):
             if rows + len(entries) != self.images_of(number):
-                raise RuntimeError(f"{self._name(number)} has {rows} + {len(entries)} images instead of {self.images_of(number)}")
+                raise RuntimeError(
+                    f"{self._name(number)} has {rows} + {len(entries)} images instead of "
+                    f"{self.images_of(number)}"
+                )
         if bad:
             text = io.StringIO()
             writer = csv.writer(text)
             writer.writerow(["image", "reason"])
             writer.writerows(bad)
             storage.write_text(storage.join(self.path, UNDECODABLE_FILE), text.getvalue())
-        storage.write_text(storage.join(self.path, FEATURES_FILE), json.dumps(asdict(self.description), indent=1) + "\n")
+        storage.write_text(
+            storage.join(self.path, FEATURES_FILE), json.dumps(asdict(self.description), indent=1) + "\n"
+        )
         storage.delete_file(storage.join(self.path, UNFINISHED_FILE))
 
     def undecodable(self) -> list[tuple[str, str]]:
@@ -231,7 +266,9 @@ class FeatureFiles:
         return [(entry["image"], entry["reason"]) for entry in entries]
 
     def read(self, layer: int, pooling: Pooling) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """One feature of all images that could be decoded, in the order of units and rows: [n, D] as written, and labels int64 [n]."""
+        """One feature of all images that could be decoded, in the order of units and rows: [n, D] as written,
+        and labels int64 [n].
+        """
         name = column_name(layer, pooling)
 
         def read(number: int) -> pa.Table:
@@ -248,7 +285,9 @@ class FeatureFiles:
         with ThreadPoolExecutor(READERS) as threads:
             for table in threads.map(read, range(len(self.pieces))):
                 start, end = end, end + len(table)
-                features[start:end] = table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, about.dim)
+                features[start:end] = (
+                    table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, about.dim)
+                )
                 labels[start:end] = table.column("label").to_numpy()
         return features, labels
 

@@ -31,7 +31,9 @@ class KnnSets:
     classes: int
     layers: tuple[int, ...]
 
-    def evaluate(self, say: Callable[[str], None], folder: run_folder.RunFolder, placement: Placement, checkpoint: str) -> dict[str, float]:
+    def evaluate(
+        self, say: Callable[[str], None], folder: run_folder.RunFolder, placement: Placement, checkpoint: str
+    ) -> dict[str, float]:
         """Judge a checkpoint, unless that was done before the run was interrupted.
 
         Features are written below the run folder, read back one layer at a time, and deleted.
@@ -48,7 +50,9 @@ class KnnSets:
             say(f"k-NN at step {step:,}: {figures}, on {found['val_images']:,} images")
         return {f"knn/layer_{layer}": value for layer, value in found["top1"].items()}
 
-    def _judge(self, folder: run_folder.RunFolder, placement: Placement, checkpoint: str, step: int) -> dict[str, Any]:
+    def _judge(
+        self, folder: run_folder.RunFolder, placement: Placement, checkpoint: str, step: int
+    ) -> dict[str, Any]:
         from beit.probing.probe import Labelled, probe_knn
         from pipelines.evaluation.extract import extract
         from pipelines.runs.models import model_digest
@@ -62,7 +66,8 @@ class KnnSets:
                 storage.join(place, name),
                 layers=self.layers,
                 poolings=("mean",),
-                numbers="float32",  # Of some thousand images: no feature is too large for it, which would end the training.
+                # Of some thousand images: no feature is too large for it, which would end the training.
+                numbers="float32",
                 placement=placement,
                 say=lambda line: None,
             )[0]
@@ -80,7 +85,9 @@ class KnnSets:
 
 def pauses(config: KnnWhileConfig, total_steps: int) -> list[int]:
     """Steps after which k-NN is measured, before the last."""
-    return [] if config.every_steps is None else list(range(config.every_steps, total_steps, config.every_steps))
+    return (
+        [] if config.every_steps is None else list(range(config.every_steps, total_steps, config.every_steps))
+    )
 
 
 def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets | None:
@@ -113,17 +120,26 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     if knn.val is not None:
         held_out = open_source(knn.val, option="knn.val", split="val", say=say)
     elif config.data.train is None and knn.train is None:
-        held_out = held_out_scenes(config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say)
+        held_out = held_out_scenes(
+            config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say
+        )
     else:
         raise UserError(
-            f"knn.every_steps={knn.every_steps}, and knn.val is not given, so there is nothing to be judged by",
+            (
+                f"knn.every_steps={knn.every_steps}, and knn.val is not given, so there is nothing to be "
+                "judged "
+                "by"
+            ),
             "set --knn.val to labelled images, or leave out --knn.every-steps",
         )
     val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, follows=train).manifest
     assert isinstance(val, LabelledManifest)
     for line in unnamed(train, val, "knn.val"):
         say(line)
-    say(f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of {depth}")
+    say(
+        f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of "
+        f"{depth}"
+    )
     return KnnSets(
         config=knn,
         train=_capped(train, option, knn, say),
@@ -133,11 +149,15 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     )
 
 
-def _capped(manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]) -> LabelledManifest:
+def _capped(
+    manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]
+) -> LabelledManifest:
     """The same images for every run, so that the figures of runs compare."""
     from pipelines.sources.labels import take_at_most
 
     part = take_at_most(manifest, config.most_images, SEED)
     if part.total < manifest.total:
-        say(f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more")
+        say(
+            f"k-NN: {part.total:,} of the {manifest.total:,} images of {option}; --knn.most-images takes more"
+        )
     return part

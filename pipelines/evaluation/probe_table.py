@@ -1,4 +1,6 @@
-"""What a probe finds: a row for each layer, pooling and set of weights, in a file of the run folder, on the terminal and in MLflow."""
+"""What a probe finds: a row for each layer, pooling and set of weights, in a file of the run folder, on the
+terminal and in MLflow.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,18 @@ def read_table(run: str) -> list[ProbeRow]:
     file = storage.join(run, TABLE_FILE)
     if not storage.exists(file):
         return []
-    kinds: dict[str, Callable[[str], Any]] = {"weights": str, "pooling": str, "layer": int, "train_images": int, "val_images": int}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "weights": str,
+        "pooling": str,
+        "layer": int,
+        "train_images": int,
+        "val_images": int,
+    }
     entries = csv.DictReader(io.StringIO(storage.read_text(file)))
-    return [ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()}) for entry in entries]
+    return [
+        ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()})
+        for entry in entries
+    ]
 
 
 def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
@@ -49,22 +60,36 @@ def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
     writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__))
     writer.writeheader()
     writer.writerows(
-        asdict(row) for row in sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
+        asdict(row)
+        for row in sorted(
+            rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling))
+        )
     )
     storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
 
 
 def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
-    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the layer."""
+    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the
+    layer.
+    """
     now = time.time()
     for row in rows:
-        figures = {name: getattr(row, name) for name in ("knn_top1", "knn_top5", "linear_top1", "linear_top5")}
-        yield {"step": row.layer, "time": now, **{f"{row.weights}_{row.pooling}/{name}": value for name, value in figures.items()}}
+        figures = {
+            name: getattr(row, name) for name in ("knn_top1", "knn_top5", "linear_top1", "linear_top5")
+        }
+        yield {
+            "step": row.layer,
+            "time": now,
+            **{f"{row.weights}_{row.pooling}/{name}": value for name, value in figures.items()},
+        }
 
 
 def row_line(row: ProbeRow) -> str:
     """A result in a line."""
-    return f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear {row.linear_top1:.2%}"
+    return (
+        f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear "
+        f"{row.linear_top1:.2%}"
+    )
 
 
 def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
@@ -76,4 +101,6 @@ def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
     yield "layer   " + "".join(f"{'k-NN':>12}{'linear':>10}" for _ in columns)
     for layer in layers:
         found = [by_place.get((*column, layer)) for column in columns]
-        yield f"{layer:<8}" + "".join(" " * 22 if row is None else f"{row.knn_top1:>12.2%}{row.linear_top1:>10.2%}" for row in found)
+        yield f"{layer:<8}" + "".join(
+            " " * 22 if row is None else f"{row.knn_top1:>12.2%}{row.linear_top1:>10.2%}" for row in found
+        )

@@ -1,4 +1,6 @@
-"""Judge a segmenter on every image of a set exactly once: pixels are counted by class and predicted class at the annotations' own size."""
+"""Judge a segmenter on every image of a set exactly once: pixels are counted by class and predicted class at
+the annotations' own size.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,13 @@ BATCH_BYTES = 16 << 20
 """Decoded images that travel to the model together."""
 
 LOGITS_AT_ONCE = 1 << 27
-"""Images of one size go through the model together, as long as what `segment` holds of them at a time, its largest scale counted, is no
-more numbers than this: half a gigabyte, and on a GPU a quarter of its free memory. An image by itself is never divided, however large;
-maps inside the model are not counted."""
+"""Images of one size go through the model together, as long as what `segment` holds of them at a time, its
+largest scale counted, is no more numbers than this: half a gigabyte, and on a GPU a quarter of its free
+memory. An image by itself is never divided, however large; maps inside the model are not counted."""
 
 MAPS_HELD = 3
-"""Maps of K numbers a pixel that `segment` holds at a time: logits, probabilities, and their sum over scales."""
+"""Maps of K numbers a pixel that `segment` holds at a time: logits, probabilities, and their sum over
+scales."""
 
 PICTURES = 6
 
@@ -67,14 +70,21 @@ def evaluate(
         names: K class names.
 
     Returns:
-        "mean_iou", "mean_accuracy", "overall_accuracy", "iou" and "accuracy" [K] (None: not defined) and "confusion" [K, K] over all pixels
-        that count of the "images" that could be used; of the others in "unusable" where and why; in "pictures" the name of the sheet, if
-        there is one.
+        "mean_iou", "mean_accuracy", "overall_accuracy", "iou" and "accuracy" [K] (None: not defined) and
+        "confusion" [K, K] over all pixels that count of the "images" that could be used; of the others in
+        "unusable" where and why; in "pictures" the name of the sheet, if there is one.
     """
     shown = draw_shown(manifest.rows)
     views = functools.partial(whole_views, view=view, ids=ids, largest=max(test.ratios))
     columns = judge_all(
-        manifest, placement, views=views, judge=PixelJudge, checkpoint=checkpoint, view=view, test=test, shown=frozenset(shown)
+        manifest,
+        placement,
+        views=views,
+        judge=PixelJudge,
+        checkpoint=checkpoint,
+        view=view,
+        test=test,
+        shown=frozenset(shown),
     )
     result = summarise(add_up(columns["counts"], len(names)))
     sheet = None
@@ -109,9 +119,16 @@ def draw_shown(rows: NDArray[np.int32]) -> list[Key]:
 
 
 def whole_views(
-    unit: Unit, index: int, count: int, *, view: SegmentViewConfig, ids: AnnotationConfig, largest: float = 1.0
+    unit: Unit,
+    index: int,
+    count: int,
+    *,
+    view: SegmentViewConfig,
+    ids: AnnotationConfig,
+    largest: float = 1.0,
 ) -> Iterator[Batch]:
-    """The images and labels of a unit as they are judged, some at a time: arrays of any size, as bytes with their sizes.
+    """The images and labels of a unit as they are judged, some at a time: arrays of any size, as bytes with
+    their sizes.
 
     Args:
         unit: Of the images.
@@ -134,7 +151,9 @@ def whole_views(
         yield _columns(rows)
 
 
-def _whole_view(image: bytes, annotation: bytes, view: SegmentViewConfig, ids: AnnotationConfig, largest: float) -> dict[str, Any]:
+def _whole_view(
+    image: bytes, annotation: bytes, view: SegmentViewConfig, ids: AnnotationConfig, largest: float
+) -> dict[str, Any]:
     try:
         pixels = decode(image, view)
         labels = decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])
@@ -156,7 +175,14 @@ class PixelJudge:
     """A checkpoint's segmenter. Loaded once an actor; computes in full precision."""
 
     def __init__(
-        self, checkpoint: str, *, device: str, threads: int, view: SegmentViewConfig, test: SlidingConfig, shown: Collection[Key]
+        self,
+        checkpoint: str,
+        *,
+        device: str,
+        threads: int,
+        view: SegmentViewConfig,
+        test: SlidingConfig,
+        shown: Collection[Key],
     ) -> None:
         import torch
 
@@ -165,17 +191,22 @@ class PixelJudge:
         from beit.vit.checkpoints import load_model
 
         compute_with(threads, device=device)
-        torch.backends.cudnn.allow_tf32 = False  # It would round what the head's convolutions multiply to 10 bits.
+        torch.backends.cudnn.allow_tf32 = (
+            False  # It would round what the head's convolutions multiply to 10 bits.
+        )
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Segmenter).to(device)
         self._device, self._view, self._test, self._shown = device, view, test, shown
-        self._room = LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16  # Bytes; a number has four.
+        self._room = (
+            LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16
+        )  # Bytes; a number has four.
 
     def __call__(self, batch: Batch) -> Batch:
         """What `whole_views` yields -> "unit", "row", "status", "reason", "counts", "predicted".
 
-        "counts" holds the pixels that count by class and predicted class, as bytes (see `sparse`), empty for images that cannot be used;
-        "predicted" the classes int16 [H, W] as bytes, of images that are to be shown.
+        "counts" holds the pixels that count by class and predicted class, as bytes (see `sparse`), empty for
+        images that cannot be used; "predicted" the classes int16 [H, W] as bytes, of images that are to be
+        shown.
         """
         judged = len(batch["row"])
         counts, shown = np.full(judged, b"", object), np.full(judged, b"", object)
@@ -192,7 +223,11 @@ class PixelJudge:
                     counts[i] = sparse(confusion(labels, predicted, self._model.classes))
                     if (int(batch["unit"][i]), int(batch["row"][i])) in self._shown:
                         shown[i] = predicted.astype(np.int16).tobytes()
-        return {**{name: batch[name] for name in ("unit", "row", "status", "reason")}, "counts": counts, "predicted": shown}
+        return {
+            **{name: batch[name] for name in ("unit", "row", "status", "reason")},
+            "counts": counts,
+            "predicted": shown,
+        }
 
     def _images_at_once(self, size: tuple[int, int]) -> int:
         """How many images with annotations of a size go through the model together."""
@@ -229,7 +264,9 @@ class PixelJudge:
 
 
 def sparse(counts: NDArray[np.int64]) -> bytes:
-    """A confusion [K, K] as bytes: the places, counted row by row, that are not 0, then what is there, int64."""
+    """A confusion [K, K] as bytes: the places, counted row by row, that are not 0, then what is
+    there, int64.
+    """
     places = np.flatnonzero(counts)
     return np.concatenate([places, counts.flat[places]]).astype(np.int64).tobytes()
 
@@ -243,15 +280,23 @@ def add_up(counts: NDArray[np.object_], classes: int) -> NDArray[np.int64]:
     return total.reshape(classes, classes)
 
 
-def _sheet(manifest: Manifest, columns: Batch, view: SegmentViewConfig, ids: AnnotationConfig, names: Sequence[str]) -> bytes:
+def _sheet(
+    manifest: Manifest, columns: Batch, view: SegmentViewConfig, ids: AnnotationConfig, names: Sequence[str]
+) -> bytes:
     """A PNG: image, truth and prediction of the images that are shown."""
     from beit.segmentation.pictures import segmentation_sheet
 
     images, truths, predictions = [], [], []
     for i in np.flatnonzero([len(predicted) > 0 for predicted in columns["predicted"]]).tolist():
-        found = manifest.unit(int(columns["unit"][i])).read(columns["row"][i : i + 1], ("image", "annotation"))
+        found = manifest.unit(int(columns["unit"][i])).read(
+            columns["row"][i : i + 1], ("image", "annotation")
+        )
         images.append(decode(found["image"][0], view))
-        truths.append(decode_annotation(found["annotation"][0], ids, height=images[-1].shape[0], width=images[-1].shape[1]))
+        truths.append(
+            decode_annotation(
+                found["annotation"][0], ids, height=images[-1].shape[0], width=images[-1].shape[1]
+            )
+        )
         predictions.append(np.frombuffer(columns["predicted"][i], np.int16).reshape(truths[-1].shape))
     if not images:
         return b""

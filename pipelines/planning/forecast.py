@@ -1,7 +1,7 @@
 """What a pretraining will take, from what an image costs. Arithmetic only: no clock, no Ray, no model.
 
-A stage's cost is in core-seconds or floating-point operations an image. On cores alone the stages share them; on a cluster with GPUs
-every stage has machines of its own kind, and the slowest decides.
+A stage's cost is in core-seconds or floating-point operations an image. On cores alone the stages share them;
+on a cluster with GPUs every stage has machines of its own kind, and the slowest decides.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ STAGES = ("train", "tokens", "views", "head")
 """That nodes are counted and paid for."""
 
 STREAM_SHARE = 0.9
-"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of two bare processes' rate
-in the stream's prototype."""
+"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of
+two bare processes' rate in the stream's prototype."""
 
 RUN_SHARE = 0.8
-"""What Ray leaves to the stages of cores that do all of a run, its driver and control included: fitted to runs (docs/measurements.md)."""
+"""What Ray leaves to the stages of cores that do all of a run, its driver and control included: fitted to
+runs (docs/measurements.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
-"""Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with a tokenizer): the least
-measured (docs/clusters.md)."""
+"""Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with
+a tokenizer): the least measured (docs/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
-"""Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a measurement."""
+"""Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a
+measurement."""
 
 AROUND_HOURS = 1 / 6
-"""For which nodes are paid around the work: minutes to start, and the five idle ones after which they go (clusters/). An assumption."""
+"""For which nodes are paid around the work: minutes to start, and the five idle ones after which they go
+(clusters/). An assumption."""
 
 DENSE_TFLOPS: Mapping[str, float] = {
     # Dense bf16 matrix arithmetic (fp16 where there is no bf16: T4, V100), of the makers' data sheets.
@@ -85,7 +88,8 @@ class Machines:
     view_cores: float
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
-    """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has no limit."""
+    """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has
+    no limit."""
     head_cores: float | None = None
     """Cores of the driver's node, on which all coordinators run. None: not known."""
     most_nodes: float = math.inf
@@ -95,7 +99,8 @@ class Machines:
     worker_cpus: float = 1.0
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
-    """What the tokenizers run on: GPUs as above, those that the workers leave on the training nodes, or cores, as views do."""
+    """What the tokenizers run on: GPUs as above, those that the workers leave on the training nodes, or
+    cores, as views do."""
     supposed: tuple[str, ...] = ()
     """Kinds that were asked for in place of those that the machines have, in words."""
 
@@ -146,7 +151,9 @@ def on_cores(
     streams: int = 1,
     head_cores: float | None = None,
 ) -> Forecast:
-    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own threads, or than streams pass."""
+    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own
+    threads, or than streams pass.
+    """
     limits = {"all cores": RUN_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
     if costs.token:
@@ -165,7 +172,8 @@ def on_gpus(
     streams: int | None = None,
     measured: GpuRates | None = None,
 ) -> Forecast:
-    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams pass, or the cluster ends.
+    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams
+    pass, or the cluster ends.
 
     Args:
         costs: Of an image; what runs on cores in core-seconds, everything else in operations.
@@ -176,7 +184,9 @@ def on_gpus(
         streams: That the workers are divided over. None: as many as it takes, at most one a worker.
         measured: What GPUs of its kind are counted with, in place of their peak.
     """
-    at_hand, train_rate, token_rate = (measured.kind, measured.train, measured.tokens) if measured else (None, None, None)
+    at_hand, train_rate, token_rate = (
+        (measured.kind, measured.train, measured.tokens) if measured else (None, None, None)
+    )
     extrapolated: set[str] = set()
 
     def seconds(kind: str, flop: float, rate: float | None) -> float:
@@ -190,15 +200,23 @@ def on_gpus(
     busy = seconds(machines.train_gpu, costs.step_flop, train_rate)
     if tokenized and machines.token_gpu is None and not on_cores:
         busy += seconds(machines.train_gpu, costs.token_flop, token_rate)
-    fed_by_cores, on_core = ("views and tokens", costs.view + costs.token) if on_cores else ("views", costs.view)
+    fed_by_cores, on_core = (
+        ("views and tokens", costs.view + costs.token) if on_cores else ("views", costs.view)
+    )
     train_nodes = -(-workers // machines.train_gpus)
-    beside = 0.0 if not machines.views_beside else max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
+    beside = (
+        0.0
+        if not machines.views_beside
+        else max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
+    )
     limits = {"training": workers / busy}
     own = 0.0  # Images a second of one of the tokenizers' own GPUs.
     if tokenized and machines.token_gpu is not None and not on_cores:
         own = 1 / seconds(machines.token_gpu, costs.token_flop, token_rate)
         if "tokens" in machines.most:
-            limits[f"tokens, at most on {machines.most['tokens']:g} x {machines.token_gpu}"] = machines.most["tokens"] * own
+            limits[f"tokens, at most on {machines.most['tokens']:g} x {machines.token_gpu}"] = (
+                machines.most["tokens"] * own
+            )
     if "views" in machines.most:
         cores = beside + machines.most["views"]
         limits[f"{fed_by_cores}, at most on {cores:g} cores"] = STREAM_SHARE * cores / on_core
@@ -222,7 +240,14 @@ def on_gpus(
     elif own:
         nodes["tokens"] = _ceil(rate / own / machines.token_gpus)
     nodes["views"] = _ceil((rate * on_core / STREAM_SHARE - beside) / machines.view_cores)
-    return Forecast(rate=rate, limits=limits, nodes=nodes, streams=streams, wanted=wanted, extrapolated=frozenset(extrapolated))
+    return Forecast(
+        rate=rate,
+        limits=limits,
+        nodes=nodes,
+        streams=streams,
+        wanted=wanted,
+        extrapolated=frozenset(extrapolated),
+    )
 
 
 def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
@@ -237,21 +262,27 @@ def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
     if not tokens:
         return beside + nodes * views
     even = math.floor((beside + nodes * views) / (tokens + views))
-    return max(min(number * tokens, beside + (nodes - number) * views) for number in (min(even, nodes), min(even + 1, nodes)))
+    return max(
+        min(number * tokens, beside + (nodes - number) * views)
+        for number in (min(even, nodes), min(even + 1, nodes))
+    )
 
 
 def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: float | None) -> dict[str, float]:
-    """Images a second that so many streams pass: by blocks, each coordinator with a core of the head at most, and by their reading tasks,
-    each on a core.
+    """Images a second that so many streams pass: by blocks, each coordinator with a core of the head at most,
+    and by their reading tasks, each on a core.
     """
     at_once, tasks = min(streams, head_cores or streams), streams * MOST_SLOTS
-    coordinators = f"{streams} coordinator{'s' * (streams > 1)}" + (f" on {head_cores:g} cores of the head" if at_once < streams else "")
+    coordinators = f"{streams} coordinator{'s' * (streams > 1)}" + (
+        f" on {head_cores:g} cores of the head" if at_once < streams else ""
+    )
     blocks = COORDINATOR_BLOCKS[2 if costs.token_flop else 1]
     return {coordinators: at_once * blocks * block_rows, f"{tasks} reading tasks": tasks / costs.view}
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:
-    """What the nodes and the head cost over so many hours of work; None where the price of one of them is not known.
+    """What the nodes and the head cost over so many hours of work; None where the price of one of them is not
+    known.
 
     `AROUND_HOURS` are paid on top.
     """
@@ -259,12 +290,16 @@ def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> R
     wanted = {name: count for name, count in counts.items() if count}
     if any(name not in prices for name in wanted):
         return None
-    low, high = (sum(count * prices[name][end] for name, count in wanted.items()) * (hours + AROUND_HOURS) for end in (0, 1))
+    low, high = (
+        sum(count * prices[name][end] for name, count in wanted.items()) * (hours + AROUND_HOURS)
+        for end in (0, 1)
+    )
     return low, high
 
 
 def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized: bool) -> int:
-    """Bytes of a sample in the object store: from the views to the workers, and where a tokenizer stands between, twice.
+    """Bytes of a sample in the object store: from the views to the workers, and where a tokenizer stands
+    between, twice.
 
     Args:
         patch_px: Side of the patch view, uint8.
@@ -276,7 +311,13 @@ def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized:
     final = 3 * patch_px**2 + patches + 2 * patches + keys
     if not tokenized:
         return final
-    return final + 3 * patch_px**2 + (3 * token_px**2 if token_px is not None and token_px != patch_px else 0) + patches + keys
+    return (
+        final
+        + 3 * patch_px**2
+        + (3 * token_px**2 if token_px is not None and token_px != patch_px else 0)
+        + patches
+        + keys
+    )
 
 
 def checkpoint_bytes(parameters: int) -> int:

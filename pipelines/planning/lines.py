@@ -32,22 +32,29 @@ def measured_lines(rates: Rates, where: str) -> Iterator[str]:
     yield f"measured {where}: {rates.machine}"
     if rates.load > rates.cores:
         yield (
-            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times below are those of a machine "
+            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times "
+            "below are those of a machine "
             "of its own"
         )
     stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
     shown = {name: seconds for name, seconds in stages.items() if seconds}
-    yield "images/s on one core: " + ", ".join(f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items())
+    yield "images/s on one core: " + ", ".join(
+        f"{name} {1 / seconds:,.3g}" for name, seconds in shown.items()
+    )
     yield (
-        f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = {1e3 * sum(shown.values()):.3g} ms of a core; "
-        f"training {costs.step_flop / 1e9:.4g} GFLOP" + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
+        f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = "
+        f"{1e3 * sum(shown.values()):.3g} ms of a core; "
+        f"training {costs.step_flop / 1e9:.4g} GFLOP"
+        + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
     )
     if rates.gpu:
         tokens = f", or tokenises {rates.gpu.tokens:,.0f}" if rates.gpu.tokens else ""
         yield f"one {rates.gpu.kind}: trains on {rates.gpu.train:,.0f} images/s{tokens}"
 
 
-def on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int) -> Forecast:
+def on_this_kind(
+    config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int
+) -> Forecast:
     """So many machines like this one, each with this one's workers and tokenizers."""
     from pipelines.cluster import session
     from pipelines.stream.graph import block_rows
@@ -66,7 +73,9 @@ def on_this_kind(config: PlanConfig, costs: Costs, placement: Placement, *, core
     )
 
 
-def here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str) -> Iterator[str]:
+def here_lines(
+    config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str
+) -> Iterator[str]:
     """The time on this machine, and on several like it, without GPUs."""
     for machines in MULTIPLES:
         found = on_this_kind(config, costs, placement, cores=cores, machines=machines)
@@ -75,15 +84,21 @@ def here_lines(config: PlanConfig, costs: Costs, placement: Placement, *, cores:
         if left_out := _undivided(config, workers):
             yield f"{times} ({workers} workers): {left_out}"
             continue
-        yield f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; limited by {found.bottleneck}"
+        yield (
+            f"{times} ({workers} workers, {machines * cores:g} cores): {_speed(found.rate, seen)}; "
+            f"limited by {found.bottleneck}"
+        )
     total = costs.view + costs.token + costs.step
     yield (
-        f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training {costs.step / total:.0%}; "
+        f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training "
+        f"{costs.step / total:.0%}; "
         f"Ray is taken to leave {forecast.RUN_SHARE:.0%} of the cores to them"
     )
 
 
-def on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float) -> Forecast:
+def on_cluster(
+    config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float
+) -> Forecast:
     """So many workers on GPUs.
 
     Raises:
@@ -102,13 +117,21 @@ def on_cluster(config: PlanConfig, rates: Rates, machines: Machines, workers: in
     )
     if not found.rate:
         raise UserError(
-            f"the cluster has nothing for one of the stages: {found.bottleneck}", "give it nodes for that, such as CPU nodes for views"
+            f"the cluster has nothing for one of the stages: {found.bottleneck}",
+            "give it nodes for that, such as CPU nodes for views",
         )
     return found
 
 
 def cluster_lines(
-    config: PlanConfig, rates: Rates, machines: Machines, *, workers: int, seen: int, prices: dict[str, Range], own: bool
+    config: PlanConfig,
+    rates: Rates,
+    machines: Machines,
+    *,
+    workers: int,
+    seen: int,
+    prices: dict[str, Range],
+    own: bool,
 ) -> Iterator[str]:
     """Time, limits, nodes and costs on GPUs, of more and more workers."""
     from pipelines.stream.graph import block_rows
@@ -119,24 +142,37 @@ def cluster_lines(
     if first.extrapolated:
         known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))
         yield (
-            f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}; "
+            f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to "
+            f"{UTILISATION[1]:.0%}; "
             "views from the cores that were measured"
         )
     if machines.head_cores is not None and not own:
         yield f"head: {machines.head_cores:g} cores, for the coordinators of as many streams at most"
-    if rates.gpu and rates.costs.token_flop and with_tokenizers(machines, config.resources, workers=workers).token_gpu is None:
-        yield "on a GPU that workers and tokenizers share, the measured times of both are added; together they were not measured"
+    if (
+        rates.gpu
+        and rates.costs.token_flop
+        and with_tokenizers(machines, config.resources, workers=workers).token_gpu is None
+    ):
+        yield (
+            "on a GPU that workers and tokenizers share, the measured times of both are added; together "
+            "they were not measured"
+        )
     for multiple in MULTIPLES:
         count = multiple * workers
         if left_out := _undivided(config, count):
             yield f"{count:,} x {machines.train_gpu}: {left_out}"
             continue
         if count > (most := machines.most.get("train", count)):
-            holds = f"this machine has {most:g}" if own else f"{holder(config)} may have {most:g} (max_workers)"
+            holds = (
+                f"this machine has {most:g}" if own else f"{holder(config)} may have {most:g} (max_workers)"
+            )
             yield f"{count:,} x {machines.train_gpu}: {holds}"
             break
         if -(-count // machines.train_gpus) >= machines.most_nodes and count > workers:
-            yield f"{count:,} x {machines.train_gpu}: {holder(config)} may have {machines.most_nodes:g} nodes in all (max_workers)"
+            yield (
+                f"{count:,} x {machines.train_gpu}: {holder(config)} may have {machines.most_nodes:g} "
+                "nodes in all (max_workers)"
+            )
             break
         slow, fast = (on_cluster(config, rates, machines, count, utilisation) for utilisation in UTILISATION)
         nodes = ", ".join(f"{number} {stage}" for stage, number in fast.nodes.items() if number)
@@ -153,13 +189,16 @@ def cluster_lines(
             rows = block_rows(config.optim.global_batch_size // count)
             passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
             yield (
-                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} images a second from "
-                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} from {MOST_SLOTS}; "
+                f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} "
+                "images a second from "
+                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} "
+                f"from {MOST_SLOTS}; "
                 "each stream's coordinator takes a core of the head"
             )
         if machines.head_cores is not None and fast.wanted > machines.head_cores:
             yield (
-                f"  {fast.wanted} coordinators would pass all that the rest allows, each on a core of the head, which has "
+                f"  {fast.wanted} coordinators would pass all that the rest allows, each on a core of the "
+                "head, which has "
                 f"{machines.head_cores:g}: give it more cores, or the workers larger batches"
             )
     if config.price is None:
@@ -168,11 +207,22 @@ def cluster_lines(
     else:
         if missing := [stage for stage in STAGES if stage not in prices]:
             yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
-        yield f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, and are idle before they go"
+        yield (
+            f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, "
+            "and are idle before they go"
+        )
 
 
 def volume_lines(
-    config: PlanConfig, rates: Rates, *, images: int, seen: int, steps: int, rate: float, tokenized: bool, preset: str
+    config: PlanConfig,
+    rates: Rates,
+    *,
+    images: int,
+    seen: int,
+    steps: int,
+    rate: float,
+    tokenized: bool,
+    preset: str,
 ) -> Iterator[str]:
     """What passes the object store, and what is kept."""
     costs, output = rates.costs, config.output
@@ -181,14 +231,19 @@ def volume_lines(
     size = forecast.checkpoint_bytes(rates.parameters)
     written = -(-steps // output.checkpoint_steps)
     yield (
-        f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), {written:,} of them, "
-        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; {output.keep_checkpoints} are kept, "
+        f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), "
+        f"{written:,} of them, "
+        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; "
+        f"{output.keep_checkpoints} are kept, "
         f"{_bytes(written * size)} are written"
     )
     if not tokenized:
         return
     sizes = ", ".join(
-        f"{epochs} epochs {_bytes(forecast.cache_bytes(images=images, patches=config.model.patches, epochs=epochs))}"
+        (
+            f"{epochs} epochs "
+            f"{_bytes(forecast.cache_bytes(images=images, patches=config.model.patches, epochs=epochs))}"
+        )
         for epochs in CACHED_EPOCHS
         if epochs <= max(1, seen // images)
     )
@@ -196,7 +251,8 @@ def volume_lines(
     core = costs.token / (costs.view + costs.token + costs.step)
     yield (
         f"token cache (beit tokenizer encode {preset} … --epochs K, then --data.tokens): at most {sizes}; "
-        f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the time on cores"
+        f"each later epoch saves the tokenizer, {flop:.0%} of the operations on GPUs, {core:.0%} of the "
+        "time on cores"
     )
 
 

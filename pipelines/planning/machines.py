@@ -1,4 +1,6 @@
-"""Which GPUs and cores a cluster's machines have, and how many there may be: by its file, or by what Ray says of those that are there."""
+"""Which GPUs and cores a cluster's machines have, and how many there may be: by its file, or by what Ray says
+of those that are there.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +60,16 @@ SIZES = {
 
 
 def cores_of(kind: NodeType) -> float | None:
-    """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor its machine's name tell."""
+    """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor
+    its machine's name tell.
+    """
     if cores := kind.resources.get("CPU"):
         return cores
-    named = (float(times * int(found[1] or 1)) for size, times in SIZES.items() if (found := re.fullmatch(size, kind.machine)))
+    named = (
+        float(times * int(found[1] or 1))
+        for size, times in SIZES.items()
+        if (found := re.fullmatch(size, kind.machine))
+    )
     return next(named, None)
 
 
@@ -73,10 +81,13 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
     """
     types = read_node_types(path)
     kinds = [kind for kind in types.kinds if kind.max_workers]
-    found = _machines(kinds, where=f"--cluster {path}", within=_within(types, []), gpu=gpu, token_gpu=token_gpu)
+    found = _machines(
+        kinds, where=f"--cluster {path}", within=_within(types, []), gpu=gpu, token_gpu=token_gpu
+    )
     if found is None:
         raise UserError(
-            f"--cluster {path} may have no node with GPUs (max_workers)", "leave out --cluster to plan for machines like this one"
+            f"--cluster {path} may have no node with GPUs (max_workers)",
+            "leave out --cluster to plan for machines like this one",
         )
     return replace(found, most_nodes=types.most, head_cores=cores_of(types.head) if types.head else None)
 
@@ -94,7 +105,8 @@ def machines_of_nodes(
 
     Args:
         alive: The resources of each that is there.
-        types: Node types of a cluster that grows (`cluster.node_types`). None: nobody says what it may grow to.
+        types: Node types of a cluster that grows (`cluster.node_types`). None: nobody says what it may grow
+            to.
         there: The machines that are there, as a driver sees them.
         gpu: Kind of the training GPUs, where Ray does not name it.
         token_gpu: Likewise of the tokenizers' own.
@@ -103,7 +115,10 @@ def machines_of_nodes(
     Raises:
         UserError: If its GPUs are of an unknown kind.
     """
-    kinds = [NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node) for node in alive]
+    kinds = [
+        NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node)
+        for node in alive
+    ]
     within: list[Node] = []
     if types:
         kinds += [kind for kind in types.kinds if kind.max_workers]
@@ -132,10 +147,11 @@ def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
 
 
 def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: int) -> Machines:
-    """The same machines, with the tokenizers where a run of so many workers places them (`pipelines.cluster.placement`).
+    """The same machines, with the tokenizers where a run of so many workers places them
+    (`pipelines.cluster.placement`).
 
-    Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share those of the workers if
-    not, and run on cores if `resources.tokenizer_gpus` is 0.
+    Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share
+    those of the workers if not, and run on cores if `resources.tokenizer_gpus` is 0.
     """
     if resources.tokenizer_gpus == 0:
         return replace(machines, token_gpu=None, tokens="cores")
@@ -148,12 +164,14 @@ def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: i
     if spare < 1 or actors > spare * a_gpu:
         return machines
     gpus = -(-actors // a_gpu) if resources.tokenizers else spare
-    return replace(machines, token_gpu=machines.train_gpu, tokens="spare gpus", most={**machines.most, "tokens": gpus})
+    return replace(
+        machines, token_gpu=machines.train_gpu, tokens="spare gpus", most={**machines.most, "tokens": gpus}
+    )
 
 
 def most_of(nodes: Sequence[Node]) -> dict[str, float]:
-    """How much each stage may get of these machines, counted as a driver places it: GPUs to train on and of the tokenizers' own, and
-    the cores of machines without GPUs, for views.
+    """How much each stage may get of these machines, counted as a driver places it: GPUs to train on and of
+    the tokenizers' own, and the cores of machines without GPUs, for views.
     """
     return {
         "train": sum(int(node.gpus) for node in nodes_of("train", nodes)),
@@ -162,26 +180,38 @@ def most_of(nodes: Sequence[Node]) -> dict[str, float]:
     }
 
 
-def _machines(types: Sequence[NodeType], *, where: str, within: Sequence[Node], gpu: str | None, token_gpu: str | None) -> Machines | None:
+def _machines(
+    types: Sequence[NodeType], *, where: str, within: Sequence[Node], gpu: str | None, token_gpu: str | None
+) -> Machines | None:
     trainers = [kind for kind in types if kind.resources.get("train")] or list(types)
     train = max(trainers, key=_gpus, default=None)
     if train is None or not _gpus(train):
         return None
-    tokens = max((kind for kind in types if kind.resources.get("tokens") and _gpus(kind)), key=_gpus, default=None)
+    tokens = max(
+        (kind for kind in types if kind.resources.get("tokens") and _gpus(kind)), key=_gpus, default=None
+    )
     apart = any(kind.resources.get("views") for kind in types)
     viewers = [kind for kind in types if not _gpus(kind) and (kind.resources.get("views") or not apart)]
     views = max((kind.resources.get("CPU", 0.0) for kind in viewers), default=0.0)
     kinds = {"--gpu": gpu or _gpu_of(train), "--token-gpu": token_gpu or _gpu_of(tokens) if tokens else None}
-    unknown = {option: kind for option, kind in (("--gpu", train), ("--token-gpu", tokens)) if kind and kinds[option] is None}
+    unknown = {
+        option: kind
+        for option, kind in (("--gpu", train), ("--token-gpu", tokens))
+        if kind and kinds[option] is None
+    }
     if unknown:
-        names = " and ".join(kind.name + (f" ({kind.machine})" if kind.machine else "") for kind in unknown.values())
+        names = " and ".join(
+            kind.name + (f" ({kind.machine})" if kind.machine else "") for kind in unknown.values()
+        )
         raise UserError(
             f"{where}: the kind of the GPUs of {names} is not known",
             f"say it by {' and '.join(unknown)}, of {', '.join(DENSE_TFLOPS)}",
         )
     given = ((train, gpu), (tokens, token_gpu))
     supposed = (
-        f"{kind.name}: {named} in place of {has}" for kind, named in given if kind and named and (has := _gpu_of(kind)) not in (None, named)
+        f"{kind.name}: {named} in place of {has}"
+        for kind, named in given
+        if kind and named and (has := _gpu_of(kind)) not in (None, named)
     )
     return Machines(
         supposed=tuple(supposed),
@@ -201,7 +231,13 @@ def _gpus(kind: NodeType) -> int:
 
 
 def _gpu_of(kind: NodeType) -> str | None:
-    """By a resource such as accelerator_type:A100, which Ray gives to nodes that are there, or by the cloud's name of the machine."""
+    """By a resource such as accelerator_type:A100, which Ray gives to nodes that are there, or by the cloud's
+    name of the machine.
+    """
     named = [name.removeprefix(KIND) for name in kind.resources if name.startswith(KIND)]
-    found = [gpu for name in named for gpu in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(gpu)]
-    return next(iter(found + [gpu for start, gpu in GPU_OF_INSTANCE.items() if kind.machine.startswith(start)]), None)
+    found = [
+        gpu for name in named for gpu in sorted(DENSE_TFLOPS, key=len, reverse=True) if name.startswith(gpu)
+    ]
+    return next(
+        iter(found + [gpu for start, gpu in GPU_OF_INSTANCE.items() if kind.machine.startswith(start)]), None
+    )

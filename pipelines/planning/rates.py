@@ -1,4 +1,6 @@
-"""What an image costs on this machine: every stage of a pretraining timed alone, as the run will execute it, for a few seconds."""
+"""What an image costs on this machine: every stage of a pretraining timed alone, as the run will execute it,
+for a few seconds.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,14 @@ class Rates:
     """The machine's, at the end."""
 
 
-def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float) -> Rates:
-    """Time the stages one after the other, each as the run will execute it, on one thread by this process's CPU time.
+def measure(
+    config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float
+) -> Rates:
+    """Time the stages one after the other, each as the run will execute it, on one thread by this process's
+    CPU time.
 
-    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is timed by the clock, with the
-    training step and with the tokenizer, one after the other.
+    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is
+    timed by the clock, with the training step and with the tokenizer, one after the other.
     """
     import torch
 
@@ -61,7 +66,9 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
         if tokenized:
             tokenize = Tokenize(config.tokenizer, device="cpu", threads=1)
             token_flop = _flops(lambda: tokenize(_part(batch, 1)))  # It also warms up.
-            spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MOST_IMAGES, seconds=seconds / 3)
+            spent, images = _time(
+                lambda images: tokenize(_part(batch, images)), most=MOST_IMAGES, seconds=seconds / 3
+            )
             token = spent / images
         step, step_flop, parameters = _time_step(config, batch, device="cpu", seconds=seconds / 3)
         gpu = None
@@ -78,7 +85,10 @@ def measure(config: PretrainConfig, source: Source, samples: SampleConfig, *, to
         token_flop=token_flop,
         step_flop=step_flop,
         moved=forecast.moved_bytes(
-            patch_px=config.model.image_size, token_px=samples.token_px, patches=config.model.patches, tokenized=tokenized
+            patch_px=config.model.image_size,
+            token_px=samples.token_px,
+            patches=config.model.patches,
+            tokenized=tokenized,
         ),
     )
     return Rates(
@@ -100,7 +110,9 @@ def gpu_kind() -> str:
 
 
 def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
-    """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task does it."""
+    """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task
+    does it.
+    """
     from pipelines.stream.graph import read_slot
     from pipelines.stream.rounds import Part
     from pipelines.stream.samples import make_samples
@@ -115,7 +127,9 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
         part = Part(number // len(order), unit, np.arange(min(int(rows[unit]), 200)))
         number += 1
         start = time.process_time()
-        for encoded in read_slot([(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=VIEWS_AT_ONCE):
+        for encoded in read_slot(
+            [(source.manifest.unit(unit), part)], seed=samples.seed, rows_per_batch=VIEWS_AT_ONCE
+        ):
             batch = make_samples(encoded, config=samples)
             if kept:  # The first batch warms everything up.
                 spent += time.process_time() - start
@@ -133,8 +147,11 @@ def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
     return {name: column[index] for name, column in batch.items()}
 
 
-def _time(work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time) -> tuple[float, int]:
-    """Time some work on a number of images: as many as let a round take a third of `seconds`, but at least one.
+def _time(
+    work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time
+) -> tuple[float, int]:
+    """Time some work on a number of images: as many as let a round take a third of `seconds`, but at least
+    one.
 
     Args:
         work: Takes the number of images. It is warm: it was done before.
@@ -167,15 +184,23 @@ def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, second
 
     tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
     tokenize(_part(batch, MICRO_BATCH))  # It warms up.
-    spent, images = _time(lambda images: tokenize(_part(batch, images)), most=MICRO_BATCH, seconds=seconds, clock=time.perf_counter)
+    spent, images = _time(
+        lambda images: tokenize(_part(batch, images)),
+        most=MICRO_BATCH,
+        seconds=seconds,
+        clock=time.perf_counter,
+    )
     return spent / images
 
 
-def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float) -> tuple[float, float, int]:
-    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's parameters.
+def _time_step(
+    config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float
+) -> tuple[float, float, int]:
+    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's
+    parameters.
 
-    The optimizer's work is that of a step, however many images it has: it is divided by those that a worker takes, not by those that
-    were measured.
+    The optimizer's work is that of a step, however many images it has: it is divided by those that a worker
+    takes, not by those that were measured.
     """
     import torch
 
@@ -211,7 +236,11 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
 
     @functools.cache
     def part(images: int) -> tuple[dict[str, Any], float]:
-        found = {name: torch.from_numpy(column).to(place) for name, column in _part(columns, images).items() if name in objective.columns}
+        found = {
+            name: torch.from_numpy(column).to(place)
+            for name, column in _part(columns, images).items()
+            if name in objective.columns
+        }
         return found, float(found["mask"].sum())
 
     def step(images: int) -> None:
@@ -231,7 +260,9 @@ def _time_step(config: PretrainConfig, batch: dict[str, Any], *, device: str, se
 
 
 def _flops(work: Callable[[], Any]) -> float:
-    """Floating-point operations of matrix products and convolutions, two for a multiplication with an addition."""
+    """Floating-point operations of matrix products and convolutions, two for a multiplication with an
+    addition.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

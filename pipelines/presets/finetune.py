@@ -19,7 +19,8 @@ def quickstart() -> FinetuneConfig:
         _small_images(ModelConfig(image_size=64, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0)),
         epochs=4,
         data=ClassifyDataConfig(scenes=4000),
-        # Scenes are small already: a crop of 8 % would show a few flat pixels. So few steps have no use for mixed images.
+        # Scenes are small already: a crop of 8 % would show a few flat pixels. So few steps have no use for
+        # mixed images.
         view=ViewConfig(min_area=0.4, jitter=0.0),
         augment=AugmentConfig(operations=0, erase=0.0),
         mix=MixConfig(mixup=0, cutmix=0),
@@ -47,7 +48,9 @@ def _small_images(model: ModelConfig) -> FinetuneConfig:
         centre=1.0,
         model=model,
         view=ViewConfig(min_area=0.2, jitter=0.0),
-        optim=OptimConfig(global_batch_size=256, peak_lr=2e-3, min_lr=1e-6, warmup_steps=None, clip_norm=None),
+        optim=OptimConfig(
+            global_batch_size=256, peak_lr=2e-3, min_lr=1e-6, warmup_steps=None, clip_norm=None
+        ),
     )
 
 
@@ -85,12 +88,16 @@ def cifar100() -> FinetuneConfig:
 
 def base_on_22k() -> FinetuneConfig:
     """Intermediate fine-tuning of a base model on ImageNet-22k: 90 epochs, nothing mixed."""
-    return _unmixed(_paper(BASE, epochs=90, warmup=5, decay=0.65, lr=3e-3, batch=4096, drop_path=0.2, clip=3.0))
+    return _unmixed(
+        _paper(BASE, epochs=90, warmup=5, decay=0.65, lr=3e-3, batch=4096, drop_path=0.2, clip=3.0)
+    )
 
 
 def large_on_22k() -> FinetuneConfig:
     """Intermediate fine-tuning of a large model on ImageNet-22k: 90 epochs, nothing mixed."""
-    return _unmixed(_paper(LARGE, epochs=90, warmup=5, decay=0.75, lr=2e-3, batch=2048, drop_path=0.2, clip=1.0))
+    return _unmixed(
+        _paper(LARGE, epochs=90, warmup=5, decay=0.75, lr=2e-3, batch=2048, drop_path=0.2, clip=1.0)
+    )
 
 
 def base_after_22k() -> FinetuneConfig:
@@ -100,22 +107,31 @@ def base_after_22k() -> FinetuneConfig:
 
 def large_after_22k() -> FinetuneConfig:
     """ImageNet-1k after intermediate fine-tuning, large: 30 epochs at 2e-5."""
-    return _unmixed(_paper(LARGE, epochs=30, warmup=5, decay=0.9, lr=2e-5, batch=512, weight_decay=1e-8, drop_path=0.4))
+    return _unmixed(
+        _paper(LARGE, epochs=30, warmup=5, decay=0.9, lr=2e-5, batch=512, weight_decay=1e-8, drop_path=0.4)
+    )
 
 
 def vit_base() -> FinetuneConfig:
-    """ViT-B from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    """ViT-B from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's
+    dropout).
+    """
     return _vit(BASE)
 
 
 def vit_large() -> FinetuneConfig:
-    """ViT-L from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's dropout)."""
+    """ViT-L from scratch, plainly supervised: 300 epochs of ImageNet-1k, crops and flips only (without ViT's
+    dropout).
+    """
     return _vit(LARGE)
 
 
 def _vit(model: ModelConfig) -> FinetuneConfig:
-    # arXiv 2010.11929, table 3 and appendix B.1: 3e-3 for 4096 images, 10,000 steps of warmup, decay 0.3, clipping at 1, class token.
-    config = _paper(model, epochs=300, warmup=0, decay=1.0, lr=3e-3, batch=4096, drop_path=0.0, weight_decay=0.3, clip=1.0)
+    # arXiv 2010.11929, table 3 and appendix B.1: 3e-3 for 4096 images, 10,000 steps of warmup, decay 0.3,
+    # clipping at 1, class token.
+    config = _paper(
+        model, epochs=300, warmup=0, decay=1.0, lr=3e-3, batch=4096, drop_path=0.0, weight_decay=0.3, clip=1.0
+    )
     return replace(
         config,
         pooling="cls",
@@ -145,13 +161,22 @@ def _paper(
     weight_decay: float = 0.05,
     clip: float | None = None,
 ) -> FinetuneConfig:
-    """The paper's appendix H and the released code's commands; of the paper's four rates the third, which the code uses for base."""
+    """The paper's appendix H and the released code's commands; of the paper's four rates the third, which the
+    code uses for base.
+    """
     return FinetuneConfig(
         epochs=epochs,
         warmup_epochs=warmup,
         layer_decay=decay,
         model=replace(model, drop_path=drop_path),
-        optim=OptimConfig(global_batch_size=batch, peak_lr=lr, min_lr=1e-6, warmup_steps=None, weight_decay=weight_decay, clip_norm=clip),
+        optim=OptimConfig(
+            global_batch_size=batch,
+            peak_lr=lr,
+            min_lr=1e-6,
+            warmup_steps=None,
+            weight_decay=weight_decay,
+            clip_norm=clip,
+        ),
     )
 
 
@@ -189,11 +214,15 @@ def finetune_preset(name: str) -> FinetuneConfig:
     Raises:
         UserError: For a name that is none.
     """
-    return find_preset(PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset")
+    return find_preset(
+        PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset"
+    )
 
 
 def recipe_for(model: ModelConfig, kind: str) -> str:
-    """The preset whose recipe suits the model of a run best; `kind` is the checkpoint's: a classifier was fine-tuned already."""
+    """The preset whose recipe suits the model of a run best; `kind` is the checkpoint's: a classifier was
+    fine-tuned already.
+    """
     if model.image_size <= 128:
         return "quickstart" if model.dim <= 128 else "tiny64" if model.dim <= 256 else "small64"
     size = "large" if model.dim >= LARGE.dim else "base"

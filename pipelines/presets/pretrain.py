@@ -1,4 +1,6 @@
-"""Complete runs by name. A preset is a function that returns a whole configuration; every value has its source."""
+"""Complete runs by name. A preset is a function that returns a whole configuration; every value has its
+source.
+"""
 
 from __future__ import annotations
 
@@ -96,20 +98,29 @@ def large_22k() -> PretrainConfig:
 
 
 def _paper(model: ModelConfig, *, clip_norm: float = 3.0) -> PretrainConfig:
-    """The recipe for ImageNet-1k (arXiv 2106.08254, section 3.1 and table 12; microsoft/unilm, beit/README.md)."""
+    """The recipe for ImageNet-1k (arXiv 2106.08254, section 3.1 and table 12; microsoft/unilm,
+    beit/README.md).
+    """
     return PretrainConfig(
-        # Section 3.1: 500,000 steps, 800 epochs. The authors' loader leaves out what fills no batch: 1,281,167 // 2048 = 625 steps.
+        # Section 3.1: 500,000 steps, 800 epochs. The authors' loader leaves out what fills no batch:
+        # 1,281,167 // 2048 = 625 steps.
         epochs=800,
         whole_steps=True,
-        # Table 12: 224 px, patches of 16 px, drop path 0.1; absolute positions and no LayerScale (section 3.1, appendix A).
+        # Table 12: 224 px, patches of 16 px, drop path 0.1; absolute positions and no LayerScale (section
+        # 3.1, appendix A).
         model=replace(model, image_size=224, patch_size=16, drop_path=0.1),
-        # DALL-E's, on the same crop at 112 px: 14 x 14 tokens. It does not come with the package and has to be converted first.
+        # DALL-E's, on the same crop at 112 px: 14 x 14 tokens. It does not come with the package and has to
+        # be converted first.
         tokenizer=TokenizerConfig(name="dalle", image_size=112),
-        # Section 3.1: crop, flip, jitter 0.4; crops of 8 % and more, and ImageNet's mean and std as in the released code's command.
-        view=ViewConfig(min_area=0.08, flip=0.5, jitter=0.4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        # Section 3.1: crop, flip, jitter 0.4; crops of 8 % and more, and ImageNet's mean and std as in the
+        # released code's command.
+        view=ViewConfig(
+            min_area=0.08, flip=0.5, jitter=0.4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
         # Section 2.3: about 40 % of 14 x 14 in blocks of at least 16; the released code's budget is 75.
         mask=MaskConfig(kind="blockwise", ratio=75 / 196),
-        # Table 12. Warmup: 10 epochs of 625 steps. Eps: the released code's. Clipping: 3 for base, 1 for large.
+        # Table 12. Warmup: 10 epochs of 625 steps. Eps: the released code's. Clipping: 3 for base, 1 for
+        # large.
         optim=OptimConfig(
             global_batch_size=2048,
             peak_lr=1.5e-3,
@@ -125,19 +136,41 @@ def _paper(model: ModelConfig, *, clip_norm: float = 3.0) -> PretrainConfig:
 
 
 def _released(model: ModelConfig, layer_scale: float) -> ModelConfig:
-    """The defaults of microsoft/unilm, beit/run_beit_pretraining.py, which the paper's appendix A adds to its ViT (table 5)."""
+    """The defaults of microsoft/unilm, beit/run_beit_pretraining.py, which the paper's appendix A adds to its
+    ViT (table 5).
+    """
     return replace(model, position="relative", layer_scale=layer_scale)
 
 
 def _imagenet_22k(config: PretrainConfig) -> PretrainConfig:
-    """The command in microsoft/unilm, beit/README.md: 150 epochs, warmup of 10,000 steps, mean and std 0.5, the code's default."""
+    """The command in microsoft/unilm, beit/README.md: 150 epochs, warmup of 10,000 steps, mean and std 0.5,
+    the code's default.
+    """
     half = (0.5, 0.5, 0.5)
-    return replace(config, epochs=150, view=replace(config.view, mean=half, std=half), optim=replace(config.optim, warmup_steps=10_000))
+    return replace(
+        config,
+        epochs=150,
+        view=replace(config.view, mean=half, std=half),
+        optim=replace(config.optim, warmup_steps=10_000),
+    )
 
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {
     preset.__name__.replace("_", "-"): preset
-    for preset in (quickstart, tiny64, small64, tiny, small, base, large, base_300, base_released, large_released, base_22k, large_22k)
+    for preset in (
+        quickstart,
+        tiny64,
+        small64,
+        tiny,
+        small,
+        base,
+        large,
+        base_300,
+        base_released,
+        large_released,
+        base_22k,
+        large_22k,
+    )
 }
 
 

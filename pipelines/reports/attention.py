@@ -21,7 +21,8 @@ SIDE = 144
 
 
 def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewConfig) -> Picture:
-    """The sheet for the first three images: one forward pass of each, on this machine's CPU and at the model's own size.
+    """The sheet for the first three images: one forward pass of each, on this machine's CPU and at the
+    model's own size.
 
     Args:
         model: Any that has a backbone; put in evaluation mode.
@@ -37,23 +38,33 @@ def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewCon
         ("asking patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
         (
             "mean over heads",
-            "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the largest, and the class token's.",
+            (
+                "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the "
+                "largest, and the class token's."
+            ),
         ),
         (
             "head 1, 2, …",
-            "Each head's own weights. Dark: none. Each map goes to its own largest weight, which stands below it with how many times that "
-            "is what each token would have if all had the same: a map of about 1 looks bright and says nothing.",
+            "Each head's own weights. Dark: none. Each map goes to its own largest weight, which stands "
+            "below it with how many times that "
+            "is what each token would have if all had the same: a map of about 1 looks bright and says "
+            "nothing.",
         ),
         (
             f"{KEPT_MASS:.0%} of the mean",
-            "The fewest patches that together hold this share of the mean; all others are covered. Below: how many they are, and how many "
+            "The fewest patches that together hold this share of the mean; all others are covered. Below: "
+            "how many they are, and how many "
             "they would be if all had the same.",
         ),
         (
             "what to look for",
-            "In the paper (figure 2), after 800 epochs of pretraining on ImageNet, patches of an object attend to that object, though "
-            "nobody named it; a young model's maps may follow colour or distance alone. beit attention shows any image, point and size.",
+            "In the paper (figure 2), after 800 epochs of pretraining on ImageNet, patches of an object "
+            "attend to that object, though "
+            "nobody named it; a young model's maps may follow colour or distance alone. beit attention "
+            "shows any image, point and size.",
         ),
     ]
     names = [f"image {number}" for number in range(1, len(shown) + 1)]
-    return Picture(title="What patches attend to", image=attention_sheet(shown, names, side=SIDE), legend=legend)
+    return Picture(
+        title="What patches attend to", image=attention_sheet(shown, names, side=SIDE), legend=legend
+    )

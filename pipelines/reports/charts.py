@@ -30,14 +30,17 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Curves over steps. Values that are not finite leave gaps; more than 500 points are averaged in groups."""
+    """Curves over steps. Values that are not finite leave gaps; more than 500 points are averaged
+    in groups.
+    """
 
     title: str
     lines: Sequence[Line]
     """Those without a finite value are left out."""
     x_label: str = "step"
     points: bool = False
-    """The horizontal axis is a quantity with few values, each marked; logarithmic where the largest is 8 times the least or more."""
+    """The horizontal axis is a quantity with few values, each marked; logarithmic where the largest is 8
+    times the least or more."""
     percent: bool = False
     """Values are shares."""
     from_zero: bool = False
@@ -47,14 +50,23 @@ class Chart:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, x_label: str = "step", percent: bool = False, from_zero: bool = False, log: bool = False
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str = "step",
+    percent: bool = False,
+    from_zero: bool = False,
+    log: bool = False,
 ) -> str:
     """A `Chart` as an SVG element, its title also for who cannot see it."""
     from matplotlib.figure import Figure
 
     with _style(title):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
-        _draw(figure.add_subplot(), Chart(title=title, lines=lines, x_label=x_label, percent=percent, from_zero=from_zero, log=log))
+        _draw(
+            figure.add_subplot(),
+            Chart(title=title, lines=lines, x_label=x_label, percent=percent, from_zero=from_zero, log=log),
+        )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return element(buffer.getvalue(), title)
@@ -83,7 +95,13 @@ def chart_picture(charts: Sequence[Chart]) -> bytes:
 def _style(salt: str) -> Any:
     from matplotlib import rc_context
 
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9, "text.color": INK}
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": INK,
+    }
     return rc_context(settings)
 
 
@@ -95,12 +113,23 @@ def _draw(axes: Any, chart: Chart) -> None:
         x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
         if not np.isfinite(y).any():
             continue
-        style: dict[str, Any] = {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
+        style: dict[str, Any] = (
+            {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
+        )
         axes.plot(
-            x, y, label=line.name, linewidth=1.5, marker="o" if chart.points or np.isfinite(y).sum() < 3 else "", markersize=4, **style
+            x,
+            y,
+            label=line.name,
+            linewidth=1.5,
+            marker="o" if chart.points or np.isfinite(y).sum() < 3 else "",
+            markersize=4,
+            **style,
         )
         if line.band is not None:
-            low, high = (_thinned(np.asarray(line.x, dtype=float), np.asarray(edge, dtype=float))[1] for edge in line.band)
+            low, high = (
+                _thinned(np.asarray(line.x, dtype=float), np.asarray(edge, dtype=float))[1]
+                for edge in line.band
+            )
             axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
     axes.set_title(chart.title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel(chart.x_label, color=INK)
@@ -129,7 +158,9 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thinned(
+    x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """At most MOST_POINTS points, each the mean of neighbours."""
     if len(x) <= MOST_POINTS:
         return x, y

@@ -51,7 +51,8 @@ def write_page(folder: str, *, heading: str, sections: Sequence[str], style: str
 def figure_cards(figures: Sequence[tuple[str, str, str]]) -> str:
     """Figures side by side, each as (title, value, note)."""
     cards = "".join(
-        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>" for title, value, note in figures
+        f"<div><dt>{escape(title)}</dt><dd><b>{escape(value)}</b><span>{escape(note)}</span></dd></div>"
+        for title, value, note in figures
     )
     return f'<dl class="figures">{cards}</dl>'
 
@@ -67,14 +68,25 @@ def picture_section(picture: Picture) -> str:
 
 
 def png_element(png: bytes, alternative: str) -> str:
-    """A PNG within the page, as wide as the page at most; `alternative` is read out where it cannot be seen."""
+    """A PNG within the page, as wide as the page at most; `alternative` is read out where it cannot
+    be seen.
+    """
     source = base64.b64encode(png).decode()
-    return f'<div class="wide"><img alt="{escape(alternative, quote=True)}" src="data:image/png;base64,{source}"></div>'
+    return (
+        f'<div class="wide"><img alt="{escape(alternative, quote=True)}" '
+        f'src="data:image/png;base64,{source}"></div>'
+    )
 
 
 def listed_images(images: Sequence[tuple[str, str]]) -> str:
     """The first of images that could not be used, each as (which, why)."""
-    return "<ul>" + "".join(f"<li><code>{escape(which)}</code> {escape(why)}</li>" for which, why in images[:MOST_LISTED]) + "</ul>"
+    return (
+        "<ul>"
+        + "".join(
+            f"<li><code>{escape(which)}</code> {escape(why)}</li>" for which, why in images[:MOST_LISTED]
+        )
+        + "</ul>"
+    )
 
 
 STYLE = """
@@ -107,7 +119,7 @@ td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; font-variant-numeric
 details { margin: .8rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) { .legend, .commands { grid-template-columns: 1fr; gap: 0; } .legend dd { margin-bottom: .5rem; } }
-"""
+"""  # noqa: E501
 
 PAGE = """<!doctype html>
 <html lang="en">

@@ -12,17 +12,24 @@ if TYPE_CHECKING:
     from pipelines.evaluation.probe_table import ProbeRow
 
 LAST_LAYER = (
-    "The last layers of a model that was pretrained by masked image modelling are weak for probing as a rule, and that is no fault of the "
-    "run: they serve the prediction of visual tokens, patch by patch, and give up what a patch says about the whole image. The middle "
-    "layers keep that. In the paper the 9th of 12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users "
-    "of the authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more than 83 % when it is fine-tuned. "
+    "The last layers of a model that was pretrained by masked image modelling are weak for probing as a "
+    "rule, and that is no fault of the "
+    "run: they serve the prediction of visual tokens, patch by patch, and give up what a patch says about "
+    "the whole image. The middle "
+    "layers keep that. In the paper the 9th of 12 layers was best for a base model and the 14th of 24 for a "
+    "large one (appendix D); users "
+    "of the authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more "
+    "than 83 % when it is fine-tuned. "
     "A model of few layers has no such room, and its last layer can be its best."
 )
 
 NOT_THE_MEASURE = (
-    "Frozen features are not what this pretraining is for. Neighbours in particular compare colours and textures, which random weights "
-    "pass on unchanged: after a short run, k-NN can be worse than at random weights though the model has learned (measured for this "
-    "project on 100 classes after 900 steps: 4.5 % against 6.0 %, while fine-tuning of the same weights reached 9.6 % where training from "
+    "Frozen features are not what this pretraining is for. Neighbours in particular compare colours and "
+    "textures, which random weights "
+    "pass on unchanged: after a short run, k-NN can be worse than at random weights though the model has "
+    "learned (measured for this "
+    "project on 100 classes after 900 steps: 4.5 % against 6.0 %, while fine-tuning of the same weights "
+    "reached 9.6 % where training from "
     "scratch reached 6.5 %). Fine-tuning is the measure; compare it with training from scratch."
 )
 
@@ -33,15 +40,18 @@ def probe_section(rows: Sequence[ProbeRow]) -> str:
         return ""
     first = rows[0]
     charts = "".join(
-        f"<figure>{line_chart(title, _lines(rows, field), x_label='layer', percent=True, from_zero=True)}</figure>"
+        f"<figure>{line_chart(title, _lines(rows, field), x_label='layer', percent=True, from_zero=True)}</figure>"  # noqa: E501
         for title, field in (("k-NN, top-1", "knn_top1"), ("Linear probe, top-1", "linear_top1"))
     )
     return (
         f"<h2>Frozen features, layer by layer</h2><p>{escape(_verdict(rows))}</p>"
         f'<div class="charts">{charts}</div>{_table(rows)}'
-        f"<p>{first.train_images:,} training images, {first.val_images:,} to be judged by, each once; centre views, nothing hidden or "
-        f"augmented. Features are what blocks give, before any norm: the mean of the patches, or the class token, which "
-        f"masked image modelling never asks for anything.</p><p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
+        f"<p>{first.train_images:,} training images, {first.val_images:,} to be judged by, each once; "
+        "centre views, nothing hidden or "
+        "augmented. Features are what blocks give, before any norm: the mean of the patches, or the class "
+        "token, which "
+        "masked image modelling never asks for "
+        f"anything.</p><p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
     )
 
 
@@ -51,7 +61,9 @@ def _lines(rows: Sequence[ProbeRow], field: str) -> list[Line]:
     for pooling, name in (("mean", "mean of the patches"), ("cls", "class token")):
         found = [row for row in rows if (row.weights, row.pooling) == ("trained", pooling)]
         if found:
-            lines.append(Line(name=name, x=[row.layer for row in found], y=[getattr(row, field) for row in found]))
+            lines.append(
+                Line(name=name, x=[row.layer for row in found], y=[getattr(row, field) for row in found])
+            )
     random = [row for row in rows if row.weights == "random"]
     if random:
         layers = sorted({row.layer for row in random})
@@ -71,7 +83,11 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
         best, last = max(trained, key=lambda row: getattr(row, field)), max(row.layer for row in trained)
         at_last = max(getattr(row, field) for row in trained if row.layer == last)
         text = f"{name} is best at layer {best.layer} ({best.pooling}): {getattr(best, field):.2%}"
-        text += ", which is the last" if best.layer == last else f", against {at_last:.2%} at the last, layer {last}"
+        text += (
+            ", which is the last"
+            if best.layer == last
+            else f", against {at_last:.2%} at the last, layer {last}"
+        )
         if random:
             text += f"; random weights reach {max(getattr(row, field) for row in random):.2%}"
         said.append(text)
@@ -79,17 +95,26 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
 
 
 def _table(rows: Sequence[ProbeRow]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in ("weights", "layer", "pooling", "k-NN top-1", "top-5", "linear top-1", "top-5"))
+    head = "".join(
+        f"<th>{title}</th>"
+        for title in ("weights", "layer", "pooling", "k-NN top-1", "top-5", "linear top-1", "top-5")
+    )
     fields = ("knn_top1", "knn_top5", "linear_top1", "linear_top5")
-    best = {field: max(getattr(row, field) for row in rows if row.weights == rows[0].weights) for field in fields}
+    best = {
+        field: max(getattr(row, field) for row in rows if row.weights == rows[0].weights) for field in fields
+    }
 
     def cell(row: ProbeRow, field: str) -> str:
         value = getattr(row, field)
         text = f"{value:.2%}"
-        return f"<td><b>{text}</b></td>" if value == best[field] and row.weights == rows[0].weights else f"<td>{text}</td>"
+        return (
+            f"<td><b>{text}</b></td>"
+            if value == best[field] and row.weights == rows[0].weights
+            else f"<td>{text}</td>"
+        )
 
     body = "".join(
-        f"<tr><td>{row.weights}</td><td>{row.layer}</td><td>{row.pooling}</td>{''.join(cell(row, field) for field in fields)}</tr>"
+        f"<tr><td>{row.weights}</td><td>{row.layer}</td><td>{row.pooling}</td>{''.join(cell(row, field) for field in fields)}</tr>"  # noqa: E501
         for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -102,11 +127,15 @@ def knn_section(evaluations: Sequence[dict[str, Any]]) -> str:
     last = evaluations[-1]
     steps = [one["step"] for one in evaluations]
     layers = list(last["top1"])
-    lines = [Line(name=f"layer {layer}", x=steps, y=[one["top1"].get(layer, float("nan")) for one in evaluations]) for layer in layers]
+    lines = [
+        Line(name=f"layer {layer}", x=steps, y=[one["top1"].get(layer, float("nan")) for one in evaluations])
+        for layer in layers
+    ]
     figures = ", ".join(f"{last['top1'][layer]:.2%} at layer {layer}" for layer in layers)
     return (
-        f"<h2>k-NN while pretraining</h2><p>After step {last['step']:,}: {figures}; {last['train_images']:,} training images, "
+        f"<h2>k-NN while pretraining</h2><p>After step {last['step']:,}: {figures}; "
+        f"{last['train_images']:,} training images, "
         f"{last['val_images']:,} to be judged by.</p><div class='charts'><figure>"
-        f"{line_chart('k-NN, top-1, mean of the patches', lines, percent=True, from_zero=True)}</figure></div>"
+        f"{line_chart('k-NN, top-1, mean of the patches', lines, percent=True, from_zero=True)}</figure></div>"  # noqa: E501
         f"<p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
     )

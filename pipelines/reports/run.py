@@ -17,7 +17,14 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.reports.charts import Line, line_chart
-from pipelines.reports.page import MOST_LISTED, Picture, figure_cards, listed_images, picture_section, write_page
+from pipelines.reports.page import (
+    MOST_LISTED,
+    Picture,
+    figure_cards,
+    listed_images,
+    picture_section,
+    write_page,
+)
 from pipelines.runs import run_folder
 from pipelines.runs.metrics import read_metrics
 from pipelines.runs.progress import duration
@@ -47,7 +54,8 @@ def write_report(
         run: Run folder, a path or a bucket URI.
         pictures: What the model makes of images, shown before the curves.
         sections: HTML of the run's own, shown first.
-        class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from the newest checkpoint.
+        class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from
+            the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
         commands: (what for, command) pairs to go on with, before those that every run has.
 
@@ -66,7 +74,11 @@ def write_report(
         *sections,
         *(picture_section(picture) for picture in pictures),
         _curves(rows, noun),
-        _classes(class_counts, noun, counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")),
+        _classes(
+            class_counts,
+            noun,
+            counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches"),
+        ),
         _mask_check(rows, saved.get("config", {})),
         "" if saved.get("job") in WITHOUT_STEPS else _quarantine(run),
         _go_on(run, saved.get("job", ""), commands),
@@ -76,7 +88,8 @@ def write_report(
     return write_page(run, heading=heading or "run", sections=parts)
 
 
-# -- sections: each is HTML, or "" if the run has nothing to say about it -----------------------------------------------------
+# -- sections: each is HTML, or "" if the run has nothing to say about it
+# -----------------------------------------------------
 
 
 def _key_figures(rows: list[Row], noun: str) -> str:
@@ -88,7 +101,11 @@ def _key_figures(rows: list[Row], noun: str) -> str:
     variance, explained = _finite(last.get("train/variance")), _finite(last.get("train/explained"))
     figures: list[tuple[str, str, str]] = []
     if loss is not None:
-        note = f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}" if unigram is not None else "nats"
+        note = (
+            f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}"
+            if unigram is not None
+            else "nats"
+        )
         if unigram is not None and loss >= unigram:
             note = f"not yet below the unigram baseline, {unigram:.3f}"
         if variance is not None:
@@ -103,7 +120,9 @@ def _key_figures(rows: list[Row], noun: str) -> str:
     if images is not None:
         figures.append(("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
     # The first row holds the start: compilation, first files, caches.
-    rates = [rate for row in rows[1:] or rows if (rate := _finite(row.get("speed/images_per_second"))) is not None]
+    rates = [
+        rate for row in rows[1:] or rows if (rate := _finite(row.get("speed/images_per_second"))) is not None
+    ]
     if rates:
         figures.append(("images a second", f"{statistics.median(rates):,.0f}", "median over the run"))
     waits = [wait for row in rows[1:] or rows if (wait := _finite(row.get("speed/data_wait"))) is not None]
@@ -113,16 +132,23 @@ def _key_figures(rows: list[Row], noun: str) -> str:
             (
                 "data wait",
                 f"{wait:.0%}",
-                "of a step; more CPUs for the stream would help" if wait > 0.05 else "of a step: training is the limit",
+                "of a step; more CPUs for the stream would help"
+                if wait > 0.05
+                else "of a step: training is the limit",
             )
         )
     if len(rows) > 1:
-        figures.append(("time", duration(rows[-1]["time"] - rows[0]["time"]), "from the first report to the last"))
+        figures.append(
+            ("time", duration(rows[-1]["time"] - rows[0]["time"]), "from the first report to the last")
+        )
     meaning = ""
     if unigram is not None:
         meaning = (
-            f"<p>The unigram baseline is the loss of a model that knows only how often each {noun} occurs. The distance below it is "
-            "what was learned." + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token") + "</p>"
+            f"<p>The unigram baseline is the loss of a model that knows only how often each {noun} occurs. "
+            "The distance below it is "
+            "what was learned."
+            + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token")
+            + "</p>"
         )
     return figure_cards(figures) + meaning
 
@@ -148,7 +174,11 @@ def _curves(rows: list[Row], noun: str) -> str:
         ),
         (
             "Loss on fixed samples and masks",
-            [("eval/loss", "loss", False), ("eval/unigram", "their unigram baseline", True), ("eval/variance", "their mean colour", True)],
+            [
+                ("eval/loss", "loss", False),
+                ("eval/unigram", "their unigram baseline", True),
+                ("eval/variance", "their mean colour", True),
+            ],
             {"from_zero": noun == "pixel"},
         ),
         (
@@ -156,23 +186,49 @@ def _curves(rows: list[Row], noun: str) -> str:
             [("eval/accuracy", "accuracy", False), ("eval/majority", f"always their commonest {noun}", True)],
             {"percent": True, "from_zero": True},
         ),
-        ("Explained variance", [("train/explained", "explained", False), ("eval/explained", "of fixed samples", False)], {"percent": True}),
+        (
+            "Explained variance",
+            [("train/explained", "explained", False), ("eval/explained", "of fixed samples", False)],
+            {"percent": True},
+        ),
         ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
         ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
         ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
-        ("Data wait (share of a step)", [("speed/data_wait", "data wait", False)], {"percent": True, "from_zero": True}),
+        (
+            "Data wait (share of a step)",
+            [("speed/data_wait", "data wait", False)],
+            {"percent": True, "from_zero": True},
+        ),
         (f"{noun.capitalize()} perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
         ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
-        ("Reconstruction error (mean absolute, of 1)", [("train/error", "error with relaxed tokens", False)], {"from_zero": True}),
-        ("Bound and divergence from uniform tokens (nats)", [("train/bound", "bound", False), ("train/kl", "divergence", True)], {}),
+        (
+            "Reconstruction error (mean absolute, of 1)",
+            [("train/error", "error with relaxed tokens", False)],
+            {"from_zero": True},
+        ),
+        (
+            "Bound and divergence from uniform tokens (nats)",
+            [("train/bound", "bound", False), ("train/kl", "divergence", True)],
+            {},
+        ),
         ("Entropy of the mean token distribution (nats)", [("train/marginal", "entropy", False)], {}),
         ("Weight of the divergence", [("train/kl_weight", "weight", False)], {"from_zero": True}),
-        ("Temperature of the relaxed tokens", [("train/temperature", "temperature", False)], {"from_zero": True}),
+        (
+            "Temperature of the relaxed tokens",
+            [("train/temperature", "temperature", False)],
+            {"from_zero": True},
+        ),
     ]
     # Shown by sections of their own.
-    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {"train/hidden", "data/quarantined", "eval/perplexity"}
+    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {
+        "train/hidden",
+        "data/quarantined",
+        "eval/perplexity",
+    }
     others = sorted({name for row in rows for name in row} - drawn - set(NOT_METRICS))
-    charts = [(title, curves, options) for title, curves, options in known] + [(name, [(name, name, False)], {}) for name in others]
+    charts = [(title, curves, options) for title, curves, options in known] + [
+        (name, [(name, name, False)], {}) for name in others
+    ]
     steps = [row["step"] for row in rows]
     parts = []
     for title, curves, options in charts:
@@ -194,12 +250,21 @@ def _classes(counts: Sequence[int] | None, noun: str, where: str) -> str:
     used = share[share > 0]
     perplexity = math.exp(-(used * np.log(used)).sum())
     rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
-    chart = line_chart(f"Share of each {noun}, commonest first", [Line(name="share", x=rank, y=used[rank - 1])], x_label="rank", log=True)
+    chart = line_chart(
+        f"Share of each {noun}, commonest first",
+        [Line(name="share", x=rank, y=used[rank - 1])],
+        x_label="rank",
+        log=True,
+    )
     title = "Visual tokens" if noun == "token" else f"{noun.capitalize()}s"
-    verdict = "Far below the vocabulary, the task is easy: the tokenizer says little." if noun == "token" else ""
+    verdict = (
+        "Far below the vocabulary, the task is easy: the tokenizer says little." if noun == "token" else ""
+    )
     return (
-        f"<h2>{title}</h2><p>{len(used):,} of {len(counts):,} {noun}s occurred {escape(where)}. The commonest stands for {used[0]:.1%}, "
-        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity). {verdict}</p>"
+        f"<h2>{title}</h2><p>{len(used):,} of {len(counts):,} {noun}s occurred {escape(where)}. The "
+        f"commonest stands for {used[0]:.1%}, "
+        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity). "
+        f"{verdict}</p>"
         f'<div class="charts"><figure>{chart}</figure></div>'
     )
 
@@ -218,7 +283,10 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
     rng = np.random.default_rng(0)
     expected = float(np.mean([draw_mask(rng, mask, model.grid).mean() for _ in range(500)]))
     seen = [share for row in rows if (share := _finite(row.get("train/hidden"))) is not None]
-    text = f"{mask.kind} masks with a budget of {mask.budget(model.grid)} of {model.patches} patches hide {expected:.1%} on average"
+    text = (
+        f"{mask.kind} masks with a budget of {mask.budget(model.grid)} of {model.patches} patches hide "
+        f"{expected:.1%} on average"
+    )
     if seen:
         mean = statistics.mean(seen)
         agrees = abs(mean - expected) < 0.01
@@ -249,7 +317,10 @@ def _quarantine(run: str) -> str:
 def _go_on(run: str, job: str, commands: Sequence[tuple[str, str]]) -> str:
     every = [("Go on after an interruption", f"beit {job} --resume {run}")] if job else []
     every.append(("Write this report again", f"beit report {run}"))
-    blocks = "".join(f"<dt>{escape(what)}</dt><dd><pre>{escape(command)}</pre></dd>" for what, command in (*commands, *every))
+    blocks = "".join(
+        f"<dt>{escape(what)}</dt><dd><pre>{escape(command)}</pre></dd>"
+        for what, command in (*commands, *every)
+    )
     return f"<h2>Go on</h2><dl class='commands'>{blocks}</dl>"
 
 
@@ -262,7 +333,8 @@ def _details(saved: dict[str, Any], environment: dict[str, Any]) -> str:
     )
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------------
+# -- reading
+# ---
 
 
 def _json(run: str, name: str) -> dict[str, Any]:
@@ -272,7 +344,9 @@ def _json(run: str, name: str) -> dict[str, Any]:
 
 
 def _counts_of_checkpoint(run: str) -> list[int] | None:
-    """The histogram of classes that the masked-image-modelling objective keeps in its checkpoints, if its target has classes."""
+    """The histogram of classes that the masked-image-modelling objective keeps in its checkpoints, if its
+    target has classes.
+    """
     from beit.pretraining.objective import TARGETS_FILE
 
     checkpoint = run_folder.latest_checkpoint(run)

@@ -14,15 +14,22 @@ from pipelines.reports.charts import Line, line_chart
 from pipelines.reports.page import listed_images, png_element
 from pipelines.runs.evaluations import alike
 
-CURVES = (("mean_iou", "mean IoU"), ("mean_accuracy", "mean accuracy"), ("overall_accuracy", "overall accuracy"))
+CURVES = (
+    ("mean_iou", "mean IoU"),
+    ("mean_accuracy", "mean accuracy"),
+    ("overall_accuracy", "overall accuracy"),
+)
 
 
-def segmentation_section(run: str, evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+def segmentation_section(
+    run: str, evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
+) -> str:
     """HTML about a run's evaluations, by step; "" if there are none.
 
     Args:
         run: Run folder; its pictures are read.
-        evaluations: As `evaluations.read` gives them; of one step there can be several, tested in different ways.
+        evaluations: As `evaluations.read` gives them; of one step there can be several, tested in different
+            ways.
         class_names: K names. None: numbers.
     """
     if not evaluations:
@@ -35,7 +42,8 @@ def segmentation_section(run: str, evaluations: Sequence[dict[str, Any]], class_
     lines = [Line(name=label, x=steps, y=[one[key] for one in curves]) for key, label in CURVES]
     names = list(class_names) if class_names else [str(number) for number in range(len(shown["iou"]))]
     return (
-        f"<h2>Validation</h2><p>Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that count of {shown['images']:,} "
+        f"<h2>Validation</h2><p>Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that "
+        f"count of {shown['images']:,} "
         "images, each counted once: pixels are added up over the whole set before anything is divided.</p>"
         + _ways(final)
         + f'<div class="charts"><figure>{line_chart("Validation", lines, percent=True)}</figure></div>'
@@ -47,7 +55,10 @@ def segmentation_section(run: str, evaluations: Sequence[dict[str, Any]], class_
 
 def _ways(final: Sequence[dict[str, Any]]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(_way(one['test']))}</td>" + "".join(f"<td>{one[key]:.2%}</td>" for key, _ in CURVES) + "</tr>" for one in final
+        f"<tr><td>{escape(_way(one['test']))}</td>"
+        + "".join(f"<td>{one[key]:.2%}</td>" for key, _ in CURVES)
+        + "</tr>"
+        for one in final
     )
     head = "".join(f"<th>{label}</th>" for label in ("tested", *(label for _, label in CURVES)))
     return f"<table><tr>{head}</tr>{rows}</table>"
@@ -55,7 +66,11 @@ def _ways(final: Sequence[dict[str, Any]]) -> str:
 
 def _way(test: dict[str, Any]) -> str:
     """How was tested, in words."""
-    scales = "one scale" if test["ratios"] == [1.0] else "scales " + ", ".join(f"{ratio:g}" for ratio in test["ratios"])
+    scales = (
+        "one scale"
+        if test["ratios"] == [1.0]
+        else "scales " + ", ".join(f"{ratio:g}" for ratio in test["ratios"])
+    )
     stride = f", windows {test['stride']} px apart" if test["stride"] else ""
     return f"{scales}{', mirrored too' if test['flip'] else ''}{stride}"
 
@@ -63,7 +78,10 @@ def _way(test: dict[str, Any]) -> str:
 def _unusable(images: Sequence[tuple[str, str]]) -> str:
     if not images:
         return ""
-    return f"<p>{len(images):,} images or annotations could not be used and count nowhere:</p>{listed_images(images)}"
+    return (
+        f"<p>{len(images):,} images or annotations could not be used and count "
+        f"nowhere:</p>{listed_images(images)}"
+    )
 
 
 def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
@@ -73,11 +91,18 @@ def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
     rows = []
     for number in np.argsort(-share, kind="stable").tolist():
         wrong = confusion[number] * (np.arange(len(names)) != number)
-        taken = names[int(wrong.argmax())] + f" {wrong.max() / confusion[number].sum():.0%}" if wrong.any() else ""
+        taken = (
+            names[int(wrong.argmax())] + f" {wrong.max() / confusion[number].sum():.0%}"
+            if wrong.any()
+            else ""
+        )
         figures = (share[number], found["iou"][number], found["accuracy"][number])
         cells = "".join(f"<td>{'' if value is None else f'{value:.1%}'}</td>" for value in figures)
         rows.append(f"<tr><td>{escape(names[number])}</td>{cells}<td>{escape(taken)}</td></tr>")
-    head = "".join(f"<th>{label}</th>" for label in ("class", "share of the pixels", "IoU", "accuracy", "most often taken for"))
+    head = "".join(
+        f"<th>{label}</th>"
+        for label in ("class", "share of the pixels", "IoU", "accuracy", "most often taken for")
+    )
     return f"<h2>Classes</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
@@ -85,6 +110,7 @@ def _pictures(run: str, found: dict[str, Any]) -> str:
     if found["pictures"] is None:
         return ""
     sheet = storage.read_bytes(storage.join(run, FOLDER, found["pictures"]))
-    return "<h2>Image, truth and prediction</h2><p>Images of the validation set, drawn once at random.</p>" + png_element(
-        sheet, "Image, truth and prediction"
+    return (
+        "<h2>Image, truth and prediction</h2><p>Images of the validation set, drawn once at random.</p>"
+        + png_element(sheet, "Image, truth and prediction")
     )

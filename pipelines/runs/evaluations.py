@@ -1,4 +1,5 @@
-"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow beside the training's own metrics.
+"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow beside the
+training's own metrics.
 
 Not rows of metrics.jsonl: what is rewound there after a lost worker is measured again, evaluations are not.
 """
@@ -32,8 +33,15 @@ def save(run: str, kind: str, step: int, values: Mapping[str, Any], *, way: str 
 def read(run: str, kind: str) -> list[dict[str, Any]]:
     """All evaluations of a kind, by step; of one step the usual way first."""
     folder = storage.join(run, kind)
-    names = [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"] if storage.exists(folder) else []
-    found = [json.loads(storage.read_text(storage.join(folder, name))) for name in sorted(names, key=lambda name: (len(name), name))]
+    names = (
+        [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"]
+        if storage.exists(folder)
+        else []
+    )
+    found = [
+        json.loads(storage.read_text(storage.join(folder, name)))
+        for name in sorted(names, key=lambda name: (len(name), name))
+    ]
     return sorted(found, key=lambda one: int(one["step"]))
 
 
@@ -57,8 +65,12 @@ def _file(run: str, kind: str, step: int, way: str) -> str:
     return storage.join(run, kind, f"step-{step:08d}{way}.json")
 
 
-def tell_mlflow(run: str, place: MlflowRun | None, step: int, figures: Mapping[str, float], say: Callable[[str], None]) -> None:
-    """Enter figures (`group/name`) of a step into the run's MLflow run, if it goes there. A server that is away ends no training."""
+def tell_mlflow(
+    run: str, place: MlflowRun | None, step: int, figures: Mapping[str, float], say: Callable[[str], None]
+) -> None:
+    """Enter figures (`group/name`) of a step into the run's MLflow run, if it goes there. A server that is
+    away ends no training.
+    """
     if place is None or not figures:
         return
     if not tracking.enter(run, place, {"step": step, "time": time.time(), **figures}):

@@ -11,7 +11,8 @@ from pipelines import storage
 
 METRICS_FILE = "metrics.jsonl"
 
-# Nothing on an object store can be cut: a row of this name in the part files says that the steps beyond it were lost.
+# Nothing on an object store can be cut: a row of this name in the part files says that the steps beyond it
+# were lost.
 REWIND = "rewind"
 
 
@@ -26,10 +27,16 @@ def whole_lines(text: str) -> list[str]:
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the later one counts."""
+    """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the
+    later one counts.
+    """
     if storage.is_remote(run):
-        # Their names are times, so this is the order in which the rows came; the clocks of the machines need not agree.
-        parts = [storage.join(run, "metrics", entry.name) for entry in storage.list_files(storage.join(run, "metrics"))]
+        # Their names are times, so this is the order in which the rows came; the clocks of the machines need
+        # not agree.
+        parts = [
+            storage.join(run, "metrics", entry.name)
+            for entry in storage.list_files(storage.join(run, "metrics"))
+        ]
     else:
         parts = [storage.join(run, METRICS_FILE)] if storage.exists(storage.join(run, METRICS_FILE)) else []
     rows: dict[int, dict[str, Any]] = {}
@@ -43,13 +50,23 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 
 def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row, with means over the last twentieth of the steps for what was measured in training: a single row is noisy."""
+    """The last row, with means over the last twentieth of the steps for what was measured in training: a
+    single row is noisy.
+    """
     last = rows[-1]
     steps = np.diff([0, *(row["step"] for row in rows)])
-    window = [(row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]]
+    window = [
+        (row, count) for row, count in zip(rows, steps, strict=True) if row["step"] > 0.95 * last["step"]
+    ]
     metrics = dict(last)
     for name in last:
-        values = [(row[name], count) for row, count in window if name.startswith("train/") and row.get(name) is not None]
+        values = [
+            (row[name], count)
+            for row, count in window
+            if name.startswith("train/") and row.get(name) is not None
+        ]
         if values:
-            metrics[name] = float(np.average([value for value, _ in values], weights=[count for _, count in values]))
+            metrics[name] = float(
+                np.average([value for value, _ in values], weights=[count for _, count in values])
+            )
     return metrics

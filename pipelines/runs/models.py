@@ -28,21 +28,36 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_model(path: str) -> str:
-    """The folder with the weights that a path means: itself, or a run's model, or its newest checkpoint where that has done more steps.
+    """The folder with the weights that a path means: itself, or a run's model, or its newest checkpoint where
+    that has done more steps.
 
     Raises:
         UserError: If there are none.
     """
     uri = storage.absolute(path)
-    model, newest = storage.join(uri, "model"), run_folder.latest_checkpoint(uri) if storage.is_folder(uri) else None
-    for folder in (uri, *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest))):
+    model, newest = (
+        storage.join(uri, "model"),
+        run_folder.latest_checkpoint(uri) if storage.is_folder(uri) else None,
+    )
+    for folder in (
+        uri,
+        *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest)),
+    ):
         if folder is not None and holds_model(folder):
             return folder
-    is_run = all(storage.exists(storage.join(uri, name)) for name in (run_folder.CONFIG_FILE, run_folder.ENVIRONMENT_FILE))
+    is_run = all(
+        storage.exists(storage.join(uri, name))
+        for name in (run_folder.CONFIG_FILE, run_folder.ENVIRONMENT_FILE)
+    )
     if is_run and (job := run_folder.saved_run(path).job) in MODEL_JOBS:
-        raise UserError(f"{path} has no checkpoint yet", f"go on by beit {job} --resume {path}, or name another run")
+        raise UserError(
+            f"{path} has no checkpoint yet", f"go on by beit {job} --resume {path}, or name another run"
+        )
     raise UserError(
-        f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has {' and '.join(MODEL_FILES)}",
+        (
+            f"{path} holds no model: neither it nor its model/ nor a checkpoint in it has "
+            f"{' and '.join(MODEL_FILES)}"
+        ),
         "name the folder of a run, such as runs/NAME, or of a checkpoint",
     )
 
@@ -56,9 +71,14 @@ def model_step(folder: str) -> int | None:
 
 
 def _has_gone_on(model: str, newest: str) -> bool:
-    """Whether a run that once ended, and left a model, has a checkpoint of a later step: it was gone on with."""
+    """Whether a run that once ended, and left a model, has a checkpoint of a later step: it was
+    gone on with.
+    """
     file = storage.join(model, STEP_FILE)
-    return storage.entry(file) is not None and run_folder.step_of(newest) > json.loads(storage.read_text(file))["step"]
+    return (
+        storage.entry(file) is not None
+        and run_folder.step_of(newest) > json.loads(storage.read_text(file))["step"]
+    )
 
 
 def holds_model(folder: str) -> bool:
@@ -67,21 +87,29 @@ def holds_model(folder: str) -> bool:
 
 
 def find_tokenizer(path: str) -> str:
-    """The folder of the tokenizer that a path means: that of the run which trained it, or else the path itself, with or without one."""
+    """The folder of the tokenizer that a path means: that of the run which trained it, or else the path
+    itself, with or without one.
+    """
     inner = storage.join(storage.absolute(path), "tokenizer")
     return inner if storage.entry(storage.join(inner, TOKENIZER_FILE)) is not None else storage.absolute(path)
 
 
 def keep_model(checkpoint: str, run: str) -> None:
-    """Copy the weights of a run's last checkpoint, and their step, into its `model` folder, where whatever comes next finds them."""
+    """Copy the weights of a run's last checkpoint, and their step, into its `model` folder, where whatever
+    comes next finds them.
+    """
     for name in MODEL_FILES:
-        storage.write_bytes(storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name)))
+        storage.write_bytes(
+            storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name))
+        )
     if (step := model_step(checkpoint)) is not None:
         storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": step}) + "\n")
 
 
 def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:
-    """Write a model of this process into the `model` folder of a run, with the "extra" of its config.json; returns that folder."""
+    """Write a model of this process into the `model` folder of a run, with the "extra" of its config.json;
+    returns that folder.
+    """
     from beit.vit.checkpoints import save_model
 
     with tempfile.TemporaryDirectory() as folder:
@@ -108,11 +136,17 @@ def view_of(saved: SavedConfig, path: str) -> ViewConfig:
     if not isinstance(recorded, dict):
         raise UserError(
             f"{path}: its config.json does not say how pixels were normalised",
-            'add to its "extra": "view": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, or what the model was trained with',
+            (
+                'add to its "extra": "view": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, '
+                "or "
+                "what the model was trained with"
+            ),
         )
     return from_dict(ViewConfig, recorded, at="extra.view.")
 
 
 def model_digest(checkpoint: str) -> str:
     """Digest of the weights of a checkpoint folder."""
-    return hashlib.blake2b(storage.read_bytes(storage.join(checkpoint, MODEL_FILES[0])), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        storage.read_bytes(storage.join(checkpoint, MODEL_FILES[0])), digest_size=16
+    ).hexdigest()

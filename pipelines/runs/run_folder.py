@@ -54,11 +54,15 @@ def check_free(config: HasData) -> None:
     """Refuse a name that is in use, and a folder that goes away.
 
     Raises:
-        UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a submitted job works in.
+        UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a
+            submitted job works in.
     """
     if JOB_FOLDER in Path(storage.absolute(config.output.root)).parts:
         raise UserError(
-            f"output.root={config.output.root} lies in the job's own folder, which Ray deletes: the run would be lost",
+            (
+                f"output.root={config.output.root} lies in the job's own folder, which Ray deletes: the run "
+                "would be lost"
+            ),
             "set --output.root to a bucket, or to an absolute path on storage that all machines share",
         )
     if config.output.name is None:
@@ -91,7 +95,9 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
     return RunFolder(uri, 1)
 
 
-def save_config(uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None) -> None:
+def save_config(
+    uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None
+) -> None:
     """Write the configuration of a run; arguments as for `create`."""
     saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
     storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
@@ -108,7 +114,10 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
     for option, digest in inputs.items():
         if before.get(option) != digest:
             raise UserError(
-                f"--resume {uri}: what {option} names is not what the run began with (digest {before.get(option)}, now {digest})",
+                (
+                    f"--resume {uri}: what {option} names is not what the run began with (digest "
+                    f"{before.get(option)}, now {digest})"
+                ),
                 "bring back the files as they were, or start a new run",
             )
     return RunFolder(uri, 1 + max(_attempts(uri), default=0))
@@ -141,11 +150,17 @@ def saved_run(path: str) -> SavedRun:
         raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
     try:
         saved = json.loads(storage.read_text(file))
-        found = SavedRun(job=saved["job"], preset=saved["preset"], inputs=dict(saved["inputs"]), config=dict(saved["config"]))
+        found = SavedRun(
+            job=saved["job"],
+            preset=saved["preset"],
+            inputs=dict(saved["inputs"]),
+            config=dict(saved["config"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{file} is no run's configuration: {why}", "give the folder of a run, not of a checkpoint or model in it"
+            f"{file} is no run's configuration: {why}",
+            "give the folder of a run, not of a checkpoint or model in it",
         ) from error
     return found
 
@@ -178,7 +193,10 @@ def check_same(saved: HasData, asked: HasData) -> None:
     changed = [name for name in before if before[name] != after[name] and name not in free]
     if changed:
         differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
-        raise UserError(f"--resume: the run cannot go on with other settings: {differences}", "leave these out, or start a new run")
+        raise UserError(
+            f"--resume: the run cannot go on with other settings: {differences}",
+            "leave these out, or start a new run",
+        )
 
 
 def latest_checkpoint(uri: str) -> str | None:
@@ -213,20 +231,27 @@ def is_complete(checkpoint: str) -> bool:
     if not storage.exists(progress):
         return False
     sizes = {entry.name: entry.size for entry in storage.list_files(checkpoint)}
-    return all(sizes.get(name) == size for name, size in json.loads(storage.read_text(progress))["files"].items())
+    return all(
+        sizes.get(name) == size for name, size in json.loads(storage.read_text(progress))["files"].items()
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim": {"peak_lr": 1}} -> {"optim.peak_lr": 1}."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
     return flat
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, to be saved with a run. No environment variables: they may hold secrets."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "pyarrow", "numpy", "pillow", "mlflow", "simplejpeg")}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "ray", "pyarrow", "numpy", "pillow", "mlflow", "simplejpeg")
+    }
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
@@ -254,4 +279,8 @@ def _suggest_run(uri: str) -> str:
     parent, _, name = uri.rpartition("/")
     names = storage.list_folder(parent) if parent and storage.exists(parent) else []
     close = difflib.get_close_matches(name, names, n=1)
-    return f"perhaps you meant {parent}/{close[0]}" if close else "give the folder of a run, such as runs/quickstart-20260101-120000"
+    return (
+        f"perhaps you meant {parent}/{close[0]}"
+        if close
+        else "give the folder of a run, such as runs/quickstart-20260101-120000"
+    )

@@ -45,7 +45,8 @@ class MlflowRun:
     parent: str | None = None
     """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
     settings: Mapping[str, str] = field(default_factory=lambda: settings(), repr=False)
-    """From `settings`, of the process that says where the run goes: whoever logs may be in another, which does not have them."""
+    """From `settings`, of the process that says where the run goes: whoever logs may be in another, which
+    does not have them."""
 
     @property
     def is_own_file(self) -> bool:
@@ -54,10 +55,11 @@ class MlflowRun:
 
 
 def settings() -> dict[str, str]:
-    """MLflow's environment variables here, passwords too: to be handed from process to process, and never into a file or a line.
+    """MLflow's environment variables here, passwords too: to be handed from process to process, and never
+    into a file or a line.
 
-    On a cluster that a driver has joined other processes have the environment of their machine, not the driver's. An SQLite file named
-    relative to the folder of this process is the same file for the others.
+    On a cluster that a driver has joined other processes have the environment of their machine, not the
+    driver's. An SQLite file named relative to the folder of this process is the same file for the others.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
     if uri := found.get("MLFLOW_TRACKING_URI"):
@@ -78,27 +80,37 @@ def _absolute(uri: str) -> str:
 
 
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
-    """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the runs.
+    """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the
+    runs.
 
-    A run folder within that of another run is its child, in the same store. None for runs on a bucket without a server: SQLite needs a
-    disk (`NO_PLACE` says so).
+    A run folder within that of another run is its child, in the same store. None for runs on a bucket without
+    a server: SQLite needs a disk (`NO_PLACE` says so).
     """
     root, name = storage.parent(run), storage.name(run)
     uri = settings().get("MLFLOW_TRACKING_URI")
     if not uri and storage.is_remote(root):
         return None
-    if (parent := _known_id(root)) is not None and (place := place_of(root, experiment=experiment, params={})) is not None:
+    if (parent := _known_id(root)) is not None and (
+        place := place_of(root, experiment=experiment, params={})
+    ) is not None:
         return replace(place, name=name, params=params, parent=parent)
     if uri:
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
-    # Without a place of its own MLflow would put files into the folder that the command happens to be called from.
+    # Without a place of its own MLflow would put files into the folder that the command happens to be called
+    # from.
     return MlflowRun(
-        uri=f"sqlite:///{root}/mlflow.db", experiment=experiment, name=name, artifacts=f"file://{root}/mlartifacts", params=params
+        uri=f"sqlite:///{root}/mlflow.db",
+        experiment=experiment,
+        name=name,
+        artifacts=f"file://{root}/mlartifacts",
+        params=params,
     )
 
 
 def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowRun | None:
-    """The place of a job's run folder, with its configuration as parameters; None also if the job is not to be logged."""
+    """The place of a job's run folder, with its configuration as parameters; None also if the job is not to
+    be logged.
+    """
     if not config.output.mlflow:
         return None
     params = flatten({"job": job, "preset": preset, **to_dict(config)})
@@ -153,10 +165,16 @@ class MlflowLog:
         from mlflow.entities import Param
 
         found = self._client.get_experiment_by_name(place.experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
+        experiment = (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
+        )
         tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
         new = str(self._client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
-        self._client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
+        self._client.log_batch(
+            new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()]
+        )
         storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
         return new
 
@@ -170,9 +188,11 @@ class MlflowLog:
 
 
 def end_orphan(run: str, place: MlflowRun, status: str) -> None:
-    """End the MLflow run of a folder whose own processes did not come to do so; one that has ended keeps its state.
+    """End the MLflow run of a folder whose own processes did not come to do so; one that has ended keeps its
+    state.
 
-    A tracking server that cannot be reached is left alone: this is called when other things have gone wrong already.
+    A tracking server that cannot be reached is left alone: this is called when other things have gone wrong
+    already.
     """
     run_id = _known_id(run)
     with suppress(Exception):
@@ -182,7 +202,9 @@ def end_orphan(run: str, place: MlflowRun, status: str) -> None:
 
 
 def link(run: str, place: MlflowRun) -> str | None:
-    """Where to look at the MLflow run of a folder: an address on a server, else the command that shows the file. None: it has none."""
+    """Where to look at the MLflow run of a folder: an address on a server, else the command that shows the
+    file. None: it has none.
+    """
     if (run_id := _known_id(run)) is None:
         return None
     if not place.uri.startswith("http"):
@@ -212,8 +234,12 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
         try:
             client = _client(place.uri)
             for name in names:
-                client.log_artifact(run_id, str(Path(folder, name)), artifact_path=name.rpartition("/")[0] or None)
-        except Exception:  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
+                client.log_artifact(
+                    run_id, str(Path(folder, name)), artifact_path=name.rpartition("/")[0] or None
+                )
+        except (
+            Exception
+        ):  # MLflow raises its own, those of requests and SQLAlchemy, and ImportError for missing drivers.
             return False
     return True
 
@@ -236,7 +262,8 @@ def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names:
 
 
 def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
-    """Enter a row of metrics, as `MlflowLog.log` does, into the MLflow run of a run folder that nobody is logging to now.
+    """Enter a row of metrics, as `MlflowLog.log` does, into the MLflow run of a run folder that nobody is
+    logging to now.
 
     Returns:
         Whether MLflow has it; it has not if it cannot be used, or never knew the run.
@@ -255,7 +282,11 @@ def _metrics(row: Mapping[str, Any]) -> list[Any]:
     from mlflow.entities import Metric
 
     values = {name: float(value) for name, value in row.items() if name not in ("step", "time")}
-    return [Metric(name, value, int(row["time"] * 1000), row["step"]) for name, value in values.items() if math.isfinite(value)]
+    return [
+        Metric(name, value, int(row["time"] * 1000), row["step"])
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
 
 
 def _known_id(run: str) -> str | None:
@@ -282,7 +313,9 @@ def _told_to_the_user(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         # None: the original error may show a password.
-        raise UserError(trouble(uri, error), "mend MLFLOW_TRACKING_URI, or go without MLflow by --output.no-mlflow") from None
+        raise UserError(
+            trouble(uri, error), "mend MLFLOW_TRACKING_URI, or go without MLflow by --output.no-mlflow"
+        ) from None
 
 
 def _without_credentials(text: str) -> str:

@@ -1,6 +1,7 @@
 """Drawing with numpy: shapes as signed distances, two-coloured textures, light and shadow.
 
-Coordinates run over [-1, 1] from left to right and from top to bottom. A distance is negative inside its shape.
+Coordinates run over [-1, 1] from left to right and from top to bottom. A distance is negative inside its
+shape.
 """
 
 from __future__ import annotations
@@ -40,7 +41,15 @@ class Grid:
         x, y = np.meshgrid(axis, axis)
         return Grid(x, y, 2 / side)
 
-    def moved(self, *, to: tuple[float, float], scale: float, angle: float, mirrored: bool = False, stretch: float = 1.0) -> Grid:
+    def moved(
+        self,
+        *,
+        to: tuple[float, float],
+        scale: float,
+        angle: float,
+        mirrored: bool = False,
+        stretch: float = 1.0,
+    ) -> Grid:
         """Coordinates of an object standing at `to`, `scale` times as large, turned by `angle` (radians)."""
         cos, sin = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
         x, y = self.x - np.float32(to[0]), self.y - np.float32(to[1])
@@ -76,7 +85,9 @@ def ellipse(at: Grid, x: float, y: float, half_width: float, half_height: float,
 
 
 def box(at: Grid, x: float, y: float, half_width: float, half_height: float, rounding: float = 0.0) -> Field:
-    """Distance to an upright rectangle with rounded corners (outside its corners: the larger of the two sides')."""
+    """Distance to an upright rectangle with rounded corners (outside its corners: the larger of the two
+    sides').
+    """
     across = np.abs(at.x - np.float32(x)) - np.float32(half_width - rounding)
     down = np.abs(at.y - np.float32(y)) - np.float32(half_height - rounding)
     if not rounding:
@@ -103,7 +114,9 @@ def line(at: Grid, x0: float, y0: float, x1: float, y1: float, radius: float) ->
     dx, dy = x1 - x0, y1 - y0
     across, down = at.x - np.float32(x0), at.y - np.float32(y0)
     along = np.clip((across * np.float32(dx) + down * np.float32(dy)) / np.float32(dx * dx + dy * dy), 0, 1)
-    distance: Field = np.hypot(across - along * np.float32(dx), down - along * np.float32(dy)) - np.float32(radius)
+    distance: Field = np.hypot(across - along * np.float32(dx), down - along * np.float32(dy)) - np.float32(
+        radius
+    )
     return distance
 
 
@@ -200,7 +213,9 @@ def blend(first: Colour, second: Colour, share: float) -> Colour:
     return first + np.float32(share) * (second - first)
 
 
-def draw_colour(rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
+def draw_colour(
+    rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+) -> Colour:
     """A colour of any hue."""
     hue, grey, bright = rng.uniform(0, 1), rng.uniform(*saturation), rng.uniform(*value)
     return np.array(colorsys.hsv_to_rgb(hue, grey, bright), np.float32)

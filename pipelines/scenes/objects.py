@@ -12,8 +12,20 @@ from pipelines.scenes.drawing import Field, Grid, box, convex, disc, ellipse, li
 if TYPE_CHECKING:
     pass
 
-CLASS_NAMES = ("fish", "house", "tree", "boat", "mushroom", "flower", "mug", "butterfly", "rocket", "umbrella")
-"""Names of the labels 0 to 9. In masks 0 is the background, distractors included, and label + 1 the main object."""
+CLASS_NAMES = (
+    "fish",
+    "house",
+    "tree",
+    "boat",
+    "mushroom",
+    "flower",
+    "mug",
+    "butterfly",
+    "rocket",
+    "umbrella",
+)
+"""Names of the labels 0 to 9. In masks 0 is the background, distractors included, and label + 1 the main
+object."""
 
 # Scenes are drawn at twice the size and averaged: edges and textures come out smooth.
 OVERSAMPLING = 2
@@ -36,7 +48,11 @@ def _fish(at: Grid, rng: np.random.Generator) -> list[Part]:
 
 
 def _house(at: Grid, rng: np.random.Generator) -> list[Part]:
-    wide, roof, door = rng.uniform(0.55, 0.75), rng.uniform(0.45, 0.7), rng.choice([-1, 1]) * rng.uniform(0.15, 0.3)
+    wide, roof, door = (
+        rng.uniform(0.55, 0.75),
+        rng.uniform(0.45, 0.7),
+        rng.choice([-1, 1]) * rng.uniform(0.15, 0.3),
+    )
     return [
         (box(at, -door * 1.6, -0.6, 0.1, 0.28), 2),
         (box(at, 0.0, 0.4, wide, 0.5), 0),
@@ -51,7 +67,13 @@ def _tree(at: Grid, rng: np.random.Generator) -> list[Part]:
     trunk = (convex(at, (-0.09, 0.0), (0.09, 0.0), (0.14, 0.95), (-0.14, 0.95)), 1)
     if rng.uniform() < 0.5:
         layers = [(0.45, 0.66, 0.65), (0.05, 0.52, 0.62), (-0.32, 0.38, 0.6)]
-        return [trunk, *((convex(at, (-half, base), (0.0, base - high), (half, base)), 0) for base, half, high in layers)]
+        return [
+            trunk,
+            *(
+                (convex(at, (-half, base), (0.0, base - high), (half, base)), 0)
+                for base, half, high in layers
+            ),
+        ]
     blobs = [(0.0, -0.5, 0.42), (-0.42, -0.15, 0.38), (0.42, -0.12, 0.36), (0.0, 0.0, 0.4)]
     sizes = rng.uniform(0.85, 1.1, len(blobs))
     crown = union(*(disc(at, x, y, radius * size) for (x, y, radius), size in zip(blobs, sizes, strict=True)))
@@ -75,7 +97,12 @@ def _mushroom(at: Grid, rng: np.random.Generator) -> list[Part]:
         (union(box(at, 0.0, 0.45, stem, 0.48, 0.12), ellipse(at, 0.0, 0.82, stem * 1.5, 0.15)), 3),
         (ellipse(at, 0.0, 0.12, wide * 0.8, 0.11), 2),
         (cap, 0),
-        (np.maximum(union(disc(at, -0.3, -0.2, 0.12), disc(at, 0.12, -0.4, 0.13), disc(at, 0.4, -0.08, 0.1)), cap), 1),
+        (
+            np.maximum(
+                union(disc(at, -0.3, -0.2, 0.12), disc(at, 0.12, -0.4, 0.13), disc(at, 0.4, -0.08, 0.1)), cap
+            ),
+            1,
+        ),
     ]
 
 
@@ -83,7 +110,17 @@ def _flower(at: Grid, rng: np.random.Generator) -> list[Part]:
     count, turn, length = int(rng.integers(5, 9)), rng.uniform(0, np.pi), rng.uniform(0.2, 0.26)
     angles = turn + np.arange(count) * 2 * np.pi / count
     petals = union(
-        *(ellipse(at, 0.34 * np.cos(a), -0.35 + 0.34 * np.sin(a), length, 1.25 * 0.34 * np.sin(np.pi / count) + 0.02, a) for a in angles)
+        *(
+            ellipse(
+                at,
+                0.34 * np.cos(a),
+                -0.35 + 0.34 * np.sin(a),
+                length,
+                1.25 * 0.34 * np.sin(np.pi / count) + 0.02,
+                a,
+            )
+            for a in angles
+        )
     )
     return [
         (line(at, 0.0, -0.2, 0.0, 0.95, 0.045), 1),

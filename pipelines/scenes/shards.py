@@ -68,16 +68,18 @@ def write_scenes(
 ) -> list[str]:
     """Render scenes into Parquet shards in the layout of the Hugging Face hub.
 
-    Columns: `image` (a JPEG) and `annotation` (a PNG of class ids, see `CLASS_NAMES`), both struct<bytes, path>, and `label`.
-    The schema's metadata holds the JSON lists `class_names` (of labels) and `annotation_names` (of class ids).
-    The same arguments give the same bytes; image i depends on (seed, i, image_size) only.
+    Columns: `image` (a JPEG) and `annotation` (a PNG of class ids, see `CLASS_NAMES`), both struct<bytes,
+    path>, and `label`. The schema's metadata holds the JSON lists `class_names` (of labels) and
+    `annotation_names` (of class ids). The same arguments give the same bytes; image i depends on (seed, i,
+    image_size) only.
 
     Args:
         out: Folder, made if missing; local, s3:// or gs://.
         images: How many to render.
         seed: Of the scenes.
         image_size: Side of an image, in pixels.
-        first: Number of the first image: further images of the same seed are new ones, as a held-out split needs.
+        first: Number of the first image: further images of the same seed are new ones, as a held-out split
+            needs.
         split: Begins the shards' names.
         rows_per_group: Images of a row group.
         images_per_shard: Most images of a file.
@@ -85,7 +87,10 @@ def write_scenes(
     Returns:
         The shards' paths, in order.
     """
-    names = {"class_names": json.dumps(CLASS_NAMES), "annotation_names": json.dumps(("background", *CLASS_NAMES))}
+    names = {
+        "class_names": json.dumps(CLASS_NAMES),
+        "annotation_names": json.dumps(("background", *CLASS_NAMES)),
+    }
     encoded = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     schema = pa.schema({"image": encoded, "label": pa.int64(), "annotation": encoded}, metadata=names)
     shards = max(1, -(-images // images_per_shard))

@@ -20,23 +20,37 @@ def check_annotations(source: Source, *, option: str = "data.train") -> None:
     if ANNOTATION_COLUMN in source.manifest.columns:
         return
     beside = "data.annotations" if option == "data.train" else "data.val-annotations"
-    there = ", ".join(name for name in source.manifest.columns if not name.startswith("image")) or "images only"
+    there = (
+        ", ".join(name for name in source.manifest.columns if not name.startswith("image")) or "images only"
+    )
     raise UserError(
         f"{option}={source.uri} has no annotations, it is {source.manifest.kind} with {there}",
-        f"give Parquet shards with a column annotation beside image, or image files and the folder of their annotations by --{beside}",
+        (
+            "give Parquet shards with a column annotation beside image, or image files and the folder of "
+            "their "
+            f"annotations by --{beside}"
+        ),
     )
 
 
-def annotated_classes(manifest: Manifest, config: AnnotationConfig) -> tuple[AnnotationConfig, tuple[str, ...] | None]:
-    """How many classes there are, where the config leaves that open, and what they are called, where the data says.
+def annotated_classes(
+    manifest: Manifest, config: AnnotationConfig
+) -> tuple[AnnotationConfig, tuple[str, ...] | None]:
+    """How many classes there are, where the config leaves that open, and what they are called, where the data
+    says.
 
-    Data name the ids from 0. An id at the end that is to be ignored (CamVid's void) is no class; with `reduce_zero_label` id 0 is none.
+    Data name the ids from 0. An id at the end that is to be ignored (CamVid's void) is no class; with
+    `reduce_zero_label` id 0 is none.
 
     Raises:
         UserError: If nobody says how many.
     """
     names = manifest.annotation_names
-    if names is not None and config.reduce_zero_label and len(names) - 1 == (config.classes or len(names) - 1):
+    if (
+        names is not None
+        and config.reduce_zero_label
+        and len(names) - 1 == (config.classes or len(names) - 1)
+    ):
         names = names[1:]
     elif names is not None and config.ignore_index == len(names) - 1:
         names = names[:-1]
@@ -51,7 +65,8 @@ def annotated_classes(manifest: Manifest, config: AnnotationConfig) -> tuple[Ann
 
 
 def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: AnnotationConfig) -> None:
-    """Refuse a validation set whose ids stand for other classes than those of the training data, where both name them.
+    """Refuse a validation set whose ids stand for other classes than those of the training data, where both
+    name them.
 
     Args:
         train: The names of the training data's classes, as `annotated_classes` gives them.
@@ -66,13 +81,18 @@ def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: Annot
     names = annotated_classes(val, config)[1]
     if names is None:
         raise UserError(
-            f"data.val names {len(val.annotation_names)} ids, which do not come to the {len(train)} classes of data.train: "
+            f"data.val names {len(val.annotation_names)} ids, which do not come to the {len(train)} classes "
+            "of data.train: "
             "its ids stand for other classes",
             "write the annotations of both by one list of names",
         )
     for number, (ours, theirs) in enumerate(zip(train, names, strict=True)):
         if ours != theirs:
             raise UserError(
-                f"data.val calls class {number} of {len(names)} {theirs}, data.train {ours}: its ids stand for other classes",
+                (
+                    f"data.val calls class {number} of {len(names)} {theirs}, data.train {ours}: its ids "
+                    "stand "
+                    "for other classes"
+                ),
                 "write the annotations of both by one list of names",
             )

@@ -26,7 +26,9 @@ Kind = Literal["whole", "number", "text"]
 READERS = 16
 """Files that are read side by side on the driver."""
 
-IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
+IMAGE_ENDINGS = frozenset(
+    ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
+)
 """Names with these endings, in any case, are taken for images."""
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
@@ -36,7 +38,8 @@ PATH_COLUMN = "image.path"
 """Column with the name under which an image was stored, as object array of str."""
 
 MAX_ENCODED_BYTES = 128 << 20
-"""Of an image file or tar member no more is read: what is larger arrives cut off, and is quarantined on decoding."""
+"""Of an image file or tar member no more is read: what is larger arrives cut off, and is quarantined on
+decoding."""
 
 
 class Unit(ABC):
@@ -48,7 +51,8 @@ class Unit(ABC):
 
         Args:
             rows: int64 [n], numbers within the unit.
-            columns: "image" (object array of bytes; a missing image is empty) and others of `Manifest.columns`.
+            columns: "image" (object array of bytes; a missing image is empty) and others of
+                `Manifest.columns`.
 
         Raises:
             OSError: When the storage fails. A file that is there but is no image is no failure here.
@@ -66,7 +70,9 @@ def first_label_column(columns: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest(ABC):
-    """The sorted list of units. Pickled, it takes bytes a unit for Parquet, bytes an image for folders and tars."""
+    """The sorted list of units. Pickled, it takes bytes a unit for Parquet, bytes an image for folders and
+    tars.
+    """
 
     kind: ClassVar[str]
     """parquet, folder or tar."""
@@ -81,7 +87,8 @@ class Manifest(ABC):
     """What `Unit.read` can deliver."""
 
     class_names: tuple[str, ...] | None
-    """Name of each label, where the data says: of the first of `LABEL_COLUMNS` where there are several columns of labels."""
+    """Name of each label, where the data says: of the first of `LABEL_COLUMNS` where there are several
+    columns of labels."""
 
     annotation_names: tuple[str, ...] | None = None
     """Name of each id in annotations, from 0, where the data says."""
@@ -164,8 +171,8 @@ def classes_of_folders(folders: Sequence[str]) -> tuple[list[int], tuple[str, ..
         folders: Distinct folders that hold images, with forward slashes; "" is the top.
 
     Returns:
-        The label of each folder, and the class names in alphabetical order; labels -1 and None where the folders tell no classes
-        apart.
+        The label of each folder, and the class names in alphabetical order; labels -1 and None where the
+        folders tell no classes apart.
     """
     parts = [folder.split("/") if folder else [] for folder in folders]
     depth = 0

@@ -1,6 +1,7 @@
 """Manifests that took long to make, kept beside the user's other caches.
 
-Ten thousand Parquet footers or a million tar headers are read once: the key is a digest of the listing with sizes and times.
+Ten thousand Parquet footers or a million tar headers are read once: the key is a digest of the listing with
+sizes and times.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beit"
 
 
-def cached(kind: str, listing: Listing, build: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def cached(
+    kind: str, listing: Listing, build: Callable[[], dict[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
     """The arrays that `build` makes from a listing, from the cache where it has them."""
-    state = hashlib.blake2b(f"{_VERSION}\0{kind}\0{storage.resolve(listing.root)[1]}\0".encode(errors="surrogateescape"), digest_size=16)
+    state = hashlib.blake2b(
+        f"{_VERSION}\0{kind}\0{storage.resolve(listing.root)[1]}\0".encode(errors="surrogateescape"),
+        digest_size=16,
+    )
     for entry in listing.entries:
         state.update(f"{entry.name}\0{entry.size}\0{entry.changed_ns}\0".encode(errors="surrogateescape"))
     path = cache_folder() / "manifests" / f"{state.hexdigest()}.npz"

@@ -48,7 +48,9 @@ class FolderUnit(Unit):
         found: Columns = {}
         names = self.names.split(b"\0")
         if PATH_COLUMN in columns:
-            found[PATH_COLUMN] = np.array([names[row].decode(errors="backslashreplace") for row in rows], object)
+            found[PATH_COLUMN] = np.array(
+                [names[row].decode(errors="backslashreplace") for row in rows], object
+            )
         if "image" in columns:
             uris = [storage.join(self.root, os.fsdecode(names[row])) for row in rows]
             with ThreadPoolExecutor(max(1, min(16, len(uris)))) as threads:
@@ -94,10 +96,16 @@ class FolderManifest(Manifest):
 def open_folder(listing: Listing) -> tuple[FolderManifest, str, tuple[str, ...]]:
     """The manifest of image files, what was found, and warnings."""
     encoded = [os.fsencode(entry.name) for entry in listing.entries]
-    hashes = np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in encoded], np.uint64)
+    hashes = np.array(
+        [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in encoded],
+        np.uint64,
+    )
     order = np.argsort(hashes, kind="stable")
     folders: dict[str, int] = {}
-    folder = np.array([folders.setdefault(entry.name.rpartition("/")[0], len(folders)) for entry in listing.entries], np.int32)
+    folder = np.array(
+        [folders.setdefault(entry.name.rpartition("/")[0], len(folders)) for entry in listing.entries],
+        np.int32,
+    )
     of_folder, class_names = classes_of_folders(list(folders))
     count = len(encoded)
     rows = np.full(-(-count // ROWS_PER_UNIT), ROWS_PER_UNIT, np.int32)

@@ -1,4 +1,6 @@
-"""Labels beside images: checked once, then carried by the units, so that no task has to read or to interpret them again."""
+"""Labels beside images: checked once, then carried by the units, so that no task has to read or to interpret
+them again.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ class LabelledUnit(PartUnit):
 
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the asked rows; labels are at hand."""
-        found = super().read(rows, [column for column in columns if column != "label"]) if set(columns) != {"label"} else {}
+        found = (
+            super().read(rows, [column for column in columns if column != "label"])
+            if set(columns) != {"label"}
+            else {}
+        )
         if "label" in columns:
             found["label"] = self.labels[rows].astype(np.int64)
         return found
@@ -34,7 +40,9 @@ class LabelledUnit(PartUnit):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledManifest(Manifest):
-    """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an image."""
+    """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an
+    image.
+    """
 
     kind: ClassVar[str] = "labelled"
 
@@ -50,7 +58,9 @@ class LabelledManifest(Manifest):
         """A unit by its number."""
         end = int(self._ends[index])
         images = slice(end - int(self.rows[index]), end)
-        return LabelledUnit(self.whole.unit(int(self.units[index])), self.kept[images].copy(), self.labels[images].copy())
+        return LabelledUnit(
+            self.whole.unit(int(self.units[index])), self.kept[images].copy(), self.labels[images].copy()
+        )
 
     @functools.cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -77,12 +87,15 @@ def label_source(
         follows: The training set of a validation set: its numbers stand for the same classes.
 
     Raises:
-        UserError: Where there are no labels, or one that is none, whose file is named; where the classes are not those of `follows`, or
-            cannot be known to be.
+        UserError: Where there are no labels, or one that is none, whose file is named; where the classes are
+            not those of `follows`, or cannot be known to be.
     """
     manifest = source.manifest
     column = _label_column(manifest, option, source.uri, column)
-    values, names = _whole_or_names(manifest.column(column), column, option, source.uri), manifest.names_of(column)
+    values, names = (
+        _whole_or_names(manifest.column(column), column, option, source.uri),
+        manifest.names_of(column),
+    )
     if values.dtype == object:
         found = sorted({value for value in values.tolist() if value})
         names = tuple(found) if names is None else names
@@ -94,10 +107,14 @@ def label_source(
     if follows is not None and names is not None:
         if follows.class_names is not None:
             labels, names = _renumbered(labels, names, follows.class_names, option, source.uri)
-        # Parquet with names of classes has their numbers too; elsewhere they are numbered here, in alphabetical order.
-        elif (values.dtype == object or manifest.kind != "parquet") and not _is_numbering(names, class_count(follows, classes)):
+        # Parquet with names of classes has their numbers too; elsewhere they are numbered here, in
+        # alphabetical order.
+        elif (values.dtype == object or manifest.kind != "parquet") and not _is_numbering(
+            names, class_count(follows, classes)
+        ):
             raise UserError(
-                f"{option}={source.uri} has {len(names)} classes by name, such as {names[0]}, and the training data has "
+                f"{option}={source.uri} has {len(names)} classes by name, such as {names[0]}, and the "
+                "training data has "
                 f"{class_count(follows, classes)} by number only",
                 "give both as class folders, or both with numbers: nothing says which name is which number",
             )
@@ -107,7 +124,8 @@ def label_source(
         unit, row = _place(manifest, int(bad[0]))
         first = values[bad[:1]].tolist()[0]
         raise UserError(
-            f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, the first {first!r} "
+            f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, "
+            f"the first {first!r} "
             f"of {manifest.unit(unit).describe(row)}",
             "mend or leave out these images" + ("" if classes is None else ", or raise --classes")
             if follows is None
@@ -135,11 +153,17 @@ def class_count(manifest: LabelledManifest, classes: int | None) -> int:
 
 def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> LabelledManifest:
     """A part of the images, the same share of every class (at least one image of each)."""
-    return manifest if fraction >= 1 else _part(manifest, _draw(manifest.labels, fraction, seed), f"{fraction!r}\0{seed}")
+    return (
+        manifest
+        if fraction >= 1
+        else _part(manifest, _draw(manifest.labels, fraction, seed), f"{fraction!r}\0{seed}")
+    )
 
 
 def take_at_most(manifest: LabelledManifest, images: int, seed: int) -> LabelledManifest:
-    """So many images at most, the same share of every class, or of some classes one image where there are more classes than that."""
+    """So many images at most, the same share of every class, or of some classes one image where there are
+    more classes than that.
+    """
     if manifest.total <= images:
         return manifest
     taken = _draw(manifest.labels, images / manifest.total, seed)
@@ -151,7 +175,9 @@ def take_at_most(manifest: LabelledManifest, images: int, seed: int) -> Labelled
 
 def _part(manifest: LabelledManifest, taken: NDArray[np.bool_], what: str) -> LabelledManifest:
     """Some images [images]; `what` tells them from other parts."""
-    rows = np.bincount(np.repeat(np.arange(len(manifest.rows)), manifest.rows)[taken], minlength=len(manifest.rows))
+    rows = np.bincount(
+        np.repeat(np.arange(len(manifest.rows)), manifest.rows)[taken], minlength=len(manifest.rows)
+    )
     state = hashlib.blake2b(f"{manifest.digest}\0{what}".encode(), digest_size=16)
     return replace(
         manifest,
@@ -182,10 +208,20 @@ def _label_column(manifest: Manifest, option: str, uri: str, column: str | None)
         return name
     there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
     if manifest.kind == "parquet":
-        remedy = f"give Parquet shards with a column label of whole numbers, or name the column by --data.label (there are: {there})"
+        remedy = (
+            "give Parquet shards with a column label of whole numbers, or name the column by "
+            f"--data.label (there are: {there})"
+        )
     else:
-        remedy = "put the images into a folder for each class, give tars with .cls members, or Parquet shards with a column label"
-    what = f"data.label={column} is no column of {option}={uri}" if column is not None else f"{option}={uri} has no labels"
+        remedy = (
+            "put the images into a folder for each class, give tars with .cls members, or Parquet "
+            "shards with a column label"
+        )
+    what = (
+        f"data.label={column} is no column of {option}={uri}"
+        if column is not None
+        else f"{option}={uri} has no labels"
+    )
     raise UserError(what, remedy)
 
 
@@ -204,7 +240,10 @@ def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) ->
         return values
     other = next(value for value in values.tolist() if not isinstance(value, str | bool | None))
     raise UserError(
-        f"{option}={uri}: the column {column} holds what is neither a number nor a name, such as {' '.join(repr(other).split())[:60]}",
+        (
+            f"{option}={uri}: the column {column} holds what is neither a number nor a name, such as "
+            f"{' '.join(repr(other).split())[:60]}"
+        ),
         "an image has one label here; name another column by --data.label",
     )
 
@@ -214,7 +253,8 @@ def unnamed(train: LabelledManifest, other: LabelledManifest, option: str) -> li
     if train.class_names is None or other.class_names is not None:
         return []
     return [
-        f"warning: {option} has labels by number only, taken as places in the training data's list of classes: "
+        f"warning: {option} has labels by number only, taken as places in the training data's list of "
+        "classes: "
         f"0 is {train.class_names[0]}, {len(train.class_names) - 1} is {train.class_names[-1]}"
     ]
 
@@ -224,7 +264,11 @@ def _renumbered(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels by another list of names."""
     numbers = {name: number for number, name in enumerate(wanted)}
-    unknown = [names[label] for label in np.unique(labels[labels >= 0]).tolist() if label < len(names) and names[label] not in numbers]
+    unknown = [
+        names[label]
+        for label in np.unique(labels[labels >= 0]).tolist()
+        if label < len(names) and names[label] not in numbers
+    ]
     if unknown:
         raise UserError(
             f"{option}={uri} has {len(unknown)} classes that the training data lacks, such as {unknown[0]}",
@@ -236,8 +280,12 @@ def _renumbered(
 
 
 def _is_numbering(names: Sequence[str], classes: int) -> bool:
-    """Whether names in alphabetical order stand for the numbers from 0, as is the custom: all are there, and none is another number."""
-    return len(names) == classes and all(not name.isdecimal() or int(name) == number for number, name in enumerate(names))
+    """Whether names in alphabetical order stand for the numbers from 0, as is the custom: all are there, and
+    none is another number.
+    """
+    return len(names) == classes and all(
+        not name.isdecimal() or int(name) == number for number, name in enumerate(names)
+    )
 
 
 def _place(manifest: Manifest, image: int) -> tuple[int, int]:

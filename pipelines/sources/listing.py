@@ -42,7 +42,9 @@ def find_files(path: str, *, option: str) -> Listing:
 
 
 def _glob(pattern: str, query: str, option: str) -> Listing:
-    """Files that match; * and ? stay within a folder's name, ** crosses folders. `query` is that of a bucket's URI."""
+    """Files that match; * and ? stay within a folder's name, ** crosses folders. `query` is that of a
+    bucket's URI.
+    """
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root = ("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")) + query
@@ -54,7 +56,9 @@ def _glob(pattern: str, query: str, option: str) -> Listing:
     entries = [entry for entry in found if expression.fullmatch(entry.name)]
     if not entries:
         held = ", ".join(entry.name for entry in found[:5]) or "no files"
-        raise UserError(f"{option}={pattern} matches nothing", f"{root} holds {held}{', …' if len(found) > 5 else ''}")
+        raise UserError(
+            f"{option}={pattern} matches nothing", f"{root} holds {held}{', …' if len(found) > 5 else ''}"
+        )
     return Listing(storage.absolute(root), entries)
 
 
@@ -62,7 +66,10 @@ def _translate(pattern: str) -> str:
     """A glob as a regular expression."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    return "".join(tokens.get(piece) or (piece.replace("[!", "[^") if piece.startswith("[") else re.escape(piece)) for piece in pieces)
+    return "".join(
+        tokens.get(piece) or (piece.replace("[!", "[^") if piece.startswith("[") else re.escape(piece))
+        for piece in pieces
+    )
 
 
 def _missing(path: str, option: str) -> UserError:
@@ -79,7 +86,14 @@ def _missing(path: str, option: str) -> UserError:
             held = storage.list_folder(here)
             close = difflib.get_close_matches(name, held, n=1)
             if close:
-                return UserError(f"{option}={path} does not exist", f"did you mean {storage.join(here, close[0])}?")
+                return UserError(
+                    f"{option}={path} does not exist", f"did you mean {storage.join(here, close[0])}?"
+                )
             some = ", ".join(held[:5]) + (", …" if len(held) > 5 else "") if held else "nothing"
-            return UserError(f"{option}={path} does not exist", f"the nearest folder that exists is {here}, which holds {some}")
-    return UserError(f"{option}={path} does not exist", "check the bucket's name and that this machine may list it")
+            return UserError(
+                f"{option}={path} does not exist",
+                f"the nearest folder that exists is {here}, which holds {some}",
+            )
+    return UserError(
+        f"{option}={path} does not exist", "check the bucket's name and that this machine may list it"
+    )

@@ -31,14 +31,19 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 
 
 def open_source(
-    path: str, *, option: str = "data.train", split: str | None = None, say: Callable[[str], None] = lambda line: None
+    path: str,
+    *,
+    option: str = "data.train",
+    split: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Source:
     """Look through a data path.
 
     Args:
         path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://.
         option: Name of the option that the path was given with, for messages.
-        split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`). None: all of them.
+        split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`).
+            None: all of them.
         say: Takes a line for each warning about what was found.
 
     Raises:
@@ -47,7 +52,10 @@ def open_source(
     try:
         listing = find_files(path, option=option)
     except OSError as error:
-        raise UserError(f"{option}={path} cannot be listed: {error}", "check the permissions, or the credentials of the bucket") from error
+        raise UserError(
+            f"{option}={path} cannot be listed: {error}",
+            "check the permissions, or the credentials of the bucket",
+        ) from error
     files: dict[str, list[Entry]] = {}
     for entry in listing.entries:
         kind = _KINDS.get(entry.name.rpartition(".")[2].lower()) if "." in entry.name else None
@@ -56,7 +64,9 @@ def open_source(
     if not files:
         raise _no_images(path, listing, option)
     if len(files) > 1:
-        counts = " and ".join(f"{len(entries):,} {kind} file{'s' * (len(entries) > 1)}" for kind, entries in files.items())
+        counts = " and ".join(
+            f"{len(entries):,} {kind} file{'s' * (len(entries) > 1)}" for kind, entries in files.items()
+        )
         example = next(iter(files.values()))[0].name.rpartition(".")[2]
         raise UserError(
             f"{option}={path} holds {counts}: which are the data?",
@@ -73,7 +83,9 @@ def open_source(
     else:
         manifest, summary, warnings = open_folder(found)
     size = sum(entry.size for entry in entries)
-    source = Source(uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings))
+    source = Source(
+        uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings)
+    )
     for warning in source.warnings:
         say(f"warning: {warning}")
     return source
@@ -87,7 +99,9 @@ def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tup
     if split not in splits or len(splits) == 1 or not set(splits) <= set(SPLITS):
         return entries, ()
     others = ", ".join(f"{name} ({len(files)})" for name, files in splits.items() if name != split)
-    return splits[split], (f"only the {len(splits[split])} {split} files are read; there are other splits beside them: {others}",)
+    return splits[split], (
+        f"only the {len(splits[split])} {split} files are read; there are other splits beside them: {others}",
+    )
 
 
 def _no_images(path: str, listing: Listing, option: str) -> UserError:
@@ -99,6 +113,10 @@ def _no_images(path: str, listing: Listing, option: str) -> UserError:
         )
     if not names:
         return UserError(f"{option}={path} is an empty folder", f"give {_ACCEPTED}")
-    endings = Counter("." + name.rpartition(".")[2] if "." in name.rpartition("/")[2] else "no ending" for name in names)
+    endings = Counter(
+        "." + name.rpartition(".")[2] if "." in name.rpartition("/")[2] else "no ending" for name in names
+    )
     held = ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(4))
-    return UserError(f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_ACCEPTED}")
+    return UserError(
+        f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_ACCEPTED}"
+    )

@@ -1,7 +1,9 @@
-"""Annotations in a folder beside the images': ADE20K's images/training and annotations/training, Cityscapes' leftImg8bit and gtFine.
+"""Annotations in a folder beside the images': ADE20K's images/training and annotations/training, Cityscapes'
+leftImg8bit and gtFine.
 
-An annotation has its image's path below the other folder, and ends in .png. Where no two paths agree, what ends the name of every image
-and of every annotation is left out: a_leftImg8bit.png and a_gtFine_labelTrainIds.png are both a.
+An annotation has its image's path below the other folder, and ends in .png. Where no two paths agree, what
+ends the name of every image and of every annotation is left out: a_leftImg8bit.png and
+a_gtFine_labelTrainIds.png are both a.
 """
 
 from __future__ import annotations
@@ -67,8 +69,11 @@ class PairedManifest(Manifest):
         return PairedUnit(self.images.unit(index), self.root, b"\0".join(names))
 
 
-def with_annotations(source: Source, path: str | None, *, option: str, say: Callable[[str], None] = lambda line: None) -> Source:
-    """The same images, each with the annotation of its name in a folder or among the files of a glob; None: as they are.
+def with_annotations(
+    source: Source, path: str | None, *, option: str, say: Callable[[str], None] = lambda line: None
+) -> Source:
+    """The same images, each with the annotation of its name in a folder or among the files of a glob; None:
+    as they are.
 
     Args:
         source: A folder of image files.
@@ -77,7 +82,8 @@ def with_annotations(source: Source, path: str | None, *, option: str, say: Call
         say: Takes the line about annotations that no image has.
 
     Raises:
-        UserError: If the source is none of image files, two annotations have a name, or an image has none: with the first of them.
+        UserError: If the source is none of image files, two annotations have a name, or an image has none:
+            with the first of them.
     """
     if path is None:
         return source
@@ -90,14 +96,19 @@ def with_annotations(source: Source, path: str | None, *, option: str, say: Call
     found = find_files(path, option=option)
     annotations = [entry.name for entry in found.entries if entry.name.lower().endswith(".png")]
     if not annotations:
-        raise UserError(f"{option}={path} holds no PNG", "give the folder of the annotations: a PNG of class ids for each image")
+        raise UserError(
+            f"{option}={path} holds no PNG",
+            "give the folder of the annotations: a PNG of class ids for each image",
+        )
     image_names = [os.fsdecode(name) for name in images.names.to_pylist()]
     of_image = _matched(image_names, annotations, f"{option}={path}", source.uri)
     used = set(of_image)  # Two images may share one: a.jpg and a.jpeg.
     if left := len(annotations) - len(used):
         say(f"warning: {left:,} of {len(annotations):,} annotations in {path} belong to no image")
     entries = [entry for entry in found.entries if entry.name in used]
-    digest = hashlib.blake2b(f"{images.digest}\0{listing_digest('annotations', entries, images.rows)}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{images.digest}\0{listing_digest('annotations', entries, images.rows)}".encode(), digest_size=16
+    )
     manifest = PairedManifest(
         rows=images.rows,
         digest=digest.hexdigest(),
@@ -121,7 +132,8 @@ def _matched(images: Sequence[str], annotations: Sequence[str], option: str, uri
         name = _stem(annotation).removesuffix(annotation_ends)
         if name in by_name:
             raise UserError(
-                f"{option} has two annotations for {name}: {by_name[name]} and {annotation}", "name one kind by a glob, **/*_END.png"
+                f"{option} has two annotations for {name}: {by_name[name]} and {annotation}",
+                "name one kind by a glob, **/*_END.png",
             )
         by_name[name] = annotation
     wanted = [_stem(image).removesuffix(image_ends) for image in images]
@@ -129,7 +141,8 @@ def _matched(images: Sequence[str], annotations: Sequence[str], option: str, uri
     if missing:
         expected = _stem(missing[0]).removesuffix(image_ends) + annotation_ends + ".png"
         raise UserError(
-            f"{option} has {len(annotations):,} annotations, but none for {len(missing):,} of the {len(images):,} images of {uri}: "
+            f"{option} has {len(annotations):,} annotations, but none for {len(missing):,} of the "
+            f"{len(images):,} images of {uri}: "
             f"{missing[0]} lacks {expected}",
             "give each image an annotation of the same path, or leave the image out",
         )
@@ -144,6 +157,8 @@ def _stem(name: str) -> str:
 def _common_end(names: Sequence[str]) -> str:
     """What all stems end with, from a mark such as _ on: `_leftImg8bit`."""
     reversed_stems = sorted(_stem(name).rpartition("/")[2][::-1] for name in names)
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed_stems[0], reversed_stems[-1], strict=False))
+    same = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(reversed_stems[0], reversed_stems[-1], strict=False)
+    )
     found = re.search(r"[_.\-].*", "".join(letter for letter, _ in same)[::-1])
     return found.group() if found else ""

@@ -57,12 +57,20 @@ class ParquetUnit(Unit):
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the row group's asked columns and take rows of it."""
         system, path = storage.resolve(self.uri)
-        leaves = {"image": f"{self.image}.bytes" if self.nested else self.image, PATH_COLUMN: f"{self.image}.path"}
+        leaves = {
+            "image": f"{self.image}.bytes" if self.nested else self.image,
+            PATH_COLUMN: f"{self.image}.path",
+        }
         wanted = [leaves.get(column, column) for column in columns]
         with system.open_input_file(path) as file:
-            table = pq.ParquetFile(file, metadata=_footer(self.uri, self.size), pre_buffer=True).read_row_group(self.group, columns=wanted)
+            table = pq.ParquetFile(
+                file, metadata=_footer(self.uri, self.size), pre_buffer=True
+            ).read_row_group(self.group, columns=wanted)
         table = table.take(pa.array(rows, pa.int64()))
-        return {column: _values(table.column(self.image if column in leaves else column), column) for column in columns}
+        return {
+            column: _values(table.column(self.image if column in leaves else column), column)
+            for column in columns
+        }
 
     def describe(self, row: int) -> str:
         """File, row group and row."""
@@ -109,7 +117,9 @@ class ParquetManifest(Manifest):
     """What the Hugging Face library has written: for columns of labels the name of each number."""
 
     def names_of(self, column: str) -> tuple[str, ...] | None:
-        """Those of the column itself; `class_names` belong to the first of `LABEL_COLUMNS`, or to any column where none of these is."""
+        """Those of the column itself; `class_names` belong to the first of `LABEL_COLUMNS`, or to any column
+        where none of these is.
+        """
         own = self.class_names if column == (self.label_column or column) else None
         return own if own is not None else self.names_of_columns.get(column)
 
@@ -120,14 +130,18 @@ class ParquetManifest(Manifest):
         return ParquetUnit(uri, int(self.sizes[file]), int(self.group[index]), self.image, self.nested)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Values [images] of a column, row group after row group; a file is opened once for all of its row groups."""
+        """Values [images] of a column, row group after row group; a file is opened once for all of its row
+        groups.
+        """
         if name in ("image", PATH_COLUMN):  # Parts of the image column, which a unit knows to take apart.
             return super().column(name)
 
         def read(file: int) -> NDArray[Any]:
             system, path = storage.resolve(storage.join(self.root, self.names[file]))
             with system.open_input_file(path) as opened:
-                return _values(pq.ParquetFile(opened, pre_buffer=True).read(columns=[name]).column(name), name)
+                return _values(
+                    pq.ParquetFile(opened, pre_buffer=True).read(columns=[name]).column(name), name
+                )
 
         with ThreadPoolExecutor(READERS) as threads:
             return np.concatenate(list(threads.map(read, np.unique(self.file).tolist())))
@@ -153,7 +167,9 @@ def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str
     arrays = cached("parquet", listing, lambda: _read_footers(listing, option))
     rows: NDArray[np.int32] = arrays["rows"]
     if not len(rows):
-        raise UserError(f"{option}: the Parquet files under {listing.root} hold no rows", "give files that hold images")
+        raise UserError(
+            f"{option}: the Parquet files under {listing.root} hold no rows", "give files that hold images"
+        )
     about = json.loads(str(arrays["about"]))
     manifest = ParquetManifest(
         rows=rows,
@@ -170,7 +186,9 @@ def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str
         nested=about["nested"],
         names_of_columns={name: tuple(names) for name, names in about["names_of_columns"].items()},
     )
-    summary = f"{manifest.total:,} images in {len(rows):,} row groups of {len(listing.entries):,} Parquet files"
+    summary = (
+        f"{manifest.total:,} images in {len(rows):,} row groups of {len(listing.entries):,} Parquet files"
+    )
     return manifest, summary, _warnings(manifest, arrays["bytes"], listing)
 
 
@@ -180,8 +198,10 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
     if len(large):
         worst = int(large[np.argmax(group_bytes[large])])
         found.append(
-            f"{len(large):,} of {len(manifest.rows):,} row groups are large ({manifest.unit(worst).describe(0).rpartition(',')[0]}: "
-            f"{manifest.rows[worst]:,} rows, {group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row group at a time, "
+            f"{len(large):,} of {len(manifest.rows):,} row groups are large "
+            f"({manifest.unit(worst).describe(0).rpartition(',')[0]}: "
+            f"{manifest.rows[worst]:,} rows, {group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row "
+            "group at a time, "
             "so they cost memory and mixing: rewrite them with `beit data pack`"
         )
     return tuple(found)
@@ -190,17 +210,32 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
 def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
     """What the manifest needs of all footers, read side by side."""
     with ThreadPoolExecutor(READERS) as threads:
-        footers = list(threads.map(lambda entry: _summarise(listing.uri(entry.name), option), listing.entries))
+        footers = list(
+            threads.map(lambda entry: _summarise(listing.uri(entry.name), option), listing.entries)
+        )
     first = footers[0]
     for entry, footer in zip(listing.entries, footers, strict=True):
         if (footer["image"], footer["nested"]) != (first["image"], first["nested"]):
             raise UserError(
-                f"{option}: {listing.uri(entry.name)} has its images in another column or form than {listing.entries[0].name}",
+                (
+                    f"{option}: {listing.uri(entry.name)} has its images in another column or form than "
+                    f"{listing.entries[0].name}"
+                ),
                 "give files of one layout, for example with a glob",
             )
     common = [column for column in first["columns"] if all(column in footer["columns"] for footer in footers)]
-    about = {"image": first["image"], "nested": first["nested"], "columns": common, **_names(first["names"], common)}
-    flat = [(file, group, rows, size) for file, footer in enumerate(footers) for group, (rows, size) in enumerate(footer["groups"]) if rows]
+    about = {
+        "image": first["image"],
+        "nested": first["nested"],
+        "columns": common,
+        **_names(first["names"], common),
+    }
+    flat = [
+        (file, group, rows, size)
+        for file, footer in enumerate(footers)
+        for group, (rows, size) in enumerate(footer["groups"])
+        if rows
+    ]
     table = np.array(flat, np.int64).reshape(-1, 4)
     return {
         "shard": table[:, 0].astype(np.int32),
@@ -218,7 +253,8 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
             footer = pq.read_metadata(file)
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{option}: {uri} is not a readable Parquet file ({str(error).splitlines()[0]})", "write it again or leave it out"
+            f"{option}: {uri} is not a readable Parquet file ({str(error).splitlines()[0]})",
+            "write it again or leave it out",
         ) from error
     schema = footer.schema.to_arrow_schema()
     image, nested = _image_column(schema, uri, option)
@@ -227,7 +263,11 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
     return {
         "image": image,
         "nested": nested,
-        "columns": ["image", *([PATH_COLUMN] if pathed else []), *(name for name in schema.names if name not in (image, "image"))],
+        "columns": [
+            "image",
+            *([PATH_COLUMN] if pathed else []),
+            *(name for name in schema.names if name not in (image, "image")),
+        ],
         "names": _all_names(schema),
         "groups": [(group.num_rows, group.total_byte_size) for group in groups],
     }
@@ -242,7 +282,11 @@ def _image_column(schema: pa.Schema, uri: str, option: str) -> tuple[str, bool]:
         columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
         raise UserError(
             f"{option}: {uri} has no column of encoded images; its columns: {columns}",
-            "name the column `image`, as struct<bytes: binary, path: string> or as binary (or make shards with `beit data pack`)",
+            (
+                "name the column `image`, as struct<bytes: binary, path: string> or as binary (or make "
+                "shards "
+                "with `beit data pack`)"
+            ),
         )
     name = (named or suitable)[0]
     return name, forms[name] == "struct"
@@ -251,7 +295,11 @@ def _image_column(schema: pa.Schema, uri: str, option: str) -> tuple[str, bool]:
 def _holds_bytes(kind: pa.DataType) -> str | None:
     if _is_binary(kind):
         return "binary"
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
+    if (
+        pa.types.is_struct(kind)
+        and kind.get_field_index("bytes") >= 0
+        and _is_binary(kind.field("bytes").type)
+    ):
         return "struct"
     return None
 
@@ -261,17 +309,32 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _all_names(schema: pa.Schema) -> dict[str, Any]:
-    """The lists of names in a file's metadata: ours, and what the Hugging Face library writes for each column of labels."""
+    """The lists of names in a file's metadata: ours, and what the Hugging Face library writes for each column
+    of labels.
+    """
     metadata: dict[bytes, bytes] = schema.metadata or {}
-    given = {name: [str(value) for value in json.loads(metadata[name.encode()])] for name in _NAMES if name.encode() in metadata}
+    given = {
+        name: [str(value) for value in json.loads(metadata[name.encode()])]
+        for name in _NAMES
+        if name.encode() in metadata
+    }
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     named = {name: feature.get("names") for name, feature in features.items() if isinstance(feature, dict)}
-    return {**given, "names_of_columns": {name: names for name, names in named.items() if isinstance(names, list)}}
+    return {
+        **given,
+        "names_of_columns": {name: names for name, names in named.items() if isinstance(names, list)},
+    }
 
 
 def _names(found: dict[str, Any], columns: list[str]) -> dict[str, Any]:
-    """Names of the labels, and of the ids in annotations. Where there are annotations and no labels, `class_names` are those of the ids."""
+    """Names of the labels, and of the ids in annotations. Where there are annotations and no labels,
+    `class_names` are those of the ids.
+    """
     labels = first_label_column(columns)
     of_columns, of_all = found["names_of_columns"], found.get("class_names")
     of_ids = found.get("annotation_names", of_all if "annotation" in columns and labels is None else None)
-    return {"class_names": of_all or of_columns.get(labels), "annotation_names": of_ids, "names_of_columns": of_columns}
+    return {
+        "class_names": of_all or of_columns.get(labels),
+        "annotation_names": of_ids,
+        "names_of_columns": of_columns,
+    }

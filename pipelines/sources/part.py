@@ -1,7 +1,8 @@
-"""A part of the images of another source, drawn once: the same for the same seed, and a smaller one is part of a larger one.
+"""A part of the images of another source, drawn once: the same for the same seed, and a smaller one is part
+of a larger one.
 
-Every image has a random number, and those with the smallest are taken. Nothing is kept for an image: whoever reads a unit draws its
-numbers again.
+Every image has a random number, and those with the smallest are taken. Nothing is kept for an image: whoever
+reads a unit draws its numbers again.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def take_part(manifest: Manifest, fraction: float, seed: int) -> Manifest:
     largest = _largest(manifest.total, max(1, round(fraction * manifest.total)), seed)
     ends, rows = np.cumsum(manifest.rows, dtype=np.int64), np.zeros(len(manifest.rows), np.int64)
     for start, drawn in _all_numbers(manifest.total, seed):
-        rows += np.bincount(np.searchsorted(ends, start + np.flatnonzero(drawn <= largest), side="right"), minlength=len(rows))
+        rows += np.bincount(
+            np.searchsorted(ends, start + np.flatnonzero(drawn <= largest), side="right"), minlength=len(rows)
+        )
     state = hashlib.blake2b(f"{manifest.digest}\0{fraction!r}\0{seed}".encode(), digest_size=16)
     units = np.flatnonzero(rows)
     return PartManifest(

@@ -1,7 +1,7 @@
 """Tars, WebDataset shards and tars of tars: a unit is a run of images that lie side by side in one file.
 
-Headers are read once; afterwards an image is a range of bytes. Nothing is ever unpacked to disk, so that no name in a tar, absolute
-or with `..` in it, can reach anything.
+Headers are read once; afterwards an image is a range of bytes. Nothing is ever unpacked to disk, so that no
+name in a tar, absolute or with `..` in it, can reach anything.
 """
 
 from __future__ import annotations
@@ -85,9 +85,15 @@ class TarUnit(Unit):
                 first, last = int(starts[rows[run[0]]]), int(ends[rows[run]].max())
                 content = file.read_at(last - first, first)
                 if len(content) < last - first:
-                    raise OSError(f"{self.uri} ends at byte {first + len(content)}, but its index says {last}: it was changed since")
+                    raise OSError(
+                        f"{self.uri} ends at byte {first + len(content)}, but its index says {last}: it "
+                        "was "
+                        "changed since"
+                    )
                 for place in run:
-                    members[place] = content[int(starts[rows[place]]) - first : int(ends[rows[place]]) - first]
+                    members[place] = content[
+                        int(starts[rows[place]]) - first : int(ends[rows[place]]) - first
+                    ]
         return members
 
 
@@ -104,7 +110,9 @@ def _neighbours(rows: Rows, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
     run: list[int] = []
     for place in np.argsort(starts[rows], kind="stable").tolist():
         row = rows[place]
-        if run and (starts[row] - ends[rows[run[-1]]] > _JOINED_GAP or ends[row] - starts[rows[run[0]]] > _JOINED_MOST):
+        if run and (
+            starts[row] - ends[rows[run[-1]]] > _JOINED_GAP or ends[row] - starts[rows[run[0]]] > _JOINED_MOST
+        ):
             yield run
             run = []
         run.append(place)
@@ -132,7 +140,9 @@ class TarManifest(Manifest):
         """A run of images by its number."""
         images = slice(int(self.first[index]), int(self.first[index]) + int(self.rows[index]))
         uri = storage.join(self.root, self.names[self.file[index]])
-        return TarUnit(uri, self.offsets[images].copy(), self.sizes[images].copy(), self.labels[images].copy())
+        return TarUnit(
+            uri, self.offsets[images].copy(), self.sizes[images].copy(), self.labels[images].copy()
+        )
 
 
 def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple[str, ...]]:
@@ -144,7 +154,10 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
     arrays = cached("tar", listing, lambda: _index_all(listing, option))
     counts = arrays["counts"]
     if not counts.sum():
-        raise UserError(f"{option}: the tars under {listing.root} hold no images", "give tars with members such as .jpg or .png")
+        raise UserError(
+            f"{option}: the tars under {listing.root} hold no images",
+            "give tars with members such as .jpg or .png",
+        )
     parts = -(-counts // ROWS_PER_UNIT)
     file = np.repeat(np.arange(len(counts), dtype=np.int32), parts)
     part = np.arange(len(file)) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -190,7 +203,8 @@ def _index_all(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
     told = any(index.classes for index in indices)
     for index in indices:
         plain = {key for key, single in zip(index.keys, index.plain, strict=True) if single}
-        # In a WebDataset shard `7.jpg` is the image and `7.depth.png` a companion; a lone `7.2019.jpg` is an image.
+        # In a WebDataset shard `7.jpg` is the image and `7.depth.png` a companion; a lone `7.2019.jpg` is an
+        # image.
         kept = [i for i, key in enumerate(index.keys) if index.plain[i] or key not in plain]
         offsets.append(np.array(index.offsets, np.int64)[kept])
         sizes.append(np.array(index.sizes, np.int64)[kept])

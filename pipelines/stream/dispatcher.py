@@ -44,23 +44,32 @@ class Dispatcher:
         self._manifest, self._plan = manifest, plan
         self._ledger: Ledger | None = None
         self._round: Round | None = None
-        # Of all generations, in the order found: a ledger that goes back to its checkpoint would let a reader's place in it slip.
+        # Of all generations, in the order found: a ledger that goes back to its checkpoint would let a
+        # reader's place in it slip.
         self._undecodable: dict[tuple[int, int], int] = {}
-        # Not from 0: after a restart of this actor the next generation must be none that late messages of an earlier one carry.
+        # Not from 0: after a restart of this actor the next generation must be none that late messages of an
+        # earlier one carry.
         self._generation = int(time.time())
 
     def resume(self, ledger: bytes | None) -> int:
-        """Start a generation from the ledger of the checkpoint that was really loaded, None empties it; returns its number."""
+        """Start a generation from the ledger of the checkpoint that was really loaded, None empties it;
+        returns its number.
+        """
         self._ledger = Ledger(self._manifest.rows) if ledger is None else Ledger.from_bytes(ledger)
         if not np.array_equal(self._ledger.rows, self._manifest.rows):
-            raise ValueError("the checkpoint's ledger belongs to other data: its units have other row counts than the manifest's")
+            raise ValueError(
+                "the checkpoint's ledger belongs to other data: its units have other row counts than the "
+                "manifest's"
+            )
         self._undecodable |= self._ledger.quarantine
         self._round = None
         self._generation += 1
         return self._generation
 
     def start_round(self, generation: int, minimum: int, workers: int = 1) -> int:
-        """Plan the next round for so many workers and return its rows; 0 when fewer than `minimum` rows are left."""
+        """Plan the next round for so many workers and return its rows; 0 when fewer than `minimum` rows are
+        left.
+        """
         ledger = self._current(generation)
         left = self._plan.total_rows - ledger.settled
         self._round = plan_round(
@@ -76,7 +85,9 @@ class Dispatcher:
     def slot(self, index: int) -> list[tuple[Unit, Part]]:
         """What the reading task of a slot reads in the current round."""
         if self._round is None:
-            raise RuntimeError("no round is planned: the dispatcher was restarted and waits for the workers to resume")
+            raise RuntimeError(
+                "no round is planned: the dispatcher was restarted and waits for the workers to resume"
+            )
         return [(self._manifest.unit(part.unit), part) for part in self._round.slot(index)]
 
     def settle(self, generation: int, epoch: Ints, unit: Ints, row: Ints, status: Ints) -> None:
@@ -103,5 +114,7 @@ class Dispatcher:
 
     def _current(self, generation: int) -> Ledger:
         if self._ledger is None or generation != self._generation:
-            raise RuntimeError(f"generation {generation} of the workers is over; the dispatcher is at {self._generation}")
+            raise RuntimeError(
+                f"generation {generation} of the workers is over; the dispatcher is at {self._generation}"
+            )
         return self._ledger

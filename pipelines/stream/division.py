@@ -1,4 +1,6 @@
-"""Several streams for one group of workers: all blocks of a stream pass one coordinator, and a large group needs more than one can give."""
+"""Several streams for one group of workers: all blocks of a stream pass one coordinator, and a large group
+needs more than one can give.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,19 @@ class DividedWorkers(ray.train.DataConfig):
         worker_node_ids: list[str] | None,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """Iterators by name for every worker; one for a stream that is another's is not to be iterated over."""
+        """Iterators by name for every worker; one for a stream that is another's is not to be
+        iterated over.
+        """
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for index in range(self._streams):
             name = stream_name(index)
             if name not in datasets:  # Ray Train asks for one at a time.
                 continue
-            ranks = [rank for rank in range(world_size) if stream_of(rank, streams=self._streams, workers=world_size) == index]
+            ranks = [
+                rank
+                for rank in range(world_size)
+                if stream_of(rank, streams=self._streams, workers=world_size) == index
+            ]
             nodes = None if worker_node_ids is None else [worker_node_ids[rank] for rank in ranks]
             splits = super().configure({name: datasets[name]}, len(ranks), None, nodes, **kwargs)
             for rank in range(world_size):
@@ -52,6 +60,8 @@ class DividedWorkers(ray.train.DataConfig):
 
 
 def own_shard(rank: int, *, streams: int, workers: int) -> DataIterator:
-    """A worker's part of its stream. All workers have to call it: Ray Train makes the streams when rank 0 asks for each."""
+    """A worker's part of its stream. All workers have to call it: Ray Train makes the streams when rank 0
+    asks for each.
+    """
     shards: list[DataIterator] = [ray.train.get_dataset_shard(stream_name(index)) for index in range(streams)]
     return shards[stream_of(rank, streams=streams, workers=workers)]

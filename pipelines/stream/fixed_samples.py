@@ -1,4 +1,6 @@
-"""Samples that no step trains on, for the loss at fixed masks: the same for all runs on the same data, whatever their views and masks."""
+"""Samples that no step trains on, for the loss at fixed masks: the same for all runs on the same data,
+whatever their views and masks.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ SEED = 0
 AT_ONCE = 64
 
 
-def fixed_samples(config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer | None, cache: TokenCache | None) -> Batch:
+def fixed_samples(
+    config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer | None, cache: TokenCache | None
+) -> Batch:
     """The `evaluation.images` samples of an evaluation, fewer where images are few.
 
     Args:
         config: The run.
         manifest: Its data.
         tokenizer: Tokenises them, where tokens are the target.
-        cache: Of the same tokenizer; keeps their tokens, so that they too are computed once for any number of runs.
+        cache: Of the same tokenizer; keeps their tokens, so that they too are computed once for any number of
+            runs.
 
     Returns:
         "patch_view", "mask", "status", the key, and "tokens" if there is a tokenizer.
@@ -61,16 +66,23 @@ def _name_of(samples: SampleConfig, batch: Batch) -> str:
     """A name for these views. A cache knows data, sizes and tokenizer by itself."""
     from pipelines.stream.token_cache import view_fields
 
-    said = json.dumps([view_fields(samples.view), *(batch[name].tolist() for name in ("unit", "row"))], sort_keys=True)
+    said = json.dumps(
+        [view_fields(samples.view), *(batch[name].tolist() for name in ("unit", "row"))], sort_keys=True
+    )
     return f"evaluation-{len(batch['row'])}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
-def _tokens(name: str, views: NDArray[np.uint8], tokenizer: ImageTokenizer, cache: TokenCache | None) -> NDArray[np.int16]:
+def _tokens(
+    name: str, views: NDArray[np.uint8], tokenizer: ImageTokenizer, cache: TokenCache | None
+) -> NDArray[np.int16]:
     import torch
 
     if cache is not None and (kept := cache.extra_tokens(name)) is not None:
         return kept
-    parts = [torch.from_numpy(views[start : start + AT_ONCE]).permute(0, 3, 1, 2) for start in range(0, len(views), AT_ONCE)]
+    parts = [
+        torch.from_numpy(views[start : start + AT_ONCE]).permute(0, 3, 1, 2)
+        for start in range(0, len(views), AT_ONCE)
+    ]
     tokens = np.concatenate([tokenizer.encode(part).to(torch.int16).numpy() for part in parts])
     if cache is not None:
         cache.write_extra(name, tokens)

@@ -1,4 +1,6 @@
-"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors, unless they come from a cache) -> batches."""
+"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors, unless they come from
+a cache) -> batches.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from pipelines.sources import Unit
     from pipelines.stream.token_cache import TokenCache
 
-# Every block costs its stream's coordinator 4 to 10 ms: many workers with small batches share blocks of at least so many rows.
+# Every block costs its stream's coordinator 4 to 10 ms: many workers with small batches share blocks of at
+# least so many rows.
 LEAST_BLOCK_ROWS = 64
 
 Arguments = ParamSpec("Arguments")
@@ -45,10 +48,11 @@ def read_slot(
     columns: tuple[str, ...] = ("image",),
     cache: TokenCache | None = None,
 ) -> Iterator[Batch]:
-    """Columns of the units with keys, and tokens where there is a cache, permuted across the units of a slot under a cap on memory.
+    """Columns of the units with keys, and tokens where there is a cache, permuted across the units of a slot
+    under a cap on memory.
 
-    The same parts give the same batches: a retried task must repeat itself. A file that is there but is no image
-    passes through; what cannot be read is tried again, then raised.
+    The same parts give the same batches: a retried task must repeat itself. A file that is there but is no
+    image passes through; what cannot be read is tried again, then raised.
     """
     pending: list[Batch] = []
     size = 0
@@ -56,7 +60,13 @@ def read_slot(
         found = read_patiently(unit.read, part.rows, columns)
         images = found["image"]
         constant = {"epoch": part.epoch, "unit": part.unit}
-        pending.append({**found, "row": part.rows, **{name: np.full(len(images), value) for name, value in constant.items()}})
+        pending.append(
+            {
+                **found,
+                "row": part.rows,
+                **{name: np.full(len(images), value) for name, value in constant.items()},
+            }
+        )
         if cache is not None:
             pending[-1]["tokens"] = read_patiently(cache.read, part.epoch, part.unit, part.rows)
         size += sum(map(len, images))
@@ -67,8 +77,12 @@ def read_slot(
         yield from _mixed(pending, seed, rows_per_batch)
 
 
-def read_patiently(read: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs) -> Found:
-    """Call `read`, again if storage fails. Ray does not retry what a map function raises, and a bucket fails now and then."""
+def read_patiently(
+    read: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs
+) -> Found:
+    """Call `read`, again if storage fails. Ray does not retry what a map function raises, and a bucket fails
+    now and then.
+    """
     for seconds in (1, 2, 4, 8):
         try:
             return read(*args, **options)
@@ -80,7 +94,9 @@ def read_patiently(read: Callable[Arguments, Found], *args: Arguments.args, **op
 def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Batch]:
     columns = {name: np.concatenate([batch[name] for batch in pending]) for name in pending[0]}
     first = pending[0]
-    order = seeds.generator(seed, seeds.MIX, *(int(first[name][0]) for name in KEYS)).permutation(len(columns["row"]))
+    order = seeds.generator(seed, seeds.MIX, *(int(first[name][0]) for name in KEYS)).permutation(
+        len(columns["row"])
+    )
     for start in range(0, len(order), rows_per_batch):
         yield {name: column[order[start : start + rows_per_batch]] for name, column in columns.items()}
 
@@ -107,7 +123,9 @@ def px_per_token(config: TokenizerConfig) -> int:
 
     if config.path is None or not storage.is_remote(config.path):
         return registry.px_per_token(config.path or config.name)
-    return registry.described_px(json.loads(storage.read_bytes(storage.join(config.path, DESCRIPTION))), config.path)
+    return registry.described_px(
+        json.loads(storage.read_bytes(storage.join(config.path, DESCRIPTION))), config.path
+    )
 
 
 class Tokenize:
@@ -131,7 +149,9 @@ class Tokenize:
 
 
 def block_rows(batch_rows: int) -> int:
-    """Rows of a block: about a worker's batch, for an equal split buffers a block for every other worker before the first batch."""
+    """Rows of a block: about a worker's batch, for an equal split buffers a block for every other worker
+    before the first batch.
+    """
     return max(LEAST_BLOCK_ROWS, batch_rows)
 
 
@@ -164,7 +184,8 @@ def build_stream(
     context.execution_options.preserve_order = in_order
     context.target_max_block_size = max(1 << 20, min(128 << 20, block_rows(batch_rows) * config.row_bytes))
     rows = max(1, context.target_max_block_size // config.row_bytes)
-    # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds the cores.
+    # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds
+    # the cores.
     stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in slots])
     stream = stream.map_batches(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
@@ -178,7 +199,9 @@ def build_stream(
         Tokenize,
         fn_constructor_args=(tokenizer,),
         fn_constructor_kwargs={"device": placement.tokenizer_device, "threads": placement.tokenizer_threads},
-        compute=ray.data.ActorPoolStrategy(min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]
+        ),
         batch_size=None,
         num_cpus=placement.tokenizer_cpus,
         num_gpus=placement.tokenizer_gpus,
@@ -187,12 +210,16 @@ def build_stream(
 
 
 def produce(batch: Batch, *, dispatcher: Any, config: Samples, rows_per_batch: int) -> Iterator[Batch]:
-    """One slot -> its samples, a batch at a time: reading, views and masks in one task, so that encoded bytes never travel."""
+    """One slot -> its samples, a batch at a time: reading, views and masks in one task, so that encoded bytes
+    never travel.
+    """
     import ray
     import torch
 
     torch.set_num_threads(1)
     for index in batch["slot"].tolist():
         parts = ray.get(dispatcher.slot.remote(index))
-        for encoded in read_slot(parts, seed=config.seed, rows_per_batch=rows_per_batch, columns=config.columns, cache=config.cache):
+        for encoded in read_slot(
+            parts, seed=config.seed, rows_per_batch=rows_per_batch, columns=config.columns, cache=config.cache
+        ):
             yield config.make(encoded)

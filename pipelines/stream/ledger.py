@@ -39,7 +39,11 @@ class Ledger:
     def settled(self) -> int:
         """Samples settled, over all epochs."""
         finished = sum(int(self.rows[bits].sum()) for bits in self._finished.values())
-        return self.complete * int(self.rows.sum()) + finished + sum(int(bits.sum()) for bits in self._open.values())
+        return (
+            self.complete * int(self.rows.sum())
+            + finished
+            + sum(int(bits.sum()) for bits in self._open.values())
+        )
 
     def settle(self, epoch: Ints, unit: Ints, row: Ints, status: NDArray[np.integer]) -> None:
         """Enter samples that the optimizer has stepped on, or that were passed over with a non-zero status.
@@ -52,7 +56,11 @@ class Ledger:
         self.quarantined += int(np.count_nonzero(status))
         order = np.lexsort((row, unit, epoch))
         epoch, unit, row = epoch[order], unit[order], row[order]
-        starts = np.flatnonzero(np.r_[True, (epoch[1:] != epoch[:-1]) | (unit[1:] != unit[:-1])]) if len(order) else order
+        starts = (
+            np.flatnonzero(np.r_[True, (epoch[1:] != epoch[:-1]) | (unit[1:] != unit[:-1])])
+            if len(order)
+            else order
+        )
         for start, stop in zip(starts, np.r_[starts[1:], len(order)], strict=True):
             self._settle_unit(int(epoch[start]), int(unit[start]), row[start:stop])
         while self.complete in self._finished and self._finished[self.complete].all():
@@ -62,7 +70,10 @@ class Ledger:
     def _settle_unit(self, epoch: int, unit: int, rows: Ints) -> None:
         bits = self._settled_bits(epoch, unit)
         if bits[rows].any() or (rows[1:] == rows[:-1]).any():
-            raise LedgerError(f"epoch {epoch}, unit {unit}: rows {rows[bits[rows]].tolist() or rows.tolist()} were settled twice")
+            raise LedgerError(
+                f"epoch {epoch}, unit {unit}: rows {rows[bits[rows]].tolist() or rows.tolist()} were "
+                "settled twice"
+            )
         bits[rows] = True
         finished = self._finished.setdefault(epoch, np.zeros(len(self.rows), bool))
         if bits.all():
@@ -103,11 +114,20 @@ class Ledger:
             rows=self.rows,
             complete=np.int64(self.complete),
             quarantined=np.int64(self.quarantined),
-            quarantine=np.array([(*key, status) for key, status in sorted(self.quarantine.items())], np.int64).reshape(-1, 3),
+            quarantine=np.array(
+                [(*key, status) for key, status in sorted(self.quarantine.items())], np.int64
+            ).reshape(-1, 3),
             epochs=np.array(epochs, np.int64),
-            finished=np.packbits(np.array([self._finished[epoch] for epoch in epochs], bool).reshape(len(epochs), len(self.rows)), axis=1),
+            finished=np.packbits(
+                np.array([self._finished[epoch] for epoch in epochs], bool).reshape(
+                    len(epochs), len(self.rows)
+                ),
+                axis=1,
+            ),
             open_keys=np.array(parts, np.int64).reshape(-1, 2),
-            open_bits=np.packbits(np.concatenate([self._open[part] for part in parts]) if parts else np.zeros(0, bool)),
+            open_bits=np.packbits(
+                np.concatenate([self._open[part] for part in parts]) if parts else np.zeros(0, bool)
+            ),
         )
         return buffer.getvalue()
 

@@ -15,7 +15,8 @@ MOST_SLOTS = 256
 """Reading tasks of a stream's round: enough for hundreds of cores, few enough to cost nothing."""
 
 UNITS_PER_SLOT = 8
-"""A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes several units to mix."""
+"""A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes
+several units to mix."""
 
 
 def slots_of_round(units: int, *, cores: int) -> int:
@@ -29,7 +30,9 @@ def slots_of_round(units: int, *, cores: int) -> int:
 
 
 def stream_of(rank: int, *, streams: int, workers: int) -> int:
-    """Which stream a worker's samples come from: neighbours share one, and streams have as many workers as each other, but for one."""
+    """Which stream a worker's samples come from: neighbours share one, and streams have as many workers as
+    each other, but for one.
+    """
     return rank * streams // workers
 
 
@@ -59,21 +62,29 @@ class Round:
     It is fixed when it is planned: a slot that is asked again, because a reading task was retried, gives the
     same answer, whatever has been settled meanwhile.
 
-    Several streams divide it epoch by epoch: were it divided as a whole, some workers would be epochs ahead of others, and images would
-    come again long before all had been seen. They divide it to the row, for one that has less than a batch for each of its workers would
-    stop all of them. A unit at such a border is opened by both, and each row is read by one.
+    Several streams divide it epoch by epoch: were it divided as a whole, some workers would be epochs ahead
+    of others, and images would come again long before all had been seen. They divide it to the row, for one
+    that has less than a batch for each of its workers would stop all of them. A unit at such a border is
+    opened by both, and each row is read by one.
 
     Args:
         epoch: Epoch of every unit, int [U].
         unit: The units, int [U].
         left: Rows that the unit has left, int [U].
         partial: These rows, for units that are not whole, by (epoch, unit).
-        slots: Number of slots; a slot is what one reading task works through. A multiple of the streams, which have as many each.
+        slots: Number of slots; a slot is what one reading task works through. A multiple of the streams,
+            which have as many each.
         shares: How many workers each stream serves.
     """
 
     def __init__(
-        self, epoch: Ints, unit: Ints, left: Ints, partial: dict[tuple[int, int], Ints], slots: int, shares: Sequence[int] = (1,)
+        self,
+        epoch: Ints,
+        unit: Ints,
+        left: Ints,
+        partial: dict[tuple[int, int], Ints],
+        slots: int,
+        shares: Sequence[int] = (1,),
     ) -> None:
         total, ends, streams, workers = int(left.sum()), np.cumsum(left), len(shares), sum(shares)
         # An epoch's rows that make no whole number for each worker are divided with the next epoch's.
@@ -109,8 +120,11 @@ class Round:
         return parts
 
 
-def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: int, shares: Sequence[int] = (1,)) -> Round:
-    """Plan what is left, oldest epoch first, until `max_rows` rows are reached; the other arguments are those of `Round`.
+def plan_round(
+    ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: int, shares: Sequence[int] = (1,)
+) -> Round:
+    """Plan what is left, oldest epoch first, until `max_rows` rows are reached; the other arguments are those
+    of `Round`.
 
     The work and memory are those of the epochs that the round touches, never of all epochs.
     """
@@ -123,7 +137,10 @@ def plan_round(ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: 
         order = order[counts[order] > 0]
         before = np.cumsum(counts[order]) - counts[order]
         order = order[total + before < max_rows]
-        partial |= {(epoch, unit): ledger.left(epoch, unit) for unit in order[counts[order] < ledger.rows[order]].tolist()}
+        partial |= {
+            (epoch, unit): ledger.left(epoch, unit)
+            for unit in order[counts[order] < ledger.rows[order]].tolist()
+        }
         planned.append((np.full(len(order), epoch), order, counts[order]))
         total += int(counts[order].sum())
         epoch += 1

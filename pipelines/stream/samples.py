@@ -1,4 +1,6 @@
-"""How a sample is drawn from an encoded image and its key. The same sample whoever draws it, wherever and whenever."""
+"""How a sample is drawn from an encoded image and its key. The same sample whoever draws it, wherever and
+whenever.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ class SampleConfig:
     """Samples carry labels, and views are augmented for a classifier. None: neither."""
 
     cache: TokenCache | None = None
-    """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are always those of the true epoch."""
+    """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are
+    always those of the true epoch."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,20 +96,32 @@ class SampleConfig:
 def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     """Encoded images -> views and masks. One row in, one row out, whatever the image.
 
-    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the batch brings "tokens", they
-    are passed on in place of the token view. A classifier's samples have a "label", and in "erase" the rectangle that the training device
-    fills with noise.
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the
+    batch brings "tokens", they are passed on in place of the token view. A classifier's samples have a
+    "label", and in "erase" the rectangle that the training device fills with noise.
     """
     from beit.images.views import make_view
     from beit.pretraining.masking import draw_mask
 
     token_px = config.patch_px if config.token_px is None else config.token_px
     if "tokens" in batch:
-        token_px = max(config.patch_px, token_px)  # The patch view is made from a larger token view; a smaller one would be for nothing.
+        token_px = max(
+            config.patch_px, token_px
+        )  # The patch view is made from a larger token view; a smaller one would be for nothing.
     keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
-    view_keys = keys if config.cache is None else [(epoch % config.cache.epochs, unit, row) for epoch, unit, row in keys]
+    view_keys = (
+        keys
+        if config.cache is None
+        else [(epoch % config.cache.epochs, unit, row) for epoch, unit, row in keys]
+    )
     views = [
-        make_view(encoded, seeds.generator(config.seed, seeds.VIEW, *key), view=config.view, patch_px=config.patch_px, token_px=token_px)
+        make_view(
+            encoded,
+            seeds.generator(config.seed, seeds.VIEW, *key),
+            view=config.view,
+            patch_px=config.patch_px,
+            token_px=token_px,
+        )
         for encoded, key in zip(batch["image"], view_keys, strict=True)
     ]
     samples: Batch = {name: batch[name] for name in KEYS}
@@ -117,7 +132,12 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     elif token_px != config.patch_px:
         samples["token_view"] = np.stack([view.token_view for view in views])
     if config.mask is not None:
-        masks = np.stack([draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid) for key in keys])
+        masks = np.stack(
+            [
+                draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid)
+                for key in keys
+            ]
+        )
         samples["mask"] = masks.reshape(len(keys), -1) & (samples["status"] == 0)[:, None]
     if config.augment is not None:
         samples["label"] = batch["label"]
@@ -125,7 +145,9 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     return samples
 
 
-def _augment(samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig) -> None:
+def _augment(
+    samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig
+) -> None:
     from beit.classification.views import augment, draw_erased
 
     samples["erase"] = np.zeros((len(keys), 4), np.int16)
@@ -136,9 +158,11 @@ def _augment(samples: Batch, keys: list[tuple[int, int, int]], config: SampleCon
 
 
 def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
-    """Samples of images drawn at random, in views that no epoch has; fewer than `count` where images are few or broken.
+    """Samples of images drawn at random, in views that no epoch has; fewer than `count` where images are few
+    or broken.
 
-    They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read whole.
+    They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read
+    whole.
     """
     config = replace(config, cache=None)
     rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)

@@ -1,4 +1,6 @@
-"""How a sample for segmentation is drawn from an encoded image, its annotation and its key. The same whoever draws it."""
+"""How a sample for segmentation is drawn from an encoded image, its annotation and its key. The same whoever
+draws it.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,20 @@ class SegmentSampleConfig:
     def make(self, batch: Batch) -> Batch:
         """Encoded images and annotations -> crops and labels. One row in, one row out.
 
-        An image or annotation that cannot be used becomes a zero view without a pixel that counts and a non-zero status.
+        An image or annotation that cannot be used becomes a zero view without a pixel that counts and a
+        non-zero status.
         """
         from beit.segmentation.views import make_segment_view
 
         keys = zip(*(batch[name].tolist() for name in KEYS), strict=True)
         made = [
             make_segment_view(
-                image, annotation, seeds.generator(self.seed, seeds.VIEW, *key), view=self.view, ids=self.ids, side=self.patch_px
+                image,
+                annotation,
+                seeds.generator(self.seed, seeds.VIEW, *key),
+                view=self.view,
+                ids=self.ids,
+                side=self.patch_px,
             )
             for image, annotation, key in zip(batch["image"], batch["annotation"], keys, strict=True)
         ]
@@ -53,7 +61,9 @@ class SegmentSampleConfig:
         }
 
     def reason(self, unit: Unit, row: int, status: int) -> str:
-        """Why a sample cannot be used, in figures: it is read again, for the stream carries the status only."""
+        """Why a sample cannot be used, in figures: it is read again, for the stream carries the
+        status only.
+        """
         from beit.images.decode import Status
         from beit.segmentation.annotations import AnnotationStatus
 
@@ -61,7 +71,10 @@ class SegmentSampleConfig:
             return f"image: {Status(status).reason}"
         try:
             found = unit.read(np.array([row]), self.columns)
-            return fault(found["image"][0], found["annotation"][0], view=self.view, ids=self.ids) or AnnotationStatus(status).reason
+            return (
+                fault(found["image"][0], found["annotation"][0], view=self.view, ids=self.ids)
+                or AnnotationStatus(status).reason
+            )
         except OSError:
             return AnnotationStatus(status).reason
 

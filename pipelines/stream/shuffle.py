@@ -1,4 +1,6 @@
-"""The shuffle buffer in front of the optimizer: the last of three mixings, after the order of the units and that of a slot's rows."""
+"""The shuffle buffer in front of the optimizer: the last of three mixings, after the order of the units and
+that of a slot's rows.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ Batch = dict[str, NDArray[Any]]
 
 
 def shuffle(batches: Iterator[Batch], rng: np.random.Generator, *, held: int = 2) -> Iterator[Batch]:
-    """Mix the rows of neighbouring batches: each comes out with rows drawn from those held back and the one that has just come in.
+    """Mix the rows of neighbouring batches: each comes out with rows drawn from those held back and the one
+    that has just come in.
 
-    As many batches come out as go in, and every row once, so workers that get equally many stay together. What comes out
-    is a function of the rows, their order and the generator, not of the blocks in which they travelled.
+    As many batches come out as go in, and every row once, so workers that get equally many stay together.
+    What comes out is a function of the rows, their order and the generator, not of the blocks in which they
+    travelled.
 
     Args:
         batches: All of one size, with the same columns.
@@ -29,7 +33,10 @@ def shuffle(batches: Iterator[Batch], rng: np.random.Generator, *, held: int = 2
     for batch in batches:
         size = len(next(iter(batch.values())))
         if not pool or len(next(iter(pool.values()))) < held * size:
-            pool = {name: np.concatenate([pool[name], column]) if pool else column.copy() for name, column in batch.items()}
+            pool = {
+                name: np.concatenate([pool[name], column]) if pool else column.copy()
+                for name, column in batch.items()
+            }
             continue
         chosen = rng.choice((held + 1) * size, size, replace=False)
         old, new = chosen[chosen < held * size], chosen[chosen >= held * size] - held * size

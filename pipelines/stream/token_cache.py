@@ -1,8 +1,9 @@
-"""The token cache: visual tokens of the views of K epochs, computed once (`beit tokenizer encode`), read by pretraining.
+"""The token cache: visual tokens of the views of K epochs, computed once (`beit tokenizer encode`), read by
+pretraining.
 
-    cache.json                       what the tokens were made from
-    epoch-00000/part-00000.parquet   16 neighbouring units, a row group each, in the unit's row order
-    extra/NAME.npy                   tokens of views that are no part of an epoch, such as those of an evaluation
+    cache.json                       what the tokens were made from epoch-00000/part-00000.parquet   16
+    neighbouring units, a row group each, in the unit's row order extra/NAME.npy                   tokens of
+    views that are no part of an epoch, such as those of an evaluation
 
 A part appears under its name only when complete, so what is there need not be computed again.
 """
@@ -113,7 +114,10 @@ class TokenCache:
         path = storage.absolute(path)
         file = storage.join(path, CACHE_FILE)
         if not storage.exists(file):
-            raise UserError(f"{option}={path} is no token cache: there is no {file}", f"write one by beit tokenizer encode --out {path}")
+            raise UserError(
+                f"{option}={path} is no token cache: there is no {file}",
+                f"write one by beit tokenizer encode --out {path}",
+            )
         content = json.loads(storage.read_text(file))
         if content.get("format") != FORMAT:
             raise UserError(
@@ -136,7 +140,10 @@ class TokenCache:
             return cache
         if storage.exists(path) and (names := storage.list_folder(path)):
             raise UserError(
-                f"{option}={path} is not empty and holds no {CACHE_FILE} of an earlier encoding: {', '.join(names[:3])}",
+                (
+                    f"{option}={path} is not empty and holds no {CACHE_FILE} of an earlier encoding: "
+                    f"{', '.join(names[:3])}"
+                ),
                 "give a new folder",
             )
         storage.write_text(storage.join(path, CACHE_FILE), json.dumps(asdict(description), indent=1) + "\n")
@@ -153,8 +160,15 @@ class TokenCache:
             if there.get(name) != here[name]:
                 field = _OPTIONS.get(name, name)
                 raise UserError(
-                    f"{option}={self.path} does not match: {field} is {there.get(name)} there and {here[name]} here",
-                    "use the same data and options, or encode into another folder by beit tokenizer encode --out FOLDER",
+                    (
+                        f"{option}={self.path} does not match: {field} is {there.get(name)} there and "
+                        f"{here[name]} here"
+                    ),
+                    (
+                        "use the same data and options, or encode into another folder by beit tokenizer "
+                        "encode "
+                        "--out FOLDER"
+                    ),
                 )
 
     @property
@@ -180,9 +194,15 @@ class TokenCache:
     def read(self, epoch: int, unit: int, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Tokens of rows of a unit, int16 [n, N]; of any epoch, since views repeat after `epochs`."""
         number, group = divmod(unit, PART_UNITS)
-        system, path = storage.resolve(storage.join(self.path, self._name(epoch % self.epochs * self.parts_of_epoch + number)))
+        system, path = storage.resolve(
+            storage.join(self.path, self._name(epoch % self.epochs * self.parts_of_epoch + number))
+        )
         with system.open_input_file(path) as file:
-            column = pq.ParquetFile(file, pre_buffer=True).read_row_group(group, columns=["tokens"]).column("tokens")
+            column = (
+                pq.ParquetFile(file, pre_buffer=True)
+                .read_row_group(group, columns=["tokens"])
+                .column("tokens")
+            )
         tokens: NDArray[np.int16] = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
         return tokens[rows]
 
@@ -201,10 +221,14 @@ class TokenCache:
         ):
             for unit in tokens:
                 column = pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), type=kind)
-                writer.write_table(pa.Table.from_arrays([column], schema=schema), row_group_size=max(1, len(unit)))
+                writer.write_table(
+                    pa.Table.from_arrays([column], schema=schema), row_group_size=max(1, len(unit))
+                )
 
     def extra_tokens(self, name: str) -> NDArray[np.int16] | None:
-        """Tokens of other views of the same data by the same tokenizer, as `write_extra` left them; None if there are none."""
+        """Tokens of other views of the same data by the same tokenizer, as `write_extra` left them; None if
+        there are none.
+        """
         file = storage.join(self.path, EXTRA_FOLDER, f"{name}.npy")
         if not storage.exists(file):
             return None

@@ -1,4 +1,5 @@
-"""Measurements side by side in one process: `python -m pipelines.tools.benchmark views --data PATH`, `… tokens PRESET`, `… coordinator`.
+"""Measurements side by side in one process: `python -m pipelines.tools.benchmark views --data PATH`, `…
+tokens PRESET`, `… coordinator`.
 
 Only the ratios of one run mean anything; absolute times belong to the machine that the header names.
 """
@@ -31,7 +32,9 @@ Views = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsResult:
-    """CPU milliseconds an image of each way to make views, one value a round, and how far ours are from the reference's."""
+    """CPU milliseconds an image of each way to make views, one value a round, and how far ours are from the
+    reference's.
+    """
 
     milliseconds: dict[str, list[float]]
     patch_difference: float
@@ -43,7 +46,8 @@ RELEASED, RELEASED_UINT8, OURS = "released transform", "the same, uint8 out", "b
 
 
 def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, token_px: int) -> Views:
-    """The views of the released code, written out with Pillow (microsoft/unilm, `beit/datasets.py`, `beit/transforms.py`).
+    """The views of the released code, written out with Pillow (microsoft/unilm, `beit/datasets.py`,
+    `beit/transforms.py`).
 
     Jitter and flip on the whole image, then the crop, resized twice.
 
@@ -57,7 +61,11 @@ def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, tok
 
     from beit.images.views import FACTOR_UNIT
 
-    enhance = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+    enhance = {
+        "brightness": ImageEnhance.Brightness,
+        "contrast": ImageEnhance.Contrast,
+        "saturation": ImageEnhance.Color,
+    }
     for step, factor in parameters.jitter:
         image = enhance[step](image).enhance(factor / FACTOR_UNIT)
     left = parameters.left
@@ -71,24 +79,37 @@ def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, tok
 
 
 def to_floats(views: Views) -> None:
-    """What the released transform does to its views on the host, and ours leave to the device: to float, channels first, normalise, map."""
+    """What the released transform does to its views on the host, and ours leave to the device: to float,
+    channels first, normalise, map.
+    """
     import torch
 
-    patch_view, token_view = (torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous().float().div(255) for view in views)
-    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    patch_view, token_view = (
+        torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous().float().div(255) for view in views
+    )
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406])[:, None, None],
+        torch.tensor([0.229, 0.224, 0.225])[:, None, None],
+    )
     patch_view.sub_(mean).div_(std)
     token_view.mul_(0.8).add_(0.1)
 
 
-def measure_views(images: list[bytes], view: ViewConfig, *, patch_px: int, token_px: int, seconds: float) -> ViewsResult:
-    """Time the ways to make views by the CPU time of this process, in turn, until `seconds` are over (one round at least)."""
+def measure_views(
+    images: list[bytes], view: ViewConfig, *, patch_px: int, token_px: int, seconds: float
+) -> ViewsResult:
+    """Time the ways to make views by the CPU time of this process, in turn, until `seconds` are over (one
+    round at least).
+    """
     import torch
     from PIL import Image
 
     from beit.images.views import draw_parameters, make_view
 
     def parameters_of(width: int, height: int, row: int) -> ViewParameters:
-        return draw_parameters(np.random.default_rng([1, 2, 3, 4, row]), width=width, height=height, view=view, side=patch_px)
+        return draw_parameters(
+            np.random.default_rng([1, 2, 3, 4, row]), width=width, height=height, view=view, side=patch_px
+        )
 
     def released(encoded: bytes, row: int) -> Views:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
@@ -100,15 +121,25 @@ def measure_views(images: list[bytes], view: ViewConfig, *, patch_px: int, token
         return views
 
     def ours(encoded: bytes, row: int) -> Views:
-        made = make_view(encoded, np.random.default_rng([1, 2, 3, 4, row]), view=view, patch_px=patch_px, token_px=token_px)
+        made = make_view(
+            encoded, np.random.default_rng([1, 2, 3, 4, row]), view=view, patch_px=patch_px, token_px=token_px
+        )
         return made.patch_view, made.token_view
 
-    ways: dict[str, Callable[[bytes, int], Views]] = {RELEASED: released_floats, RELEASED_UINT8: released, OURS: ours}
+    ways: dict[str, Callable[[bytes, int], Views]] = {
+        RELEASED: released_floats,
+        RELEASED_UINT8: released,
+        OURS: ours,
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        pairs = [(ours(encoded, row), released(encoded, row)) for row, encoded in enumerate(images)]  # also warms everything up
-        differences = [[np.abs(a.astype(int) - b).mean() for a, b in zip(*pair, strict=True)] for pair in pairs]
+        pairs = [
+            (ours(encoded, row), released(encoded, row)) for row, encoded in enumerate(images)
+        ]  # also warms everything up
+        differences = [
+            [np.abs(a.astype(int) - b).mean() for a, b in zip(*pair, strict=True)] for pair in pairs
+        ]
         milliseconds: dict[str, list[float]] = {name: [] for name in ways}
         deadline = time.perf_counter() + seconds
         while not milliseconds[OURS] or time.perf_counter() < deadline:
@@ -120,7 +151,9 @@ def measure_views(images: list[bytes], view: ViewConfig, *, patch_px: int, token
     finally:
         torch.set_num_threads(threads)
     patch_difference, token_difference = np.mean(differences, axis=0).tolist()
-    return ViewsResult(milliseconds=milliseconds, patch_difference=patch_difference, token_difference=token_difference)
+    return ViewsResult(
+        milliseconds=milliseconds, patch_difference=patch_difference, token_difference=token_difference
+    )
 
 
 def views_table(result: ViewsResult, *, title: str) -> list[str]:
@@ -130,11 +163,15 @@ def views_table(result: ViewsResult, *, title: str) -> list[str]:
     for name, rounds in result.milliseconds.items():
         mean = statistics.mean(rounds)
         spread = statistics.stdev(rounds) / mean if len(rounds) > 1 else float("nan")
-        lines.append(f"{name:<22}{mean:7.2f} ms/image +- {spread:.0%}{1000 / mean:9,.0f} img/s a core{base / mean:7.2f} x")
+        lines.append(
+            f"{name:<22}{mean:7.2f} ms/image +- {spread:.0%}{1000 / mean:9,.0f} img/s a "
+            f"core{base / mean:7.2f} x"
+        )
     ours = statistics.mean(result.milliseconds[OURS])
     lines.append(
         f"-> {base / ours:.2f} x the released transform's rate; mean absolute difference "
-        f"{result.patch_difference:.2f} (patch view), {result.token_difference:.2f} (token view) of 255 grey levels"
+        f"{result.patch_difference:.2f} (patch view), {result.token_difference:.2f} (token view) of 255 "
+        "grey levels"
     )
     return lines
 
@@ -148,7 +185,9 @@ class TokensResult:
 
 
 def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> TokensResult:
-    """Time the tokenizer and the training step by the CPU time of this process, in turn, on one thread and random images."""
+    """Time the tokenizer and the training step by the CPU time of this process, in turn, on one thread and
+    random images.
+    """
     import torch
 
     from beit.pretraining.masking import draw_mask
@@ -163,14 +202,26 @@ def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> Token
         hidden = config.mask.budget(grid)
         target = VisualTokens(tokenizer.vocab_size)
         objective = MimObjective(
-            config.model, config.optim, config.view, target=target, total_steps=10 * rounds, seed=0, max_hidden=hidden
+            config.model,
+            config.optim,
+            config.view,
+            target=target,
+            total_steps=10 * rounds,
+            seed=0,
+            max_hidden=hidden,
         ).train()
         optimizer = objective.optimizer()
-        views = torch.from_numpy(rng.integers(0, 256, (images, config.model.image_size, config.model.image_size, 3), np.uint8))
-        token_views = torch.from_numpy(
-            rng.integers(0, 256, (images, 3, config.tokenizer.image_size, config.tokenizer.image_size), np.uint8)
+        views = torch.from_numpy(
+            rng.integers(0, 256, (images, config.model.image_size, config.model.image_size, 3), np.uint8)
         )
-        mask = torch.from_numpy(np.stack([draw_mask(rng, config.mask, grid) for _ in range(images)]).reshape(images, -1))
+        token_views = torch.from_numpy(
+            rng.integers(
+                0, 256, (images, 3, config.tokenizer.image_size, config.tokenizer.image_size), np.uint8
+            )
+        )
+        mask = torch.from_numpy(
+            np.stack([draw_mask(rng, config.mask, grid) for _ in range(images)]).reshape(images, -1)
+        )
         result = TokensResult(encode=[], step=[])
         for number in range(rounds + 1):
             start = time.process_time()
@@ -192,10 +243,17 @@ def tokens_table(result: TokensResult, *, title: str) -> list[str]:
     """The result as lines, a verdict at the end."""
     lines = [title, header("torch", "numpy")]
     for name, rounds in (("tokenizer", result.encode), ("training step", result.step)):
-        lines.append(f"{name:<22}{1e3 * statistics.mean(rounds):9.0f} ms/image +- {statistics.stdev(rounds) / statistics.mean(rounds):.0%}")
+        lines.append(
+            f"{name:<22}{1e3 * statistics.mean(rounds):9.0f} ms/image +- "
+            f"{statistics.stdev(rounds) / statistics.mean(rounds):.0%}"
+        )
     ratios = [(encode + step) / step for encode, step in zip(result.encode, result.step, strict=True)]
     spread = statistics.stdev(ratios)
-    lines.append(f"-> cached tokens save up to {statistics.mean(ratios):.2f} x +- {spread:.2f} where tokenizer and training share cores")
+    lines.append(
+        f"-> cached tokens save up to {statistics.mean(ratios):.2f} x +- {spread:.2f} where tokenizer "
+        "and "
+        "training share cores"
+    )
     return lines
 
 
@@ -208,7 +266,13 @@ def header(*packages: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
     )
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -228,7 +292,8 @@ def read_images(path: str, count: int) -> list[bytes]:
 
 
 def main(arguments: list[str]) -> None:
-    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the training step.
+    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the
+    training step.
 
     `coordinator`: what one stream passes on.
     """
@@ -238,20 +303,32 @@ def main(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m pipelines.tools.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    views = commands.add_parser("views", help="CPU time an image of decode, crop, flip, jitter and two resizes")
+    views = commands.add_parser(
+        "views", help="CPU time an image of decode, crop, flip, jitter and two resizes"
+    )
     views.add_argument("--data", required=True, help="shards, folder or tars of images")
     views.add_argument("--images", type=int, default=200, help="so many of them")
     views.add_argument("--patch-px", type=int, default=224, help="side of the patch view")
     views.add_argument("--token-px", type=int, default=112, help="side of the token view")
     views.add_argument("--seconds", type=float, default=30.0, help="measure at least so long")
-    tokens = commands.add_parser("tokens", help="CPU time an image of the tokenizer beside that of a training step")
+    tokens = commands.add_parser(
+        "tokens", help="CPU time an image of the tokenizer beside that of a training step"
+    )
     tokens.add_argument("preset", help="a pretraining preset")
-    tokens.add_argument("--tokenizer", help="name of a built-in tokenizer or folder of one; default: the preset's")
+    tokens.add_argument(
+        "--tokenizer", help="name of a built-in tokenizer or folder of one; default: the preset's"
+    )
     tokens.add_argument("--images", type=int, default=8, help="so many at a time")
     tokens.add_argument("--rounds", type=int, default=5, help="measure so often")
-    coordinator = commands.add_parser("coordinator", help="blocks a second of the process that divides a stream among the workers")
-    coordinator.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8], help="divide it among so many")
-    coordinator.add_argument("--operators", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="without and with tokenizers")
+    coordinator = commands.add_parser(
+        "coordinator", help="blocks a second of the process that divides a stream among the workers"
+    )
+    coordinator.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2, 8], help="divide it among so many"
+    )
+    coordinator.add_argument(
+        "--operators", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="without and with tokenizers"
+    )
     coordinator.add_argument("--blocks", type=int, default=2000, help="of an execution")
     coordinator.add_argument("--rounds", type=int, default=2, help="measure so often")
     given = parser.parse_args(arguments)
@@ -259,11 +336,16 @@ def main(arguments: list[str]) -> None:
         from pipelines.cluster import session
         from pipelines.tools.benchmark_coordinator import BLOCK_ROWS, ROW_BYTES, measure_coordinator
 
-        print(f"one stream's coordinator, blocks of {BLOCK_ROWS} rows x {ROW_BYTES:,} bytes\n{header('ray')}", flush=True)
+        print(
+            f"one stream's coordinator, blocks of {BLOCK_ROWS} rows x {ROW_BYTES:,} bytes\n{header('ray')}",
+            flush=True,
+        )
         with session.start(cpus=4):
             for operators in given.operators:
                 for workers in given.workers:
-                    for passed in measure_coordinator(consumers=workers, operators=operators, blocks=given.blocks, rounds=given.rounds):
+                    for passed in measure_coordinator(
+                        consumers=workers, operators=operators, blocks=given.blocks, rounds=given.rounds
+                    ):
                         print(passed.line(), flush=True)
         return
     if given.command == "tokens":
@@ -272,14 +354,29 @@ def main(arguments: list[str]) -> None:
             place = "tokenizer.path" if Path(given.tokenizer).is_dir() else "tokenizer.name"
             config = override(config, {place: given.tokenizer})
         named = f"{given.tokenizer or config.tokenizer.name} at {config.tokenizer.image_size} px"
-        title = f"{named} and ViT {config.model.dim}/{config.model.depth} at {config.model.image_size} px, float32, one thread"
-        print("\n".join(tokens_table(measure_tokens(config, images=given.images, rounds=max(2, given.rounds)), title=title)))
+        title = (
+            f"{named} and ViT {config.model.dim}/{config.model.depth} at {config.model.image_size} px, "
+            "float32, one thread"
+        )
+        print(
+            "\n".join(
+                tokens_table(
+                    measure_tokens(config, images=given.images, rounds=max(2, given.rounds)), title=title
+                )
+            )
+        )
         return
     images = read_images(given.data, given.images)
     size = sum(map(len, images)) / len(images) / 1e3
     title = f"views of {given.patch_px} and {given.token_px} px from {len(images)} images of {size:.0f} kB"
     # The released code does not turn images as their EXIF data say: neither does this comparison.
-    result = measure_views(images, ViewConfig(exif_rotate=False), patch_px=given.patch_px, token_px=given.token_px, seconds=given.seconds)
+    result = measure_views(
+        images,
+        ViewConfig(exif_rotate=False),
+        patch_px=given.patch_px,
+        token_px=given.token_px,
+        seconds=given.seconds,
+    )
     print("\n".join(views_table(result, title=title)))
 
 

@@ -1,7 +1,9 @@
-"""How many blocks a second one stream's coordinator passes on: a stream like a training's, of blocks that cost next to nothing to make.
+"""How many blocks a second one stream's coordinator passes on: a stream like a training's, of blocks that
+cost next to nothing to make.
 
-Part of `python -m pipelines.tools.benchmark coordinator`. The coordinator is one process: where other processes share its cores, its own CPU time
-for a block says what it could do with a core to itself, and the clock what all of them did together.
+Part of `python -m pipelines.tools.benchmark coordinator`. The coordinator is one process: where other
+processes share its cores, its own CPU time for a block says what it could do with a core to itself, and the
+clock what all of them did together.
 """
 
 from __future__ import annotations
@@ -40,14 +42,19 @@ class CoordinatorResult:
     def line(self) -> str:
         """The result in words."""
         return (
-            f"{self.operators} operator{'s' * (self.operators > 1)}, {self.consumers:>3} worker{'s' * (self.consumers > 1)}: "
+            f"{self.operators} operator{'s' * (self.operators > 1)}, {self.consumers:>3} "
+            f"worker{'s' * (self.consumers > 1)}: "
             f"{self.blocks:,} blocks, {self.blocks / self.seconds:.0f} a second by the clock; "
-            f"{1e3 * self.core_seconds / self.blocks:.1f} ms of the coordinator's core each = {self.of_a_core:.0f} a second"
+            f"{1e3 * self.core_seconds / self.blocks:.1f} ms of the coordinator's core each = "
+            f"{self.of_a_core:.0f} a second"
         )
 
 
-def measure_coordinator(*, consumers: int, operators: int, blocks: int, rounds: int = 1) -> list[CoordinatorResult]:
-    """Pass blocks through the coordinator of a split stream on a connected Ray; the first execution warms everything up.
+def measure_coordinator(
+    *, consumers: int, operators: int, blocks: int, rounds: int = 1
+) -> list[CoordinatorResult]:
+    """Pass blocks through the coordinator of a split stream on a connected Ray; the first execution warms
+    everything up.
 
     Args:
         consumers: Workers that the stream is split among.
@@ -64,9 +71,13 @@ def measure_coordinator(*, consumers: int, operators: int, blocks: int, rounds: 
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_ROWS * ROW_BYTES
     stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in range(tasks)])
-    stream = stream.map_batches(functools.partial(_produce, blocks=BLOCKS_PER_TASK), batch_size=1, num_cpus=0.5)
+    stream = stream.map_batches(
+        functools.partial(_produce, blocks=BLOCKS_PER_TASK), batch_size=1, num_cpus=0.5
+    )
     if operators == 2:
-        stream = stream.map_batches(_Pass, compute=ray.data.ActorPoolStrategy(size=1), batch_size=None, num_cpus=0.4)
+        stream = stream.map_batches(
+            _Pass, compute=ray.data.ActorPoolStrategy(size=1), batch_size=None, num_cpus=0.4
+        )
     before = _coordinators()
     splits = stream.streaming_split(consumers, equal=True)
     actor: Any = ray.remote(num_cpus=0)(_Consumer)
@@ -105,7 +116,10 @@ class _Consumer:
     def consume(self) -> int:
         """Go through an execution; returns the rows that came."""
         return sum(
-            len(batch["slot"]) for batch in self._split.iter_batches(batch_size=BLOCK_ROWS, batch_format="numpy", prefetch_batches=2)
+            len(batch["slot"])
+            for batch in self._split.iter_batches(
+                batch_size=BLOCK_ROWS, batch_format="numpy", prefetch_batches=2
+            )
         )
 
 
@@ -116,7 +130,10 @@ class _Pass:
 
 def _produce(batch: dict[str, Any], *, blocks: int) -> Iterator[dict[str, Any]]:
     for _ in range(blocks):
-        yield {"slot": np.repeat(batch["slot"], BLOCK_ROWS), "view": np.zeros((BLOCK_ROWS, ROW_BYTES), np.uint8)}
+        yield {
+            "slot": np.repeat(batch["slot"], BLOCK_ROWS),
+            "view": np.zeros((BLOCK_ROWS, ROW_BYTES), np.uint8),
+        }
 
 
 def _coordinators() -> set[int]:

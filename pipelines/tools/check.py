@@ -1,6 +1,7 @@
 """`beit data check`: what a data path holds, which images are broken, and a contact sheet.
 
-A random sample says enough about millions of images in seconds; all of them are looked at by Ray Data, on all cores of a cluster.
+A random sample says enough about millions of images in seconds; all of them are looked at by Ray Data, on all
+cores of a cluster.
 """
 
 from __future__ import annotations
@@ -93,13 +94,20 @@ class CheckResult:
         """The result as text."""
         decoded = self.statuses.get(Status.DECODED, 0)
         part = "all of them" if self.checked == self.images else f"{self.checked:,} drawn at random"
-        text = [f"{self.summary}, {self.total_bytes / 2**30:,.2f} GiB", f"decoded {decoded:,} of {self.checked:,} ({part})"]
+        text = [
+            f"{self.summary}, {self.total_bytes / 2**30:,.2f} GiB",
+            f"decoded {decoded:,} of {self.checked:,} ({part})",
+        ]
         text += [f"  {count:,} {status.reason}" for status, count in sorted(self.statuses.items()) if status]
         text += [f"    {where}: {status.reason}" for where, status in self.broken[:10]]
         if len(self.broken) > 10:
             text.append("    …")
         for name, values in self.percentiles.items():
-            text.append(f"{name:8}" + " / ".join(f"{value:,}" for value in values) + "   smallest / 5% / median / 95% / largest")
+            text.append(
+                f"{name:8}"
+                + " / ".join(f"{value:,}" for value in values)
+                + "   smallest / 5% / median / 95% / largest"
+            )
         text.append("formats " + ", ".join(f"{name} {count:,}" for name, count in self.formats.items()))
         text.append("modes   " + ", ".join(f"{name} {count:,}" for name, count in self.modes.items()))
         if self.classes:
@@ -124,7 +132,9 @@ def check(config: CheckConfig) -> CheckResult:
     else:
         drawn = draw_sample(manifest.rows, config.sample, config.seed)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            found = list(threads.map(lambda part: inspect(manifest, part[0], part[1], config.view), drawn.items()))
+            found = list(
+                threads.map(lambda part: inspect(manifest, part[0], part[1], config.view), drawn.items())
+            )
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     order = np.lexsort((columns["row"], columns["unit"]))
     columns = {name: column[order] for name, column in columns.items()}
@@ -141,10 +151,18 @@ def check(config: CheckConfig) -> CheckResult:
         total_bytes=source.total_bytes,
         checked=len(good),
         broken=tuple(
-            (manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])), Status(columns["status"][i])) for i in broken
+            (
+                manifest.unit(int(columns["unit"][i])).describe(int(columns["row"][i])),
+                Status(columns["status"][i]),
+            )
+            for i in broken
         ),
-        statuses={Status(status): count for status, count in sorted(Counter(columns["status"].tolist()).items())},
-        percentiles={name: _percentiles(columns[name][good]) for name in ("width", "height", "bytes")} if good.any() else {},
+        statuses={
+            Status(status): count for status, count in sorted(Counter(columns["status"].tolist()).items())
+        },
+        percentiles={name: _percentiles(columns[name][good]) for name in ("width", "height", "bytes")}
+        if good.any()
+        else {},
         formats=dict(Counter(columns["format"][good].tolist()).most_common()),
         modes=dict(Counter(columns["mode"][good].tolist()).most_common()),
         classes=None if labels is None else _count_classes(labels, manifest.class_names),
@@ -154,7 +172,8 @@ def check(config: CheckConfig) -> CheckResult:
 
 
 def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, NDArray[np.int64]]:
-    """Which rows of which units to look at: some rows each of many units, since a unit costs about as much to open as to read.
+    """Which rows of which units to look at: some rows each of many units, since a unit costs about as much to
+    open as to read.
 
     Args:
         rows: int32 [U], rows of each unit.
@@ -164,17 +183,22 @@ def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, ND
     rng = seeds.generator(seed, seeds.REPORT, 0, 0, 0)
     if rows.sum(dtype=np.int64) <= sample:
         return {unit: np.arange(count) for unit, count in enumerate(rows)}
-    # Some 32 rows a unit where units have as many. Drawn by rows, so that large units come as often as they should.
+    # Some 32 rows a unit where units have as many. Drawn by rows, so that large units come as often as they
+    # should.
     ends = np.cumsum(rows, dtype=np.int64)
     many = max(8, sample // 32, int(1.5 * sample * len(rows) / ends[-1]))
     units = np.unique(np.searchsorted(ends, rng.integers(ends[-1], size=many), side="right"))
-    inside = np.concatenate([np.stack([np.full(rows[unit], unit), np.arange(rows[unit])], axis=1) for unit in units])
+    inside = np.concatenate(
+        [np.stack([np.full(rows[unit], unit), np.arange(rows[unit])], axis=1) for unit in units]
+    )
     drawn = inside[rng.permutation(len(inside))[:sample]]
     return {int(unit): np.sort(drawn[drawn[:, 0] == unit, 1]) for unit in np.unique(drawn[:, 0])}
 
 
 def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
-    """Decode some images of a unit; return one row for each: where it is, what it is, and what became of it."""
+    """Decode some images of a unit; return one row for each: where it is, what it is, and what
+    became of it.
+    """
     label = manifest.label_column
     columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
     looks = [_look(encoded, view) for encoded in columns["image"]]
@@ -216,7 +240,11 @@ def _inspect_all(manifest: Manifest, view: ViewConfig) -> Iterator[Columns]:
             yield inspect(manifest, unit, np.arange(manifest.rows[unit]), view)
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield from ray.data.from_blocks(blocks).map_batches(look, batch_size=1, num_cpus=1).iter_batches(batch_format="numpy", batch_size=None)
+    yield from (
+        ray.data.from_blocks(blocks)
+        .map_batches(look, batch_size=1, num_cpus=1)
+        .iter_batches(batch_format="numpy", batch_size=None)
+    )
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[int, ...]:
@@ -248,11 +276,18 @@ def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> N
     captions: list[str] = []
     for unit in np.unique(columns["unit"][chosen]):
         places = chosen[columns["unit"][chosen] == unit]
-        pictures += [decode(encoded, config.view) for encoded in manifest.unit(int(unit)).read(columns["row"][places])["image"]]
+        pictures += [
+            decode(encoded, config.view)
+            for encoded in manifest.unit(int(unit)).read(columns["row"][places])["image"]
+        ]
         for i in places:
-            label = int(columns["label"][i]) if "label" in columns and columns["label"].dtype.kind in "iu" else -1
-            named = manifest.class_names is not None and 0 <= label < len(manifest.class_names)
-            captions.append(manifest.class_names[label] if named else f"{columns['width'][i]}x{columns['height'][i]}")  # type: ignore[index]
+            label = (
+                int(columns["label"][i]) if "label" in columns and columns["label"].dtype.kind in "iu" else -1
+            )
+            names = manifest.class_names or ()
+            captions.append(
+                names[label] if 0 <= label < len(names) else f"{columns['width'][i]}x{columns['height'][i]}"
+            )
     sheet = io.BytesIO()
     contact_sheet(pictures, columns=10, side=96, captions=captions).save(sheet, "PNG")
     assert config.sheet is not None

@@ -1,4 +1,6 @@
-"""Compare runs: `beit compare [NAME=]RUN …`: their curves in one picture, their last figures in a table, seeds averaged."""
+"""Compare runs: `beit compare [NAME=]RUN …`: their curves in one picture, their last figures in a table,
+seeds averaged.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ SHARES = {"top1": "Validation top-1", "top5": "Validation top-5", "mean_iou": "V
     "train/accuracy": "Accuracy in training",
     "train/explained": "Variance explained in training",
 }
-OTHERS = {"loss": "Validation loss (nats)", "train/loss": "Loss in training", "train/perplexity": "Perplexity of the tokens"}
+OTHERS = {
+    "loss": "Validation loss (nats)",
+    "train/loss": "Loss in training",
+    "train/perplexity": "Perplexity of the tokens",
+}
 TITLES = SHARES | OTHERS
 
 # Options that say who computes a run and where it is written, not what it is.
@@ -38,15 +44,17 @@ ALL = "all"
 class CompareConfig:
     """Compare runs of one job: curves of what both measured in one picture, the last figures in a table.
 
-    Runs of one NAME are one curve, their mean with a band from the least to the largest. Without names these are the runs that differ by
-    nothing but their seed, and are called by the options that they do not share with the others.
+    Runs of one NAME are one curve, their mean with a band from the least to the largest. Without names these
+    are the runs that differ by nothing but their seed, and are called by the options that they do not share
+    with the others.
     """
 
     runs: tuple[str, ...]
     """Run folders, each as RUN or NAME=RUN."""
 
     over: str | None = None
-    """An option of these runs for the horizontal axis in place of the step, such as data.fraction: a point for each of its values."""
+    """An option of these runs for the horizontal axis in place of the step, such as data.fraction: a point
+    for each of its values."""
 
     metrics: tuple[str, ...] = ()
     """Which to draw and to list, such as top1 train/loss. None given: all that every one of the runs has."""
@@ -78,7 +86,8 @@ class Group:
     runs: list[Run]
 
     def curve(self, metric: str) -> tuple[list[int], NDArray[np.float64]]:
-        """Steps that lie in what every run has measured, and values [runs, steps]; between a run's own points those of the line.
+        """Steps that lie in what every run has measured, and values [runs, steps]; between a run's own points
+        those of the line.
 
         Training reports by the clock, so runs seldom have points at the same steps.
         """
@@ -87,7 +96,9 @@ class Group:
             return [], np.empty((len(curves), 0))
         first, last = max(min(curve) for curve in curves), min(max(curve) for curve in curves)
         steps = sorted({step for curve in curves for step in curve if first <= step <= last})
-        return steps, np.array([np.interp(steps, sorted(curve), [curve[step] for step in sorted(curve)]) for curve in curves])
+        return steps, np.array(
+            [np.interp(steps, sorted(curve), [curve[step] for step in sorted(curve)]) for curve in curves]
+        )
 
     def over(self, option: str) -> list[tuple[float, Group]]:
         """The group in parts, one for each value of an option, in their order.
@@ -100,11 +111,16 @@ class Group:
             value = run.options.get(option)
             if option not in run.options:
                 close = difflib.get_close_matches(option, run.options, n=1)
-                remedy = f"perhaps you meant {close[0]}" if close else "give an option as in config.json, such as data.fraction"
+                remedy = (
+                    f"perhaps you meant {close[0]}"
+                    if close
+                    else "give an option as in config.json, such as data.fraction"
+                )
                 raise UserError(f"--over {option} is no option of {run.uri}", remedy)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UserError(
-                    f"--over {option} is {json.dumps(value)} in {run.uri}", "give an option that is a number in all of these runs"
+                    f"--over {option} is {json.dumps(value)} in {run.uri}",
+                    "give an option that is a number in all of these runs",
                 )
             name = f"{option} {value:g}" if self.name == ALL else f"{self.name}, {option} {value:g}"
             parts.setdefault(value, Group(name, [])).runs.append(run)
@@ -115,7 +131,8 @@ def compare(config: CompareConfig) -> list[str]:
     """Write the picture and the table; returns the lines to print.
 
     Raises:
-        UserError: For what is no run, for runs of different jobs, and for runs that have measured nothing in common.
+        UserError: For what is no run, for runs of different jobs, and for runs that have measured nothing in
+            common.
     """
     if not config.out.endswith(".png"):
         raise UserError(f"--out {config.out} does not end with .png", "write --out comparison.png")
@@ -124,7 +141,8 @@ def compare(config: CompareConfig) -> list[str]:
     found = [read_run(argument) for argument in config.runs]
     if len({run.job for run in found}) > 1:
         raise UserError(
-            f"these runs belong to different jobs: {', '.join(f'{run.uri} ({run.job})' for run in found)}", "give runs of the same job"
+            f"these runs belong to different jobs: {', '.join(f'{run.uri} ({run.job})' for run in found)}",
+            "give runs of the same job",
         )
     lines = group(found, config.over)
     points = [one.over(config.over) for one in lines] if config.over else []
@@ -134,7 +152,9 @@ def compare(config: CompareConfig) -> list[str]:
         charts = [_chart_over(config.over, lines, points, metric) for metric in metrics]
     else:
         # A single value is no curve: it stands in the table.
-        curves = [metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)] or metrics
+        curves = [
+            metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)
+        ] or metrics
         charts = [_chart(groups, metric) for metric in curves]
     storage.write_bytes(storage.absolute(config.out), chart_picture(charts))
     figures = config.out.removesuffix(".png") + ".csv"
@@ -151,11 +171,15 @@ def _metrics(config: CompareConfig, groups: Sequence[Group]) -> list[str]:
     shared = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
     if not shared:
         raise UserError(
-            "there is no metric that every one of these runs has", "give runs that have begun to train, with the same validation"
+            "there is no metric that every one of these runs has",
+            "give runs that have begun to train, with the same validation",
         )
     for metric in config.metrics:
         if metric not in shared:
-            raise UserError(f"--metrics {metric} is nothing that every one of these runs has", f"they have {', '.join(shared)}")
+            raise UserError(
+                f"--metrics {metric} is nothing that every one of these runs has",
+                f"they have {', '.join(shared)}",
+            )
     return list(config.metrics) or shared
 
 
@@ -175,18 +199,28 @@ def read_run(argument: str) -> Run:
         for metric in TITLES:
             if row.get(metric) is not None and np.isfinite(row[metric]):
                 curves[metric][row["step"]] = row[metric]
-    options = {option: value for option, value in run_folder.flatten(saved.config).items() if not option.startswith(NOT_COMPARED)}
+    options = {
+        option: value
+        for option, value in run_folder.flatten(saved.config).items()
+        if not option.startswith(NOT_COMPARED)
+    }
     return Run(uri=uri, name=name or None, job=saved.job, options=options, curves=curves, rows=rows)
 
 
 def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
-    """Runs of one name, or without names those with the same options but for the seed and for `over`, in the order given."""
+    """Runs of one name, or without names those with the same options but for the seed and for `over`, in the
+    order given.
+    """
     unnamed = [run.options for run in found if run.name is None]
     names = sorted({name for options in unnamed for name in options} - {"seed", over})
     different = [name for name in names if len({json.dumps(options.get(name)) for options in unnamed}) > 1]
     groups: dict[str, Group] = {}
     for run in found:
-        name = run.name or ", ".join(f"{option} {_short(run.options.get(option))}" for option in different) or ALL
+        name = (
+            run.name
+            or ", ".join(f"{option} {_short(run.options.get(option))}" for option in different)
+            or ALL
+        )
         groups.setdefault(name, Group(name, [])).runs.append(run)
     return list(groups.values())
 
@@ -205,21 +239,35 @@ def _chart(groups: Sequence[Group], metric: str) -> Chart:
     return Chart(title=TITLES[metric], lines=lines, percent=metric in SHARES)
 
 
-def _chart_over(option: str, groups: Sequence[Group], points: Sequence[Sequence[tuple[float, Group]]], metric: str) -> Chart:
+def _chart_over(
+    option: str, groups: Sequence[Group], points: Sequence[Sequence[tuple[float, Group]]], metric: str
+) -> Chart:
     lines = []
     for one, parts in zip(groups, points, strict=True):
         values = [_last(part, metric)[1] for _, part in parts]
-        band = ([each.min() for each in values], [each.max() for each in values]) if any(len(each) > 1 for each in values) else None
-        lines.append(Line(name=one.name, x=[value for value, _ in parts], y=[each.mean() for each in values], band=band))
+        band = (
+            ([each.min() for each in values], [each.max() for each in values])
+            if any(len(each) > 1 for each in values)
+            else None
+        )
+        lines.append(
+            Line(
+                name=one.name, x=[value for value, _ in parts], y=[each.mean() for each in values], band=band
+            )
+        )
     return Chart(title=TITLES[metric], lines=lines, x_label=option, points=True, percent=metric in SHARES)
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
-    """The last step, and what each run had there; of what is measured in training the means that a run's own result has."""
+    """The last step, and what each run had there; of what is measured in training the means that a run's own
+    result has.
+    """
     steps, values = one.curve(metric)
     if not metric.startswith("train/"):
         return steps[-1], values[:, -1]
-    return steps[-1], np.array([last_metrics([row for row in run.rows if row["step"] <= steps[-1]])[metric] for run in one.runs])
+    return steps[-1], np.array(
+        [last_metrics([row for row in run.rows if row["step"] <= steps[-1]])[metric] for run in one.runs]
+    )
 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
@@ -232,7 +280,9 @@ def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
             form = ".2%" if metric in SHARES else ".3f"
             spread = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
             cells.append(f"{TITLES[metric].lower()} {values.mean():{form}}{spread}")
-        lines.append(f"{one.name} ({len(one.runs)} run{'s' if len(one.runs) > 1 else ''}): {', '.join(cells)}")
+        lines.append(
+            f"{one.name} ({len(one.runs)} run{'s' if len(one.runs) > 1 else ''}): {', '.join(cells)}"
+        )
     return lines
 
 

@@ -14,7 +14,8 @@ class ConvertConfig:
     """Read a published tokenizer without running anything in its file, and write it as safetensors."""
 
     file: str
-    """encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's dalle_encoder.pth, or unilm's pytorch_model.bin."""
+    """encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's dalle_encoder.pth, or unilm's
+    pytorch_model.bin."""
 
     out: str
     """The folder to write, on this machine."""
@@ -46,6 +47,9 @@ def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
         sha256=config.sha256,
         decoder_sha256=config.decoder_sha256,
     )
-    yield f"{done.kind}: {done.vocab_size:,} tokens of {done.px_per_token} px, {'with' if done.has_decoder else 'no'} decoder"
+    yield (
+        f"{done.kind}: {done.vocab_size:,} tokens of {done.px_per_token} px, "
+        f"{'with' if done.has_decoder else 'no'} decoder"
+    )
     yield f"digest {done.digest}"
     yield f"written: {done.folder} (use it as --tokenizer.path {done.folder})"

@@ -1,4 +1,6 @@
-"""`beit doctor`: what stands in the way of a run on this machine, or on the cluster that the environment names; each with a remedy."""
+"""`beit doctor`: what stands in the way of a run on this machine, or on the cluster that the environment
+names; each with a remedy.
+"""
 
 from __future__ import annotations
 
@@ -99,13 +101,23 @@ def versions() -> Iterator[Finding]:
     try:
         metadata = importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(Level.WARNING, f"{PACKAGE} is not installed: the versions are not checked", "pip install -c constraints.txt -e .")
+        yield Finding(
+            Level.WARNING,
+            f"{PACKAGE} is not installed: the versions are not checked",
+            "pip install -c constraints.txt -e .",
+        )
         return
-    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist") or () if "extra ==" not in text]
+    requirements = [
+        Requirement(text) for text in metadata.get_all("Requires-Dist") or () if "extra ==" not in text
+    ]
     found, wrong = [f"python {platform.python_version()}"], []
     for requirement in [Requirement(f"python{metadata['Requires-Python']}"), *requirements]:
         try:
-            version = platform.python_version() if requirement.name == "python" else importlib.metadata.version(requirement.name)
+            version = (
+                platform.python_version()
+                if requirement.name == "python"
+                else importlib.metadata.version(requirement.name)
+            )
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
             continue
@@ -114,7 +126,11 @@ def versions() -> Iterator[Finding]:
         if requirement.name in ("torch", "ray", "mlflow"):
             found.append(f"{requirement.name} {version}")
     if wrong:
-        yield Finding(Level.PROBLEM, "; ".join(wrong), "pip install -c constraints.txt -e . (the versions that were tested)")
+        yield Finding(
+            Level.PROBLEM,
+            "; ".join(wrong),
+            "pip install -c constraints.txt -e . (the versions that were tested)",
+        )
     else:
         yield Finding(Level.FINE, ", ".join(found))
 
@@ -126,13 +142,19 @@ def machine() -> Iterator[Finding]:
     load = os.getloadavg()[0]
     if load > cores:
         yield Finding(
-            Level.WARNING, f"{what}; load {load:.1f}: other work holds the cores", "wait for it, or use fewer by --resources.cpus"
+            Level.WARNING,
+            f"{what}; load {load:.1f}: other work holds the cores",
+            "wait for it, or use fewer by --resources.cpus",
         )
     else:
         yield Finding(Level.FINE, what)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files < LEAST_FILES:
-        yield Finding(Level.WARNING, f"a process may open {files:,} files; Ray on many cores needs more", "ulimit -n 65536")
+        yield Finding(
+            Level.WARNING,
+            f"a process may open {files:,} files; Ray on many cores needs more",
+            "ulimit -n 65536",
+        )
 
 
 def gpus() -> Iterator[Finding]:
@@ -142,10 +164,21 @@ def gpus() -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        yield Finding(Level.FINE, f"{len(names)} GPU(s): {', '.join(sorted(set(names)))}{'' if bf16 else ', without bfloat16'}")
+        yield Finding(
+            Level.FINE,
+            f"{len(names)} GPU(s): {', '.join(sorted(set(names)))}{'' if bf16 else ', without bfloat16'}",
+        )
     elif shutil.which("nvidia-smi"):
-        why = "PyTorch is built without CUDA" if torch.version.cuda is None else f"PyTorch's CUDA {torch.version.cuda} cannot use it"
-        yield Finding(Level.PROBLEM, f"there is an NVIDIA driver, but {why}", "install PyTorch for this driver: nvidia-smi shows its CUDA")
+        why = (
+            "PyTorch is built without CUDA"
+            if torch.version.cuda is None
+            else f"PyTorch's CUDA {torch.version.cuda} cannot use it"
+        )
+        yield Finding(
+            Level.PROBLEM,
+            f"there is an NVIDIA driver, but {why}",
+            "install PyTorch for this driver: nvidia-smi shows its CUDA",
+        )
     else:
         yield Finding(Level.FINE, "no GPU: training on CPUs")
 
@@ -160,7 +193,10 @@ def shared_memory(memory: float, path: Path = SHARED_MEMORY) -> Iterator[Finding
     if free < needed:
         yield Finding(
             Level.WARNING,
-            f"{path} has {free / GIB:.1f} GiB free; Ray's object store wants {needed / GIB:.1f} GiB, and the disk is many times slower",
+            (
+                f"{path} has {free / GIB:.1f} GiB free; Ray's object store wants {needed / GIB:.1f} GiB, and "
+                "the disk is many times slower"
+            ),
             f"in Docker --shm-size {needed / GIB:.0f}g, on Kubernetes an emptyDir of medium Memory",
         )
     else:
@@ -174,10 +210,16 @@ def disk(path: Path) -> Iterator[Finding]:
     what = f"{path}: {usage.free / GIB:.0f} GiB free, {full:.0%} full"
     if full > FULLEST:
         yield Finding(
-            Level.PROBLEM, f"{what}; Ray refuses to spill above {FULLEST:.0%}", "make room, or point RAY_TMPDIR and TMPDIR elsewhere"
+            Level.PROBLEM,
+            f"{what}; Ray refuses to spill above {FULLEST:.0%}",
+            "make room, or point RAY_TMPDIR and TMPDIR elsewhere",
         )
     elif usage.free < LEAST_DISK:
-        yield Finding(Level.WARNING, f"{what}; Ray spills and logs there", "make room, or point RAY_TMPDIR and TMPDIR elsewhere")
+        yield Finding(
+            Level.WARNING,
+            f"{what}; Ray spills and logs there",
+            "make room, or point RAY_TMPDIR and TMPDIR elsewhere",
+        )
     else:
         yield Finding(Level.FINE, what)
 
@@ -187,18 +229,31 @@ def token(environment: Mapping[str, str]) -> Iterator[Finding]:
     mode = environment.get("RAY_AUTH_MODE", "")
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        yield Finding(Level.WARNING, f"{file} can be read by others: who has the token may run code on the cluster", f"chmod 600 {file}")
+        yield Finding(
+            Level.WARNING,
+            f"{file} can be read by others: who has the token may run code on the cluster",
+            f"chmod 600 {file}",
+        )
     cluster = environment.get("RAY_ADDRESS") or environment.get("RAY_API_SERVER_ADDRESS")
     if mode == "token" and not environment.get("RAY_AUTH_TOKEN") and not file.exists():
         yield Finding(
-            Level.PROBLEM, f"RAY_AUTH_MODE=token, but there is no {file} and no RAY_AUTH_TOKEN", "take the cluster's token to this machine"
+            Level.PROBLEM,
+            f"RAY_AUTH_MODE=token, but there is no {file} and no RAY_AUTH_TOKEN",
+            "take the cluster's token to this machine",
         )
     elif mode == "token":
-        yield Finding(Level.FINE, f"token authentication, with {'RAY_AUTH_TOKEN' if environment.get('RAY_AUTH_TOKEN') else file}")
+        yield Finding(
+            Level.FINE,
+            f"token authentication, with {'RAY_AUTH_TOKEN' if environment.get('RAY_AUTH_TOKEN') else file}",
+        )
     elif cluster:
         yield Finding(
             Level.WARNING,
-            f"RAY_AUTH_MODE={mode or '(not set)'} for the cluster at {cluster}: who reaches it may run code there",
+            (
+                f"RAY_AUTH_MODE={mode or '(not set)'} for the cluster at {cluster}: who reaches it may run "
+                "code "
+                "there"
+            ),
             "start the cluster with RAY_AUTH_MODE=token, and set it here too",
         )
 
@@ -207,7 +262,9 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The cluster that commands join: whether it answers, with which nodes."""
     address = environment.get("RAY_ADDRESS", "")
     if not address or address == "local":
-        yield Finding(Level.FINE, "RAY_ADDRESS is not set: every command starts a Ray of its own on this machine")
+        yield Finding(
+            Level.FINE, "RAY_ADDRESS is not set: every command starts a Ray of its own on this machine"
+        )
         return
     if address.startswith("http"):
         yield Finding(
@@ -217,7 +274,9 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
         )
         return
     if address != "auto" and (trouble := _unreachable(address.removeprefix("ray://"))):
-        yield Finding(Level.PROBLEM, f"RAY_ADDRESS={address}: {trouble}", "start the cluster, or unset RAY_ADDRESS")
+        yield Finding(
+            Level.PROBLEM, f"RAY_ADDRESS={address}: {trouble}", "start the cluster, or unset RAY_ADDRESS"
+        )
         return
     from pipelines.cluster import session
 
@@ -225,7 +284,10 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
         with session.start():
             nodes = session.nodes()
             cpus, found = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-            yield Finding(Level.FINE, f"the Ray cluster at {address}: {len(nodes)} node(s), {cpus:g} CPUs, {found:g} GPUs")
+            yield Finding(
+                Level.FINE,
+                f"the Ray cluster at {address}: {len(nodes)} node(s), {cpus:g} CPUs, {found:g} GPUs",
+            )
     except UserError as error:
         yield Finding(Level.PROBLEM, error.cause, error.remedy)
 
@@ -239,10 +301,14 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
     if environment.get("RAY_AUTH_MODE") == "token":
         file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         with contextlib.suppress(OSError):
-            headers["Authorization"] = f"Bearer {environment.get('RAY_AUTH_TOKEN') or file.read_text().strip()}"
+            headers["Authorization"] = (
+                f"Bearer {environment.get('RAY_AUTH_TOKEN') or file.read_text().strip()}"
+            )
     here = importlib.metadata.version("ray")
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=headers), timeout=SECONDS):
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=headers), timeout=SECONDS
+        ):
             pass
         with urllib.request.urlopen(
             urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers), timeout=SECONDS
@@ -254,17 +320,26 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
             Level.PROBLEM,
             f"RAY_API_SERVER_ADDRESS={address} answers {error.code}"
             + (f": it wants {'another' if headers else 'a'} token" if refused else ""),
-            "set RAY_AUTH_MODE=token and the cluster's token" if refused else "is this the dashboard of a Ray head?",
+            "set RAY_AUTH_MODE=token and the cluster's token"
+            if refused
+            else "is this the dashboard of a Ray head?",
         )
     except (OSError, ValueError, KeyError) as error:
         yield Finding(
             Level.PROBLEM,
             f"RAY_API_SERVER_ADDRESS={address} does not answer: {_first_line(error)}",
-            "start the head (clusters/local.sh start) or open the tunnel (ray dashboard, kubectl port-forward), or unset it",
+            (
+                "start the head (clusters/local.sh start) or open the tunnel (ray dashboard, kubectl "
+                "port-forward), or unset it"
+            ),
         )
     else:
         if there != here:
-            yield Finding(Level.PROBLEM, f"{address} has Ray {there}, and this machine {here}", f"pip install ray=={there}")
+            yield Finding(
+                Level.PROBLEM,
+                f"{address} has Ray {there}, and this machine {here}",
+                f"pip install ray=={there}",
+            )
         else:
             yield Finding(Level.FINE, f"ray job submit: {address}, Ray {there}")
 
@@ -273,7 +348,9 @@ def written(root: str) -> Iterator[Finding]:
     """Write a file where runs go, read it, delete it."""
     place = storage.join(storage.absolute(root), f".doctor-{uuid.uuid4().hex}")
     folder = Path(storage.absolute(root))
-    made = [] if storage.is_remote(root) else [path for path in (folder, *folder.parents) if not path.exists()]
+    made = (
+        [] if storage.is_remote(root) else [path for path in (folder, *folder.parents) if not path.exists()]
+    )
     try:
         storage.write_bytes(place, b"beit")
         same = storage.read_bytes(place) == b"beit"
@@ -283,12 +360,18 @@ def written(root: str) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(Level.PROBLEM, f"runs in {root}: {error.cause}", error.remedy)
     except OSError as error:
-        yield Finding(Level.PROBLEM, f"runs in {root} cannot be written: {_first_line(error)}", "credentials? the region? another --root?")
+        yield Finding(
+            Level.PROBLEM,
+            f"runs in {root} cannot be written: {_first_line(error)}",
+            "credentials? the region? another --root?",
+        )
     else:
         if same:
             yield Finding(Level.FINE, f"runs in {storage.absolute(root)}: written, read and deleted")
         else:
-            yield Finding(Level.PROBLEM, f"runs in {root}: what was read is not what was written", "use another --root")
+            yield Finding(
+                Level.PROBLEM, f"runs in {root}: what was read is not what was written", "use another --root"
+            )
 
 
 def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -298,7 +381,9 @@ def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
     except OSError:
         return  # The bucket cannot be reached: that has a finding of its own.
     if place is None:
-        yield Finding(Level.WARNING, tracking.NO_PLACE, "mlflow server, and export MLFLOW_TRACKING_URI=http://HOST:5000")
+        yield Finding(
+            Level.WARNING, tracking.NO_PLACE, "mlflow server, and export MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
     elif place.is_own_file:
         yield Finding(Level.FINE, f"MLflow: {place.uri}, for one machine")
     else:
@@ -307,7 +392,10 @@ def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(Level.PROBLEM, error.cause, error.remedy)
         else:
-            yield Finding(Level.FINE, f"MLflow: {urlsplit(place.uri).scheme}://{urlsplit(place.uri).hostname or ''} answers")
+            yield Finding(
+                Level.FINE,
+                f"MLflow: {urlsplit(place.uri).scheme}://{urlsplit(place.uri).hostname or ''} answers",
+            )
 
 
 def _unreachable(address: str) -> str:

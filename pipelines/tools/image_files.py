@@ -37,4 +37,6 @@ def check_picture(out: str) -> None:
         UserError: If the name does not end in .png.
     """
     if not out.lower().endswith(".png"):
-        raise UserError(f"--out {out} does not end in .png, and a picture would be written there", "write --out NAME.png")
+        raise UserError(
+            f"--out {out} does not end in .png, and a picture would be written there", "write --out NAME.png"
+        )

@@ -1,11 +1,14 @@
-"""`beit data pack`: class folders, flat folders, tars (ILSVRC's tars of tars as well) or Parquet -> shuffled Parquet shards.
+"""`beit data pack`: class folders, flat folders, tars (ILSVRC's tars of tars as well) or Parquet -> shuffled
+Parquet shards.
 
-The driver plans which image goes to which shard: a seeded permutation of all images. Each task then reads the images of its shards,
-wherever they lie, and writes them. The plan depends on the source and the configuration only and a shard appears under its name only
-when complete, so a job that was killed and is started again writes what is missing, and the files are the same.
+The driver plans which image goes to which shard: a seeded permutation of all images. Each task then reads the
+images of its shards, wherever they lie, and writes them. The plan depends on the source and the configuration
+only and a shard appears under its name only when complete, so a job that was killed and is started again
+writes what is missing, and the files are the same.
 
-Files and members of tars are read one by one, so their shuffle is over everything. A row group of Parquet has to be read whole; so that
-each is read once, Parquet is shuffled in windows: row groups drawn from the whole source, as many as fit into `window_mib`.
+Files and members of tars are read one by one, so their shuffle is over everything. A row group of Parquet has
+to be read whole; so that each is read once, Parquet is shuffled in windows: row groups drawn from the whole
+source, as many as fit into `window_mib`.
 """
 
 from __future__ import annotations
@@ -43,19 +46,22 @@ class PackConfig:
     """Folder or bucket URI for the shards. An unfinished one is gone on with."""
 
     split: str = "train"
-    """Begins the shards' names: train-00000-of-00560.parquet. Of a source with several splits, such as train-* and val-*, this one."""
+    """Begins the shards' names: train-00000-of-00560.parquet. Of a source with several splits, such as
+    train-* and val-*, this one."""
 
     seed: int = 0
     """Of the shuffle."""
 
     shard_mib: int = 256
-    """About how large a shard is, in MiB. A task holds a whole one in memory, more than once while it writes."""
+    """About how large a shard is, in MiB. A task holds a whole one in memory, more than once while it
+    writes."""
 
     rows_per_group: int = 128
     """Images of a row group, the smallest piece that training reads at once."""
 
     window_mib: int = 1024
-    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once while it writes."""
+    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once
+    while it writes."""
 
     def __post_init__(self) -> None:
         positive(self, "--", "shard_mib", "rows_per_group", "window_mib")
@@ -94,14 +100,19 @@ def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | 
     Args:
         rows: int32 [U], images of each unit.
         shard_rows: About how many images a shard takes.
-        window_rows: Units are read whole and shuffled in windows of about so many images. None: over everything.
+        window_rows: Units are read whole and shuffled in windows of about so many images. None: over
+            everything.
         seed: Of the permutations.
     """
     rng = seeds.generator(seed, seeds.ORDER, 0, 0, 0)
     total = int(rows.sum(dtype=np.int64))
     if window_rows is None:
         shards = max(1, round(total / shard_rows))
-        return Plan(order=rng.permutation(total), bounds=np.arange(shards + 1) * total // shards, tasks=np.arange(shards + 1))
+        return Plan(
+            order=rng.permutation(total),
+            bounds=np.arange(shards + 1) * total // shards,
+            tasks=np.arange(shards + 1),
+        )
     units = rng.permutation(len(rows))
     ends = np.cumsum(rows[units], dtype=np.int64)
     windows = max(1, round(total / max(window_rows, shard_rows)))
@@ -110,7 +121,9 @@ def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | 
     order, bounds, tasks = [], [0], [0]
     for number in np.unique(window):
         inside = units[window == number]
-        images = rng.permutation(np.concatenate([np.arange(starts[unit], starts[unit] + rows[unit]) for unit in inside]))
+        images = rng.permutation(
+            np.concatenate([np.arange(starts[unit], starts[unit] + rows[unit]) for unit in inside])
+        )
         shards = max(1, round(len(images) / shard_rows))
         bounds += (bounds[-1] + np.arange(1, shards + 1) * len(images) // shards).tolist()
         order.append(images)
@@ -118,7 +131,12 @@ def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | 
     return Plan(order=np.concatenate(order), bounds=np.array(bounds), tasks=np.array(tasks))
 
 
-def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = None, say: Callable[[str], None] = print) -> PackResult:
+def pack(
+    config: PackConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = print,
+) -> PackResult:
     """Write the shards that are missing, on all of Ray's cores.
 
     Args:
@@ -138,7 +156,9 @@ def pack(config: PackConfig, *, progress: Callable[[int, int], None] | None = No
     there = _prepare(out, source, config, shards)
     names = [f"{config.split}-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
     missing = np.array([name not in there for name in names])
-    tasks = [task for task in range(len(plan.tasks) - 1) if missing[plan.tasks[task] : plan.tasks[task + 1]].any()]
+    tasks = [
+        task for task in range(len(plan.tasks) - 1) if missing[plan.tasks[task] : plan.tasks[task + 1]].any()
+    ]
     done = shards - int(missing.sum())
     if tasks:
         for finished in _run(source.manifest, plan, names, missing, tasks, out, config.rows_per_group):
@@ -152,26 +172,46 @@ def _plan(source: Source, config: PackConfig) -> Plan:
     manifest = source.manifest
     image_bytes = max(1.0, source.total_bytes / manifest.total)
     shard_rows = max(1, round(config.shard_mib * 2**20 / image_bytes))
-    window_rows = max(1, round(config.window_mib * 2**20 / image_bytes)) if manifest.kind == "parquet" else None
+    window_rows = (
+        max(1, round(config.window_mib * 2**20 / image_bytes)) if manifest.kind == "parquet" else None
+    )
     return plan_shards(manifest.rows, shard_rows=shard_rows, window_rows=window_rows, seed=config.seed)
 
 
 def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> frozenset[str]:
     """Write the plan's file or compare with the one that is there; return the names that `out` holds."""
     if storage.lies_in(out, config.source):
-        raise UserError(f"out={config.out} lies in source={config.source}: the shards would become part of it", "give a folder elsewhere")
+        raise UserError(
+            f"out={config.out} lies in source={config.source}: the shards would become part of it",
+            "give a folder elsewhere",
+        )
     options = {name: value for name, value in asdict(config).items() if name not in ("source", "out")}
-    made_from = {"source": source.manifest.digest, "images": source.manifest.total, "shards": shards, **options}
+    made_from = {
+        "source": source.manifest.digest,
+        "images": source.manifest.total,
+        "shards": shards,
+        **options,
+    }
     held = frozenset(entry.name for entry in storage.list_files(out)) if storage.exists(out) else frozenset()
     path = storage.join(out, PLAN_FILE)
     if PLAN_FILE in held:
         before = json.loads(storage.read_text(path))
-        different = [f"{name} {before.get(name)} there, {value} now" for name, value in made_from.items() if before.get(name) != value]
+        different = [
+            f"{name} {before.get(name)} there, {value} now"
+            for name, value in made_from.items()
+            if before.get(name) != value
+        ]
         if different:
-            raise UserError(f"out={config.out} holds another packing: {'; '.join(different)}", "give another folder, or the same options")
+            raise UserError(
+                f"out={config.out} holds another packing: {'; '.join(different)}",
+                "give another folder, or the same options",
+            )
     elif held:
         raise UserError(
-            f"out={config.out} is not empty and holds no {PLAN_FILE} of an earlier packing: {', '.join(sorted(held)[:3])}",
+            (
+                f"out={config.out} is not empty and holds no {PLAN_FILE} of an earlier packing: "
+                f"{', '.join(sorted(held)[:3])}"
+            ),
             "give a new folder",
         )
     else:
@@ -180,12 +220,19 @@ def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> froze
 
 
 def _run(
-    manifest: Manifest, plan: Plan, names: list[str], missing: NDArray[np.bool_], tasks: list[int], out: str, rows_per_group: int
+    manifest: Manifest,
+    plan: Plan,
+    names: list[str],
+    missing: NDArray[np.bool_],
+    tasks: list[int],
+    out: str,
+    rows_per_group: int,
 ) -> Any:
     """Yield the shards that each task wrote, as tasks finish."""
     import ray.data
 
-    # One copy in the object store, which all tasks of a node share, instead of one in every task's description.
+    # One copy in the object store, which all tasks of a node share, instead of one in every task's
+    # description.
     shared = ray.put((manifest, plan))
     blocks = [pa.table({"task": [task]}) for task in tasks]
 
@@ -229,7 +276,9 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
                 last = min(first + rows_per_group, start + len(images))
                 table = _table({name: column[first:last] for name, column in columns.items()}, metadata, kind)
                 # Encoded images cannot be compressed any further.
-                writer = writer or pq.ParquetWriter(file, table.schema, compression="none", use_dictionary=False)
+                writer = writer or pq.ParquetWriter(
+                    file, table.schema, compression="none", use_dictionary=False
+                )
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
@@ -256,12 +305,17 @@ def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ..
     with ThreadPoolExecutor(4 if manifest.kind == "parquet" else 16) as threads:
         parts = list(threads.map(read, groups))
     order = np.argsort(by_unit)
-    # Joined, and not written into what the first unit has: where a value is missing, a unit's column has another type.
+    # Joined, and not written into what the first unit has: where a value is missing, a unit's column has
+    # another type.
     return {name: np.concatenate([part[name] for part in parts])[order] for name in columns}
 
 
 def _read(
-    manifest: Manifest, unit: NDArray[np.int64], row: NDArray[np.int64], columns: tuple[str, ...], places: NDArray[np.int64]
+    manifest: Manifest,
+    unit: NDArray[np.int64],
+    row: NDArray[np.int64],
+    columns: tuple[str, ...],
+    places: NDArray[np.int64],
 ) -> Columns:
     return manifest.unit(int(unit[places[0]])).read(row[places], columns)
 
@@ -283,5 +337,6 @@ def _table(columns: Columns, metadata: dict[str, str], kind: Kind | None) -> pa.
 
 def _files(contents: NDArray[Any], paths: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.StructArray.from_arrays(
-        [pa.array(contents.tolist(), pa.binary()), pa.array(paths.tolist(), pa.string())], fields=[kind.field("bytes"), kind.field("path")]
+        [pa.array(contents.tolist(), pa.binary()), pa.array(paths.tolist(), pa.string())],
+        fields=[kind.field("bytes"), kind.field("path")],
     )

@@ -1,4 +1,6 @@
-"""`beit attention RUN IMAGE…`: what chosen patches of images attend to in a model's last block, as a PNG (the paper's figure 2)."""
+"""`beit attention RUN IMAGE…`: what chosen patches of images attend to in a model's last block, as a PNG (the
+paper's figure 2).
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 class AttentionConfig:
     """Which patches of which images to ask, and which model.
 
-    The largest centred square of an image is shown, nothing hidden. One row a point: the asking patch in red, the mean over heads, each
-    head's map, and the fewest patches that hold 60 % of the mean's attention to patches.
+    The largest centred square of an image is shown, nothing hidden. One row a point: the asking patch in red,
+    the mean over heads, each head's map, and the fewest patches that hold 60 % of the mean's attention to
+    patches.
     """
 
     run: str
@@ -38,8 +41,9 @@ class AttentionConfig:
     """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
 
     size: int | None = None
-    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are resampled. None: 15/7 of the
-    model's own, as the paper's 480 px are of 224, but at most 30 patches, or the model's own size if that is larger."""
+    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are
+    resampled. None: 15/7 of the model's own, as the paper's 480 px are of 224, but at most 30 patches, or the
+    model's own size if that is larger."""
 
     out: str = "attention.png"
     """Where to write the picture."""
@@ -63,10 +67,16 @@ def _place(point: str) -> tuple[float, float]:
     try:
         x, y = (float(share) for share in point.split(","))
     except ValueError:
-        raise UserError(f"--points {point} is not two numbers with a comma between them", "write --points 0.5,0.5 0.2,0.8") from None
+        raise UserError(
+            f"--points {point} is not two numbers with a comma between them", "write --points 0.5,0.5 0.2,0.8"
+        ) from None
     if not (0 <= x <= 1 and 0 <= y <= 1) or math.isnan(x + y):
         raise UserError(
-            f"--points {point} is not in the picture: 0,0 is its top left corner and 1,1 its bottom right one",
+            (
+                f"--points {point} is not in the picture: 0,0 is its top left corner and 1,1 its bottom "
+                "right "
+                "one"
+            ),
             "divide pixels by the side of the shown square",
         )
     return x, y
@@ -76,7 +86,8 @@ def show(config: AttentionConfig) -> Iterator[str]:
     """Write the sheet, and say in lines what is on it.
 
     Raises:
-        UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no whole number of patches.
+        UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no
+            whole number of patches.
     """
     from beit.probing.attention import check_size, figure_size, look
     from beit.probing.attention_sheet import attention_sheet
@@ -93,12 +104,19 @@ def show(config: AttentionConfig) -> Iterator[str]:
     squares = [read_square(image, size) for image in config.images]
     shown = [look(model, square, config.places, view) for square in squares]
     file = io.BytesIO()
-    attention_sheet(shown, [storage.name(image) for image in config.images], side=config.side).save(file, "PNG")
+    attention_sheet(shown, [storage.name(image) for image in config.images], side=config.side).save(
+        file, "PNG"
+    )
     storage.write_bytes(config.out, file.getvalue())
     patches = size // saved.model.patch_size
-    stretched = "" if patches == saved.model.grid else f", positions resampled from {saved.model.grid} x {saved.model.grid}"
+    stretched = (
+        ""
+        if patches == saved.model.grid
+        else f", positions resampled from {saved.model.grid} x {saved.model.grid}"
+    )
     yield (
-        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} image(s) of {size} px: "
+        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} "
+        f"image(s) of {size} px: "
         f"{patches} x {patches} patches{stretched}"
     )
     yield f"written: {config.out}"

@@ -1,4 +1,6 @@
-"""`beit tokenizer show IMAGE… | --data PATH`: images, their visual tokens, and what the decoder makes of them, as a PNG; and figures."""
+"""`beit tokenizer show IMAGE… | --data PATH`: images, their visual tokens, and what the decoder makes of
+them, as a PNG; and figures.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class ShowConfig:
     """Image files, local or on a bucket. Of each, the largest centred square is shown."""
 
     data: str | None = None
-    """Shards, a folder or tars instead, as for `data.train`: `measured` random images give figures, some of them are shown."""
+    """Shards, a folder or tars instead, as for `data.train`: `measured` random images give figures, some of
+    them are shown."""
 
     measured: int = 512
     """Images of `data` to measure the tokenizer on."""
@@ -54,7 +57,8 @@ def show(config: ShowConfig) -> Iterator[str]:
     """Write the sheet, and say in lines what is on it.
 
     Raises:
-        UserError: Without images, for one that cannot be decoded, or for a size that is no whole number of tokens.
+        UserError: Without images, for one that cannot be decoded, or for a size that is no whole number of
+            tokens.
     """
     import numpy as np
     import torch
@@ -65,7 +69,10 @@ def show(config: ShowConfig) -> Iterator[str]:
 
     if bool(config.images) == (config.data is not None):
         what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
-        raise UserError(f"beit tokenizer show: {what}", "write beit tokenizer show IMAGE… or beit tokenizer show --data PATH")
+        raise UserError(
+            f"beit tokenizer show: {what}",
+            "write beit tokenizer show IMAGE… or beit tokenizer show --data PATH",
+        )
     check_picture(config.out)
     tokenizer, size = open_tokenizer(config.tokenizer), config.tokenizer.image_size
     if size % (px := tokenizer.px_per_token):
@@ -74,13 +81,17 @@ def show(config: ShowConfig) -> Iterator[str]:
             f"set --tokenizer.image-size {max(1, round(size / px)) * px}",
         )
     if config.data is None:
-        squares, names = np.stack([read_square(image, size) for image in config.images]), [storage.name(image) for image in config.images]
+        squares, names = (
+            np.stack([read_square(image, size) for image in config.images]),
+            [storage.name(image) for image in config.images],
+        )
     else:
         squares = _random_squares(config.data, size, config.measured)
         figures = measure(tokenizer, torch.from_numpy(squares).permute(0, 3, 1, 2))
         error = f"mean absolute error {figures['error']:.3f}, " if "error" in figures else ""
         yield (
-            f"on {len(squares)} images: {error}perplexity {figures['perplexity']:,.0f} of {tokenizer.vocab_size:,}, {figures['dead']:,.0f} "
+            f"on {len(squares)} images: {error}perplexity {figures['perplexity']:,.0f} of "
+            f"{tokenizer.vocab_size:,}, {figures['dead']:,.0f} "
             f"tokens unused, {figures['stable']:.0%} stay when pixels change by at most 2 of 255"
         )
         squares = squares[: config.shown]
@@ -92,17 +103,24 @@ def show(config: ShowConfig) -> Iterator[str]:
     token_sheet(list(squares), list(grids), decoded, names, side=config.side).save(file, "PNG")
     storage.write_bytes(config.out, file.getvalue())
     different = len(np.unique(grids))
-    yield f"{len(squares)} image(s) of {size} px: {grids[0].size} tokens each, {different:,} different of {tokenizer.vocab_size:,}"
+    yield (
+        f"{len(squares)} image(s) of {size} px: {grids[0].size} tokens each, {different:,} different of "
+        f"{tokenizer.vocab_size:,}"
+    )
     yield f"written: {config.out}"
 
 
 def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
-    """The middles of random images of a data path, [n, size, size, 3]; those that cannot be decoded are passed over."""
+    """The middles of random images of a data path, [n, size, size, 3]; those that cannot be decoded are
+    passed over.
+    """
     from pipelines.sources import open_source
     from pipelines.stream.samples import SampleConfig, draw_unseen
 
     source = open_source(data, option="data")
-    squares: NDArray[np.uint8] = draw_unseen(source.manifest, SampleConfig(seed=0, view=CENTRE_SQUARE, patch_px=size), count)["patch_view"]
+    squares: NDArray[np.uint8] = draw_unseen(
+        source.manifest, SampleConfig(seed=0, view=CENTRE_SQUARE, patch_px=size), count
+    )["patch_view"]
     if not len(squares):
         raise UserError(f"data={data}: no image could be decoded", "beit data check PATH tells why")
     return squares

@@ -1,4 +1,6 @@
-"""`beit import FILE OUT` and `beit export RUN OUT`: published weights to a checkpoint, a checkpoint to other projects' formats."""
+"""`beit import FILE OUT` and `beit export RUN OUT`: published weights to a checkpoint, a checkpoint to other
+projects' formats.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,27 @@ DOWNLOAD = "download it first, and give the file"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Read published weights without running anything in their file, and write them as a checkpoint folder."""
+    """Read published weights without running anything in their file, and write them as a checkpoint
+    folder.
+    """
 
     file: str
-    """A .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of timm's, or a folder of Hugging Face's."""
+    """A .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of timm's, or a folder
+    of Hugging Face's."""
 
     out: str
     """The folder to write."""
 
     pixels: Literal["half", "imagenet"] | None = None
-    """Mean and std of the pixels. half: 0.5, as the released 22k weights. imagenet: ImageNet's. None: what the folder says, or as the
-    published models of this kind; the choice is printed."""
+    """Mean and std of the pixels. half: 0.5, as the released 22k weights. imagenet: ImageNet's. None: what
+    the folder says, or as the published models of this kind; the choice is printed."""
 
     heads: int | None = None
     """Attention heads. None: as the tables of relative biases, config.json or the published widths tell."""
 
     taps: tuple[int, ...] | None = None
-    """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the folder's out_indices, or the
-    authors' blocks; the choice is printed."""
+    """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the
+    folder's out_indices, or the authors' blocks; the choice is printed."""
 
     sha256: str | None = None
     """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
@@ -59,7 +64,8 @@ class ExportConfig:
     """The folder to write (hf) or the file (timm: .safetensors or .pth, unilm: .pth)."""
 
     format: Literal["hf", "timm", "unilm"] = "hf"
-    """hf: a folder for transformers' from_pretrained. timm: a file for timm.create_model. unilm: a file for the released code."""
+    """hf: a folder for transformers' from_pretrained. timm: a file for timm.create_model. unilm: a file for
+    the released code."""
 
 
 def import_weights(config: ImportConfig) -> Iterator[str]:
@@ -74,7 +80,14 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
         fresh = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         try:
-            done = import_weights(Path(config.file), out, pixels=config.pixels, heads=config.heads, taps=config.taps, sha256=config.sha256)
+            done = import_weights(
+                Path(config.file),
+                out,
+                pixels=config.pixels,
+                heads=config.heads,
+                taps=config.taps,
+                sha256=config.sha256,
+            )
         except (UserError, OSError):
             if fresh:
                 shutil.rmtree(out)
@@ -82,7 +95,8 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     described = done.described
     model = described.model
     yield (
-        f"{described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads ({described.heads_by}), patches of "
+        f"{described.kind}: {model.dim} wide, {model.depth} deep, {model.heads} heads "
+        f"({described.heads_by}), patches of "
         f"{model.patch_size} px at {model.image_size} px, {model.position} positions, "
         f"{'LayerScale' if model.layer_scale else 'no LayerScale'}, {_behind(described)}"
     )
@@ -92,7 +106,11 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
     for note in done.notes:
         yield f"note: {note}"
     yield f"written: {done.folder}"
-    use = f"beit export {out} OUT --format hf" if described.kind == "segmenter" else f"beit finetune {out} --data.train IMAGES"
+    use = (
+        f"beit export {out} OUT --format hf"
+        if described.kind == "segmenter"
+        else f"beit finetune {out} --data.train IMAGES"
+    )
     yield f"next: {use}, or beit.load_model({str(out)!r}) in Python"
 
 
@@ -107,24 +125,32 @@ def _behind(described: Described) -> str:
 
 
 def check_local(path: str, remedy: str) -> None:
-    """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be made of what is to go there.
+    """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be
+    made of what is to go there.
 
     Raises:
         UserError: If `path` is one.
     """
     if "://" in path:
-        raise UserError(f"{path} is an address, and weights are imported and exported on this machine", remedy)
+        raise UserError(
+            f"{path} is an address, and weights are imported and exported on this machine", remedy
+        )
 
 
 @contextlib.contextmanager
 def _refusals_told() -> Iterator[None]:
-    """Say in the words of a mistake what the file system refuses: a name that is too long, a folder of somebody else's, a full disk."""
+    """Say in the words of a mistake what the file system refuses: a name that is too long, a folder of
+    somebody else's, a full disk.
+    """
     try:
         yield
     except UserError:  # Some are both.
         raise
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error), "give another file or OUT") from None
+        raise UserError(
+            f"{error.filename}: {error.strerror}" if error.filename else str(error),
+            "give another file or OUT",
+        ) from None
 
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
@@ -162,7 +188,10 @@ def _check_own(run: str) -> None:
     elif path.is_dir() and _says_model_type(path / "config.json"):
         what = "a folder of Hugging Face's"
     if what is not None:
-        raise UserError(f"{run} is {what}, and no run or checkpoint", f"beit import {run} FOLDER makes one of published weights")
+        raise UserError(
+            f"{run} is {what}, and no run or checkpoint",
+            f"beit import {run} FOLDER makes one of published weights",
+        )
 
 
 def _says_model_type(path: Path) -> bool:

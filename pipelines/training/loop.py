@@ -1,4 +1,6 @@
-"""What every training worker runs: rounds of the stream, steps, reports, checkpoints. Knows no method: that is the `Objective`'s."""
+"""What every training worker runs: rounds of the stream, steps, reports, checkpoints. Knows no method: that
+is the `Objective`'s.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ class Worker:
         return self.stepper.add_up([float(rows)])[0] > 0
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        """The worker's batches of a round, on the host and on the device; an empty one at the end, for the others may have more."""
+        """The worker's batches of a round, on the host and on the device; an empty one at the end, for the
+        others may have more.
+        """
         from pipelines.stream.division import own_shard
 
         batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
@@ -163,14 +167,18 @@ class Worker:
             drop_last=True,
             prefetch_batches=2,
         )
-        # Not Ray's shuffle buffer: what that gives depends on the sizes of blocks, and so on whether tokens come from a cache.
-        mixed = shuffle(iter(batches), seeds.generator(self.config.seed, seeds.BUFFER, self.step, self.rank, 0))
+        # Not Ray's shuffle buffer: what that gives depends on the sizes of blocks, and so on whether tokens
+        # come from a cache.
+        mixed = shuffle(
+            iter(batches), seeds.generator(self.config.seed, seeds.BUFFER, self.step, self.rank, 0)
+        )
         waiting_since = time.perf_counter()
         for item in ahead(mixed, self._to_device):
             if self.training:
                 self.wait_seconds += time.perf_counter() - waiting_since
             else:
-                # Starting the stream's processes is no part of the training's speed, nor of the time that is left.
+                # Starting the stream's processes is no part of the training's speed, nor of the time that is
+                # left.
                 self.training, self.logged_at = True, time.perf_counter()
             yield item
             waiting_since = time.perf_counter()
@@ -179,15 +187,22 @@ class Worker:
     def _to_device(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         tensors = {name: torch.from_numpy(batch[name]) for name in self.objective.columns}
         if self.device.type == "cuda":
-            tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+            tensors = {
+                name: tensor.pin_memory().to(self.device, non_blocking=True)
+                for name, tensor in tensors.items()
+            }
         return batch, tensors
 
     def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
-        """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so nobody steps."""
+        """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so
+        nobody steps.
+        """
         self.stop = self.stop or self._is_to_stop()
         due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
         weight = self.objective.weight(host) if host else 0.0
-        have, weight, log, stop = self.stepper.add_up([float(bool(host)), weight, float(due), float(self.stop)])
+        have, weight, log, stop = self.stepper.add_up(
+            [float(bool(host)), weight, float(due), float(self.stop)]
+        )
         self.stop = bool(stop)
         if self.stop or have < self.workers:
             return False
@@ -222,7 +237,9 @@ class Worker:
         return self.objective.unseen_metrics(sums, weight)
 
     def _is_to_stop(self) -> bool:
-        """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits for the answer."""
+        """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits
+        for the answer.
+        """
         import ray
 
         if self.rank != 0:
@@ -237,7 +254,9 @@ class Worker:
         return bool(answer)
 
     def _log(self) -> None:
-        """Send rank 0's recorder a row: what has gathered on all workers since the last one, if anything has."""
+        """Send rank 0's recorder a row: what has gathered on all workers since the last one, if
+        anything has.
+        """
         import ray
 
         if self.step == self.logged_step:
@@ -269,16 +288,22 @@ class Worker:
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in every epoch, cannot be used: "
+                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted "
+                "in every epoch, cannot be used: "
                 f"more than data.max_bad={self.config.max_bad:g} allows",
-                "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume with a larger --data.max-bad",
+                (
+                    "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume "
+                    "with a larger --data.max-bad"
+                ),
             )
             self.stop = True
 
     # -- ledger and checkpoints ----------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Enter the keys of what the optimizer has stepped on into the ledger; returns when all workers' keys are there."""
+        """Enter the keys of what the optimizer has stepped on into the ledger; returns when all workers' keys
+        are there.
+        """
         import ray
 
         if self.keys:
@@ -299,18 +324,28 @@ class Worker:
             folder = Path(tempfile.mkdtemp(prefix="beit-checkpoint-"))
             self.objective.save(folder)
             torch.save(self.stepper.optimizer.state_dict(), folder / OPTIMIZER_FILE)
-            (folder / LEDGER_FILE).write_bytes(ray.get(self.config.dispatcher.snapshot.remote(self.generation)))
-            # Written last and listing all the others: a checkpoint without it, or with other sizes, is not complete.
+            (folder / LEDGER_FILE).write_bytes(
+                ray.get(self.config.dispatcher.snapshot.remote(self.generation))
+            )
+            # Written last and listing all the others: a checkpoint without it, or with other sizes, is not
+            # complete.
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            (folder / PROGRESS_FILE).write_text(json.dumps({"step": self.step, "seconds": self.seconds, "files": files}))
+            (folder / PROGRESS_FILE).write_text(
+                json.dumps({"step": self.step, "seconds": self.seconds, "files": files})
+            )
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(
             {"step": self.step},
             checkpoint,
-            # Never over the unfinished upload of a worker group that was lost: old and new files of one size would pass for complete.
-            checkpoint_dir_name=f"step-{self.step:08d}" + (f"-restart{self.restarts}" if self.restarts else ""),
-            # Training goes on while a checkpoint is uploaded, but the run does not end before its last one is there.
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.SYNC if final else ray.train.CheckpointUploadMode.ASYNC,
+            # Never over the unfinished upload of a worker group that was lost: old and new files of one size
+            # would pass for complete.
+            checkpoint_dir_name=f"step-{self.step:08d}"
+            + (f"-restart{self.restarts}" if self.restarts else ""),
+            # Training goes on while a checkpoint is uploaded, but the run does not end before its last one is
+            # there.
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.SYNC
+            if final
+            else ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
 
@@ -330,7 +365,9 @@ class Worker:
             with checkpoint.as_directory() as name:
                 folder = Path(name)
                 self.objective.load(folder)
-                self.stepper.optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True))
+                self.stepper.optimizer.load_state_dict(
+                    torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+                )
                 progress = json.loads((folder / PROGRESS_FILE).read_text())
                 self.step, self.seconds = progress["step"], progress["seconds"]
                 ledger = (folder / LEDGER_FILE).read_bytes()
@@ -341,6 +378,8 @@ class Worker:
                 again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
                 what = again if self.restarts else "after the pause" if self.config.after_pause else "resumed"
                 ray.get(self.config.recorder.say.remote(f"{what}: going on from step {self.step:,}"))
-        self.generation, self.restarts = (int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)]))
+        self.generation, self.restarts = (
+            int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)])
+        )
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         return self.step

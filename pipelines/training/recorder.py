@@ -18,7 +18,8 @@ LOG_FILE = "train.log"
 # An object store has no append: what grows is written there as part files, one at most so often.
 PART_SECONDS = 60
 
-# A tracking server that failed is left alone so long: every attempt may wait for it, and the progress lines with it.
+# A tracking server that failed is left alone so long: every attempt may wait for it, and the progress lines
+# with it.
 MLFLOW_PAUSE_SECONDS = 60
 
 
@@ -32,7 +33,9 @@ class Recorder:
         mlflow: The run's place in MLflow; None: no MLflow.
     """
 
-    def __init__(self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: MlflowRun | None) -> None:
+    def __init__(
+        self, run: str, total_steps: int, shown: list[tuple[str, str]], mlflow: MlflowRun | None
+    ) -> None:
         self._run, self._total_steps, self._shown, self._place = run, total_steps, shown, mlflow
         self._lines: list[str] = []
         self._rows: list[dict[str, Any]] = []
@@ -46,10 +49,15 @@ class Recorder:
     def log(self, row: dict[str, Any], seconds_left: float) -> None:
         """Enter a row of metrics: "step", "images", "time" and `group/name` values."""
         # JSON has no NaN: what is not defined is null.
-        defined = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        defined = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
         self._metrics.append(json.dumps(defined))
         self._rows.append(defined)
-        self.say(progress_line(row, total_steps=self._total_steps, seconds_left=seconds_left, shown=self._shown))
+        self.say(
+            progress_line(row, total_steps=self._total_steps, seconds_left=seconds_left, shown=self._shown)
+        )
         if time.monotonic() >= self._mlflow_again_at:
             self._tell_mlflow(lambda mlflow: mlflow.log(row))
 

@@ -48,9 +48,10 @@ def run_job(
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
         follow: Takes the rows of metrics as they come, and may end the run.
-        pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole cluster is free in between.
-        at_pause: Called there and at the end; again for a run that is resumed there. Its figures go to MLflow, those of the end into the
-            result.
+        pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole
+            cluster is free in between.
+        at_pause: Called there and at the end; again for a run that is resumed there. Its figures go to
+            MLflow, those of the end into the result.
     """
     config = training.config
     with session.start(cpus=config.resources.cpus, debug=debug):
@@ -61,7 +62,9 @@ def run_job(
         if resume:
             folder = run_folder.reopen(resume, inputs=training.inputs)
         else:
-            folder = run_folder.create(config, job=training.job, preset=training.preset, inputs=training.inputs)
+            folder = run_folder.create(
+                config, job=training.job, preset=training.preset, inputs=training.inputs
+            )
         say(f"run folder: {folder.uri}")
         for line in (*session.local_paths(nodes, _paths(training, folder)), *placement.lines()):
             say(line)
@@ -75,7 +78,10 @@ def run_job(
 
         def judged(checkpoint: str) -> Mapping[str, float]:
             assert at_pause is not None
-            remedy = f"go on by --resume {folder.uri}: the training until step {run_folder.step_of(checkpoint):,} is kept"
+            remedy = (
+                f"go on by --resume {folder.uri}: the training until step "
+                f"{run_folder.step_of(checkpoint):,} is kept"
+            )
             with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
                 return at_pause(folder, placement, checkpoint)
 
@@ -84,11 +90,20 @@ def run_job(
             checkpoint = run_folder.latest_checkpoint(folder.uri) if goes_on else None
             if checkpoint is not None and step < stop_at and run_folder.step_of(checkpoint) > step:
                 continue
-            if goes_on and at_pause is not None and checkpoint is not None and run_folder.step_of(checkpoint) == step < stop_at:
+            if (
+                goes_on
+                and at_pause is not None
+                and checkpoint is not None
+                and run_folder.step_of(checkpoint) == step < stop_at
+            ):
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, judged(checkpoint), say)
                 continue
-            part = replace(training, config=replace(config, stop_at=step), ends_at=stop_at, after_pause=paused)
-            folder, result = train_while_it_advances(part, folder, placement, say=say, follow=follow, resume=goes_on)
+            part = replace(
+                training, config=replace(config, stop_at=step), ends_at=stop_at, after_pause=paused
+            )
+            folder, result = train_while_it_advances(
+                part, folder, placement, say=say, follow=follow, resume=goes_on
+            )
             if at_pause is not None:
                 figures = judged(result.checkpoint)
                 evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
@@ -100,7 +115,8 @@ def run_job(
 
 
 def check_room(config: JobConfig) -> None:
-    """Refuse what one machine has no room for, before anything is rendered or read; a cluster is asked once it is joined.
+    """Refuse what one machine has no room for, before anything is rendered or read; a cluster is asked once
+    it is joined.
 
     Raises:
         UserError: With the arithmetic.
@@ -120,12 +136,14 @@ def train_while_it_advances(
 ) -> tuple[run_folder.RunFolder, Result]:
     """Train to the last step; returns the last attempt's folder too.
 
-    Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that may be taken away loses many.
-    What tells a fault from bad luck is whether there were new checkpoints in between.
+    Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that
+    may be taken away loses many. What tells a fault from bad luck is whether there were new checkpoints in
+    between.
 
     Raises:
         UserError: For data of which too much is broken.
-        JobFailedError: When the workers died more often than `resources.max_failures` allows, without a new checkpoint.
+        JobFailedError: When the workers died more often than `resources.max_failures` allows, without a new
+            checkpoint.
     """
     while True:
         before = run_folder.latest_checkpoint(folder.uri)
@@ -180,9 +198,14 @@ def run_training(
         slots=streams * each,
         streams=streams,
     )
-    # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their checkpoint's ledger.
-    dispatcher = session.start_beside_driver(Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1)
-    recorder = session.start_beside_driver(Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri))
+    # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their
+    # checkpoint's ledger.
+    dispatcher = session.start_beside_driver(
+        Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1
+    )
+    recorder = session.start_beside_driver(
+        Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri)
+    )
     stop_at = min(training.total_steps, config.stop_at or training.total_steps)
     loop = LoopConfig(
         make_objective=training.make_objective,
@@ -251,7 +274,9 @@ def run_training(
         # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
         say(f"stopped; go on by --resume {folder.uri}")
-        raise (TerminatedError if watch.stopping or isinstance(stop, TerminatedError) else KeyboardInterrupt) from None
+        raise (
+            TerminatedError if watch.stopping or isinstance(stop, TerminatedError) else KeyboardInterrupt
+        ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
@@ -268,21 +293,34 @@ def run_training(
 def _paths(training: Training, folder: run_folder.RunFolder) -> dict[str, str]:
     """What every machine looks for, by the option that names it."""
     cache, tokenizer = training.samples.cache, training.tokenizer
-    others = {"data.tokens": cache.path if cache else None, "tokenizer.path": tokenizer.path if tokenizer else None}
-    return {"data.train": training.source.uri, **{name: path for name, path in others.items() if path}, "output.root": folder.uri}
+    others = {
+        "data.tokens": cache.path if cache else None,
+        "tokenizer.path": tokenizer.path if tokenizer else None,
+    }
+    return {
+        "data.train": training.source.uri,
+        **{name: path for name, path in others.items() if path},
+        "output.root": folder.uri,
+    }
 
 
 def _failed(error: Exception, folder: run_folder.RunFolder, restarts: int) -> JobFailedError:
     """What the workers died of."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
     return job_failed(
-        error, folder.uri, doing=f"after {restarts} restarts", cause=cause_of(first), remedy=f"go on by --resume {folder.uri}"
+        error,
+        folder.uri,
+        doing=f"after {restarts} restarts",
+        cause=cause_of(first),
+        remedy=f"go on by --resume {folder.uri}",
     )
 
 
 @contextlib.contextmanager
 def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying; only the main thread can have it so."""
+    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying; only the main thread can
+    have it so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -300,8 +338,12 @@ def _scaling(placement: Placement) -> Any:
     if placement.worker_gpus:
         resources["GPU"] = placement.worker_gpus
     # Ray Train's annotation is that of its older version, which knew no range.
-    workers: Any = (placement.workers, placement.most_workers) if placement.worker_range.elastic else placement.workers
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources)
+    workers: Any = (
+        (placement.workers, placement.most_workers) if placement.worker_range.elastic else placement.workers
+    )
+    return ray.train.ScalingConfig(
+        num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources
+    )
 
 
 def mlflow_place(training: Training, run: str) -> MlflowRun | None:
@@ -309,10 +351,16 @@ def mlflow_place(training: Training, run: str) -> MlflowRun | None:
     return tracking.place_of_job(run, training.config, job=training.job, preset=training.preset)
 
 
-def write_report_of(training: Training, folder: run_folder.RunFolder, write: Callable[[], str], *, say: Callable[[str], None]) -> str:
-    """Write the report and attach it, with the configuration, to the MLflow run; returns the report's path."""
+def write_report_of(
+    training: Training, folder: run_folder.RunFolder, write: Callable[[], str], *, say: Callable[[str], None]
+) -> str:
+    """Write the report and attach it, with the configuration, to the MLflow run; returns the
+    report's path.
+    """
     report = write()
     place_in_mlflow = mlflow_place(training, folder.uri)
-    if place_in_mlflow is not None and not tracking.attach(folder.uri, place_in_mlflow, [REPORT_FILE, run_folder.CONFIG_FILE]):
+    if place_in_mlflow is not None and not tracking.attach(
+        folder.uri, place_in_mlflow, [REPORT_FILE, run_folder.CONFIG_FILE]
+    ):
         say("warning: MLflow cannot be reached; the report is in the run folder only")
     return report

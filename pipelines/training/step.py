@@ -1,4 +1,6 @@
-"""The optimizer step on a global batch: workers, micro-batches, precision, clipping. Knows no method and no Ray."""
+"""The optimizer step on a global batch: workers, micro-batches, precision, clipping. Knows no method and no
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class NotFiniteError(FloatingPointError):
 
 
 def share_of(global_batch_size: int, rank: int, workers: int) -> int:
-    """Images of a worker's batch: an equal share, and one more on the first ranks where the division leaves a rest."""
+    """Images of a worker's batch: an equal share, and one more on the first ranks where the division leaves a
+    rest.
+    """
     return global_batch_size // workers + (rank < global_batch_size % workers)
 
 
@@ -59,8 +63,11 @@ class Stepper:
         self._host_group: Any = None
         if self.workers > 1:
             devices = [device] if device.type == "cuda" else None
-            self._model = torch.nn.parallel.DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
-            # Small numbers are exchanged between hosts every step; through the devices they would cost a synchronisation.
+            self._model = torch.nn.parallel.DistributedDataParallel(
+                objective, device_ids=devices, broadcast_buffers=False
+            )
+            # Small numbers are exchanged between hosts every step; through the devices they would cost a
+            # synchronisation.
             self._host_group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._bad_steps = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
@@ -87,7 +94,9 @@ class Stepper:
         for start in range(0, images, micro):
             last = start + micro >= images
             with contextlib.nullcontext() if last or self.workers == 1 else self._model.no_sync():  # type: ignore[operator]
-                self._backward({name: column[start : start + micro] for name, column in batch.items()}, weight)
+                self._backward(
+                    {name: column[start : start + micro] for name, column in batch.items()}, weight
+                )
         self._update()
         self.objective.finish_step(step)
         self._weight += weight
@@ -102,19 +111,25 @@ class Stepper:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def measure(self, batch: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
-        """The objective's sums over a batch of this worker alone, without a step; its mode and gradients are the caller's."""
+        """The objective's sums over a batch of this worker alone, without a step; its mode and gradients are
+        the caller's.
+        """
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             sums = self.objective(batch)
         return {name: value.to(torch.float64).cpu().numpy() for name, value in sums.items()}
 
     def _update(self) -> None:
-        """Step the optimizer unless the gradient is not finite. DDP gives every worker the same gradient, so all agree."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        """Step the optimizer unless the gradient is not finite. DDP gives every worker the same gradient, so
+        all agree.
+        """
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, self._norm)
-        # The fused optimizer leaves the weights alone where `found_inf` is 1: no step waits for the device to answer,
-        # and the count is read when something is logged or saved.
+        # The fused optimizer leaves the weights alone where `found_inf` is 1: no step waits for the device to
+        # answer, and the count is read when something is logged or saved.
         bad = (~torch.isfinite(self._norm)).float()
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -127,15 +142,23 @@ class Stepper:
             NotFiniteError: On every worker alike.
         """
         if bad := int(self._bad_steps.item()):
-            raise NotFiniteError(f"{bad} of the last steps had a gradient that is not finite; the weights are those before them")
+            raise NotFiniteError(
+                f"{bad} of the last steps had a gradient that is not finite; the weights are those "
+                "before "
+                "them"
+            )
 
     def take_sums(self) -> tuple[dict[str, NDArray[Any]], float, float]:
-        """The objective's sums over all workers and the steps since the last call, their weight, and the last gradient norm."""
+        """The objective's sums over all workers and the steps since the last call, their weight, and the last
+        gradient norm.
+        """
         names = sorted(self._sums)
         flat = [self._sums[name].flatten().cpu().numpy() for name in names]
         total = np.array(self.add_up(np.concatenate([*flat, np.zeros(0)]).tolist()))
         parts = np.split(total, np.cumsum([len(part) for part in flat]))
-        sums = {name: part.reshape(self._sums[name].shape) for name, part in zip(names, parts[:-1], strict=True)}
+        sums = {
+            name: part.reshape(self._sums[name].shape) for name, part in zip(names, parts[:-1], strict=True)
+        }
         weight, self._weight, self._sums = self._weight, 0.0, {}
         return sums, weight, float(self._norm)
 

@@ -1,4 +1,6 @@
-"""What classification and segmentation have in common: a start, a validation set, and pauses in which the model is judged."""
+"""What classification and segmentation have in common: a start, a validation set, and pauses in which the
+model is judged.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from beit.errors import UserError
 from pipelines import storage
 from pipelines.config.supervised import SupervisedConfig
 from pipelines.runs import evaluations, run_folder
-from pipelines.runs.models import MODEL_FILES, find_model, holds_model, keep_model, model_config, model_digest, model_step, view_of
+from pipelines.runs.models import (
+    MODEL_FILES,
+    find_model,
+    holds_model,
+    keep_model,
+    model_config,
+    model_digest,
+    model_step,
+    view_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +62,9 @@ class Prepared:
     """What was taken of the weights to begin with."""
 
     def summary(self, model: str) -> list[str]:
-        """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends in."""
+        """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends
+        in.
+        """
         from pipelines.training.recipe import warmup_line
 
         training, data = self.training, self.training.source.manifest
@@ -60,12 +73,20 @@ class Prepared:
         part = "" if config.data.fraction == 1 else f" (data.fraction {config.data.fraction:g})"
         size, seen = config.model, training.total_steps * training.global_batch_size
         return [
-            f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} positions, {model}, "
+            (
+                f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} "
+                f"positions, {model}, "
+            )
             + (f"from {config.start}" if config.start else "from scratch"),
             *(self.transfer.lines() if self.transfer else ()),
             f"data: {data.total:,} images, {self.classes:,} classes{part}",
-            f"validation: {self.val.total:,} images" if self.val else "validation: none; give --data.val to have the model judged",
-            f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = {seen / data.total:.3g} epochs",
+            f"validation: {self.val.total:,} images"
+            if self.val
+            else "validation: none; give --data.val to have the model judged",
+            (
+                f"steps: {training.total_steps:,} x {training.global_batch_size:,} images = "
+                f"{seen / data.total:.3g} epochs"
+            ),
             warmup_line(config.optim, data.total),
         ]
 
@@ -111,12 +132,20 @@ def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> N
     theirs = view_of(model_config(config.start), config.start)
     ours = (*config.view.mean, *config.view.std)
     if any(abs(one - other) > 1e-3 for one, other in zip(ours, (*theirs.mean, *theirs.std), strict=True)):
-        options = " ".join(f"--view.{name} {' '.join(f'{value:g}' for value in getattr(theirs, name))}" for name in ("mean", "std"))
-        say(f"warning: the weights to begin with are used to pixels of another mean and std; unless that is meant, give {options}")
+        options = " ".join(
+            f"--view.{name} {' '.join(f'{value:g}' for value in getattr(theirs, name))}"
+            for name in ("mean", "std")
+        )
+        say(
+            "warning: the weights to begin with are used to pixels of another mean and std; unless that "
+            "is "
+            f"meant, give {options}"
+        )
 
 
 def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
-    """The same with weights to begin with that stay: of those that a training may still delete or rewrite a copy beside the runs.
+    """The same with weights to begin with that stay: of those that a training may still delete or rewrite a
+    copy beside the runs.
 
     Workers read them whenever they start, also after a pause or a failure.
     """
@@ -127,16 +156,22 @@ def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
         return config
     above = storage.parent(config.start)  # RUN/model, or RUN/attempt-1/step-00001000
     run = storage.name(storage.parent(above) if storage.name(above).startswith("attempt-") else above)
-    place = storage.join(storage.absolute(config.output.root), STARTS, f"{run}-step-{step}-{model_digest(config.start)[:12]}")
+    place = storage.join(
+        storage.absolute(config.output.root), STARTS, f"{run}-step-{step}-{model_digest(config.start)[:12]}"
+    )
     kept = storage.join(place, "model")
     if not holds_model(kept):
-        say(f"start: a copy of {config.start} goes into {place}: a training that goes on deletes or replaces its own")
+        say(
+            f"start: a copy of {config.start} goes into {place}: a training that goes on deletes or "
+            "replaces its own"
+        )
         keep_model(config.start, place)
     return replace(config, start=kept)
 
 
 def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
-    """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one by one, say it.
+    """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one
+    by one, say it.
 
     Raises:
         UserError: Naming a warmup that fits.
@@ -156,7 +191,9 @@ def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -
     return {"data.train": train.digest, "data.val": "" if val is None else val.digest, "start": start}
 
 
-def take_weights(model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic") -> Transfer | None:
+def take_weights(
+    model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic"
+) -> Transfer | None:
     """Put the weights to begin with into a model; returns what was taken, None without a start."""
     from beit.vit.transfer import start_from_folder
 
@@ -183,7 +220,8 @@ def run_judged(
     Args:
         prepared: What to run.
         judge: (run folder, checkpoint, placement, step) -> what `evaluations.save` writes.
-        way: How it judges, as in `evaluations.save`. What was judged in that way before an interruption is not judged again.
+        way: How it judges, as in `evaluations.save`. What was judged in that way before an interruption is
+            not judged again.
         figures: Entries of an evaluation that become metrics of the run, as val/NAME.
         line: An evaluation in words.
         write_report: Run folder -> path of its report.
@@ -225,7 +263,12 @@ def _pauses(prepared: Prepared) -> list[int]:
     assert isinstance(config, SupervisedConfig)
     if config.evaluate_epochs is None:
         return []
-    every = max(1, round(config.evaluate_epochs * prepared.training.source.manifest.total / config.optim.global_batch_size))
+    every = max(
+        1,
+        round(
+            config.evaluate_epochs * prepared.training.source.manifest.total / config.optim.global_batch_size
+        ),
+    )
     return list(range(every, prepared.training.total_steps, every))
 
 
@@ -235,8 +278,11 @@ def unusable_words(found: dict[str, Any]) -> str:
     return f"on {found['images']:,} images{bad}"
 
 
-def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: Callable[[str, Evaluations, Names], str]) -> str:
-    """The report of a run of this job with what the evaluations found, and what its model attends to; returns its path.
+def write_run_report(
+    run: str, kind: type[SupervisedConfig], job: str, section: Callable[[str, Evaluations, Names], str]
+) -> str:
+    """The report of a run of this job with what the evaluations found, and what its model attends to; returns
+    its path.
 
     Args:
         run: Run folder.
@@ -265,8 +311,12 @@ def write_run_report(run: str, kind: type[SupervisedConfig], job: str, section: 
     )
 
 
-def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig, *, root: str) -> tuple[list[Picture], str]:
-    """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is lost over a picture."""
+def _attention(
+    model: nn.Module, config: SupervisedConfig, view: ViewConfig, *, root: str
+) -> tuple[list[Picture], str]:
+    """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is
+    lost over a picture.
+    """
     import html
 
     import pyarrow as pa
@@ -284,17 +334,23 @@ def _attention(model: nn.Module, config: SupervisedConfig, view: ViewConfig, *, 
 
 
 def _some_images(config: SupervisedConfig, view: ViewConfig, *, root: str) -> NDArray[np.uint8]:
-    """Centre squares of some images that the run is judged by, or else trained on; rendered scenes lie in `root`, beside the run."""
+    """Centre squares of some images that the run is judged by, or else trained on; rendered scenes lie in
+    `root`, beside the run.
+    """
     from pipelines.datasets import open_data, open_val
     from pipelines.reports.attention import IMAGES
     from pipelines.stream.fixed_samples import centre
     from pipelines.stream.samples import SampleConfig, draw_unseen
 
     size = config.model.image_size
-    config = replace(config, output=replace(config.output, root=root))  # What the run was given may have been relative to another place.
+    config = replace(
+        config, output=replace(config.output, root=root)
+    )  # What the run was given may have been relative to another place.
     val = open_val(config.data, root, image_size=size, say=lambda line: None)
     source = open_data(config, image_size=size, say=lambda line: None) if val is None else val
-    return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)["patch_view"]
+    return draw_unseen(source.manifest, SampleConfig(seed=0, view=centre(view), patch_px=size), IMAGES)[
+        "patch_view"
+    ]
 
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
@@ -302,9 +358,18 @@ def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[st
     import shlex
 
     again = f"beit {job} {shlex.quote(run)}/config.json"
-    commands = [("Twice as long", f"{again} " + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"))]
+    commands = [
+        (
+            "Twice as long",
+            f"{again} "
+            + (f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"),
+        )
+    ]
     if config.start is not None:
         commands.append(
-            ("The same without pretraining, whose best optim.peak_lr is another: try several", f"{again} --start None --layer-decay 1")
+            (
+                "The same without pretraining, whose best optim.peak_lr is another: try several",
+                f"{again} --start None --layer-decay 1",
+            )
         )
     return commands

@@ -15,7 +15,8 @@ from pipelines.runs import run_folder
 from pipelines.sources import Source
 from pipelines.stream.samples import Batch, Samples
 
-# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of 2 operators each.
+# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of
+# 2 operators each.
 BLOCKS_PER_ROUND = 50_000
 
 # Images that a worker puts through the model at once, unless it is told otherwise.
@@ -41,7 +42,8 @@ class Training:
     shown: list[tuple[str, str]]
     """What the progress line shows: (format, names of metrics)."""
     fixed: Batch | None = None
-    """Samples that are never trained on; the objective is measured on them after the steps of `evaluate_at`."""
+    """Samples that are never trained on; the objective is measured on them after the steps of
+    `evaluate_at`."""
     evaluate_at: tuple[int, ...] = ()
     check_workers: Callable[[WorkerRange], None] = lambda workers: None
     """Refuses numbers of workers that the job cannot do with."""

@@ -1,4 +1,6 @@
-"""What the driver does while a training runs: shows lines, hands on rows, lists broken images, passes on a wish to end."""
+"""What the driver does while a training runs: shows lines, hands on rows, lists broken images, passes on a
+wish to end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from pipelines.training.training import Training
 
 Follow = Callable[[list[dict[str, Any]]], bool]
-"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a checkpoint."""
+"""Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a
+checkpoint."""
 
 QUARANTINE_FILE = "quarantine.csv"
 
@@ -39,7 +42,13 @@ class Watch:
         follow: Follow | None,
     ) -> None:
         self._follow = follow
-        self._recorder, self._dispatcher, self._training, self._folder, self._say = recorder, dispatcher, training, folder, say
+        self._recorder, self._dispatcher, self._training, self._folder, self._say = (
+            recorder,
+            dispatcher,
+            training,
+            folder,
+            say,
+        )
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
@@ -55,7 +64,9 @@ class Watch:
         return self
 
     def stop(self) -> None:
-        """Have the workers write a last checkpoint and leave; a second time, leave without. It does next to nothing: a signal calls it."""
+        """Have the workers write a last checkpoint and leave; a second time, leave without. It does next to
+        nothing: a signal calls it.
+        """
         if self.stopping:
             signal.raise_signal(signal.SIGINT)
         self.stopping = True
@@ -92,7 +103,9 @@ class Watch:
                 self._complained = True
 
     def _nobody_hears(self, told_at: float) -> bool:
-        """Whether the wish to end reaches nobody: the workers, or those that take the place of lost ones, still wait for machines."""
+        """Whether the wish to end reaches nobody: the workers, or those that take the place of lost ones,
+        still wait for machines.
+        """
         import ray
 
         begun, heard = ray.get(self._recorder.workers.remote())
@@ -110,7 +123,10 @@ class Watch:
             return
         for (unit, row), status in new.items():
             source = self._training.source.unit(unit)
-            self._quarantine[unit, row] = (source.describe(row), self._training.samples.reason(source, row, status))
+            self._quarantine[unit, row] = (
+                source.describe(row),
+                self._training.samples.reason(source, row, status),
+            )
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "reason"])

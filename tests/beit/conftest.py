@@ -1,4 +1,6 @@
-"""One thread: these models are so small that threads only wait for each other, for minutes where other work runs beside them."""
+"""One thread: these models are so small that threads only wait for each other, for minutes where other work
+runs beside them.
+"""
 
 import copy
 import sys
@@ -23,12 +25,18 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def pickle_as_published(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Saves a module whole, under the class names and with the attributes that the files of DALL-E's authors have."""
+    """Saves a module whole, under the class names and with the attributes that the files of DALL-E's authors
+    have.
+    """
 
     def save(part: nn.Module, path: Path, *, legacy: bool) -> None:
         kind = type(part).__name__
         module = f"dall_e.{kind.lower()}"
-        places = {type(part): (module, kind), dvae.Block: (module, f"{kind}Block"), dvae.Conv2d: ("dall_e.utils", "Conv2d")}
+        places = {
+            type(part): (module, kind),
+            dvae.Block: (module, f"{kind}Block"),
+            dvae.Conv2d: ("dall_e.utils", "Conv2d"),
+        }
         disguised = copy.deepcopy(part).requires_grad_(False)
         with monkeypatch.context() as patch:
             for name in ("dall_e", "dall_e.utils", module):
@@ -39,7 +47,11 @@ def pickle_as_published(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 for layer in disguised.modules():
                     if type(layer) is cls:
                         layer.__class__ = published
-                        layer.device, layer.requires_grad, layer.use_mixed_precision = torch.device("cpu"), False, True
+                        layer.device, layer.requires_grad, layer.use_mixed_precision = (
+                            torch.device("cpu"),
+                            False,
+                            True,
+                        )
             torch.save(disguised, path, _use_new_zipfile_serialization=not legacy)
 
     return save

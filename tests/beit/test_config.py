@@ -26,7 +26,12 @@ class Run:
 
 
 def fields_of_floats(*kinds):
-    return [(kind, field.name) for kind in kinds for field in dataclasses.fields(kind) if "float" in str(field.type)]
+    return [
+        (kind, field.name)
+        for kind in kinds
+        for field in dataclasses.fields(kind)
+        if "float" in str(field.type)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,16 @@ def test_overriding_by_dotted_names_changes_only_those():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ModelConfig(image_size=230), "model.image_size=230 is not a multiple of model.patch_size=16\nset model.image_size=224"),
+        (
+            lambda: ModelConfig(image_size=230),
+            "model.image_size=230 is not a multiple of model.patch_size=16\nset model.image_size=224",
+        ),
         (lambda: ModelConfig(dim=0), "model.dim=0 is not positive\nset model.dim=768"),
         (lambda: ModelConfig(mlp_ratio=0), "model.mlp_ratio=0 is not positive\nset model.mlp_ratio=4"),
-        (lambda: ModelConfig(layer_scale=-0.1), "model.layer_scale=-0.1 is not positive\nset a number above 0, or leave it out"),
+        (
+            lambda: ModelConfig(layer_scale=-0.1),
+            "model.layer_scale=-0.1 is not positive\nset a number above 0, or leave it out",
+        ),
         (lambda: ModelConfig(drop_path=1.0), "model.drop_path=1.0 is not in [0, 1)\nset model.drop_path=0.1"),
         (lambda: TokenizerConfig(image_size=0), "tokenizer.image_size=0 is not positive"),
         (lambda: ViewConfig(min_area=0.5, max_area=0.2), "view.min_area=0.5 and view.max_area=0.2"),
@@ -88,14 +99,23 @@ def test_overriding_by_dotted_names_changes_only_those():
         (lambda: ViewConfig(aspect=0), "view.aspect=0 is not positive"),
         (lambda: ViewConfig(flip=2), "view.flip=2 is not between 0 and 1\nset view.flip=0.5"),
         (lambda: ViewConfig(jitter=-1), "view.jitter=-1"),
-        (lambda: ViewConfig(std=(0.2, 0, 0.2)), "view.std=(0.2, 0, 0.2) is not positive\nset view.std=(0.229, 0.224, 0.225)"),
+        (
+            lambda: ViewConfig(std=(0.2, 0, 0.2)),
+            "view.std=(0.2, 0, 0.2) is not positive\nset view.std=(0.229, 0.224, 0.225)",
+        ),
         (lambda: ViewConfig(mean=(0.5, 0.5, 124)), "view.mean=(0.5, 0.5, 124) is not between 0 and 1"),
         (lambda: ViewConfig(background=(0, 0, 300)), "view.background=(0, 0, 300) is not between 0 and 255"),
-        (lambda: ViewConfig(max_pixels=0), "view.max_pixels=0 is not positive\nset view.max_pixels=100000000"),
+        (
+            lambda: ViewConfig(max_pixels=0),
+            "view.max_pixels=0 is not positive\nset view.max_pixels=100000000",
+        ),
         (lambda: MaskConfig(ratio=1.0), "mask.ratio=1.0"),
         (lambda: MaskConfig(min_block=0), "mask.min_block=0 is not positive\nset 1 or more, or leave it out"),
         (lambda: OptimConfig(min_lr=1.0), "optim.min_lr=1 is not between 0 and optim.peak_lr=0.0015"),
-        (lambda: OptimConfig(warmup_steps=-1), "optim.warmup_steps=-1 is negative\nset optim.warmup_steps=6250"),
+        (
+            lambda: OptimConfig(warmup_steps=-1),
+            "optim.warmup_steps=-1 is negative\nset optim.warmup_steps=6250",
+        ),
         (lambda: OptimConfig(global_batch_size=0), "optim.global_batch_size=0"),
         (lambda: OptimConfig(weight_decay=-1), "optim.weight_decay=-1 is negative"),
         (lambda: OptimConfig(eps=0), "optim.eps=0 is not positive\nset optim.eps=1e-08"),
@@ -139,5 +159,13 @@ def test_an_error_survives_the_way_between_processes(kind):
 
 
 def test_configs_import_nothing_heavy():
-    code = "import sys, pipelines.config.jobs; print(sorted({'torch', 'numpy', 'ray', 'pyarrow', 'PIL'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, pipelines.config.jobs; print(sorted({'torch', 'numpy', 'ray', 'pyarrow', 'PIL'} & "
+        "set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -30,7 +30,9 @@ print(max(found[-8:]), min(found[-8:]))
 def test_large_blocks_come_to_be_filled_with_zeros_no_more():
     faults = {}
     for memory in ("given back", "kept"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, memory], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, memory], capture_output=True, text=True, check=True
+        )
         faults[memory] = [int(word) for word in done.stdout.split()]
     assert faults["given back"][1] > 20  # 16,384 small pages, or 32 of 2 MiB
     assert faults["kept"] == [0, 0]

@@ -1,4 +1,6 @@
-"""Ports of a Ray node's agents, said beforehand: Ray waits 15 s for them to be announced, which is too short on busy cores."""
+"""Ports of a Ray node's agents, said beforehand: Ray waits 15 s for them to be announced, which is too short
+on busy cores.
+"""
 
 import socket
 from pathlib import Path

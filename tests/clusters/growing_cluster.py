@@ -1,10 +1,12 @@
-"""A pretraining on a cluster that grows from nothing and goes back to nothing, on one machine: its nodes are processes.
+"""A pretraining on a cluster that grows from nothing and goes back to nothing, on one machine: its nodes are
+processes.
 
     python tests/clusters/growing_cluster.py FOLDER [--kill] [OPTION of beit pretrain …]
 
-A head without cores for work, Ray's own autoscaler, and three types of nodes as in clusters/aws.yaml: for views, for tokens (tag), for
-training (tag, one worker a node). `--kill` kills every process of one training node when some steps are done. Prints when nodes come and
-go, checks the ledger at the end, and ends its own processes only. Slow, and made to be watched: docs/clusters.md has a transcript.
+A head without cores for work, Ray's own autoscaler, and three types of nodes as in clusters/aws.yaml: for
+views, for tokens (tag), for training (tag, one worker a node). `--kill` kills every process of one training
+node when some steps are done. Prints when nodes come and go, checks the ledger at the end, and ends its own
+processes only. Slow, and made to be watched: docs/clusters.md has a transcript.
 """
 
 import argparse
@@ -34,8 +36,25 @@ TYPES = {
     "tokens": {"resources": {"CPU": 1, "tokens": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
     "train": {"resources": {"CPU": 1, "train": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
 }
-OPTIONS = ("--data.scenes", "2000", "--epochs", "2", "--resources.workers", "2", "--resources.worker-cpus", "1")
-OUTPUT = ("--output.name", "run", "--output.checkpoint-steps", "10", "--output.log-seconds", "3", "--output.no-mlflow")
+OPTIONS = (
+    "--data.scenes",
+    "2000",
+    "--epochs",
+    "2",
+    "--resources.workers",
+    "2",
+    "--resources.worker-cpus",
+    "1",
+)
+OUTPUT = (
+    "--output.name",
+    "run",
+    "--output.checkpoint-steps",
+    "10",
+    "--output.log-seconds",
+    "3",
+    "--output.no-mlflow",
+)
 
 
 class Cluster:
@@ -46,9 +65,16 @@ class Cluster:
         token = folder / "token"
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_worker_niceness": "0",
+        }
         # The head imports process_nodes from here.
-        self.environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         os.environ.update(self.environment)
         self.announce = lambda: announce(self.session, HEAD, self.ports)
         self.port, self.ports = free_port(), own_ports()
@@ -65,9 +91,19 @@ class Cluster:
                 "launch_multiple": True,
                 "head_node_id": HEAD,
             },
-            "available_node_types": {name: {**kind, "resources": {**kind["resources"], **STORE}} for name, kind in TYPES.items()},
+            "available_node_types": {
+                name: {**kind, "resources": {**kind["resources"], **STORE}} for name, kind in TYPES.items()
+            },
             "head_node_type": HEAD_TYPE,
-            **{name: [] for name in ("setup_commands", "initialization_commands", "head_setup_commands", "worker_setup_commands")},
+            **{
+                name: []
+                for name in (
+                    "setup_commands",
+                    "initialization_commands",
+                    "head_setup_commands",
+                    "worker_setup_commands",
+                )
+            },
             "head_start_ray_commands": [],
             "worker_start_ray_commands": [],
             "file_mounts": {},
@@ -85,8 +121,20 @@ class Cluster:
             "RAY_NODE_TYPE_NAME": HEAD_TYPE,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }
-        command = ["ray", "start", "--head", "--block", f"--port={self.port}", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
-        command += [f"--autoscaling-config={folder / 'cluster.json'}", f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"]
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            f"--port={self.port}",
+            "--num-cpus=0",
+            "--node-ip-address=127.0.0.1",
+        ]
+        command += [
+            f"--autoscaling-config={folder / 'cluster.json'}",
+            f"--temp-dir={folder / 'ray'}",
+            "--disable-usage-stats",
+        ]
         command += [
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={free_port()}",
@@ -96,7 +144,11 @@ class Cluster:
         ]
         self.log = open(folder / "head.log", "w")  # noqa: SIM115 (closed with the cluster)
         self.start = lambda: subprocess.Popen(
-            command, env={**self.environment, **head}, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env={**self.environment, **head},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         self.process = self.start()
         self.address = f"127.0.0.1:{self.port}"
@@ -166,7 +218,11 @@ class Cluster:
             self.process.kill()
         self.log.close()
         left = self.kill_what_is_left()
-        self.say(f"the head has ended; {left} processes were left and are killed" if left else "the head has ended; no process is left")
+        self.say(
+            f"the head has ended; {left} processes were left and are killed"
+            if left
+            else "the head has ended; no process is left"
+        )
 
 
 STORE = {"object_store_memory": 200_000_000}
@@ -223,7 +279,11 @@ def main():
             shown = len(lines)
             alive = list(cluster.nodes().values())
             most = {kind: max(most.get(kind, 0), alive.count(kind)) for kind in ("views", "tokens", "train")}
-            if args.kill and not killed and any(f"step {n}/" in line for n in range(12, 60) for line in lines):
+            if (
+                args.kill
+                and not killed
+                and any(f"step {n}/" in line for n in range(12, 60) for line in lines)
+            ):
                 cluster.kill_node(next(name for name, kind in cluster.seen.items() if kind == "train"))
                 killed = True
         for line in (folder / "driver.log").read_text().splitlines()[shown:]:
@@ -233,15 +293,22 @@ def main():
         while left := cluster.nodes():
             assert time.monotonic() - waiting < GONE_WITHIN_SECONDS, f"{left} are still there"
             time.sleep(0.5)
-        cluster.say(f"no node is left {time.monotonic() - waiting:.0f} s later; the idle limit is {60 * IDLE_MINUTES:.0f} s")
+        cluster.say(
+            f"no node is left {time.monotonic() - waiting:.0f} s later; the idle limit is "
+            f"{60 * IDLE_MINUTES:.0f} s"
+        )
     finally:
         cluster.end()
     run = str(folder / "runs" / "run")
     checkpoint = Path(run_folder.latest_checkpoint(run))
     ledger = Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
     steps = read_metrics(run)[-1]["step"]
-    # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was there once.
-    print(f"the ledger: {ledger.settled:,} samples settled = {steps} steps x 64; {ledger.complete} epochs complete")
+    # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was
+    # there once.
+    print(
+        f"the ledger: {ledger.settled:,} samples settled = {steps} steps x 64; {ledger.complete} epochs "
+        "complete"
+    )
     assert driver.returncode == 0
     assert killed == args.kill
     assert ledger.settled == steps * 64

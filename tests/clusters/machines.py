@@ -1,13 +1,18 @@
-"""A Ray cluster of machines that have an address each, on one machine: every one is a network namespace on a common bridge.
+"""A Ray cluster of machines that have an address each, on one machine: every one is a network namespace on a
+common bridge.
 
     python tests/clusters/machines.py two FOLDER [OPTION of beit pretrain …]
-                                                          two machines train one model, through a folder that both see
-    python tests/clusters/machines.py elastic FOLDER      a machine comes, a machine is lost: the group of workers grows and shrinks
-    python tests/clusters/machines.py nothing FOLDER      only what both need of this machine; says whether it can be had
+                                                          two machines train one model, through a folder that
+                                                          both see
+    python tests/clusters/machines.py elastic FOLDER      a machine comes, a machine is lost: the group of
+    workers grows and shrinks
+    python tests/clusters/machines.py nothing FOLDER      only what both need of this machine; says whether it
+    can be had
 
-Needs `unshare` and `setpriv` (Linux) and no rights beyond. The program goes into namespaces of its own first, so it touches no network but
-that, and all that it has started ends with it, whatever it dies of: it is the first process there. A machine is ended by killing the
-processes of its own network. Prints what happens, checks the samples at the end, and is slow: docs/clusters.md has transcripts.
+Needs `unshare` and `setpriv` (Linux) and no rights beyond. The program goes into namespaces of its own first,
+so it touches no network but that, and all that it has started ends with it, whatever it dies of: it is the
+first process there. A machine is ended by killing the processes of its own network. Prints what happens,
+checks the samples at the end, and is slow: docs/clusters.md has transcripts.
 """
 
 import argparse
@@ -39,16 +44,37 @@ class Machine:
         self.holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         while not self.processes():
             if self.holder.poll() is not None:
-                raise RuntimeError(f"{self.name} has no network of its own: unshare ended with {self.holder.returncode}")
+                raise RuntimeError(
+                    f"{self.name} has no network of its own: unshare ended with {self.holder.returncode}"
+                )
             time.sleep(0.05)
-        run("ip", "link", "add", f"beit-{number}", "type", "veth", "peer", "name", "eth0", "netns", str(self.holder.pid))
+        run(
+            "ip",
+            "link",
+            "add",
+            f"beit-{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(self.holder.pid),
+        )
         run("ip", "link", "set", f"beit-{number}", "master", BRIDGE, "up")
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
         node = secrets.token_hex(28)
         cluster.announce(node)
-        command = ["ray", "start", "--block", f"--address={HEAD}:6379", f"--node-ip-address={self.address}", f"--num-cpus={cpus}"]
+        command = [
+            "ray",
+            "start",
+            "--block",
+            f"--address={HEAD}:6379",
+            f"--node-ip-address={self.address}",
+            f"--num-cpus={cpus}",
+        ]
         command += ["--object-store-memory=200000000", "--disable-usage-stats", *options(AGENT_PORTS)]
         environment = {**os.environ, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node, "GLOO_SOCKET_IFNAME": "eth0"}
         log = open(cluster.folder / f"machine-{number}.log", "w")  # noqa: SIM115 (as long as the machine)
@@ -92,8 +118,21 @@ class Cluster:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_worker_niceness="0")
         self.session = folder / "ray" / "session_latest"
         node = secrets.token_hex(28)
-        command = ["ray", "start", "--head", "--block", "--port=6379", f"--node-ip-address={HEAD}", "--num-cpus=0"]
-        command += [f"--temp-dir={folder / 'ray'}", "--dashboard-host=127.0.0.1", "--disable-usage-stats", *options(AGENT_PORTS)]
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            "--port=6379",
+            f"--node-ip-address={HEAD}",
+            "--num-cpus=0",
+        ]
+        command += [
+            f"--temp-dir={folder / 'ray'}",
+            "--dashboard-host=127.0.0.1",
+            "--disable-usage-stats",
+            *options(AGENT_PORTS),
+        ]
         command += ["--object-store-memory=200000000"]
         environment = {**os.environ, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node}
         with open(folder / "head.log", "w") as log:
@@ -118,7 +157,9 @@ class Cluster:
         print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
 
     def add(self, *, cpus):
-        """Start a machine and wait for its node: two that start at once would take the same names in the folder that they share."""
+        """Start a machine and wait for its node: two that start at once would take the same names in the
+        folder that they share.
+        """
         self.machines.append(Machine(self, len(self.machines) + 1, cpus=cpus))
         self.wait_for(self.machines[-1])
         return self.machines[-1]
@@ -132,16 +173,23 @@ class Cluster:
         import ray
 
         deadline = time.monotonic() + limit
-        while not any(node["Alive"] and node["NodeManagerAddress"] == machine.address for node in ray.nodes()):
+        while not any(
+            node["Alive"] and node["NodeManagerAddress"] == machine.address for node in ray.nodes()
+        ):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{machine.name} does not join; see {self.folder}/{machine.name.replace(' ', '-')}.log")
+                raise TimeoutError(
+                    f"{machine.name} does not join; see {self.folder}/{machine.name.replace(' ', '-')}.log"
+                )
             time.sleep(1)
         self.say(f"+ {machine.name}, {machine.address}, has joined")
 
     def where_workers_are(self):
         """Addresses of the machines in which training workers run, one for each."""
         return [
-            machine.address for machine in self.machines for pid in machine.processes() if name_of(pid).startswith("ray::RayTrainWorker")
+            machine.address
+            for machine in self.machines
+            for pid in machine.processes()
+            if name_of(pid).startswith("ray::RayTrainWorker")
         ]
 
 
@@ -182,7 +230,9 @@ class Driver:
         self.cluster, self.log, self.lines = cluster, cluster.folder / "driver.log", []
         environment = {**os.environ, "RAY_ADDRESS": f"{HEAD}:6379", "GLOO_SOCKET_IFNAME": BRIDGE}
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([sys.executable, *map(str, command)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def look(self):
         """Show what is new; False when it has ended."""
@@ -211,7 +261,15 @@ def two(cluster, *given):
     cluster.add(cpus=2), cluster.add(cpus=2)
     # More than half of a machine each: one worker a machine.
     options = ["--data.scenes", 1000, "--epochs", 2, "--resources.workers", 2, "--resources.worker-cpus", 1.2]
-    output = ["--output.root", cluster.folder / "runs", "--output.name", "run", "--output.no-mlflow", "--output.log-seconds", 3]
+    output = [
+        "--output.root",
+        cluster.folder / "runs",
+        "--output.name",
+        "run",
+        "--output.no-mlflow",
+        "--output.log-seconds",
+        3,
+    ]
     driver, workers = Driver(cluster, "-m", "pipelines.pretrain", "quickstart", *options, *output, *given), []
     while driver.look():
         now = cluster.where_workers_are()
@@ -227,8 +285,12 @@ def two(cluster, *given):
         Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes()),
         json.loads((checkpoint / "progress.json").read_text())["step"],
     )
-    # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was there once.
-    print(f"the ledger: {ledger.settled:,} samples settled = {step} steps x 64; {ledger.complete} epochs complete")
+    # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was
+    # there once.
+    print(
+        f"the ledger: {ledger.settled:,} samples settled = {step} steps x 64; {ledger.complete} epochs "
+        "complete"
+    )
     assert ledger.settled == step * 64
 
 
@@ -239,7 +301,11 @@ def elastic(cluster):
     shards, tokenizer = cluster.folder / "shards", cluster.folder / "tokenizer"
     counting_run.write_shards(shards), counting_run.write_tokenizer(tokenizer)
     first = cluster.add(cpus=2)
-    holds = ["--hold", "5:1", "13:2"]  # With one worker it goes no further than step 5, with two no further than 13.
+    holds = [
+        "--hold",
+        "5:1",
+        "13:2",
+    ]  # With one worker it goes no further than step 5, with two no further than 13.
     program = TESTS / "pipelines" / "training" / "counting_run.py"
     driver = Driver(cluster, program, shards, tokenizer, cluster.folder, "--workers", "1..2", *holds)
     driver.wait_until((cluster.folder / "held-5-1").exists)
@@ -247,7 +313,9 @@ def elastic(cluster):
     second = cluster.add(cpus=2)
     # Checkpoints are uploaded while steps go on, and count when all of the group have said so.
     known = cluster.folder / "run" / "attempt-1" / "checkpoint_manager_snapshot.json"
-    driver.wait_until(lambda: (cluster.folder / "held-13-2").exists() and "step-00000012" in known.read_text())
+    driver.wait_until(
+        lambda: (cluster.folder / "held-13-2").exists() and "step-00000012" in known.read_text()
+    )
     workers = cluster.where_workers_are()
     cluster.say(f"step 13 with workers on {workers}: now a machine is lost")
     assert workers == [first.address, second.address]
@@ -257,7 +325,11 @@ def elastic(cluster):
     cluster.say(f"the driver has ended with {driver.process.returncode}")
     assert driver.process.returncode == 0
     counting_run.assert_exactly_once(shards, tokenizer, cluster.folder, missing=3 * 186 % counting_run.BATCH)
-    print("every sample of every epoch was trained on once, and is what its key says; 6 are left, less than a step")
+    print(
+        "every sample of every epoch was trained on once, and is what its key says; 6 are left, less "
+        "than a "
+        "step"
+    )
 
 
 def main():

@@ -1,4 +1,6 @@
-"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/clusters.md what it prints."""
+"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/clusters.md
+what it prints.
+"""
 
 import re
 import subprocess
@@ -14,10 +16,23 @@ PROGRAM = Path(__file__).with_name("growing_cluster.py")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_nodes_come_for_a_training_a_lost_one_is_replaced_and_all_go_after_it():
-    with tempfile.TemporaryDirectory(prefix="beit-", ignore_cleanup_errors=True) as folder:  # Unix sockets have short names.
-        command = [sys.executable, str(PROGRAM), f"{folder}/g", "--kill", "--data.scenes", "2560", "--epochs", "1"]
+    with tempfile.TemporaryDirectory(
+        prefix="beit-", ignore_cleanup_errors=True
+    ) as folder:  # Unix sockets have short names.
+        command = [
+            sys.executable,
+            str(PROGRAM),
+            f"{folder}/g",
+            "--kill",
+            "--data.scenes",
+            "2560",
+            "--epochs",
+            "1",
+        ]
         command += ["--optim.warmup-steps", "2", "--evaluation.images", "0"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False
+        )
     assert done.returncode == 0, done.stdout
     assert "the head is there, with no other node: True" in done.stdout
     # A checkpoint is due every 10 steps; which one is the last before the node dies is the machine's choice.

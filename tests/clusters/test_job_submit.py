@@ -1,4 +1,6 @@
-"""Jobs submitted to a head of their own, with a token, by the script and the commands of clusters/README.md."""
+"""Jobs submitted to a head of their own, with a token, by the script and the commands of
+clusters/README.md.
+"""
 
 import json
 import os
@@ -24,7 +26,12 @@ SCRIPT = ROOT / "clusters" / "local.sh"
 def four_free_ports():
     """The first of four ports in a row, as the script takes them."""
     for first in range(20_000, 32_000, 4):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three, socket.socket() as four:
+        with (
+            socket.socket() as one,
+            socket.socket() as two,
+            socket.socket() as three,
+            socket.socket() as four,
+        ):
             try:
                 for port, probe in enumerate((one, two, three, four), first):
                     probe.bind(("127.0.0.1", port))
@@ -36,9 +43,15 @@ def four_free_ports():
 
 @pytest.fixture(scope="module")
 def head():
-    """The environment in which `ray job submit` finds a head with four cores; it is slow to start where others hold the machine's."""
+    """The environment in which `ray job submit` finds a head with four cores; it is slow to start where
+    others hold the machine's.
+    """
     folder = tempfile.mkdtemp(prefix="beit-head-")  # Unix sockets have short names.
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    }
     environment |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "BEIT_RAY": folder,
@@ -51,7 +64,9 @@ def head():
             if started.returncode == 0:
                 break
         assert started.returncode == 0, started.stderr
-        exports = subprocess.run(["bash", SCRIPT, "env"], env=environment, capture_output=True, text=True, check=True).stdout
+        exports = subprocess.run(
+            ["bash", SCRIPT, "env"], env=environment, capture_output=True, text=True, check=True
+        ).stdout
         words = [word.partition("=") for word in exports.removeprefix("export ").split()]
         yield environment | {name: value for name, _, value in words}
     finally:
@@ -61,13 +76,23 @@ def head():
 
 def ray_job(environment, *command):
     """`ray job …`; returns its exit code and what it prints."""
-    done = subprocess.run(["ray", "job", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    done = subprocess.run(
+        ["ray", "job", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 def submit(environment, *command, options=()):
     """`ray job submit`; returns its exit code and what it prints."""
-    return ray_job(environment, "submit", "--working-dir", ".", *options, "--", "python", "-m", *map(str, command))
+    return ray_job(
+        environment, "submit", "--working-dir", ".", *options, "--", "python", "-m", *map(str, command)
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +100,9 @@ def submit(environment, *command, options=()):
 def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
     data = ["--data.scenes", 96, "--steps", 6, "--optim.global-batch-size", 16, "--optim.warmup-steps", 2]
     judged = ["--trials", 2, "--evaluation.images", 16, "--evaluation.points", 3, "--no-stop-early"]
-    code, text = submit(head, "tune.sweep", "quickstart", *data, *judged, "--output.root", tmp_path, "--output.name", "mine")
+    code, text = submit(
+        head, "tune.sweep", "quickstart", *data, *judged, "--output.root", tmp_path, "--output.name", "mine"
+    )
     assert code == 0, text
     assert "succeeded" in text
     trials = read_trials(str(tmp_path / "mine"), GOALS["loss"])
@@ -89,10 +116,36 @@ def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
 def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_checkpoint(head, tmp_path):
     images, epochs, batch = 96, 60, 16
     # No periodic checkpoint is due.
-    output = ["--output.root", tmp_path, "--output.name", "run", "--output.checkpoint-steps", 1_000_000, "--output.log-seconds", 0.5]
-    data = ["--data.scenes", images, "--epochs", epochs, "--optim.global-batch-size", batch, "--evaluation.images", 0]
+    output = [
+        "--output.root",
+        tmp_path,
+        "--output.name",
+        "run",
+        "--output.checkpoint-steps",
+        1_000_000,
+        "--output.log-seconds",
+        0.5,
+    ]
+    data = [
+        "--data.scenes",
+        images,
+        "--epochs",
+        epochs,
+        "--optim.global-batch-size",
+        batch,
+        "--evaluation.images",
+        0,
+    ]
     run, named = tmp_path / "run", ["--submission-id", "stopped"]
-    code, text = submit(head, "pipelines.pretrain", "quickstart", *data, *output, "--output.no-mlflow", options=[*named, "--no-wait"])
+    code, text = submit(
+        head,
+        "pipelines.pretrain",
+        "quickstart",
+        *data,
+        *output,
+        "--output.no-mlflow",
+        options=[*named, "--no-wait"],
+    )
     assert code == 0, text
     deadline = time.monotonic() + 900
     while not (run / "metrics.jsonl").exists():
@@ -116,7 +169,9 @@ def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_check
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path):
-    grows = json.dumps({"env_vars": {"BEIT_NODE_TYPES": json.dumps({"train": {"max_workers": 2, "resources": {"CPU": 8}}})}})
+    grows = json.dumps(
+        {"env_vars": {"BEIT_NODE_TYPES": json.dumps({"train": {"max_workers": 2, "resources": {"CPU": 8}}})}}
+    )
     data = ["--data.scenes", 96, "--optim.warmup-steps", 0, "--evaluation.images", 0]
     waits = [*data, "--resources.workers", 8, "--output.root", tmp_path, "--output.name", "run"]
     options = ["--submission-id", "waits", "--no-wait", "--runtime-env-json", grows]
@@ -143,7 +198,9 @@ def saved(run):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_job_that_cannot_run_reports_failure_with_its_drivers_code_and_its_two_lines(head, tmp_path):
-    code, text = submit(head, "pipelines.pretrain", "quickstart", "--data.train", "/nowhere", "--output.root", tmp_path)
+    code, text = submit(
+        head, "pipelines.pretrain", "quickstart", "--data.train", "/nowhere", "--output.root", tmp_path
+    )
     assert code == 1, text
     assert "error: data.train=/nowhere does not exist" in text
     assert "failed with exit code 2" in text

@@ -1,8 +1,9 @@
-"""The Kubernetes manifests: pods and claims by Kubernetes' published schemas; what is KubeRay's own by the rules below.
+"""The Kubernetes manifests: pods and claims by Kubernetes' published schemas; what is KubeRay's own by the
+rules below.
 
-KubeRay's schemas come in no package, so its part is checked for: kind and version, token authentication, the in-tree autoscaler in
-version 2, a head without cores for work and without a public service, groups that start at zero, limits equal to requests, the tags of
-the GPU groups, and a volume of memory behind /dev/shm.
+KubeRay's schemas come in no package, so its part is checked for: kind and version, token authentication, the
+in-tree autoscaler in version 2, a head without cores for work and without a public service, groups that start
+at zero, limits equal to requests, the tags of the GPU groups, and a volume of memory behind /dev/shm.
 """
 
 import json
@@ -50,7 +51,10 @@ def test_pods_are_valid_and_have_limits_equal_to_their_requests(cluster):
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
             assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-            assert volumes[mounts["/mnt/beit"]]["persistentVolumeClaim"]["claimName"] == load("storage.yaml")["metadata"]["name"]
+            assert (
+                volumes[mounts["/mnt/beit"]]["persistentVolumeClaim"]["claimName"]
+                == load("storage.yaml")["metadata"]["name"]
+            )
 
 
 def test_processes_ask_for_a_token_and_the_head_controls_only(cluster):
@@ -86,7 +90,9 @@ def test_a_job_leaves_nothing_behind_and_is_not_started_twice():
 
 def test_the_head_tells_drivers_what_its_groups_may_grow_to(cluster):
     (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    told = json.loads(next(variable["value"] for variable in container["env"] if variable["name"] == "BEIT_NODE_TYPES"))
+    told = json.loads(
+        next(variable["value"] for variable in container["env"] if variable["name"] == "BEIT_NODE_TYPES")
+    )
     expected = {}
     for group in cluster["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]

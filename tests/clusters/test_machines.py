@@ -1,4 +1,6 @@
-"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how, docs/clusters.md what it prints."""
+"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how, docs/clusters.md
+what it prints.
+"""
 
 import os
 import subprocess
@@ -15,21 +17,27 @@ PROGRAM = Path(__file__).with_name("machines.py")
 @pytest.fixture(scope="module")
 def own_networks():
     """Skips where a program cannot have namespaces of its own."""
-    done = subprocess.run([sys.executable, PROGRAM, "nothing", "nowhere"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "nothing", "nowhere"], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip(f"no network namespaces here: {done.stderr}")
 
 
 @pytest.fixture
 def folder(own_networks):
-    with tempfile.TemporaryDirectory(prefix="beit-", ignore_cleanup_errors=True) as folder:  # Unix sockets have short names.
+    with tempfile.TemporaryDirectory(
+        prefix="beit-", ignore_cleanup_errors=True
+    ) as folder:  # Unix sockets have short names.
         yield f"{folder}/m"
 
 
 def watch(what, folder, *options):
     """What the program prints, which has come to its end."""
     command = [sys.executable, str(PROGRAM), what, folder, *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -74,7 +82,9 @@ def commands_with(text):
     found = []
     for entry in os.listdir("/proc"):
         try:
-            command = Path("/proc", entry, "cmdline").read_text().replace("\0", " ") if entry.isdigit() else ""
+            command = (
+                Path("/proc", entry, "cmdline").read_text().replace("\0", " ") if entry.isdigit() else ""
+            )
         except OSError:
             continue
         if text in command:

@@ -1,4 +1,6 @@
-"""The files for `ray up`: by Ray's own validation, by what they promise, and for AWS by creating nodes against moto. Nothing is paid."""
+"""The files for `ray up`: by Ray's own validation, by what they promise, and for AWS by creating nodes
+against moto. Nothing is paid.
+"""
 
 import tomllib
 from pathlib import Path
@@ -38,7 +40,8 @@ def test_nothing_but_control_on_the_head_and_nothing_is_paid_for_without_work(co
     assert head["resources"]["CPU"] == 0
     assert all(kind["min_workers"] == 0 for kind in types.values())
     assert config["idle_timeout_minutes"] <= 10
-    # Ray keeps nodes that have gone, and their disks, unless it is told not to; on Google's cloud only if it is told to.
+    # Ray keeps nodes that have gone, and their disks, unless it is told not to; on Google's cloud only if it
+    # is told to.
     assert config["provider"].get("cache_stopped_nodes", config["provider"]["type"] != "gcp") is False
 
 
@@ -49,7 +52,9 @@ def test_each_stage_has_its_kind_of_node_on_spot_first_and_on_demand(config):
         assert spot["resources"] == fixed["resources"]
         assert spot["priority"] > fixed.get("priority", 0)
         assert bool(gpus(spot)) == has_gpu
-        assert [tag for tag in ("tokens", "train") if tag in spot["resources"]] == ([stage] if has_gpu else [])
+        assert [tag for tag in ("tokens", "train") if tag in spot["resources"]] == (
+            [stage] if has_gpu else []
+        )
         assert is_spot(spot["node_config"])
         assert not is_spot(fixed["node_config"])
     assert gpus(types["train"]) > gpus(types["tokens"])
@@ -86,10 +91,14 @@ def test_no_secret_is_in_the_files():
 
 
 def test_the_image_has_the_ray_that_the_package_pins():
-    pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray==")).partition("==")[2]
+    pinned = next(
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray==")
+    ).partition("==")[2]
     assert f"FROM rayproject/ray:{pinned}-py311-gpu" in (ROOT / "clusters" / "Dockerfile").read_text()
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert any(line.startswith("ray[") and line.endswith(f"=={pinned.rpartition('.')[0]}.*") for line in dependencies)
+    assert any(
+        line.startswith("ray[") and line.endswith(f"=={pinned.rpartition('.')[0]}.*") for line in dependencies
+    )
 
 
 def test_aws_bootstraps_and_creates_a_head_and_every_kind_of_node(monkeypatch, tmp_path):
@@ -112,21 +121,35 @@ def test_aws_bootstraps_and_creates_a_head_and_every_kind_of_node(monkeypatch, t
         iam.create_instance_profile(InstanceProfileName="beit")
         image = boto3.client("ec2", region).describe_images()["Images"][0]["ImageId"]
         for kind in config["available_node_types"].values():
-            assert kind["node_config"]["ImageId"] == "AMI", "Ray's own default has a driver that is years too old"
+            assert kind["node_config"]["ImageId"] == "AMI", (
+                "Ray's own default has a driver that is years too old"
+            )
             kind["node_config"]["ImageId"] = image
         ready = aws.bootstrap_aws(config)
         group = ready["available_node_types"]["head"]["node_config"]["SecurityGroupIds"][0]
-        rules = boto3.client("ec2", region).describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+        rules = boto3.client("ec2", region).describe_security_groups(GroupIds=[group])["SecurityGroups"][0][
+            "IpPermissions"
+        ]
         from_outside = [rule for rule in rules if rule["IpRanges"]]
         assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
         provider = AWSNodeProvider(ready["provider"], "beit")
         for name, kind in ready["available_node_types"].items():
             tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_NODE_NAME: name, TAG_RAY_USER_NODE_TYPE: name}
             provider.create_node(kind["node_config"], tags, 1)
-        instances = [i for r in boto3.client("ec2", region).describe_instances()["Reservations"] for i in r["Instances"]]
+        instances = [
+            i
+            for r in boto3.client("ec2", region).describe_instances()["Reservations"]
+            for i in r["Instances"]
+        ]
         found = sorted((i["InstanceType"], i.get("InstanceLifecycle", "on demand")) for i in instances)
         assert found == sorted(
             [("m7i.xlarge", "on demand")]
-            + [(kind, market) for kind in ("c7i.4xlarge", "g6.xlarge", "p4d.24xlarge") for market in ("spot", "on demand")]
+            + [
+                (kind, market)
+                for kind in ("c7i.4xlarge", "g6.xlarge", "p4d.24xlarge")
+                for market in ("spot", "on demand")
+            ]
         )
-        assert all(instance["IamInstanceProfile"]["Arn"].endswith("instance-profile/beit") for instance in instances)
+        assert all(
+            instance["IamInstanceProfile"]["Arn"].endswith("instance-profile/beit") for instance in instances
+        )

@@ -22,7 +22,9 @@ SCRIPTS = [CLUSTERS / "local.sh", CLUSTERS / "slurm" / "beit.sbatch"]
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
-    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which(
+        "shellcheck"
+    )
     found = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
@@ -37,7 +39,9 @@ def test_without_a_command_a_script_says_how_it_is_used(script):
 STAND_INS = {
     "scontrol": "printf '%s\\n' n1 n2",
     # Options, then the command, which learns on which node it is.
-    "srun": 'while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || export NODE=${1#*=}; shift; done; exec "$@"',
+    "srun": (
+        'while [[ $1 == -* ]]; do [[ $1 != --nodelist=* ]] || export NODE=${1#*=}; shift; done; exec "$@"'
+    ),
     "hostname": "echo 10.0.0.1 172.17.0.1",
     "ray": """
         case $1 in
@@ -61,19 +65,27 @@ def slurm(tmp_path):
     for name, script in STAND_INS.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+    }
     (tmp_path / "here").mkdir()
 
     def start(**more):
         command = ["bash", str(CLUSTERS / "slurm" / "beit.sbatch"), "pretrain", "base"]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path / "here", env=environment | more)
+        return subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path / "here", env=environment | more
+        )
 
     return start
 
 
 @pytest.mark.parametrize("broken", [None, "n1", "n2"])
-def test_slurm_ends_with_the_job_or_with_a_node_that_does_not_start_and_leaves_nothing(broken, slurm, tmp_path):
+def test_slurm_ends_with_the_job_or_with_a_node_that_does_not_start_and_leaves_nothing(
+    broken, slurm, tmp_path
+):
     script = slurm(BROKEN=broken or "")
     told, complained = script.communicate(timeout=120)
     if broken:
@@ -100,20 +112,29 @@ def test_slurm_ends_at_a_signal_before_the_job_has_begun(slurm, tmp_path):
 
 def job_commands():
     """The commands behind `python -m pipelines.pretrain` that the files of clusters/ start."""
-    texts = [yaml.safe_load((CLUSTERS / "kuberay" / "rayjob.yaml").read_text())["spec"]["entrypoint"], (CLUSTERS / "README.md").read_text()]
+    texts = [
+        yaml.safe_load((CLUSTERS / "kuberay" / "rayjob.yaml").read_text())["spec"]["entrypoint"],
+        (CLUSTERS / "README.md").read_text(),
+    ]
     return [
-        shlex.split(options) for text in texts for options in re.findall(r"python -m pipelines\.pretrain ([^\n`…]+)$", text, re.MULTILINE)
+        shlex.split(options)
+        for text in texts
+        for options in re.findall(r"python -m pipelines\.pretrain ([^\n`…]+)$", text, re.MULTILINE)
     ]
 
 
 def test_the_options_of_every_documented_job_are_understood(monkeypatch):
     understood = []
-    monkeypatch.setattr(pretrain, "pretrain", lambda config, **how: understood.append((how["preset"], config.output.root)))
+    monkeypatch.setattr(
+        pretrain, "pretrain", lambda config, **how: understood.append((how["preset"], config.output.root))
+    )
     commands = job_commands()
     for options in commands:
         cli.main(["pretrain", *options])
     assert len(understood) == len(commands) == 6
-    assert all(root.startswith(("s3://", "gs://", "/mnt/beit/", "$PWD/")) for _, root in understood), "a job's own folder goes away"
+    assert all(root.startswith(("s3://", "gs://", "/mnt/beit/", "$PWD/")) for _, root in understood), (
+        "a job's own folder goes away"
+    )
 
 
 def test_what_a_job_ships_is_the_code_and_small(tmp_path):
@@ -121,10 +142,23 @@ def test_what_a_job_ships_is_the_code_and_small(tmp_path):
 
     package = tmp_path / "package.zip"
     create_package(
-        str(CLUSTERS.parent), package, include_gitignore=True, include_parent_dir=False, excludes=[".git"], logger=logging.getLogger()
+        str(CLUSTERS.parent),
+        package,
+        include_gitignore=True,
+        include_parent_dir=False,
+        excludes=[".git"],
+        logger=logging.getLogger(),
     )
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
-    assert {"pipelines/pretrain.py", "beit/vit/backbone.py", "beit/tokenizer/trained/scenes64/tokenizer.safetensors"} <= set(names)
-    assert not [name for name in names if name.startswith(("tests/", "docs/", "runs/", ".git/", ".venv/")) or "__pycache__" in name]
+    assert {
+        "pipelines/pretrain.py",
+        "beit/vit/backbone.py",
+        "beit/tokenizer/trained/scenes64/tokenizer.safetensors",
+    } <= set(names)
+    assert not [
+        name
+        for name in names
+        if name.startswith(("tests/", "docs/", "runs/", ".git/", ".venv/")) or "__pycache__" in name
+    ]
     assert package.stat().st_size < 10_000_000

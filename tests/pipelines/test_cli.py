@@ -40,13 +40,18 @@ def refused(arguments, capsys):
 
 
 def error_lines(arguments, capsys):
-    cause, remedy = [line for line in refused(arguments, capsys).splitlines() if line.startswith(("error: ", "       "))]
+    cause, remedy = [
+        line for line in refused(arguments, capsys).splitlines() if line.startswith(("error: ", "       "))
+    ]
     return cause.removeprefix("error: "), remedy.strip()
 
 
 def test_help_lists_the_commands_without_importing_anything_heavy():
     heavy = "{'torch', 'ray', 'numpy', 'pyarrow', 'tyro'}"
-    code = f"import sys; from pipelines.cli import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        f"import sys; from pipelines.cli import main; main(['--help']); print(sorted({heavy} & "
+        "set(sys.modules)))"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "beit pretrain" in shown
     assert shown.splitlines()[-1] == "[]"
@@ -62,7 +67,11 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
         (["sweep", "--space", "nosuch"], "--space nosuch is no space", "mask-lr"),
         (["sweep", "--evaluation.images", "0"], "evaluation.images=0", "--evaluation.images 256"),
         (["sweep", "--trials", "5", "--space", "mask-lr-grid"], "4 x 4 = 16", "--trials 16"),
-        (["ablate", "--rows", "beit", "beit"], "--rows beit beit: each is to be given once", "leave out --rows"),
+        (
+            ["ablate", "--rows", "beit", "beit"],
+            "--rows beit beit: each is to be given once",
+            "leave out --rows",
+        ),
         (["ablate", "base-300"], "data.train is not given", "beit ablate quickstart"),
         (["finetune", "nosuch"], "nosuch is neither a run folder", "quickstart"),
         (["probe", "runs/a", "images"], "images belongs to no option", "--data.train"),
@@ -107,7 +116,9 @@ def test_a_mistake_is_one_line_of_cause_and_one_of_remedy(arguments, cause, reme
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "segment", "tokenizer train"])
-def test_what_this_machine_has_no_room_for_is_refused_before_scenes_are_rendered(command, capsys, tmp_path, monkeypatch):
+def test_what_this_machine_has_no_room_for_is_refused_before_scenes_are_rendered(
+    command, capsys, tmp_path, monkeypatch
+):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     output = ["--output.root", tmp_path / "runs", "--resources.cpus", 2, "--resources.worker-cpus", 4]
@@ -140,7 +151,9 @@ def test_tokens_that_do_not_lie_on_the_patches_are_refused_with_the_size_that_wo
     assert remedy == "set --tokenizer.image-size 64"
 
 
-def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_difference(scenes, tmp_path, capsys):
+def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_difference(
+    scenes, tmp_path, capsys
+):
     config = dataclasses.replace(
         presets.quickstart(),
         data=dataclasses.replace(presets.quickstart().data, train=str(scenes)),
@@ -149,12 +162,17 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
         stop_at=10,
     )
     run_folder.create(config, job="pretrain", preset="quickstart")
-    cause, remedy = error_lines(["pretrain", "--data.train", scenes, "--output.root", tmp_path, "--output.name", "mine"], capsys)
+    cause, remedy = error_lines(
+        ["pretrain", "--data.train", scenes, "--output.root", tmp_path, "--output.name", "mine"], capsys
+    )
     assert "mine" in cause
     assert f"--resume {tmp_path}/mine" in remedy
     main(["pretrain", "--resume", str(tmp_path / "mine"), "--dry-run"])
     assert json.loads(capsys.readouterr().out)["stop_at"] is None  # to go on means to go past it
-    cause, _ = error_lines(["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"], capsys)
+    cause, _ = error_lines(
+        ["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"],
+        capsys,
+    )
     assert "optim.peak_lr was 0.002 and is now 0.5" in cause
     assert "workers" not in cause
 
@@ -181,7 +199,21 @@ def test_every_job_goes_on_with_other_resources_and_without_other_settings(job, 
 
 
 def test_a_dry_run_prints_a_configuration_that_a_run_accepts(tmp_path, capsys):
-    main(["pretrain", "base", "--optim.peak-lr", "1e-3", "--view.mean", "0.5", "0.5", "0.5", "--steps", "9", "--dry-run"])
+    main(
+        [
+            "pretrain",
+            "base",
+            "--optim.peak-lr",
+            "1e-3",
+            "--view.mean",
+            "0.5",
+            "0.5",
+            "0.5",
+            "--steps",
+            "9",
+            "--dry-run",
+        ]
+    )
     shown = capsys.readouterr()
     printed = json.loads(shown.out)
     assert printed["optim"]["peak_lr"] == 1e-3
@@ -201,7 +233,9 @@ def test_each_line_is_written_when_it_is_printed_and_a_reader_that_leaves_ends_t
     assert into_a_file.buffer.getvalue().startswith(b"beit: pretrain BEiT")
     ours, theirs = os.pipe()
     os.close(ours)
-    command = subprocess.Popen([sys.executable, "-m", "pipelines.cli", "pretrain", "--help"], stdout=theirs, stderr=subprocess.PIPE)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "pretrain", "--help"], stdout=theirs, stderr=subprocess.PIPE
+    )
     os.close(theirs)
     assert command.communicate()[1] == b""
     assert command.returncode == 141, "what a shell says of a command that a closed pipe has ended"
@@ -210,5 +244,7 @@ def test_each_line_is_written_when_it_is_printed_and_a_reader_that_leaves_ends_t
 def test_the_modules_of_long_jobs_take_the_same_options():
     for module in ("pipelines.pretrain", "pipelines.train_tokenizer"):
         command = [sys.executable, "-m", module, "--dry-run"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+        )
         assert json.loads(done.stdout)["seed"] == 0

@@ -1,4 +1,5 @@
-"""The commands of README and docs: each is one, with options that it has, and each pretraining would find its tokenizer.
+"""The commands of README and docs: each is one, with options that it has, and each pretraining would find its
+tokenizer.
 
 Whether other commands than trainings are given the right number of words is not looked at.
 """
@@ -23,11 +24,15 @@ NUMBERS = {"LR": "1e-3", "STEPS": "9", "PART": "0.5"}
 
 
 def commands():
-    """Each command of the pages once: its words behind `beit`, or behind what a cluster or Slurm runs it by."""
+    """Each command of the pages once: its words behind `beit`, or behind what a cluster or Slurm
+    runs it by.
+    """
     for page in PAGES:
         for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if found := re.search(r"(?:^|&& )beit (.*)|-m (?:pipelines|tune)\.(.*)|beit\.sbatch (.*)", line):
+                if found := re.search(
+                    r"(?:^|&& )beit (.*)|-m (?:pipelines|tune)\.(.*)|beit\.sbatch (.*)", line
+                ):
                     yield tuple(shlex.split(next(filter(None, found.groups())), comments=True))
 
 
@@ -44,7 +49,9 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith(TRAINING) and "--resume" not in command])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command.startswith(TRAINING) and "--resume" not in command]
+)
 def test_a_training_of_the_pages_can_be_configured_as_it_is_written(command, model, capsys, monkeypatch):
     for explained in ("pipelines.pretrain", "tune.explain", "tune.ablation.ablate"):  # They look at the data.
         monkeypatch.setattr(f"{explained}.explain", lambda config, preset: ())
@@ -60,7 +67,10 @@ def test_a_training_of_the_pages_can_be_configured_as_it_is_written(command, mod
 
 
 @pytest.mark.parametrize(
-    "job", sorted({" ".join(command.split()[: 1 + command.startswith(("data", "tokenizer"))]) for command in COMMANDS})
+    "job",
+    sorted(
+        {" ".join(command.split()[: 1 + command.startswith(("data", "tokenizer"))]) for command in COMMANDS}
+    ),
 )
 def test_every_option_of_the_pages_is_in_the_help_of_its_command(job, capsys):
     code = 0
@@ -70,5 +80,11 @@ def test_every_option_of_the_pages_is_in_the_help_of_its_command(job, capsys):
         code = end.code
     assert not code, "no such command"
     shown = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
-    written = {word for command in COMMANDS if command.startswith(job) for word in command.split() if word.startswith("--")}
+    written = {
+        word
+        for command in COMMANDS
+        if command.startswith(job)
+        for word in command.split()
+        if word.startswith("--")
+    }
     assert written <= shown | {"--resume"}

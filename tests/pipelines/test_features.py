@@ -29,7 +29,16 @@ VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 
 
 def describe(**changes):
-    values = {"data": "d", "images": 5, "model": "m", "image_size": 32, "view": VIEW, "centre": 1.0, "layers": [2], "poolings": ["mean"]}
+    values = {
+        "data": "d",
+        "images": 5,
+        "model": "m",
+        "image_size": 32,
+        "view": VIEW,
+        "centre": 1.0,
+        "layers": [2],
+        "poolings": ["mean"],
+    }
     values |= {
         "dim": 4,
         "numbers": "float16",
@@ -45,14 +54,22 @@ def describe(**changes):
 def about(images, status=None):
     names = np.array([f"{unit}/{row}" for unit, row in images], object)
     unit, row = np.array(images).T
-    return {"unit": unit, "row": row, "path": names, "label": np.arange(len(images)), "status": np.array(status or [0] * len(images))}
+    return {
+        "unit": unit,
+        "row": row,
+        "path": names,
+        "label": np.arange(len(images)),
+        "status": np.array(status or [0] * len(images)),
+    }
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 100])
 def test_every_image_goes_into_one_file_and_no_file_is_too_large(size):
     rows = np.array([3, 4, 1, 10, 2, 2, 9], np.int32)
     files = plan_files(rows, size)
-    flat = [(piece.unit, row) for pieces in files for piece in pieces for row in range(piece.first, piece.last)]
+    flat = [
+        (piece.unit, row) for pieces in files for piece in pieces for row in range(piece.first, piece.last)
+    ]
     assert flat == [(unit, row) for unit, count in enumerate(rows.tolist()) for row in range(count)]
     assert all(0 < sum(piece.images for piece in pieces) <= size for pieces in files)
 
@@ -72,8 +89,14 @@ def test_unfinished_features_do_not_look_complete_and_go_on_only_with_the_same_d
 
     again.write(0, about([(0, 0), (0, 1), (0, 2)], [0, int(Status.TRUNCATED), 0]), {(2, "mean"): -values})
     again.finish()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.json", "parts", "undecodable.csv"]
-    assert [path.name for path in sorted((tmp_path / "out" / "parts").iterdir())] == [f"part-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "features.json",
+        "parts",
+        "undecodable.csv",
+    ]
+    assert [path.name for path in sorted((tmp_path / "out" / "parts").iterdir())] == [
+        f"part-0000{n}-of-00002.parquet" for n in (0, 1)
+    ]
     found, labels = again.read(2, "mean")
     assert np.array_equal(found, np.concatenate([-values, values]))
     assert labels.tolist() == [0, 2, 0, 1]
@@ -119,16 +142,27 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
     result = features(config, say=lines.append)
     assert (result.images, result.undecodable, result.files, result.written) == (36, 1, 4, 4)
 
-    model, view, data = load_model(tmp_path / "model"), ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"])), tmp_path / "scenes"
+    model, view, data = (
+        load_model(tmp_path / "model"),
+        ViewConfig(mean=tuple(VIEW["mean"]), std=tuple(VIEW["std"])),
+        tmp_path / "scenes",
+    )
     manifest = open_source(str(data)).manifest
     table = pq.read_table(tmp_path / "out" / "parts").to_pydict()
-    expected = [(unit, row) for unit, rows in enumerate(manifest.rows.tolist()) for row in range(rows) if (unit, row) != (1, 3)]
+    expected = [
+        (unit, row)
+        for unit, rows in enumerate(manifest.rows.tolist())
+        for row in range(rows)
+        if (unit, row) != (1, 3)
+    ]
     assert sorted(zip(table["unit"], table["row"], strict=True)) == expected
     for place, (unit, row) in enumerate(zip(table["unit"], table["row"], strict=True)):
         found = manifest.unit(unit).read(np.array([row]), ("image", "label"))
         pixels, _ = make_centre_view(found["image"][0], view=view, image_size=32, share=1.0)
         with torch.inference_mode():
-            second, last = model.features(normalise(torch.from_numpy(pixels[None].copy()), view), blocks=(1, 2), norm=False)
+            second, last = model.features(
+                normalise(torch.from_numpy(pixels[None].copy()), view), blocks=(1, 2), norm=False
+            )
         assert table["label"][place] == found["label"][0]
         np.testing.assert_allclose(table["layer_2_mean"][place], second[0, 1:].mean(0), atol=1e-5)
         np.testing.assert_allclose(table["layer_3_cls"][place], last[0, 0], atol=1e-5)
@@ -148,13 +182,24 @@ def test_the_job_writes_what_the_model_says_about_each_image_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_by_the_same_command_and_every_image_is_there_once_with_the_same_features(run_beit, tmp_path):
+def test_a_killed_job_goes_on_by_the_same_command_and_every_image_is_there_once_with_the_same_features(
+    run_beit, tmp_path
+):
     write_scenes(tmp_path / "scenes", images=1200, seed=0, image_size=48, rows_per_group=32)
     slow_enough = replace(TINY, image_size=64, dim=96, depth=6)
     save_model(Beit(slow_enough, 16, seed=1), tmp_path / "model", extra={"view": VIEW})
 
     def command(out):
-        return "features", tmp_path / "model", tmp_path / "scenes", out, "--images-per-file", 8, "--resources.cpus", 2
+        return (
+            "features",
+            tmp_path / "model",
+            tmp_path / "scenes",
+            out,
+            "--images-per-file",
+            8,
+            "--resources.cpus",
+            2,
+        )
 
     def parts(out):
         return {path.name: path.stat().st_mtime_ns for path in out.glob("parts/*.parquet")}
@@ -174,7 +219,11 @@ def test_a_killed_job_goes_on_by_the_same_command_and_every_image_is_there_once_
 
     run_beit(*command(tmp_path / "whole"))
     broken, whole = (pq.read_table(folder / "parts") for folder in (out, tmp_path / "whole"))
-    assert len(set(zip(broken["unit"].to_pylist(), broken["row"].to_pylist(), strict=True))) == len(broken) == 1200
+    assert (
+        len(set(zip(broken["unit"].to_pylist(), broken["row"].to_pylist(), strict=True)))
+        == len(broken)
+        == 1200
+    )
     assert broken.equals(whole)
 
 
@@ -183,7 +232,11 @@ def test_numbers_that_float16_cannot_hold_are_noticed_and_not_written(tmp_path):
     with torch.no_grad():
         model.blocks[1].mlp.fc2.bias.fill_(1e5)
     save_model(model, tmp_path / "model", extra={"view": VIEW})
-    images = {**about([(0, row) for row in range(3)]), "file": np.zeros(3, int), "view": np.zeros((3, 32, 32, 3), np.uint8)}
+    images = {
+        **about([(0, row) for row in range(3)]),
+        "file": np.zeros(3, int),
+        "view": np.zeros((3, 32, 32, 3), np.uint8),
+    }
     for numbers, overflow in (("float16", 2), ("float32", 0)):
         description = describe(layers=[1, 2], dim=24, numbers=numbers)
         files = FeatureFiles.create(str(tmp_path / numbers), description, np.array([3], np.int32))
@@ -194,7 +247,9 @@ def test_numbers_that_float16_cannot_hold_are_noticed_and_not_written(tmp_path):
         with torch.no_grad():
             model.blocks[1].mlp.fc2.bias.fill_(torch.nan)
         save_model(model, tmp_path / "broken", extra={"view": VIEW})
-        assert Embed(files, str(tmp_path / "broken"), ViewConfig(), **options)(images)["broken"].tolist() == [True]
+        assert Embed(files, str(tmp_path / "broken"), ViewConfig(), **options)(images)["broken"].tolist() == [
+            True
+        ]
 
 
 def test_the_layer_of_a_deep_pretrained_model_is_a_middle_one():
@@ -216,7 +271,10 @@ def test_labels_have_one_type_in_all_files_whatever_a_row_group_holds(tmp_path, 
     image = pa.array([{"bytes": b"", "path": f"{row}.png"} for row in range(4)])
     pq.write_table(pa.table({"image": image, "target": values}), tmp_path / "train.parquet", row_group_size=2)
     manifest = open_source(str(tmp_path / "train.parquet")).manifest
-    assert (manifest.kind_of("image.path"), manifest.column("image.path").tolist()) == ("text", [f"{row}.png" for row in range(4)])
+    assert (manifest.kind_of("image.path"), manifest.column("image.path").tolist()) == (
+        "text",
+        [f"{row}.png" for row in range(4)],
+    )
     description = describe(label="target", label_kind=manifest.kind_of("target"), images_per_file=2)
     assert description.label_kind == kind
     files = FeatureFiles.create(str(tmp_path / "out"), description, manifest.rows)

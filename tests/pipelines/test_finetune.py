@@ -36,7 +36,9 @@ TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_p
 
 @pytest.fixture
 def pretrained(tmp_path):
-    save_model(Beit(TINY, 16, seed=1), tmp_path / "pretrained", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    save_model(
+        Beit(TINY, 16, seed=1), tmp_path / "pretrained", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    )
     return str(tmp_path / "pretrained")
 
 
@@ -50,7 +52,11 @@ def break_image(path, row):
 
 def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_preset(pretrained):
     config = config_for(pretrained, "tiny64")
-    assert (config.model.dim, config.model.position, config.model.drop_path) == (32, "relative-per-block", 0.1)
+    assert (config.model.dim, config.model.position, config.model.drop_path) == (
+        32,
+        "relative-per-block",
+        0.1,
+    )
     assert (config.view.mean, config.view.min_area, config.view.jitter) == ((0.5, 0.5, 0.5), 0.2, 0.0)
     assert config.layer_decay == PRESETS["tiny64"]().layer_decay
     assert recipe_for(ModelConfig(dim=1024, depth=24, heads=16), "mim") == "large"
@@ -58,12 +64,18 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_pres
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_classifier_goes_on_at_a_higher_resolution_with_the_head_and_the_pooling_that_it_has(pooling, tmp_path):
-    low = Classifier(replace(TINY, position="absolute"), 10, pooling=pooling, generator=torch.Generator().manual_seed(0))
+def test_a_classifier_goes_on_at_a_higher_resolution_with_the_head_and_the_pooling_that_it_has(
+    pooling, tmp_path
+):
+    low = Classifier(
+        replace(TINY, position="absolute"), 10, pooling=pooling, generator=torch.Generator().manual_seed(0)
+    )
     save_model(low, tmp_path / "low", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
     config = config_for(str(tmp_path / "low"), "base-384")
     assert (config.pooling, config.model.image_size) == (pooling, 384)
-    config = override(config, {"output.root": str(tmp_path / "runs"), "data.scenes": 20, "data.val_scenes": 10, "steps": 1})
+    config = override(
+        config, {"output.root": str(tmp_path / "runs"), "data.scenes": 20, "data.val_scenes": 10, "steps": 1}
+    )
     transfer = prepare(override(config, {"model.image_size": 64}), preset="test", say=print).transfer
     assert (transfer.fresh, transfer.dropped, transfer.resampled) == ([], {}, ["pos_embed"])
 
@@ -78,24 +90,39 @@ def test_every_preset_survives_its_file():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
     write_scenes(str(tmp_path / "train"), images=12, seed=0, image_size=64)
-    small = {"model.dim": 24, "model.depth": 1, "model.heads": 2, "model.image_size": 64, "optim.global_batch_size": 4, "steps": 20_000}
+    small = {
+        "model.dim": 24,
+        "model.depth": 1,
+        "model.heads": 2,
+        "model.image_size": 64,
+        "optim.global_batch_size": 4,
+        "steps": 20_000,
+    }
     config = override(PRESETS[name](), {**small, "data.train": str(tmp_path / "train")})
     training = prepare(config, preset=name, say=print).training
     keys = {"epoch": np.zeros(12, int), "unit": np.zeros(12, int), "row": np.arange(12)}
     batch = training.samples.make({**training.source.unit(0).read(np.arange(12), ("image", "label")), **keys})
     objective = training.make_objective()
     objective.start_step(5)
-    loss = objective({column: torch.from_numpy(batch[column]) for column in objective.columns})["loss"] / objective.weight(batch)
+    loss = objective({column: torch.from_numpy(batch[column]) for column in objective.columns})[
+        "loss"
+    ] / objective.weight(batch)
     loss.backward()
     assert abs(loss.item() - np.log(10)) < 0.5
     optimizer = objective.optimizer()
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(objective.model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
+        list(objective.model.parameters())
+    )
     optimizer.step()
 
 
 def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_these_are(tmp_path):
     write_scenes(str(tmp_path / "train"), images=40, seed=0, image_size=64)
-    values = {"data.train": str(tmp_path / "train"), "optim.global_batch_size": 8, "output.root": str(tmp_path / "runs")}
+    values = {
+        "data.train": str(tmp_path / "train"),
+        "optim.global_batch_size": 8,
+        "output.root": str(tmp_path / "runs"),
+    }
     config = override(PRESETS["tiny64"](), values)
 
     def warmup_of(config):
@@ -107,12 +134,19 @@ def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_
     assert warmup_of(override(config, {"steps": 40})) == (None, 2, 40)
     in_steps = {"warmup_epochs": None, "optim.warmup_steps": 7}
     assert warmup_of(override(config, in_steps)) == (None, 7, 100)
-    assert "warmup: 7 steps x 8 images = 1.4 epochs" in summary(prepare(override(config, in_steps), preset="test", say=print))
-    with pytest.raises(UserError, match=r"--warmup-epochs 1 and --optim.warmup-steps 7 both say.*\n.*add --warmup-epochs None"):
+    assert "warmup: 7 steps x 8 images = 1.4 epochs" in summary(
+        prepare(override(config, in_steps), preset="test", say=print)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"--warmup-epochs 1 and --optim.warmup-steps 7 both say.*\n.*add --warmup-epochs None",
+    ):
         override(config, {"optim.warmup_steps": 7})
     with pytest.raises(UserError, match="neither in epochs nor in steps"):
         override(config, {"warmup_epochs": None})
-    with pytest.raises(UserError, match=r"--warmup-epochs 1 takes all of --epochs 1: .*\nset --warmup-epochs 0.05"):
+    with pytest.raises(
+        UserError, match=r"--warmup-epochs 1 takes all of --epochs 1: .*\nset --warmup-epochs 0.05"
+    ):
         warmup_of(override(config, {"epochs": 1}))
     assert warmup_of(override(config, {"epochs": 1, "warmup_epochs": 0.2})) == (None, 1, 5)
     with pytest.raises(UserError, match=r"optim.warmup_steps=100 takes all of the run's 100 steps"):
@@ -124,7 +158,9 @@ def test_a_folder_without_a_model_is_told_so(tmp_path):
         config_for(str(tmp_path), "base")
 
 
-def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need_it_any_more(pretrained, tmp_path):
+def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need_it_any_more(
+    pretrained, tmp_path
+):
     write_scenes(str(tmp_path / "train"), images=16, seed=0, image_size=32, rows_per_group=8)
     values = {"data.train": str(tmp_path / "train"), "steps": 2, "output.root": str(tmp_path / "runs")}
     config, lines = override(config_for(pretrained, "quickstart"), values), []
@@ -135,7 +171,9 @@ def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need
     first = training.make_objective().model.state_dict()
     shutil.rmtree(pretrained)
     again = prepare(training.config, preset="test", say=lines.append).training
-    assert all(torch.equal(first[name], tensor) for name, tensor in again.make_objective().model.state_dict().items())
+    assert all(
+        torch.equal(first[name], tensor) for name, tensor in again.make_objective().model.state_dict().items()
+    )
     assert again.inputs == training.inputs
 
 
@@ -146,15 +184,28 @@ def test_a_run_that_starts_from_a_run_keeps_its_weights_while_that_one_goes_on(p
     config = override(config_for(str(tmp_path / "earlier"), "quickstart"), output)
     training = prepare(config, preset="test", say=print).training
     assert training.config.start.startswith(f"{tmp_path}/runs/starts/earlier-step-7-")
-    save_model(Beit(TINY, 16, seed=2), tmp_path / "earlier" / "model", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    save_model(
+        Beit(TINY, 16, seed=2),
+        tmp_path / "earlier" / "model",
+        extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+    )
     assert prepare(training.config, preset="test", say=print).training.inputs == training.inputs
     assert prepare(config, preset="test", say=print).training.inputs != training.inputs
 
 
-def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named(pretrained, tmp_path, capsys):
+def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named(
+    pretrained, tmp_path, capsys
+):
     other = {"mean": [0.25] * 3, "std": [0.5] * 3}
-    save_model(Classifier(TINY, 10, pooling="cls", generator=torch.Generator().manual_seed(0)), tmp_path / "other", extra={"view": other})
-    config = override(config_for(pretrained, "quickstart"), {"output.root": str(tmp_path), "output.name": "earlier", "layer_decay": 0.5})
+    save_model(
+        Classifier(TINY, 10, pooling="cls", generator=torch.Generator().manual_seed(0)),
+        tmp_path / "other",
+        extra={"view": other},
+    )
+    config = override(
+        config_for(pretrained, "quickstart"),
+        {"output.root": str(tmp_path), "output.name": "earlier", "layer_decay": 0.5},
+    )
     run_folder.create(config, job="finetune", preset="quickstart")
     main(["finetune", str(tmp_path / "other"), str(tmp_path / "earlier" / "config.json"), "--dry-run"])
     begun = from_dict(FinetuneConfig, json.loads(capsys.readouterr().out))
@@ -169,33 +220,54 @@ def test_other_pixels_than_those_of_the_weights_are_warned_of(pretrained, tmp_pa
     output = {"output.root": str(tmp_path), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
     for mean, warnings in (((0.5, 0.5, 0.5), 0), ((0.4, 0.5, 0.5), 1)):
         lines = []
-        prepare(override(config_for(pretrained, "quickstart"), {**output, "view.mean": mean}), preset="test", say=lines.append)
-        assert sum("give --view.mean 0.5 0.5 0.5 --view.std 0.5 0.5 0.5" in line for line in lines) == warnings
+        prepare(
+            override(config_for(pretrained, "quickstart"), {**output, "view.mean": mean}),
+            preset="test",
+            say=lines.append,
+        )
+        assert (
+            sum("give --view.mean 0.5 0.5 0.5 --view.std 0.5 0.5 0.5" in line for line in lines) == warnings
+        )
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pretrained, tmp_path, monkeypatch):
+def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
+    pretrained, tmp_path, monkeypatch
+):
     train, val = str(tmp_path / "train"), str(tmp_path / "val")
     write_scenes(train, images=64, seed=0, image_size=32, rows_per_group=8)
     [shard] = write_scenes(val, images=37, seed=0, image_size=32, first=64, split="val", rows_per_group=8)
     break_image(shard, 11)
-    values = {"data.train": train, "data.val": val, "data.fraction": 0.5, "epochs": 2, "evaluate_epochs": 1, "optim.global_batch_size": 8}
+    values = {
+        "data.train": train,
+        "data.val": val,
+        "data.fraction": 0.5,
+        "epochs": 2,
+        "evaluate_epochs": 1,
+        "optim.global_batch_size": 8,
+    }
     output = {"output.root": str(tmp_path / "runs"), "output.name": "run", "output.mlflow": False}
     config = override(config_for(pretrained, "quickstart"), {**values, **output})
     lines = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.evaluation.classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+            "pipelines.evaluation.classification.evaluate",
+            lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             finetune(config, say=lines.append)
     assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.evaluation.classification.evaluate", lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError)
+            "pipelines.evaluation.classification.evaluate",
+            lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError),
         )
         with pytest.raises(
-            JobFailedError, match=r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the training"
+            JobFailedError,
+            match=(
+                r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the "
+                r"training"
+            ),
         ):
             finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
     assert "The worker died" in (tmp_path / "runs" / "run" / "error.log").read_text()
@@ -206,7 +278,10 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert 27 <= images <= 37  # half of the images of each class
     steps, pause = 2 * images // 8, round(images / 8)
     assert (result.step, ledger.settled) == (steps, 8 * steps)
-    assert [one["step"] for one in evaluations.read(result.run, "validation")] == [*range(pause, steps, pause), steps]
+    assert [one["step"] for one in evaluations.read(result.run, "validation")] == [
+        *range(pause, steps, pause),
+        steps,
+    ]
     assert f"resumed: going on from step {pause}" in lines
     assert any(line.startswith("fresh: fc_norm") for line in lines)
 
@@ -221,7 +296,9 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
             pixels, status = make_centre_view(image, view=view, image_size=32, share=1.0)
             if status == 0:
                 with torch.inference_mode():
-                    right.append(int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label)
+                    right.append(
+                        int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label
+                    )
             count += 1
     last = evaluations.read(result.run, "validation")[-1]
     assert (count, last["images"], len(last["unusable"])) == (37, 36, 1)
@@ -234,9 +311,14 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(pr
     assert "What patches attend to" in report
     for row in range(37):
         break_image(shard, row)
-    assert "none of the images that were looked at can be decoded" in Path(rebuild_report(result.run)).read_text()
+    assert (
+        "none of the images that were looked at can be decoded"
+        in Path(rebuild_report(result.run)).read_text()
+    )
     Path(shard).write_bytes(Path(shard).read_bytes()[:200])
-    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text(), "a shard that is cut off"
+    assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text(), (
+        "a shard that is cut off"
+    )
     Path(val).rename(tmp_path / "gone")
     assert "Warning: no picture of what patches attend to" in Path(rebuild_report(result.run)).read_text()
     assert run_folder.saved_run(result.run).job == "finetune"

@@ -36,7 +36,13 @@ def scenes(tmp_path_factory):
 
 
 def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_report(scenes, tmp_path):
-    values = {"data.train": scenes, "epochs": 2, "optim.global_batch_size": 16, "optim.warmup_steps": 2, "output.root": str(tmp_path)}
+    values = {
+        "data.train": scenes,
+        "epochs": 2,
+        "optim.global_batch_size": 16,
+        "optim.warmup_steps": 2,
+        "output.root": str(tmp_path),
+    }
     config = override(presets.quickstart(), {**values, "output.name": "run", "stop_at": 5})
     lines = []
     first = pretrain(config, say=lines.append)
@@ -68,13 +74,27 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
 
 
 def assert_hugging_face_predicts_the_same(run, out):
-    """The run's model, exported, has the same logits for the hidden patches of scenes there, and the same tokens are the largest."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed, nothing to compare with")
+    """The run's model, exported, has the same logits for the hidden patches of scenes there, and the same
+    tokens are the largest.
+    """
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed, nothing to compare with"
+    )
     list(export_weights(ExportConfig(run=run, out=str(out), format="hf")))
-    theirs, ours = transformers.BeitForMaskedImageModeling.from_pretrained(out).eval(), load_model(Path(run, "model"))
-    samples = prepare(run_folder.saved_config(run, PretrainConfig, job="pretrain")[0], preset="quickstart", say=lambda line: None)
+    theirs, ours = (
+        transformers.BeitForMaskedImageModeling.from_pretrained(out).eval(),
+        load_model(Path(run, "model")),
+    )
+    samples = prepare(
+        run_folder.saved_config(run, PretrainConfig, job="pretrain")[0],
+        preset="quickstart",
+        say=lambda line: None,
+    )
     batch = draw_unseen(samples.source.manifest, samples.samples, 8)
-    pixels, mask = normalise(torch.from_numpy(batch["patch_view"]), samples.config.view), torch.from_numpy(batch["mask"])
+    pixels, mask = (
+        normalise(torch.from_numpy(batch["patch_view"]), samples.config.view),
+        torch.from_numpy(batch["mask"]),
+    )
     with torch.no_grad():
         expected = theirs(pixels, bool_masked_pos=mask).logits[mask]
         logits = ours(pixels, mask)
@@ -84,9 +104,23 @@ def assert_hugging_face_predicts_the_same(run, out):
 
 
 @pytest.mark.slow
-def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_interruption(scenes, tmp_path, monkeypatch):
-    values = {"data.train": scenes, "epochs": 2, "optim.global_batch_size": 16, "optim.warmup_steps": 2, "output.root": str(tmp_path)}
-    values |= {"knn.every_steps": 4, "knn.train": scenes, "knn.val": scenes, "evaluation.images": 0, "output.name": "run"}
+def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_interruption(
+    scenes, tmp_path, monkeypatch
+):
+    values = {
+        "data.train": scenes,
+        "epochs": 2,
+        "optim.global_batch_size": 16,
+        "optim.warmup_steps": 2,
+        "output.root": str(tmp_path),
+    }
+    values |= {
+        "knn.every_steps": 4,
+        "knn.train": scenes,
+        "knn.val": scenes,
+        "evaluation.images": 0,
+        "output.name": "run",
+    }
     config, lines, judge = override(presets.quickstart(), values), [], KnnSets._judge
 
     def interrupted(sets, folder, placement, checkpoint, step):
@@ -99,7 +133,11 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, say=lines.append)
     result = pretrain(config, resume=str(tmp_path / "run"), say=lines.append)
-    assert [int(line.split()[3].rstrip(":")) for line in lines if line.startswith("k-NN at step")] == [4, 8, 12]
+    assert [int(line.split()[3].rstrip(":")) for line in lines if line.startswith("k-NN at step")] == [
+        4,
+        8,
+        12,
+    ]
     figures = {row["step"]: row["top1"]["4"] for row in evaluations.read(result.run, "knn")}
     assert sorted(figures) == [4, 8, 12]
     assert result.metrics["knn/layer_4"] == figures[12]
@@ -107,14 +145,26 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
 
 
 def test_a_trained_tokenizer_is_a_folder_that_pretraining_can_load(scenes, tmp_path):
-    values = {"data.train": scenes, "steps": 3, "optim.global_batch_size": 8, "output.root": str(tmp_path), "output.mlflow": False}
+    values = {
+        "data.train": scenes,
+        "steps": 3,
+        "optim.global_batch_size": 8,
+        "output.root": str(tmp_path),
+        "output.mlflow": False,
+    }
     small = {"dvae.vocab_size": 64, "dvae.encoder_width": 8, "dvae.decoder_width": 8, "optim.warmup_steps": 1}
-    trained = train_tokenizer(override(scenes64(), {**values, **small, "output.name": "tokenizer"}), say=lambda line: None)
+    trained = train_tokenizer(
+        override(scenes64(), {**values, **small, "output.name": "tokenizer"}), say=lambda line: None
+    )
     folder = str(Path(trained.run, "tokenizer"))
     assert load_tokenizer(folder).vocab_size == 64
     described = json.loads(Path(folder, "tokenizer.json").read_text())
     assert described["training"]["steps"] == 3
     report = Path(rebuild_tokenizer_report(trained.run)).read_text()
-    for section in ("Originals and reconstructions", "What single tokens look like", "in 96 views that no step has seen"):
+    for section in (
+        "Originals and reconstructions",
+        "What single tokens look like",
+        "in 96 views that no step has seen",
+    ):
         assert section in report
     assert f"{described['figures']['error']:.3f} of 1" in report

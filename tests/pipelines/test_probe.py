@@ -56,7 +56,9 @@ def directly(model, manifest, layer, pooling):
         for image, label in zip(found["image"], found["label"], strict=True):
             pixels, _ = make_centre_view(image, view=view, image_size=32, share=1.0)
             with torch.inference_mode():
-                one = pooled_features(model, normalise(torch.from_numpy(pixels[None].copy()), view), (layer,), (pooling,))
+                one = pooled_features(
+                    model, normalise(torch.from_numpy(pixels[None].copy()), view), (layer,), (pooling,)
+                )
             features.append(one[layer, pooling][0].numpy().astype(np.float16))
             labels.append(label)
     return Labelled(np.stack(features), np.array(labels, np.int64))
@@ -69,7 +71,12 @@ def manifest_of(data):
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path, monkeypatch):
     output = {"output.root": str(tmp_path), "output.name": "run", "start": str(given / "model")}
-    data = {"data.train": str(given / "train"), "data.val": str(given / "val"), "linear.epochs": 5, "most_images": 40}
+    data = {
+        "data.train": str(given / "train"),
+        "data.val": str(given / "val"),
+        "linear.epochs": 5,
+        "most_images": 40,
+    }
     config = override(ProbeConfig(), {**output, **data})
     lines = []
     with monkeypatch.context() as patch:
@@ -85,14 +92,19 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
 
     files, seen, judge = written(), [], job._judge
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.probe._judge", lambda *arguments: seen.append(written()) or judge(*arguments))
+        patch.setattr(
+            "pipelines.probe._judge", lambda *arguments: seen.append(written()) or judge(*arguments)
+        )
         result = probe(config, resume=run, say=lines.append)
     assert files
     assert seen[0] == files, "what was there is not computed again"
     assert not Path(run, "features").exists()
 
     assert [(row.weights, row.layer, row.pooling) for row in result.rows] == [
-        (weights, layer, pooling) for weights in ("trained", "random") for layer in (1, 2) for pooling in ("mean", "cls")
+        (weights, layer, pooling)
+        for weights in ("trained", "random")
+        for layer in (1, 2)
+        for pooling in ("mean", "cls")
     ]
     assert {row.val_images for row in result.rows} == {25}
     shown = list(table_lines(result.rows))
@@ -106,7 +118,11 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     assert (logged.info.status, logged.data.params["linear.epochs"]) == ("FINISHED", "5")
     for weights, pooling in (("trained", "mean"), ("random", "cls")):
         curve = client.get_metric_history(logged.info.run_id, f"{weights}_{pooling}/linear_top1")
-        table = [(row.layer, row.linear_top1) for row in result.rows if (row.weights, row.pooling) == (weights, pooling)]
+        table = [
+            (row.layer, row.linear_top1)
+            for row in result.rows
+            if (row.weights, row.pooling) == (weights, pooling)
+        ]
         assert [(point.step, point.value) for point in curve] == table
     assert [file.path for file in client.list_artifacts(logged.info.run_id)] == ["probe.csv", "report"]
 
@@ -114,19 +130,44 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     models = {"trained": load_model(given / "model"), "random": Beit(TINY, 1, seed=config.seed).eval()}
     taken = take_at_most(label_source(open_source(str(given / "train"))).manifest, 40, config.seed)
     for row in (row for row in result.rows if row.layer == 2):
-        train, val = (directly(models[row.weights], manifest, row.layer, row.pooling) for manifest in (taken, manifest_of(given / "val")))
+        train, val = (
+            directly(models[row.weights], manifest, row.layer, row.pooling)
+            for manifest in (taken, manifest_of(given / "val"))
+        )
         assert row.train_images == taken.total
-        assert row.knn_top1 == pytest.approx(probe_knn(train, val, 10, config.knn).top1, abs=0.041)  # float16: a tie may go either way
-        assert row.linear_top1 == pytest.approx(probe_linear(train, val, 10, config.linear, seed=0).top1, abs=0.041)
+        assert row.knn_top1 == pytest.approx(
+            probe_knn(train, val, 10, config.knn).top1, abs=0.041
+        )  # float16: a tie may go either way
+        assert row.linear_top1 == pytest.approx(
+            probe_linear(train, val, 10, config.linear, seed=0).top1, abs=0.041
+        )
 
 
 @pytest.mark.slow
-def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_the_table_of_one_that_was_not(run_beit, tmp_path):
+def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_the_table_of_one_that_was_not(
+    run_beit, tmp_path
+):
     save_model(Beit(replace(TINY, depth=4), 16, seed=1), tmp_path / "model", extra={"view": VIEW})
     write_scenes(tmp_path / "train", images=1300, seed=0, image_size=32)
     write_scenes(tmp_path / "val", images=100, seed=0, image_size=32, first=1300, split="val")
-    given = ["probe", tmp_path / "model", "--data.train", tmp_path / "train", "--data.val", tmp_path / "val", "--linear.epochs", 3]
-    given += ["--output.root", tmp_path / "runs", "--output.no-mlflow", "--resources.cpus", 2, "--output.name"]
+    given = [
+        "probe",
+        tmp_path / "model",
+        "--data.train",
+        tmp_path / "train",
+        "--data.val",
+        tmp_path / "val",
+        "--linear.epochs",
+        3,
+    ]
+    given += [
+        "--output.root",
+        tmp_path / "runs",
+        "--output.no-mlflow",
+        "--resources.cpus",
+        2,
+        "--output.name",
+    ]
     run = tmp_path / "runs" / "killed"
 
     def features():
@@ -143,7 +184,8 @@ def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_
 
     run_beit(*given, "whole")
     ended, whole = (
-        {(row.weights, row.layer, row.pooling): row for row in read_table(str(tmp_path / "runs" / name))} for name in ("killed", "whole")
+        {(row.weights, row.layer, row.pooling): row for row in read_table(str(tmp_path / "runs" / name))}
+        for name in ("killed", "whole")
     )
     assert len(whole) == 16
     assert ended == whole
@@ -152,14 +194,19 @@ def test_a_probe_killed_among_its_features_and_then_among_its_results_ends_with_
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_features(given, tmp_path, monkeypatch):
+def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_features(
+    given, tmp_path, monkeypatch
+):
     knn = KnnWhileConfig(every_steps=5, train=str(given / "train"), val=str(given / "val"))
     lines = []
     sets = open_knn(PretrainConfig(model=TINY, knn=knn), say=lines.append)
     assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
     folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), nodes(), tokenize=False)
     figures = sets.evaluate(lines.append, folder, placement, str(given / "model"))
-    train, val = (directly(load_model(given / "model"), manifest_of(given / name), 2, "mean") for name in ("train", "val"))
+    train, val = (
+        directly(load_model(given / "model"), manifest_of(given / name), 2, "mean")
+        for name in ("train", "val")
+    )
     assert figures["knn/layer_2"] == pytest.approx(probe_knn(train, val, 10, knn).top1, abs=0.041)
     assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
@@ -172,5 +219,8 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
 def test_neighbours_need_something_to_be_judged_by(given):
     assert open_knn(PretrainConfig(model=TINY), say=print) is None
     with pytest.raises(UserError, match=r"knn\.val is not given"):
-        open_knn(PretrainConfig(model=TINY, knn=KnnWhileConfig(every_steps=5, train=str(given / "train"))), say=print)
+        open_knn(
+            PretrainConfig(model=TINY, knn=KnnWhileConfig(every_steps=5, train=str(given / "train"))),
+            say=print,
+        )
     assert pauses(KnnWhileConfig(every_steps=5), 15) == [5, 10]

@@ -14,7 +14,9 @@ def place(request, tmp_path: Path, monkeypatch) -> str:
     """A folder, local or as s3://."""
     if request.param == "local":
         return str(tmp_path / "bucket")
-    monkeypatch.setattr(storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
+    monkeypatch.setattr(
+        storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    )
     (tmp_path / "bucket").mkdir()
     return "s3://bucket"
 
@@ -60,7 +62,10 @@ def test_links_that_lead_in_a_circle_end(tmp_path: Path):
 
 def test_joining_keeps_what_a_uri_needs():
     assert storage.join("s3://bucket/a/", "b", "c") == "s3://bucket/a/b/c"
-    assert storage.join("s3://bucket/a?endpoint_override=localhost:9000", "b") == "s3://bucket/a/b?endpoint_override=localhost:9000"
+    assert (
+        storage.join("s3://bucket/a?endpoint_override=localhost:9000", "b")
+        == "s3://bucket/a/b?endpoint_override=localhost:9000"
+    )
     assert storage.join("/", "a") == "/a"
     assert storage.resolve("file:///a/b")[1] == "/a/b"
     assert storage.resolve("s3://bucket/a?endpoint_override=localhost:9000&region=us-east-1")[1] == "bucket/a"
@@ -70,7 +75,12 @@ def test_joining_keeps_what_a_uri_needs():
     ("uri", "absolute", "parent", "name"),
     [
         ("s3://bucket/runs/one/", "s3://bucket/runs/one", "s3://bucket/runs", "one"),
-        ("s3://bucket/one//?endpoint_override=http://host/", "s3://bucket/one?endpoint_override=http://host/", None, "one"),
+        (
+            "s3://bucket/one//?endpoint_override=http://host/",
+            "s3://bucket/one?endpoint_override=http://host/",
+            None,
+            "one",
+        ),
         ("gs://bucket/", "gs://bucket", "gs://bucket", "bucket"),
         ("/runs/one/", "/runs/one", "/runs", "one"),
         ("/runs", "/runs", "/", "runs"),
@@ -102,7 +112,9 @@ def test_what_lies_in_a_folder(path: str, folder: str, lies: bool, monkeypatch):
 @pytest.mark.parametrize("name", ["file/result.txt", "file/deep/result.txt"])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=rf"{tmp_path}/file.* cannot be made or written: .*\ngive another folder"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/file.* cannot be made or written: .*\ngive another folder"
+    ):
         storage.write_text(tmp_path / name, "")
 
 

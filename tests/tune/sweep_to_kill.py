@@ -1,4 +1,6 @@
-"""A sweep that is killed in its second trial: `python sweep_to_kill.py OUT SPACE`. A program, because its driver is what is killed."""
+"""A sweep that is killed in its second trial: `python sweep_to_kill.py OUT SPACE`. A program, because its
+driver is what is killed.
+"""
 
 import os
 import signal

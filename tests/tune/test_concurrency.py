@@ -12,7 +12,10 @@ def test_on_two_cores_one_trial_runs_after_another():
     found = schedule(ResourceConfig(), TWO_CORES, tokenize=False)
     assert found.concurrent == 1
     assert found.placement.workers == 1
-    assert found.line == "a trial needs 1 worker x 1 CPU + 0.25 CPU to read; 2 CPU / 1.25 = 1.60: room for 1; 1 at a time"
+    assert (
+        found.line
+        == "a trial needs 1 worker x 1 CPU + 0.25 CPU to read; 2 CPU / 1.25 = 1.60: room for 1; 1 at a time"
+    )
 
 
 def test_each_gpu_takes_a_trial_until_the_cores_run_out():
@@ -26,8 +29,14 @@ def test_each_gpu_takes_a_trial_until_the_cores_run_out():
 
 def test_cores_to_read_are_never_rounded_down():
     four = [Node(cpus=4, gpus=0)]
-    assert schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.0).concurrent == 2
-    assert schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.4).concurrent == 1
+    assert (
+        schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.0).concurrent
+        == 2
+    )
+    assert (
+        schedule(ResourceConfig(view_cpus=1, worker_cpus=1), four, tokenize=False, data_cpus=1.4).concurrent
+        == 1
+    )
 
 
 def test_two_machines_that_are_each_too_small_do_not_make_one():

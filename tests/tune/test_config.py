@@ -18,17 +18,28 @@ def test_a_trial_is_the_preset_with_its_parameters_and_a_folder_below_the_sweeps
     for field in fields(PretrainConfig):
         if field.name != "evaluation":
             assert getattr(base, field.name) == getattr(pretrain_preset("base"), field.name)
-    trial = trial_config(base, {"mask.ratio": 0.5}, objective="loss", images=1000, sweep="/runs/first", name="trial-003")
+    trial = trial_config(
+        base, {"mask.ratio": 0.5}, objective="loss", images=1000, sweep="/runs/first", name="trial-003"
+    )
     assert trial.mask.ratio == 0.5
     assert (trial.output.root, trial.output.name) == ("/runs/first", "trial-003")
-    entry = entry_of(trial, Trial(number=3, params={"mask.ratio": 0.5}), preset="base", objective="loss", rows=2048 * 100, debug=False)
+    entry = entry_of(
+        trial,
+        Trial(number=3, params={"mask.ratio": 0.5}),
+        preset="base",
+        objective="loss",
+        rows=2048 * 100,
+        debug=False,
+    )
     assert entry["total_steps"] == 80_000
     assert from_dict(PretrainConfig, json.loads(json.dumps(entry["config"]))).mask.ratio == 0.5
 
 
 def test_a_short_trial_has_checkpoints_all_the_same():
     config = sweep_preset("quickstart").pretraining()
-    entry = entry_of(config, Trial(number=0, params={}), preset="quickstart", objective="loss", rows=1000, debug=False)
+    entry = entry_of(
+        config, Trial(number=0, params={}), preset="quickstart", objective="loss", rows=1000, debug=False
+    )
     assert entry["total_steps"] == 62
     assert entry["config"]["output"]["checkpoint_steps"] == 15
 
@@ -36,7 +47,9 @@ def test_a_short_trial_has_checkpoints_all_the_same():
 def test_a_trial_that_predicts_no_tokens_reads_none():
     base = override(sweep_preset("quickstart").pretraining(), {"data.tokens": "/tokens"})
     kinds = {
-        kind: trial_config(base, {"target.kind": kind}, objective="knn", images=1000, sweep="/runs/x", name="trial-000").data.tokens
+        kind: trial_config(
+            base, {"target.kind": kind}, objective="knn", images=1000, sweep="/runs/x", name="trial-000"
+        ).data.tokens
         for kind in ("tokens", "pixels")
     }
     assert kinds == {"tokens": "/tokens", "pixels": None}
@@ -59,7 +72,7 @@ def test_parameters_with_which_a_trial_could_not_begin_are_refused_before_the_fi
         check_trial(base, {"optim.rate": 1.0}, 1000, objective="loss")
 
 
-def test_a_trial_without_tokens_among_others_with_a_cache_can_begin_and_one_whose_tokens_miss_the_patches_cannot():
+def test_a_trial_without_tokens_beside_a_cache_can_begin_and_one_whose_tokens_miss_the_patches_cannot():
     base = override(sweep_preset("quickstart").pretraining(), {"data.tokens": "/tokens"})
     assert check_trial(base, {"target.kind": "pixels"}, 1000, objective="knn").data.tokens is None
     with pytest.raises(UserError, match=r"a trial with model\.image_size=96: tokenizer\.image_size="):
@@ -82,8 +95,13 @@ def test_trials_share_tokens_unless_the_space_changes_views_or_tokenizer():
 
 def test_what_one_tokenizer_saves_is_what_the_others_would_have_computed():
     tokens = Tokens(path="x", views=2000, parts=4, computed=4, seconds=10)
-    assert "the trials read 10,000, for which each by itself would have taken 50 s in all: 40 s saved" in tokens.saved(10_000)
-    assert "nothing was tokenised" in Tokens(path="x", views=2000, parts=4, computed=0, seconds=3).saved(10_000)
+    assert (
+        "the trials read 10,000, for which each by itself would have taken 50 s in all: 40 s saved"
+        in tokens.saved(10_000)
+    )
+    assert "nothing was tokenised" in Tokens(path="x", views=2000, parts=4, computed=0, seconds=3).saved(
+        10_000
+    )
 
 
 def test_a_sweep_without_evaluation_is_refused():

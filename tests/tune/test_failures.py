@@ -15,7 +15,10 @@ def test_the_cause_is_what_is_wrong_and_neither_its_remedy_nor_where_ray_found_i
     error = UserError("data.train=there holds no image", "give another folder")
     assert cause(error) == "data.train=there holds no image"
     assert cause(RayTaskError("train", "Traceback …", error)) == "data.train=there holds no image"
-    assert cause(RayTaskError("train", "Traceback …", error).as_instanceof_cause()) == "data.train=there holds no image"
+    assert (
+        cause(RayTaskError("train", "Traceback …", error).as_instanceof_cause())
+        == "data.train=there holds no image"
+    )
     assert cause(ValueError("first line\n  the last one \n")) == "the last one"
     assert cause(KeyError()) == "KeyError"
 
@@ -40,4 +43,7 @@ def test_the_driver_keeps_what_a_failed_trial_has_noted_and_fills_in_for_one_tha
         write_trial(str(tmp_path), Trial(number=number, params={}, status=status, error=error))
         progress.on_trial_error(0, [], SimpleNamespace(config={"number": number, "params": {}}))
     assert lines == ["trial 0 failed: the loss is not finite", f"trial 1 failed: {KILLED}"]
-    assert [read_trial(str(tmp_path), f"trial-{number:03d}").error for number in (0, 1)] == ["the loss is not finite", KILLED]
+    assert [read_trial(str(tmp_path), f"trial-{number:03d}").error for number in (0, 1)] == [
+        "the loss is not finite",
+        KILLED,
+    ]

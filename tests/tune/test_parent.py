@@ -28,7 +28,9 @@ def test_its_run_in_mlflow_ends_however_it_ends(work, conclude, failure, status,
     log = SimpleNamespace(finish=lambda status, files: ended.append((status, files)))
 
     def run():
-        return run_to_the_end(work, conclude, lambda result: failure, log=log, files=["table"], again="beit again", say=print)
+        return run_to_the_end(
+            work, conclude, lambda result: failure, log=log, files=["table"], again="beit again", say=print
+        )
 
     if raised is None:
         assert run() == 1

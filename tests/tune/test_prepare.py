@@ -12,7 +12,10 @@ from tune.prepare import make_design, prepare
 
 
 def prepared(tmp_path, **values):
-    config = override(sweep_preset("quickstart"), {"output.root": str(tmp_path / "runs"), "data.scenes": 32, "steps": 4, **values})
+    config = override(
+        sweep_preset("quickstart"),
+        {"output.root": str(tmp_path / "runs"), "data.scenes": 32, "steps": 4, **values},
+    )
     return prepare(config, make_design(config), preset="quickstart", say=lambda line: None)
 
 
@@ -34,7 +37,10 @@ def test_what_optuna_might_suggest_is_tried_before_the_first_trial(tmp_path):
 
 def test_tokens_that_lie_on_no_patches_are_refused_before_ray_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: pytest.fail("Ray was started"))
-    config = override(sweep_preset("quickstart"), {"output.root": str(tmp_path / "runs"), "data.scenes": 32, "model.image_size": 96})
+    config = override(
+        sweep_preset("quickstart"),
+        {"output.root": str(tmp_path / "runs"), "data.scenes": 32, "model.image_size": 96},
+    )
     with pytest.raises(UserError, match=r"tokenizer\.image_size=64 gives"):
         sweep_module.sweep(config, say=lambda line: None)
 

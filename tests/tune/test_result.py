@@ -27,7 +27,9 @@ def make_trials(sweep):
     for number, (params, status, losses) in enumerate(
         zip(PARAMS, ("finished", "stopped", "failed"), ([6.0, 5.5, 4.75], [6.1, 6.2], []), strict=True)
     ):
-        trial = Trial(number=number, params=params, status=status, error='it, "broke"' if status == "failed" else "")
+        trial = Trial(
+            number=number, params=params, status=status, error='it, "broke"' if status == "failed" else ""
+        )
         write_trial(str(sweep), trial)
         rows = [{"step": 10 * place, "eval/loss": loss} for place, loss in enumerate(losses, 1)]
         (sweep / trial.name / METRICS_FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -54,8 +56,13 @@ def test_the_best_configuration_is_one_that_pretraining_accepts(tmp_path):
     assert (loaded, preset) == (config, "quickstart")
     assert (loaded.mask.ratio, loaded.optim.peak_lr) == (0.2, 1e-3)
     command = winner_command(str(tmp_path), config, list(PARAMS[0]), preset="quickstart", images=1000)
-    assert command == f"beit pretrain {tmp_path}/best/config.json --epochs 4 --data.scenes 4000 --optim.warmup-steps 25"
-    assert "--epochs" not in winner_command(str(tmp_path), config, ["epochs"], preset="quickstart", images=1000)
+    assert (
+        command
+        == f"beit pretrain {tmp_path}/best/config.json --epochs 4 --data.scenes 4000 --optim.warmup-steps 25"
+    )
+    assert "--epochs" not in winner_command(
+        str(tmp_path), config, ["epochs"], preset="quickstart", images=1000
+    )
 
 
 def test_the_winner_is_never_trained_for_less_than_its_trial(tmp_path):
@@ -87,7 +94,11 @@ def test_the_page_shows_every_trial_and_says_what_cannot_be_compared(tmp_path):
         "2 CPU / 1.25",
     ):
         assert said in page, said
-    for chart in ("at the end, in the nearest finished trial", "at point 2 of 10, which all reached", "A line a trial"):
+    for chart in (
+        "at the end, in the nearest finished trial",
+        "at point 2 of 10, which all reached",
+        "A line a trial",
+    ):
         assert f'aria-label="{"" if chart.startswith("A") else GOAL.name + " "}{chart}"' in page
     assert '<a href="http://host/#/experiments/1/runs/2">' in page
     assert page.count("<tr class='best'>") == 1
@@ -97,6 +108,14 @@ def test_a_page_of_a_sweep_without_a_point_can_be_written(tmp_path):
     write_trial(str(tmp_path), Trial(number=0, params=PARAMS[0], status="failed", error="no"))
     trials = read_trials(str(tmp_path), GOAL)
     path = write_sweep_report(
-        str(tmp_path), sweep_preset("quickstart"), trials, GOAL, preset="quickstart", seconds=1, lines=[], mlflow=None, command=None
+        str(tmp_path),
+        sweep_preset("quickstart"),
+        trials,
+        GOAL,
+        preset="quickstart",
+        seconds=1,
+        lines=[],
+        mlflow=None,
+        command=None,
     )
     assert "failed: no" in Path(path).read_text()

@@ -28,10 +28,17 @@ def test_a_plan_is_gone_through_in_its_order_and_ends():
 def test_optuna_goes_on_with_interrupted_trials_and_learns_from_ended_ones():
     pytest.importorskip("optuna", reason="optuna is not installed")
     earlier = [
-        Trial(number=0, params={"mask.ratio": 0.3, "optim.peak_lr": 1e-3}, status="finished", points=((1, 10, 5.0),)),
+        Trial(
+            number=0,
+            params={"mask.ratio": 0.3, "optim.peak_lr": 1e-3},
+            status="finished",
+            points=((1, 10, 5.0),),
+        ),
         Trial(number=1, params={"mask.ratio": 0.5, "optim.peak_lr": 2e-3}, status="running"),
     ]
-    search = Learned(load_space("mask-lr"), GOALS["loss"], seed=0, earlier=earlier, trials=12, entry=entry, refused=never)
+    search = Learned(
+        load_space("mask-lr"), GOALS["loss"], seed=0, earlier=earlier, trials=12, entry=entry, refused=never
+    )
     assert search.suggest("first") == entry(earlier[1])
     search.on_trial_complete("first", {OBJECTIVE: 5.5})
     found = []

@@ -16,7 +16,9 @@ def write(sweep, number, losses, status="finished"):
     trial = Trial(number=number, params={"mask.ratio": 0.1 * (number + 1)}, status=status)
     write_trial(str(sweep), trial)
     rows = [{"step": 10 * place - 5, "train/loss": 9.0} for place in range(1, len(losses) + 1)]
-    rows += [{"step": 10 * place, "train/loss": 9.0, "eval/loss": loss} for place, loss in enumerate(losses, 1)]
+    rows += [
+        {"step": 10 * place, "train/loss": 9.0, "eval/loss": loss} for place, loss in enumerate(losses, 1)
+    ]
     (sweep / trial.name / METRICS_FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return trial
 
@@ -56,7 +58,9 @@ def test_the_worse_of_later_trials_are_asked_to_stop_also_against_trials_of_an_e
         known = SimpleNamespace(trial_id=f"new-{number}", config={"number": number})
         stopper.on_trial_add(None, known)
         for point, loss in enumerate(losses, 1):
-            assert stopper.on_trial_result(None, known, {POINT: point, OBJECTIVE: loss}) == "CONTINUE", "Ray Tune must not kill it"
+            assert stopper.on_trial_result(None, known, {POINT: point, OBJECTIVE: loss}) == "CONTINUE", (
+                "Ray Tune must not kill it"
+            )
         return is_asked_to_stop(str(tmp_path / f"trial-{number:03d}"))
 
     assert not decide(True, 2, [7.0, 7.0]), "there is no rung before point 3"

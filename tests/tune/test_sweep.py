@@ -1,4 +1,6 @@
-"""A sweep with Ray Tune, small, whose driver is killed; then what is left of it, gone on with. What is refused is refused before Ray."""
+"""A sweep with Ray Tune, small, whose driver is killed; then what is left of it, gone on with. What is
+refused is refused before Ray.
+"""
 
 import json
 import os
@@ -27,17 +29,25 @@ PROGRAM = Path(__file__).with_name("sweep_to_kill.py")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_trial_stops_no_other(tmp_path, monkeypatch):
+def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_trial_stops_no_other(
+    tmp_path, monkeypatch
+):
     # A store and a password that only the driver knows of: Ray's other processes have been there before.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///store.db")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-to-be-seen")
-    # The first learns, the second and the last cannot: they are stopped at the first rung. The third will fail.
+    # The first learns, the second and the last cannot: they are stopped at the first rung. The third will
+    # fail.
     space = tmp_path / "space.json"
     space.write_text(json.dumps({"optim.peak_lr": [2e-3, 1e-5, 1e-3, 2e-5]}))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, str(PROGRAM), str(tmp_path / "runs"), str(space)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    killed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert killed.returncode == -9, killed.stdout + killed.stderr
     folder = str(tmp_path / "runs" / "mine")
     assert [trial.status for trial in read_trials(folder, GOALS["loss"])] == ["finished", "running"]
@@ -47,14 +57,21 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
     computed = times(Path(tokens["path"]))
     assert (tokens["views"], tokens["computed"]) == (16 * 96, tokens["parts"])
     assert len([name for name in computed if name.startswith("extra/evaluation-")]) == 1
-    assert max(computed.values()) < min(before.values()), "there were tokens computed after the first trial began"
+    assert max(computed.values()) < min(before.values()), (
+        "there were tokens computed after the first trial began"
+    )
 
     lines: list[str] = []
 
     def say(line):
         lines.append(line)
         if line.startswith("trial 2 ("):  # It will find a folder that is not its own.
-            saved = {"job": "pretrain", "preset": "quickstart", "inputs": {"data.train": "others"}, "config": {}}
+            saved = {
+                "job": "pretrain",
+                "preset": "quickstart",
+                "inputs": {"data.train": "others"},
+                "config": {},
+            }
             Path(folder, "trial-002", run_folder.CONFIG_FILE).write_text(json.dumps(saved))
 
     saved, preset = run_folder.saved_config(folder, SweepConfig, job="sweep")
@@ -80,14 +97,23 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
         assert Path(folder, trial.name, "report", "index.html").exists()
     best, _ = run_folder.saved_config(f"{folder}/best/config.json", PretrainConfig, job="pretrain")
     assert (best.optim.peak_lr, best.data.tokens) == (2e-3, None)
-    assert states(tmp_path) == {"mine": "FINISHED", "trial-000": "FINISHED", "trial-001": "KILLED", "trial-003": "KILLED"}
-    shown = [file for file in Path(folder).rglob("*") if file.is_file() and b"not-to-be-seen" in file.read_bytes()]
+    assert states(tmp_path) == {
+        "mine": "FINISHED",
+        "trial-000": "FINISHED",
+        "trial-001": "KILLED",
+        "trial-003": "KILLED",
+    }
+    shown = [
+        file for file in Path(folder).rglob("*") if file.is_file() and b"not-to-be-seen" in file.read_bytes()
+    ]
     assert not shown
 
 
 def times(folder):
     """When each file of a folder was written, by its path."""
-    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()
+    }
 
 
 def states(tmp_path):
@@ -104,7 +130,10 @@ def test_what_cannot_be_scheduled_is_refused_before_ray_starts_and_leaves_nothin
     monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    config = override(sweep_preset("quickstart"), {"output.root": str(tmp_path), "resources.cpus": 2, "resources.worker_cpus": 4.0})
+    config = override(
+        sweep_preset("quickstart"),
+        {"output.root": str(tmp_path), "resources.cpus": 2, "resources.worker_cpus": 4.0},
+    )
     with pytest.raises(UserError) as raised:
         sweep(config, preset="quickstart")
     assert raised.value.cause.startswith("1 worker x 4 CPU: there is room for 0 on 1 machine x 2 CPU")

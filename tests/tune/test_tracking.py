@@ -20,7 +20,16 @@ def test_trials_are_children_of_their_sweep_and_none_is_left_running(tmp_path, m
         folder.mkdir()
         place = place_of(str(folder), experiment="beit", params={"mask.ratio": 0.1 * number})
         recorder = Recorder(str(folder), 10, [], place)
-        recorder.log({"step": 1, "time": 1.0, "eval/loss": 5.0, "speed/images_per_second": 1.0, "speed/data_wait": 0.0}, 1.0)
+        recorder.log(
+            {
+                "step": 1,
+                "time": 1.0,
+                "eval/loss": 5.0,
+                "speed/images_per_second": 1.0,
+                "speed/data_wait": 0.0,
+            },
+            1.0,
+        )
         if status == "finished":
             recorder.finish("FINISHED")  # The others were killed, with whoever would have ended their runs.
         log.end_trial(trial)

@@ -1,7 +1,8 @@
 """Run the rows of an ablation: `beit ablate`.
 
-Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation by one protocol, with several seeds. Ray Tune
-runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit finetune` and `beit segment` make it.
+Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation by one protocol,
+with several seeds. Ray Tune runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit
+finetune` and `beit segment` make it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from pipelines import storage
 from pipelines.cluster import session
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
-from tune.ablation.chain import Chain, JobName, JobState, chains_of, is_settled, left_to_do, read_state, write_state
+from tune.ablation.chain import (
+    Chain,
+    JobName,
+    JobState,
+    chains_of,
+    is_settled,
+    left_to_do,
+    read_state,
+    write_state,
+)
 from tune.ablation.chain_run import CHAIN, Setup, run_chain
 from tune.ablation.config import AblationConfig
 from tune.ablation.prepare import Prepared, prepare
@@ -42,14 +52,20 @@ class AblationResult:
 
 
 def ablate(
-    config: AblationConfig, *, preset: str = "custom", resume: str | None = None, debug: bool = False, say: Callable[[str], None] = print
+    config: AblationConfig,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> AblationResult:
     """Run the rows of an ablation and write its folder with their run folders, the table and the report.
 
     Args:
         config: The whole ablation.
         preset: Name that the folder starts with when `output.name` is not given.
-        resume: Folder of an ablation to go on with: jobs that have ended stay, the others go on from their last checkpoints.
+        resume: Folder of an ablation to go on with: jobs that have ended stay, the others go on from their
+            last checkpoints.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
 
@@ -61,7 +77,8 @@ def ablate(
         run_folder.check_free(config)
     else:
         _check_keeps_rows(config, resume)
-    # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not fit.
+    # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not
+    # fit.
     here = session.this_machine(config.resources.cpus)
     if here:
         plan_concurrency(config, here, tokenize=False)
@@ -79,15 +96,28 @@ def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
     before, _ = run_folder.saved_config(folder, AblationConfig, job=JOB)
     if lost := [name for name in before.rows if name not in config.rows]:
         rows = " ".join(dict.fromkeys((*before.rows, *config.rows)))
-        raise UserError(f"--rows {' '.join(config.rows)} leaves out {', '.join(lost)}, which {folder} has", f"set --rows {rows}")
+        raise UserError(
+            f"--rows {' '.join(config.rows)} leaves out {', '.join(lost)}, which {folder} has",
+            f"set --rows {rows}",
+        )
     if config.seeds < before.seeds:
-        raise UserError(f"--seeds {config.seeds} is less than the {before.seeds} that {folder} has", f"set --seeds {before.seeds}, or more")
+        raise UserError(
+            f"--seeds {config.seeds} is less than the {before.seeds} that {folder} has",
+            f"set --seeds {before.seeds}, or more",
+        )
 
 
 def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
     """How many rows run at a time on some machines."""
     resources = config.resources
-    return schedule(resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent, what="row")
+    return schedule(
+        resources,
+        nodes,
+        tokenize=tokenize,
+        data_cpus=config.data_cpus,
+        concurrent=config.concurrent,
+        what="row",
+    )
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
@@ -104,8 +134,16 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
 class _Ablation:
     """The running of an ablation, on a connected Ray."""
 
-    def __init__(self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]) -> None:
-        self.prepared, self.timetable, self.folder, self.debug, self.say = prepared, timetable, folder, debug, say
+    def __init__(
+        self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]
+    ) -> None:
+        self.prepared, self.timetable, self.folder, self.debug, self.say = (
+            prepared,
+            timetable,
+            folder,
+            debug,
+            say,
+        )
         # Side by side, rows have the workers that the schedule has given them.
         resources = replace(prepared.config.resources, workers=timetable.placement.workers)
         self.config = replace(prepared.config, resources=resources)
@@ -135,8 +173,14 @@ class _Ablation:
     def _introduce(self) -> None:
         config = self.config
         self.say(f"ablation folder: {self.folder}")
-        counts = f"{len(config.rows)} rows x {config.seeds} seed{'s' * (config.seeds > 1)} x {1 + len(config.tasks)} jobs"
-        self.say(f"{counts} = {len(self.chains) * (1 + len(config.tasks))} runs; progress of each is in its train.log")
+        counts = (
+            f"{len(config.rows)} rows x {config.seeds} seed{'s' * (config.seeds > 1)} x "
+            f"{1 + len(config.tasks)} jobs"
+        )
+        self.say(
+            f"{counts} = {len(self.chains) * (1 + len(config.tasks))} runs; progress of each is in its "
+            "train.log"
+        )
         self.lines.append(self.timetable.line)
         self.say(f"rows at a time: {self.timetable.line}")
         if self.log.link:
@@ -145,7 +189,10 @@ class _Ablation:
         begun = [chain for chain in self.chains if self._left(chain) and self._begun(chain)]
         if done or begun:
             others = [f"{chain.name} ({', '.join(self._left(chain))})" for chain in begun]
-            self.say(f"resumed: finished: {', '.join(done) or 'none'}; to go on with: {', '.join(others) or 'none'}")
+            self.say(
+                f"resumed: finished: {', '.join(done) or 'none'}; to go on with: "
+                f"{', '.join(others) or 'none'}"
+            )
 
     def _left(self, chain: Chain) -> list[JobName]:
         return left_to_do(self.folder, chain)
@@ -177,7 +224,9 @@ class _Ablation:
         )
         run_tuner(
             functools.partial(run_chain, setup=setup),
-            ray.tune.TuneConfig(max_concurrent_trials=self.timetable.concurrent, trial_dirname_creator=_name_of),
+            ray.tune.TuneConfig(
+                max_concurrent_trials=self.timetable.concurrent, trial_dirname_creator=_name_of
+            ),
             param_space={CHAIN: ray.tune.grid_search([asdict(chain) for chain in waiting])},
             folder=self.folder,
             callback=ChainProgress(self.folder, self.chains, self.log, say=self.say),
@@ -189,12 +238,20 @@ class _Ablation:
         epochs, manifest = self.prepared.token_epochs, self.prepared.source.manifest
         if not epochs:
             if self.prepared.tokenises:
-                self.say(f"tokens: a row goes through more than {self.config.token_epochs} epochs of views, so each tokenises as it trains")
+                self.say(
+                    f"tokens: a row goes through more than {self.config.token_epochs} epochs of views, "
+                    "so "
+                    "each tokenises as it trains"
+                )
             return {}
         found = {}
         for seed in self.config.all_seeds:
             rows = [chain.row for chain in waiting if chain.seed == seed and "pretrain" in self._left(chain)]
-            configs = [config for row in rows if (config := self.config.pretraining(row, seed)).target.kind == "tokens"]
+            configs = [
+                config
+                for row in rows
+                if (config := self.config.pretraining(row, seed)).target.kind == "tokens"
+            ]
             if not configs:
                 continue
             base = self.config.pretraining(FULL, seed)
@@ -213,8 +270,12 @@ class _Ablation:
                 self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
         table = read_table(self.folder, self.config.rows, self.config.all_seeds, self.config.tasks)
         write_table(self.folder, table)
-        means = {f"{line.row}/{task}": result.mean for line in table.lines for task, result in line.results.items()}
-        self.log.enter(sum(len(result.values) for line in table.lines for result in line.results.values()), means)
+        means = {
+            f"{line.row}/{task}": result.mean for line in table.lines for task, result in line.results.items()
+        }
+        self.log.enter(
+            sum(len(result.values) for line in table.lines for result in line.results.values()), means
+        )
         seconds, images = time.monotonic() - self.started, self.prepared.source.manifest.total
         keep_how(self.folder, How(seconds=seconds, lines=self.lines, images=images))
         report = write_report(self.folder, self.config, table, preset=self.prepared.preset)
@@ -228,7 +289,10 @@ class _Ablation:
 def _failure(result: AblationResult) -> str | None:
     if any(line.results for line in result.table.lines):
         return None
-    return f"nothing came to its end, the first: {next(what for line in result.table.lines for what in line.missing)}"
+    return (
+        "nothing came to its end, the first: "
+        f"{next(what for line in result.table.lines for what in line.missing)}"
+    )
 
 
 def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
@@ -236,7 +300,9 @@ def write_report(folder: str, config: AblationConfig, table: Table, *, preset: s
     from tune.ablation.report import write_ablation_report
 
     how, link = read_how(folder, job=JOB), link_of(folder, config)
-    return write_ablation_report(folder, config, table, preset=preset, seconds=how.seconds, lines=how.lines, mlflow=link)
+    return write_ablation_report(
+        folder, config, table, preset=preset, seconds=how.seconds, lines=how.lines, mlflow=link
+    )
 
 
 def rebuild_report(run: str) -> str:
@@ -253,9 +319,16 @@ def explain(config: AblationConfig, preset: str) -> list[str]:
     lines = [f"ablation: {preset}, {len(config.rows)} rows x seeds {', '.join(map(str, config.all_seeds))}"]
     for row in config.rows:
         pretraining = config.pretraining(row, config.seed)
-        length = f"{pretraining.steps:,} steps" if pretraining.steps is not None else f"{pretraining.epochs:g} epochs"
+        length = (
+            f"{pretraining.steps:,} steps"
+            if pretraining.steps is not None
+            else f"{pretraining.epochs:g} epochs"
+        )
         changed = described(changes_of(row, config, longer=config.longer))
-        lines.append(f"{row}: {ROWS[row].title}{f' ({changed})' if changed else ''}, {length} of {pretraining.optim.global_batch_size:,}")
+        lines.append(
+            f"{row}: {ROWS[row].title}{f' ({changed})' if changed else ''}, {length} of "
+            f"{pretraining.optim.global_batch_size:,}"
+        )
     for task in config.tasks:
         protocol = getattr(config, task)
         length = "as long as that says" if protocol.steps is None else f"{protocol.steps:,} steps"

@@ -1,4 +1,5 @@
-"""A chain: one row of an ablation with one seed, a pretraining and what is fine-tuned from it. Its state lies in its jobs' run folders.
+"""A chain: one row of an ablation with one seed, a pretraining and what is fine-tuned from it. Its state lies
+in its jobs' run folders.
 
 <ablation>/config.json                       the ablation's configuration
 <ablation>/<row>-seed<n>-pretrain/job.json   how the job ended; beside it what every run folder has
@@ -66,7 +67,9 @@ def chains_of(rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Tas
 
 def write_state(folder: str, chain: Chain, job: JobName, state: JobState) -> None:
     """Note how far a job is in its own folder, below the ablation's."""
-    storage.write_text(storage.join(folder, chain.job_name(job), JOB_FILE), json.dumps(asdict(state), indent=1) + "\n")
+    storage.write_text(
+        storage.join(folder, chain.job_name(job), JOB_FILE), json.dumps(asdict(state), indent=1) + "\n"
+    )
 
 
 def read_state(folder: str, chain: Chain, job: JobName) -> JobState:
@@ -90,6 +93,8 @@ def value_of(folder: str, chain: Chain, task: Task) -> float | None:
 
 
 def is_settled(folder: str, chain: Chain) -> bool:
-    """Whether a chain has come as far as it can: nothing was broken off, and nothing waits but for a pretraining that failed."""
+    """Whether a chain has come as far as it can: nothing was broken off, and nothing waits but for a
+    pretraining that failed.
+    """
     states = [read_state(folder, chain, job).status for job in chain.jobs]
     return "running" not in states and ("waiting" not in states or states[0] == "failed")

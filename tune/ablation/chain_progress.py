@@ -1,4 +1,6 @@
-"""What Ray Tune tells the driver of an ablation: lines for the user, and what became of the jobs of a chain."""
+"""What Ray Tune tells the driver of an ablation: lines for the user, and what became of the jobs of
+a chain.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from typing import Any
 
 import ray.tune
 
-from tune.ablation.chain import FIGURES, PRETRAIN, Chain, JobState, left_to_do, read_state, value_of, write_state
+from tune.ablation.chain import (
+    FIGURES,
+    PRETRAIN,
+    Chain,
+    JobState,
+    left_to_do,
+    read_state,
+    value_of,
+    write_state,
+)
 from tune.ablation.chain_run import CHAIN, LINE
 from tune.failures import KILLED
 from tune.tracking import ParentLog
@@ -23,7 +34,9 @@ class ChainProgress(ray.tune.Callback):
         say: Takes the lines for the user.
     """
 
-    def __init__(self, folder: str, chains: list[Chain], log: ParentLog, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: str, chains: list[Chain], log: ParentLog, *, say: Callable[[str], None]
+    ) -> None:
         self._folder, self._chains, self._log, self._say = folder, chains, log, say
 
     def __getstate__(self) -> dict[str, Any]:
@@ -36,7 +49,9 @@ class ChainProgress(ray.tune.Callback):
         place = f"{self._chains.index(chain) + 1} of {len(self._chains)}"
         self._say(f"{chain.row} seed {chain.seed} ({place}): {', '.join(left_to_do(self._folder, chain))}")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Show a line."""
         if result.get(LINE):
             self._say(result[LINE])
@@ -69,4 +84,6 @@ class ChainProgress(ray.tune.Callback):
 
     def _chain(self, trial: Any) -> Chain:
         given = trial.config[CHAIN]
-        return next(chain for chain in self._chains if (chain.row, chain.seed) == (given["row"], given["seed"]))
+        return next(
+            chain for chain in self._chains if (chain.row, chain.seed) == (given["row"], given["seed"])
+        )

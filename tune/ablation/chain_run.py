@@ -1,6 +1,7 @@
 """Running a chain: the same `pretrain`, `finetune` and `segment` as single runs, in folders of the ablation.
 
-It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and files and SQLite are there.
+It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and
+files and SQLite are there.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
     config = setup.config.pretraining(chain.row, chain.seed)
     tokens = setup.tokens.get(chain.seed) if config.target.kind == "tokens" else None
     steps = config.total_steps(setup.images, config.optim.global_batch_size)
-    return replace(config, data=replace(config.data, tokens=tokens), output=_output(setup, chain, PRETRAIN, steps))
+    return replace(
+        config, data=replace(config.data, tokens=tokens), output=_output(setup, chain, PRETRAIN, steps)
+    )
 
 
 def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
@@ -58,7 +61,9 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     from pipelines.finetune import config_for
 
     protocol = setup.config.classify
-    return _of_chain(with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "classify")
+    return _of_chain(
+        with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "classify"
+    )
 
 
 def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
@@ -66,19 +71,32 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     from pipelines.segment import config_for
 
     protocol = setup.config.segment
-    return _of_chain(with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "segment")
+    return _of_chain(
+        with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "segment"
+    )
 
 
 def with_protocol(config: Config, protocol: ProtocolConfig) -> Config:
     """A recipe with what a protocol says differently, and with its data."""
-    names = [name for name in ("train", "val", "fraction", "annotations", "val_annotations") if hasattr(protocol, name)]
+    names = [
+        name
+        for name in ("train", "val", "fraction", "annotations", "val_annotations")
+        if hasattr(protocol, name)
+    ]
     data = replace(config.data, **{name: getattr(protocol, name) for name in names})
     rate = config.optim.peak_lr if protocol.peak_lr is None else protocol.peak_lr
-    return replace(config, steps=protocol.steps or config.steps, optim=replace(config.optim, peak_lr=rate), data=data)
+    return replace(
+        config, steps=protocol.steps or config.steps, optim=replace(config.optim, peak_lr=rate), data=data
+    )
 
 
 def _of_chain(config: Config, setup: Setup, chain: Chain, job: JobName) -> Config:
-    return replace(config, seed=chain.seed, resources=setup.config.resources, output=_output(setup, chain, job, setup.steps[job]))
+    return replace(
+        config,
+        seed=chain.seed,
+        resources=setup.config.resources,
+        output=_output(setup, chain, job, setup.steps[job]),
+    )
 
 
 def _start(setup: Setup, chain: Chain) -> str:
@@ -86,7 +104,9 @@ def _start(setup: Setup, chain: Chain) -> str:
 
 
 def _output(setup: Setup, chain: Chain, job: JobName, steps: int) -> OutputConfig:
-    return frequent_checkpoints(replace(setup.config.output, root=setup.folder, name=chain.job_name(job)), steps)
+    return frequent_checkpoints(
+        replace(setup.config.output, root=setup.folder, name=chain.job_name(job)), steps
+    )
 
 
 def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:

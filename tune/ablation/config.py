@@ -1,4 +1,6 @@
-"""The configuration of an ablation: the full method, the rows that change something in it, and one protocol to judge them all by."""
+"""The configuration of an ablation: the full method, the rows that change something in it, and one protocol
+to judge them all by.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tune.config import check_whole, pretraining_of
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
-    """How every row is fine-tuned: a recipe, and what is different from it. What is not said here is the recipe's."""
+    """How every row is fine-tuned: a recipe, and what is different from it. What is not said here is the
+    recipe's.
+    """
 
     recipe: str = "quickstart"
     """A preset of the command that does it."""
@@ -39,12 +43,15 @@ class ProtocolConfig:
     """How many of those. None: as many as the recipe says."""
 
     fraction: float = 1.0
-    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share of every class."""
+    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
+    of every class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyProtocol(ProtocolConfig):
-    """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what is different from it."""
+    """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what is
+    different from it.
+    """
 
     def __post_init__(self) -> None:
         _check_protocol(self, "classify.")
@@ -52,10 +59,13 @@ class ClassifyProtocol(ProtocolConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentProtocol(ProtocolConfig):
-    """Fine-tuning for segmentation, the same for every row: a recipe of `beit segment`, and what is different from it."""
+    """Fine-tuning for segmentation, the same for every row: a recipe of `beit segment`, and what is different
+    from it.
+    """
 
     annotations: str | None = None
-    """Folder of PNGs with the paths and names of the image files to learn from. None: Parquet's column annotation."""
+    """Folder of PNGs with the paths and names of the image files to learn from. None: Parquet's column
+    annotation."""
 
     val_annotations: str | None = None
     """The same for the images to be judged by."""
@@ -71,7 +81,9 @@ def _check_protocol(protocol: ProtocolConfig, prefix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(PretrainConfig):
-    """The paper's table 4. All that is not of the ablation itself is the full method's pretraining, which every row changes a little."""
+    """The paper's table 4. All that is not of the ablation itself is the full method's pretraining, which
+    every row changes a little.
+    """
 
     # There may be more rows and seeds.
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus", "rows", "seeds")
@@ -80,7 +92,8 @@ class AblationConfig(PretrainConfig):
     """Which rows, in this order."""
 
     seeds: int = 2
-    """Every row is done so many times, with the seeds from `seed` on: the same ones for all rows, for fine-tuning too."""
+    """Every row is done so many times, with the seeds from `seed` on: the same ones for all rows, for
+    fine-tuning too."""
 
     longer: float = PAPER_LONGER
     """How many times as long the row with the longer schedule is pretrained."""
@@ -92,8 +105,9 @@ class AblationConfig(PretrainConfig):
     segment: SegmentProtocol = field(default_factory=SegmentProtocol)
 
     token_epochs: int = 20
-    """Where no row goes through more epochs of views than this, their tokens are computed once for all rows of a seed. Beyond, every row
-    tokenises as it trains: views that come again would be a disadvantage that rows without tokens do not have."""
+    """Where no row goes through more epochs of views than this, their tokens are computed once for all rows
+    of a seed. Beyond, every row tokenises as it trains: views that come again would be a disadvantage that
+    rows without tokens do not have."""
 
     concurrent: int | None = None
     """Rows at a time. None: as many as the cluster has room for."""
@@ -107,12 +121,21 @@ class AblationConfig(PretrainConfig):
         positive(self, "--", "seeds", "longer", "concurrent", "data_cpus", "token_epochs")
         for option, given in (("rows", self.rows), ("tasks", self.tasks)):
             if not given or len(set(given)) < len(given):
-                raise UserError(f"--{option} {' '.join(given) or 'nothing'}: each is to be given once", f"leave out --{option} for all")
+                raise UserError(
+                    f"--{option} {' '.join(given) or 'nothing'}: each is to be given once",
+                    f"leave out --{option} for all",
+                )
         if LONGER in self.rows and self.longer <= 1:
-            raise UserError(f"--longer {self.longer:g} is not above 1", f"set --longer {PAPER_LONGER:.3g} for the paper's")
+            raise UserError(
+                f"--longer {self.longer:g} is not above 1", f"set --longer {PAPER_LONGER:.3g} for the paper's"
+            )
         if self.data.tokens is not None:
             raise UserError(
-                f"data.tokens={self.data.tokens} holds the tokens of one seed, and there are {self.seeds} of them",
+                (
+                    f"data.tokens={self.data.tokens} holds the tokens of one seed, and there are "
+                    f"{self.seeds} "
+                    "of them"
+                ),
                 "leave out --data.tokens: an ablation computes tokens once by itself",
             )
         for name in self.rows:
@@ -146,15 +169,17 @@ def quickstart() -> AblationConfig:
         steps=300,
         # More steps for the same arithmetic.
         optim=replace(config.optim, global_batch_size=32, warmup_steps=20),
-        # A thousand labels: the fewer there are, the more does it matter what was learned without any.
-        # Of 1,000 images to be judged by, the standard error of a top-1 of 25 % would be 1.4 points, more than between most rows.
+        # A thousand labels: the fewer there are, the more does it matter what was learned without any. Of
+        # 1,000 images to be judged by, the standard error of a top-1 of 25 % would be 1.4 points, more than
+        # between most rows.
         classify=ClassifyProtocol(recipe="quickstart", steps=100, fraction=0.25, val_scenes=4000),
         segment=SegmentProtocol(recipe="quickstart", steps=500),
     )
 
 
 def ablation_preset(name: str) -> AblationConfig:
-    """The ablation of a pretraining preset: a short one for the quick start, the preset as it is for all others; base-300 is the paper's.
+    """The ablation of a pretraining preset: a short one for the quick start, the preset as it is for all
+    others; base-300 is the paper's.
 
     Raises:
         UserError: For a name that is none.

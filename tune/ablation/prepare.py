@@ -38,8 +38,12 @@ class Prepared:
 
     @property
     def token_epochs(self) -> int:
-        """Epochs of views whose tokens are computed once for all rows of a seed; 0: every row tokenises for itself."""
-        longest = max((self._epochs(row) for row in self.config.rows if self._predicts_tokens(row)), default=0.0)
+        """Epochs of views whose tokens are computed once for all rows of a seed; 0: every row tokenises for
+        itself.
+        """
+        longest = max(
+            (self._epochs(row) for row in self.config.rows if self._predicts_tokens(row)), default=0.0
+        )
         return math.ceil(longest) if longest <= self.config.token_epochs else 0
 
     @property
@@ -52,11 +56,16 @@ class Prepared:
 
     def _epochs(self, row: RowName) -> float:
         config, images = self.config.pretraining(row, 0), self.source.manifest.total
-        return config.total_steps(images, config.optim.global_batch_size) * config.optim.global_batch_size / images
+        return (
+            config.total_steps(images, config.optim.global_batch_size)
+            * config.optim.global_batch_size
+            / images
+        )
 
 
 def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data of all jobs, and check every row and both protocols with it; renders the built-in scenes if no data is given.
+    """Open the data of all jobs, and check every row and both protocols with it; renders the built-in scenes
+    if no data is given.
 
     Raises:
         UserError: As `ablate`.
@@ -79,7 +88,9 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
     inputs = {"data.train": source.manifest.digest}
     for task, recipe in recipes.items():
         protocol = _found(getattr(config, task), config, recipe.data, scenes=scenes, say=say)
-        config = replace(config, classify=protocol) if task == "classify" else replace(config, segment=protocol)
+        config = (
+            replace(config, classify=protocol) if task == "classify" else replace(config, segment=protocol)
+        )
         found = _check_task(config, task, recipe)
         assert found.val is not None
         steps[task] = found.training.total_steps
@@ -92,7 +103,11 @@ def _recipe(config: AblationConfig, task: Task) -> Any:
     from pipelines.presets.finetune import finetune_preset
     from pipelines.presets.segment import segment_preset
 
-    return finetune_preset(config.classify.recipe) if task == "classify" else segment_preset(config.segment.recipe)
+    return (
+        finetune_preset(config.classify.recipe)
+        if task == "classify"
+        else segment_preset(config.segment.recipe)
+    )
 
 
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask:
@@ -102,7 +117,12 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask
     protocol: ProtocolConfig = getattr(config, task)
     module: Any = finetune if task == "classify" else segment
     try:
-        checked = replace(with_protocol(recipe, protocol), resources=config.resources, output=config.output, seed=config.seed)
+        checked = replace(
+            with_protocol(recipe, protocol),
+            resources=config.resources,
+            output=config.output,
+            seed=config.seed,
+        )
         found: PreparedTask = module.prepare(checked, preset=protocol.recipe, say=lambda line: None)
     except UserError as error:
         raise UserError(f"{task}: {error.cause}", error.remedy.replace("--data.", f"--{task}.")) from error
@@ -121,7 +141,12 @@ def _check_data(config: AblationConfig) -> None:
                 f"{task}.val is not given, and rows are compared by what they reach there",
                 f"set --{task}.val to images to be judged by, or leave {task} out of --tasks",
             )
-        if task == "segment" and config.data.train and protocol.train is None and protocol.annotations is None:
+        if (
+            task == "segment"
+            and config.data.train
+            and protocol.train is None
+            and protocol.annotations is None
+        ):
             raise UserError(
                 "segment.train is not given, and images of pretraining have no annotations",
                 "set --segment.train to annotated images, or leave segment out of --tasks",
@@ -139,11 +164,22 @@ def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
         raise UserError(f"the row {row}: {error.cause}", error.remedy) from error
 
 
-def _found(protocol: Protocol, config: AblationConfig, data: SupervisedDataConfig, *, scenes: bool, say: Callable[[str], None]) -> Protocol:
-    """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where it names none."""
+def _found(
+    protocol: Protocol,
+    config: AblationConfig,
+    data: SupervisedDataConfig,
+    *,
+    scenes: bool,
+    say: Callable[[str], None],
+) -> Protocol:
+    """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where
+    it names none.
+    """
     from pipelines.datasets import open_val
 
-    given = {name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")}
+    given = {
+        name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")
+    }
     paths: dict[str, Any] = {name: storage.absolute(path) for name, path in given.items() if path is not None}
     protocol = replace(protocol, **paths)
     val = protocol.val

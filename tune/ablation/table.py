@@ -76,14 +76,18 @@ def read_table(folder: str, rows: Sequence[RowName], seeds: Sequence[int], tasks
                 if (value := value_of(folder, chain, task)) is not None:
                     values[task][chain.seed] = value
             states = [(job, read_state(folder, chain, job)) for job in chain.jobs]
-            missing += [f"{chain.job_name(job)} {_why(state)}" for job, state in states if state.status != "finished"]
+            missing += [
+                f"{chain.job_name(job)} {_why(state)}" for job, state in states if state.status != "finished"
+            ]
         results = {task: Result(values=found) for task, found in values.items() if found}
         lines.append(Line(row=row, results=results, missing=tuple(missing)))
     return Table(lines=tuple(lines), tasks=tuple(tasks), seeds=tuple(seeds))
 
 
 def _why(state: JobState) -> str:
-    return {"failed": f"failed: {state.error}", "running": "was interrupted"}.get(state.status, "was not begun")
+    return {"failed": f"failed: {state.error}", "running": "was interrupted"}.get(
+        state.status, "was not begun"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,9 @@ class Order:
 
     @property
     def tau(self) -> float:
-        """Kendall's rank correlation (tau-a): pairs in the paper's order less those in the other, as a share of all pairs."""
+        """Kendall's rank correlation (tau-a): pairs in the paper's order less those in the other, as a share
+        of all pairs.
+        """
         return statistics.mean(int(pair.ours > 0) - int(pair.ours < 0) for pair in self.pairs)
 
     @property
@@ -131,11 +137,12 @@ class Order:
 
 
 def residual_spread(results: Sequence[Result]) -> float | None:
-    """The standard deviation of a result once what its row and what its seed do are taken out (analysis of variance, rows x seeds).
+    """The standard deviation of a result once what its row and what its seed do are taken out (analysis of
+    variance, rows x seeds).
 
-    A seed draws views, first weights and the labels that are used for all rows alike, so its part does not blur the order of the rows. Two
-    seeds of one row alone would say little, all rows together say more. Rows that lack a seed are left out. None: there are not two rows
-    with two seeds.
+    A seed draws views, first weights and the labels that are used for all rows alike, so its part does not
+    blur the order of the rows. Two seeds of one row alone would say little, all rows together say more. Rows
+    that lack a seed are left out. None: there are not two rows with two seeds.
     """
     seeds = sorted({seed for result in results for seed in result.values})
     complete = [result for result in results if len(result.values) == len(seeds)]
@@ -148,7 +155,9 @@ def residual_spread(results: Sequence[Result]) -> float | None:
 
 
 def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
-    """Compare the order of rows with the paper's; rows that it does not have are left out of the pairs, not of the spread."""
+    """Compare the order of rows with the paper's; rows that it does not have are left out of the pairs, not
+    of the spread.
+    """
     spread = residual_spread(list(results.values()))
     published = {row: figures[task] for row in results if (figures := ROWS[row].paper) is not None}
     pairs = []
@@ -182,8 +191,10 @@ def order_words(order: Order) -> list[str]:
     else:
         clear = [pair for pair in order.pairs if pair.clear]
         said += (
-            f"; beyond what a seed does to all rows alike, results spread by {order.spread:.2f} points; {len(clear)} of the differences "
-            f"are more than {CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the paper's order"
+            f"; beyond what a seed does to all rows alike, results spread by {order.spread:.2f} points; "
+            f"{len(clear)} of the differences "
+            f"are more than {CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the "
+            "paper's order"
         )
     return [f"{said}.", *(f"In another order: {pair_words(pair)}." for pair in other)]
 
@@ -194,7 +205,10 @@ def pair_words(pair: Pair) -> str:
     here = f"{pair.better} {where} {pair.worse}: {pair.ours:+.2f} points here, {pair.paper:+.2f} in the paper"
     if pair.error is None:
         return here
-    return f"{here}; standard error {pair.error:.2f}: {'more than chance' if pair.clear else 'no more than chance'}"
+    return (
+        f"{here}; standard error {pair.error:.2f}: "
+        f"{'more than chance' if pair.clear else 'no more than chance'}"
+    )
 
 
 def to_markdown(table: Table) -> str:
@@ -208,9 +222,17 @@ def to_markdown(table: Table) -> str:
         for task in table.tasks:
             cells += [cell_words(line.results.get(task), len(table.seeds)), paper_words(line.row, task)]
         lines.append(f"| {' | '.join(cells)} |")
-    said = [f"{'  ' * (place > 0)}- {words}" for order in orders_of(table) for place, words in enumerate(order_words(order))]
+    said = [
+        f"{'  ' * (place > 0)}- {words}"
+        for order in orders_of(table)
+        for place, words in enumerate(order_words(order))
+    ]
     missing = [f"- Missing: {what}." for line in table.lines for what in line.missing]
-    seeds = f"- Mean ± standard deviation over seeds {', '.join(map(str, table.seeds))}." if len(table.seeds) > 1 else "- One seed."
+    seeds = (
+        f"- Mean ± standard deviation over seeds {', '.join(map(str, table.seeds))}."
+        if len(table.seeds) > 1
+        else "- One seed."
+    )
     return "\n".join([*lines, "", seeds, *said, *missing]) + "\n"
 
 
@@ -219,7 +241,9 @@ def cell_words(result: Result | None, seeds: int) -> str:
     if result is None:
         return "missing"
     spread = "" if result.spread is None else f" ± {result.spread:.2f}"
-    return f"{result.mean:.2f}{spread}" + (f" ({len(result.values)} of {seeds} seeds)" if len(result.values) < seeds else "")
+    return f"{result.mean:.2f}{spread}" + (
+        f" ({len(result.values)} of {seeds} seeds)" if len(result.values) < seeds else ""
+    )
 
 
 def paper_words(row: RowName, task: Task) -> str:
@@ -229,18 +253,25 @@ def paper_words(row: RowName, task: Task) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A line a row: of every task mean, standard deviation, each seed's value and the paper's figure, in per cent."""
+    """A line a row: of every task mean, standard deviation, each seed's value and the paper's figure, in per
+    cent.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     columns = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
-    writer.writerow(["row", "title", *(f"{task}_{column}" for task in table.tasks for column in columns), "missing"])
+    writer.writerow(
+        ["row", "title", *(f"{task}_{column}" for task in table.tasks for column in columns), "missing"]
+    )
     for line in table.lines:
         cells: list[str] = []
         for task in table.tasks:
             result, figures = line.results.get(task), ROWS[line.row].paper
             numbers = [None, None] if result is None else [result.mean, result.spread]
             numbers += [None if result is None else result.values.get(seed) for seed in table.seeds]
-            cells += ["" if number is None else f"{number:.4f}" for number in [*numbers, None if figures is None else figures[task]]]
+            cells += [
+                "" if number is None else f"{number:.4f}"
+                for number in [*numbers, None if figures is None else figures[task]]
+            ]
         writer.writerow([line.row, ROWS[line.row].title, *cells, "; ".join(line.missing)])
     return text.getvalue()
 

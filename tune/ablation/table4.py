@@ -1,4 +1,6 @@
-"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method, and what it came to there."""
+"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method, and
+what it came to there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any, Literal
 from pipelines.config.pretrain import PretrainConfig
 
 Task = Literal["classify", "segment"]
-RowName = Literal["beit", "random-masks", "pixels", "pixels-random-masks", "all-tokens", "no-masks", "mean-colour", "longer"]
+RowName = Literal[
+    "beit", "random-masks", "pixels", "pixels-random-masks", "all-tokens", "no-masks", "mean-colour", "longer"
+]
 
 FULL: RowName = "beit"
 LONGER: RowName = "longer"
@@ -24,7 +28,8 @@ class Row:
 
     title: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the pretraining by their dotted names; how much longer the longer row is, an ablation says."""
+    """Fields of the pretraining by their dotted names; how much longer the longer row is, an ablation
+    says."""
     paper: Mapping[Task, float] | None
     """Top-1 on ImageNet-1k and mIoU on ADE20K, in per cent. None: the paper has no such row."""
 
@@ -32,25 +37,36 @@ class Row:
 ROWS: dict[RowName, Row] = {
     "beit": Row(title="BEiT", paper={"classify": 82.86, "segment": 44.65}),
     "random-masks": Row(
-        title="random instead of blockwise masks", changes={"mask.kind": "random"}, paper={"classify": 82.77, "segment": 42.93}
+        title="random instead of blockwise masks",
+        changes={"mask.kind": "random"},
+        paper={"classify": 82.77, "segment": 42.93},
     ),
-    "pixels": Row(title="pixels instead of tokens", changes={"target.kind": "pixels"}, paper={"classify": 81.04, "segment": 41.38}),
+    "pixels": Row(
+        title="pixels instead of tokens",
+        changes={"target.kind": "pixels"},
+        paper={"classify": 81.04, "segment": 41.38},
+    ),
     "pixels-random-masks": Row(
         title="pixels instead of tokens, random masks",
         changes={"target.kind": "pixels", "mask.kind": "random"},
         paper={"classify": 80.50, "segment": 37.09},
     ),
     "all-tokens": Row(
-        title="recover 100 % of the tokens", changes={"target.positions": "all"}, paper={"classify": 82.59, "segment": 40.93}
+        title="recover 100 % of the tokens",
+        changes={"target.positions": "all"},
+        paper={"classify": 82.59, "segment": 40.93},
     ),
     "no-masks": Row(
         title="no masking, recover 100 % of the tokens",
         changes={"target.positions": "all", "mask.ratio": 0.0},
         paper={"classify": 81.67, "segment": 36.73},
     ),
-    # The target of ViT's own experiment (arXiv 2010.11929, appendix B.1.2), which the paper mentions and does not ablate.
+    # The target of ViT's own experiment (arXiv 2010.11929, appendix B.1.2), which the paper mentions and does
+    # not ablate.
     "mean-colour": Row(title="mean colours instead of tokens", changes={"target.kind": "colour"}, paper=None),
-    "longer": Row(title="longer schedule (the paper: 800 epochs, not 300)", paper={"classify": 83.19, "segment": 45.58}),
+    "longer": Row(
+        title="longer schedule (the paper: 800 epochs, not 300)", paper={"classify": 83.19, "segment": 45.58}
+    ),
 }
 
 TASK_NAMES: Mapping[Task, str] = {"classify": "classification, top-1", "segment": "segmentation, mIoU"}
@@ -58,7 +74,13 @@ PAPER_DATA: Mapping[Task, str] = {"classify": "ImageNet-1k", "segment": "ADE20K"
 
 
 def changes_of(name: RowName, config: PretrainConfig, *, longer: float) -> dict[str, Any]:
-    """What a row changes in a pretraining, by dotted names; the longer one says its length as the pretraining does."""
+    """What a row changes in a pretraining, by dotted names; the longer one says its length as the pretraining
+    does.
+    """
     if name != LONGER:
         return dict(ROWS[name].changes)
-    return {"steps": round(config.steps * longer)} if config.steps is not None else {"epochs": config.epochs * longer}
+    return (
+        {"steps": round(config.steps * longer)}
+        if config.steps is not None
+        else {"epochs": config.epochs * longer}
+    )

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from beit.vit.backbone import Conv2d
 
 DROPOUT = 0.1
-"""Share of the channels that a head in training does not see in front of its last layer (microsoft/unilm, beit/semantic_segmentation)."""
+"""Share of the channels that a head in training does not see in front of its last layer (microsoft/unilm,
+beit/semantic_segmentation)."""
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` without weights of its own drawing, of side and stride 2: it doubles a map's resolution."""
+    """`nn.ConvTranspose2d` without weights of its own drawing, of side and stride 2: it doubles a map's
+    resolution.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=2, stride=2)
@@ -27,7 +30,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm, ReLU: [B, c_in, h, w] -> [B, c_out, h, w].
 
-    The authors' BatchNorm gathers its statistics from all workers, as `beit.segmentation.heads.norms.synchronised` makes this one do.
+    The authors' BatchNorm gathers its statistics from all workers, as
+    `beit.segmentation.heads.norms.synchronised` makes this one do.
     """
 
     def __init__(self, c_in: int, c_out: int, side: int) -> None:
@@ -41,8 +45,13 @@ class ConvNorm(nn.Module):
 
 
 def drop_channels(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """Maps [B, C, h, w] with a tenth of the channels of every image 0 and the others scaled up, so that the expectation stays."""
-    kept = torch.rand(*maps.shape[:2], 1, 1, generator=generator, device=generator.device).to(maps.device) >= DROPOUT
+    """Maps [B, C, h, w] with a tenth of the channels of every image 0 and the others scaled up, so that the
+    expectation stays.
+    """
+    kept = (
+        torch.rand(*maps.shape[:2], 1, 1, generator=generator, device=generator.device).to(maps.device)
+        >= DROPOUT
+    )
     return maps * kept / (1 - DROPOUT)
 
 
@@ -57,8 +66,9 @@ def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 def initialise_head(head: nn.Module, generator: torch.Generator) -> None:
     """Draw a head's weights as mmseg does for the authors.
 
-    Convolutions before a BatchNorm: He's rule (arXiv 1502.01852) over outgoing connections. The last layer: deviation 0.01. Transposed
-    convolutions: uniform within 1 / sqrt(outputs of a pixel), bias included, torch's default. Norms are 1 and 0 with no history.
+    Convolutions before a BatchNorm: He's rule (arXiv 1502.01852) over outgoing connections. The last layer:
+    deviation 0.01. Transposed convolutions: uniform within 1 / sqrt(outputs of a pixel), bias included,
+    torch's default. Norms are 1 and 0 with no history.
     """
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):

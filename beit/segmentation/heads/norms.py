@@ -13,7 +13,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def synchronised(model: Model) -> Model:
-    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names and weights stay.
+    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names
+    and weights stay.
 
     torch's own where the workers speak NCCL, that is on GPUs: it refuses CPUs.
     """

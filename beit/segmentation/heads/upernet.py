@@ -1,4 +1,6 @@
-"""UPerNet (arXiv 1807.10221) on a feature pyramid, as the released code segments (microsoft/unilm, beit/semantic_segmentation)."""
+"""UPerNet (arXiv 1807.10221) on a feature pyramid, as the released code segments (microsoft/unilm,
+beit/semantic_segmentation).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ AUXILIARY_MAP = 2
 
 
 class PyramidBackbone(Backbone):
-    """A backbone without final norm whose four taps become maps of four resolutions: 4, 2, 1 and 1/2 of the patch grid's."""
+    """A backbone without final norm whose four taps become maps of four resolutions: 4, 2, 1 and 1/2 of the
+    patch grid's.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, with_norm=False)
@@ -33,14 +37,18 @@ class PyramidBackbone(Backbone):
 
 
 class _DecodeHead(nn.Module):
-    """What both heads end with: some channels dropped while training, and a layer `conv_seg` from what is left to logits."""
+    """What both heads end with: some channels dropped while training, and a layer `conv_seg` from what is
+    left to logits.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.conv_seg = Conv2d(channels, classes, 1)
 
     def classify(self, maps: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Logits [B, K, h, w] from maps [B, channels, h, w]; in training mode the generator draws the channels to drop."""
+        """Logits [B, K, h, w] from maps [B, channels, h, w]; in training mode the generator draws the
+        channels to drop.
+        """
         if self.training:
             if generator is None:
                 raise ValueError("a head in training mode needs a generator to draw dropped channels from")
@@ -53,7 +61,9 @@ class UperHead(_DecodeHead):
 
     def __init__(self, dim: int, channels: int, classes: int) -> None:
         super().__init__(channels, classes)
-        self.psp_modules = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(side), ConvNorm(dim, channels, 1)) for side in POOL_SIDES)
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), ConvNorm(dim, channels, 1)) for side in POOL_SIDES
+        )
         self.bottleneck = ConvNorm(dim + len(POOL_SIDES) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(ConvNorm(dim, channels, 1) for _ in range(3))
         self.fpn_convs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in range(3))

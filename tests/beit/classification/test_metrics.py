@@ -9,7 +9,10 @@ from beit.classification.metrics import judge, summarise
 
 
 def judged(logits, labels, classes, *, batch):
-    parts = [judge(logits[start : start + batch], labels[start : start + batch]) for start in range(0, len(labels), batch)]
+    parts = [
+        judge(logits[start : start + batch], labels[start : start + batch])
+        for start in range(0, len(labels), batch)
+    ]
     columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     return summarise(labels.numpy(), columns, classes)
 
@@ -18,13 +21,17 @@ def judged(logits, labels, classes, *, batch):
 def test_accuracies_and_confusion_are_those_of_torchmetrics_whatever_the_batches(images, classes, batch):
     generator = torch.Generator().manual_seed(images)
     labels = torch.randint(classes, (images,), generator=generator)
-    logits = torch.randn(images, classes, generator=generator) + 2 * torch.nn.functional.one_hot(labels, classes)
+    logits = torch.randn(images, classes, generator=generator) + 2 * torch.nn.functional.one_hot(
+        labels, classes
+    )
     found = judged(logits, labels, classes, batch=batch)
     for top, value in ((1, found.top1), (5, found.top5)):
         metric = MulticlassAccuracy(num_classes=classes, top_k=top, average="micro")
         assert value == pytest.approx(metric(logits, labels).item())
     matrix = MulticlassConfusionMatrix(num_classes=classes)(logits, labels).numpy()
-    assert found.confusion.tolist() == [[row, column, matrix[row, column]] for row, column in zip(*matrix.nonzero(), strict=True)]
+    assert found.confusion.tolist() == [
+        [row, column, matrix[row, column]] for row, column in zip(*matrix.nonzero(), strict=True)
+    ]
     exponents = np.exp(logits.numpy().astype(np.float64))
     own = exponents[np.arange(images), labels.numpy()]
     assert found.loss == pytest.approx(-np.log(own / exponents.sum(1)).mean())
@@ -44,7 +51,9 @@ def test_logits_that_are_not_numbers_are_never_right():
     assert (found.top1, found.top5) == (0, 0)
     one = torch.eye(10)
     one[3, 7] = torch.nan
-    assert judged(one, labels, 10, batch=10).top1 == 0.9, "a number is not known to be greater than what is none"
+    assert judged(one, labels, 10, batch=10).top1 == 0.9, (
+        "a number is not known to be greater than what is none"
+    )
 
 
 def test_fewer_than_five_classes_are_always_within_the_first_five():

@@ -9,7 +9,9 @@ import torch.nn.functional as F  # noqa: N812
 from beit.classification.model import Classifier
 from beit.config import ModelConfig
 
-CONFIG = ModelConfig(image_size=32, dim=24, depth=2, heads=3, drop_path=0.0, position="relative-per-block", layer_scale=0.1)
+CONFIG = ModelConfig(
+    image_size=32, dim=24, depth=2, heads=3, drop_path=0.0, position="relative-per-block", layer_scale=0.1
+)
 LARGE = {"dim": 1024, "depth": 24, "heads": 16}
 RELEASED = {"position": "relative-per-block", "layer_scale": 0.1}
 
@@ -31,15 +33,22 @@ def test_mean_pooling_takes_the_patches_without_the_class_token_and_norms_their_
     (tokens,) = model.features(pixels(), norm=False)
     mean = sum(tokens[:, number] for number in range(1, 5)) / 4
     centred = mean - mean.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * model.fc_norm.weight + model.fc_norm.bias
-    torch.testing.assert_close(model(pixels()), normed @ model.head.weight.T + model.head.bias, rtol=1e-4, atol=1e-5)
+    normed = (
+        centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * model.fc_norm.weight
+        + model.fc_norm.bias
+    )
+    torch.testing.assert_close(
+        model(pixels()), normed @ model.head.weight.T + model.head.bias, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_class_token_pooling_takes_the_normed_class_token():
     model = stirred(Classifier(CONFIG, 5, pooling="cls"))
     (tokens,) = model.features(pixels(), norm=False)
     normed = F.layer_norm(tokens[:, 0], (24,), model.norm.weight, model.norm.bias, 1e-6)
-    torch.testing.assert_close(model(pixels()), normed @ model.head.weight.T + model.head.bias, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(pixels()), normed @ model.head.weight.T + model.head.bias, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("pooling", "norm"), [("mean", "fc_norm"), ("cls", "norm")])
@@ -75,8 +84,14 @@ def test_first_weights_are_the_authors_for_fine_tuning():
     config = ModelConfig(image_size=48, dim=96, depth=4, heads=3)
     model = Classifier(config, 200, generator=torch.Generator().manual_seed(0))
     for number, block in enumerate(model.blocks, start=1):
-        for weight, factor in ((block.attn.qkv.weight, 1), (block.mlp.fc1.weight, 1), (block.attn.proj.weight, math.sqrt(2 * number))):
-            assert weight.detach().std() * factor == pytest.approx(0.02, rel=0.04), "cut at 100 standard deviations: not cut"
+        for weight, factor in (
+            (block.attn.qkv.weight, 1),
+            (block.mlp.fc1.weight, 1),
+            (block.attn.proj.weight, math.sqrt(2 * number)),
+        ):
+            assert weight.detach().std() * factor == pytest.approx(0.02, rel=0.04), (
+                "cut at 100 standard deviations: not cut"
+            )
             assert weight.detach().abs().max() * factor > 0.05
     assert model.pos_embed.detach().std() == pytest.approx(0.02, rel=0.1)
     bound = 1 / math.sqrt(3 * 16 * 16)
@@ -94,7 +109,9 @@ def test_first_weights_are_the_authors_for_fine_tuning():
 def test_skipped_branches_are_drawn_from_the_generator():
     config = ModelConfig(image_size=32, dim=24, depth=2, heads=3, drop_path=0.5)
     model = stirred(Classifier(config, 5)).train()
-    once, again, other = (model(pixels(8), generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    once, again, other = (
+        model(pixels(8), generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
     with pytest.raises(ValueError, match="needs a generator"):

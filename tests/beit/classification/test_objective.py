@@ -20,14 +20,18 @@ def objective(mix=PLAIN, *, drop_path=0.0, head_scale=1.0, **options):
     config = ModelConfig(image_size=16, patch_size=8, dim=32, depth=2, heads=2, drop_path=drop_path)
     model = Classifier(config, 3, head_scale=head_scale, generator=torch.Generator().manual_seed(0))
     arguments = {"layer_decay": 0.75, "total_steps": 30, "seed": 4, **options}
-    return ClassifyObjective(model, OptimConfig(peak_lr=3e-3, min_lr=0, warmup_steps=3), ViewConfig(), mix, **arguments)
+    return ClassifyObjective(
+        model, OptimConfig(peak_lr=3e-3, min_lr=0, warmup_steps=3), ViewConfig(), mix, **arguments
+    )
 
 
 def batch(count=12, seed=0):
     """Images whose brightness is their class, one of them broken."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, count)
-    views = (60 + 60 * label[:, None, None, None] + rng.integers(-20, 20, (count, 16, 16, 3))).astype(np.uint8)
+    views = (60 + 60 * label[:, None, None, None] + rng.integers(-20, 20, (count, 16, 16, 3))).astype(
+        np.uint8
+    )
     status = np.zeros(count, np.uint8)
     status[2] = 3
     views[2] = 0
@@ -56,7 +60,10 @@ def test_mixed_images_count_for_both_their_labels_as_they_share_the_pixels(mix):
     trained.start_step(3)
     sums = trained(tensors(host))
     drawn = draw_mix(np.random.default_rng(derive(4, MIX, 3, 0)), mix, 16)
-    pixels, targets = normalise(torch.from_numpy(host["patch_view"]), ViewConfig()), torch.eye(3)[torch.from_numpy(host["label"])]
+    pixels, targets = (
+        normalise(torch.from_numpy(host["patch_view"]), ViewConfig()),
+        torch.eye(3)[torch.from_numpy(host["label"])],
+    )
     inputs, wanted = pixels.clone(), targets.clone()
     for image in range(12):
         partner = 11 - image
@@ -115,7 +122,9 @@ def test_it_learns_to_tell_brightness_and_comes_back_from_its_checkpoint(tmp_pat
     unseen = batch(count=60, seed=100)
     trained.eval()
     sums = trained(tensors(unseen))
-    assert trained.metrics({name: value.detach().numpy() for name, value in sums.items()}, 59)["accuracy"] > 0.9
+    assert (
+        trained.metrics({name: value.detach().numpy() for name, value in sums.items()}, 59)["accuracy"] > 0.9
+    )
     trained.save(tmp_path)
     again = objective()
     again.load(tmp_path)

@@ -39,7 +39,10 @@ def test_noise_stands_in_the_rectangle_and_nowhere_else():
     found = erase(pixels, erased, torch.Generator().manual_seed(0))
     inside = found[0, :, 4:24, 10:26]
     assert (found == 7).sum() == pixels.numel() - inside.numel()
-    assert (inside.mean().item(), inside.std().item()) == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
+    assert (inside.mean().item(), inside.std().item()) == (
+        pytest.approx(0, abs=0.1),
+        pytest.approx(1, abs=0.1),
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 80), (81, 37), (64, 64)])
@@ -48,7 +51,9 @@ def test_the_centre_view_is_pillows_bicubic_resize_and_a_centre_crop(height, wid
     image = Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
     view, status = make_centre_view(encoded(np.asarray(image)), view=ViewConfig(), image_size=32)
     short = 36  # int(32 / 0.875)
-    scaled = image.resize((int(short * width / height), short) if height < width else (short, int(short * height / width)), 3)
+    scaled = image.resize(
+        (int(short * width / height), short) if height < width else (short, int(short * height / width)), 3
+    )
     left, top = round((scaled.width - 32) / 2), round((scaled.height - 32) / 2)
     expected = np.asarray(scaled.crop((left, top, left + 32, top + 32))).astype(int)
     assert status == Status.DECODED
@@ -59,11 +64,15 @@ def test_the_centre_view_is_pillows_bicubic_resize_and_a_centre_crop(height, wid
 def test_of_a_thin_strip_the_middle_is_seen_and_no_more_is_resized(turned, monkeypatch):
     resized = []
     monkeypatch.setattr(
-        classification_views, "interpolate", lambda pixels, size, **options: resized.append(size) or interpolate(pixels, size)
+        classification_views,
+        "interpolate",
+        lambda pixels, size, **options: resized.append(size) or interpolate(pixels, size),
     )
     strip = np.zeros((3, 1000, 3), np.uint8)
     strip[:, 490:510] = 200
-    view, status = make_centre_view(encoded(strip.transpose(1, 0, 2) if turned else strip), view=ViewConfig(), image_size=32)
+    view, status = make_centre_view(
+        encoded(strip.transpose(1, 0, 2) if turned else strip), view=ViewConfig(), image_size=32
+    )
     assert (status, view.shape) == (Status.DECODED, (32, 32, 3))
     assert resized == [(36 * 8, 36) if turned else (36, 36 * 8)]
     assert (view == 200).all()

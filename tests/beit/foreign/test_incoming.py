@@ -67,7 +67,11 @@ class Code:
 @pytest.mark.parametrize("which", ["system", "eval"])
 def test_a_file_with_code_is_refused_without_running_it(which, legacy, state, tmp_path: Path):
     mark = tmp_path / "mark"
-    code = Code(os.system, f"touch {mark}") if which == "system" else Code(eval, f"open({str(mark)!r}, 'w').close()")
+    code = (
+        Code(os.system, f"touch {mark}")
+        if which == "system"
+        else Code(eval, f"open({str(mark)!r}, 'w').close()")
+    )
     file = tmp_path / "weights.pth"
     torch.save({"model": state, "args": code}, file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UserError, match=rf"the global \w+\.{which}; nothing in it was run"):
@@ -103,23 +107,35 @@ def refusal(state: dict[str, Tensor], folder: Path) -> str:
 
 def test_missing_unexpected_and_misshapen_tensors_are_refused_by_name(state, tmp_path: Path):
     assert "blocks.1.extra is unexpected" in refusal({**state, "blocks.1.extra": torch.ones(1)}, tmp_path)
-    assert "norm.bias is missing" in refusal({name: tensor for name, tensor in state.items() if name != "norm.bias"}, tmp_path)
-    assert "norm.bias has the shape [3], and should have [48]" in refusal({**state, "norm.bias": torch.ones(3)}, tmp_path)
+    assert "norm.bias is missing" in refusal(
+        {name: tensor for name, tensor in state.items() if name != "norm.bias"}, tmp_path
+    )
+    assert "norm.bias has the shape [3], and should have [48]" in refusal(
+        {**state, "norm.bias": torch.ones(3)}, tmp_path
+    )
     assert "norm.bias holds values" in refusal({**state, "norm.bias": torch.full((48,), torch.nan)}, tmp_path)
     assert "holds no BEiT" in refusal({"conv1.weight": torch.ones(1)}, tmp_path)
     expanded = {**state, "norm.bias": torch.ones(1).expand(10**9)}
     assert "unfold to more than it holds" in refusal(expanded, tmp_path)
 
 
-def test_the_number_of_heads_is_asked_for_where_nothing_tells_it_and_who_said_a_wrong_one_is_named(build, tmp_path: Path):
+def test_the_number_of_heads_is_asked_for_where_nothing_tells_it_and_who_said_a_wrong_one_is_named(
+    build, tmp_path: Path
+):
     state = build("mim, paper").state_dict()
     assert "how many heads share the width 48" in refusal(state, tmp_path)
     with pytest.raises(UserError, match="5 heads, by --heads, cannot share the width 48"):
         import_weights(tmp_path / "file.pth", tmp_path / "ours", heads=5)
-    assert import_weights(tmp_path / "file.pth", tmp_path / "ours", heads=3).described.heads_by == "by --heads"
+    assert (
+        import_weights(tmp_path / "file.pth", tmp_path / "ours", heads=3).described.heads_by == "by --heads"
+    )
     folder = as_folder(build("classifier, released").state_dict(), tmp_path / "hf", num_attention_heads=4)
     with pytest.raises(
-        UserError, match=r"num_attention_heads in config\.json says 4 heads, and the tables of relative biases have 3 columns"
+        UserError,
+        match=(
+            r"num_attention_heads in config\.json says 4 heads, and the tables of relative biases have 3 "
+            r"columns"
+        ),
     ):
         import_weights(folder, tmp_path / "another")
     assert not (tmp_path / "another").exists()
@@ -136,7 +152,9 @@ def as_folder(state: dict[str, Tensor], folder: Path, **config: object) -> Path:
 def test_another_epsilon_of_the_norms_is_said(build, tmp_path: Path):
     state = build("classifier, released").state_dict()
     for eps, said in ((1e-6, 0), (1e-12, 1)):
-        done = import_weights(as_folder(state, tmp_path / f"hf{eps}", layer_norm_eps=eps), tmp_path / f"ours{eps}")
+        done = import_weights(
+            as_folder(state, tmp_path / f"hf{eps}", layer_norm_eps=eps), tmp_path / f"ours{eps}"
+        )
         assert [("layer_norm_eps=1e-12" in note) for note in done.notes] == [True] * said
 
 
@@ -162,7 +180,9 @@ def test_a_segmenter_reads_the_blocks_that_its_folder_says(config, taps, expecte
 @pytest.mark.parametrize("indices", [[1, 2, 3, 4], [0, 2, 3, 4], [2, 3, 4, 8], [2, 3, 4]])
 def test_blocks_that_are_none_are_refused_with_the_way_out(indices, build, tmp_path: Path):
     folder = as_folder(build("segmenter").state_dict(), tmp_path / "hf", out_indices=indices)
-    with pytest.raises(UserError, match=r"number i means the tokens behind block i - 2(.|\n)*give them with --taps"):
+    with pytest.raises(
+        UserError, match=r"number i means the tokens behind block i - 2(.|\n)*give them with --taps"
+    ):
         import_weights(folder, tmp_path / "ours")
     import_weights(folder, tmp_path / "ours", taps=[1, 2, 3, 5])
 
@@ -174,7 +194,9 @@ def test_a_folder_in_shards_is_read_as_one(ending, state, tmp_path: Path):
     for file in names:
         held = {name: tensor for name, tensor in state.items() if places[name] == file}
         (save_file if ending == "safetensors" else torch.save)(held, tmp_path / file)
-    index = tmp_path / ("model.safetensors.index.json" if ending == "safetensors" else "pytorch_model.bin.index.json")
+    index = tmp_path / (
+        "model.safetensors.index.json" if ending == "safetensors" else "pytorch_model.bin.index.json"
+    )
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     import_weights(tmp_path, tmp_path / "ours")
     read = load_model(tmp_path / "ours").state_dict()
@@ -199,7 +221,9 @@ def test_weights_without_a_head_become_a_backbone_to_start_others_from(state, tm
     model = load_model(tmp_path / "ours")
     assert type(model) is Backbone
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    classifier = Classifier(finetuning_config(model.config), 5, pooling="cls", generator=torch.Generator().manual_seed(0))
+    classifier = Classifier(
+        finetuning_config(model.config), 5, pooling="cls", generator=torch.Generator().manual_seed(0)
+    )
     taken = start_from_folder(classifier, tmp_path / "ours")
     assert taken.fresh == ["head.weight", "head.bias"]
     assert not taken.dropped
@@ -207,7 +231,11 @@ def test_weights_without_a_head_become_a_backbone_to_start_others_from(state, tm
 
 def test_what_is_already_ours_and_folders_in_use_are_refused(state, build, tmp_path: Path):
     save_model(build("mim, released"), tmp_path / "run" / "model")
-    for own in (tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "model" / "model.safetensors"):
+    for own in (
+        tmp_path / "run",
+        tmp_path / "run" / "model",
+        tmp_path / "run" / "model" / "model.safetensors",
+    ):
         with pytest.raises(UserError, match="is a checkpoint of this project already"):
             import_weights(own, tmp_path / "ours")
     torch.save(state, tmp_path / "file.pth")
@@ -218,7 +246,10 @@ def test_what_is_already_ours_and_folders_in_use_are_refused(state, build, tmp_p
 
 
 def test_a_classifier_leaves_out_what_only_pretraining_uses(build, tmp_path: Path):
-    state = build("classifier, released").state_dict() | {"mask_token": torch.ones(1, 1, 48), "norm.weight": torch.ones(48)}
+    state = build("classifier, released").state_dict() | {
+        "mask_token": torch.ones(1, 1, 48),
+        "norm.weight": torch.ones(48),
+    }
     torch.save(state, tmp_path / "file.pth")
     report = import_weights(tmp_path / "file.pth", tmp_path / "ours").report
     assert report.dropped.keys() == {"mask_token", "norm.weight"}

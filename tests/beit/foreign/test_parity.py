@@ -1,4 +1,6 @@
-"""The same random weights give the same numbers as Hugging Face's BEiT and timm's: logits, tokens behind every block, all gradients."""
+"""The same random weights give the same numbers as Hugging Face's BEiT and timm's: logits, tokens behind
+every block, all gradients.
+"""
 
 import dataclasses
 import re
@@ -24,8 +26,9 @@ PER_BLOCK = dataclasses.replace(SHARED, position="relative-per-block")
 AT_384 = {"image_size": 384}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Of the largest value of what is compared."""
-# Behind class-token pooling the row of a bias table for the class token asking patches gathers gradients that cancel (those of a softmax's
-# inputs sum to 0): in float32 each side is up to 5e-5 away from its own float64, and no closer to the other. In float64 it is no exception.
+# Behind class-token pooling the row of a bias table for the class token asking patches gathers gradients that
+# cancel (those of a softmax's inputs sum to 0): in float32 each side is up to 5e-5 away from its own float64,
+# and no closer to the other. In float64 it is no exception.
 CANCELLING = {torch.float32: 3e-4, torch.float64: 1e-12}
 PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 
@@ -84,9 +87,16 @@ def their_names(name: str, *, norm: str) -> list[str]:
             rest = rest.replace(ours, theirs)
         names = [f"attention.{part}_proj.weight" for part in "qkv"] if rest == "attn.qkv.weight" else [rest]
         return [f"beit.layers.{number}.{part}" for part in names]
-    for ours, theirs in (("pos_embed", "position_embeddings"), ("patch_embed.proj", "patch_embeddings.projection")):
+    for ours, theirs in (
+        ("pos_embed", "position_embeddings"),
+        ("patch_embed.proj", "patch_embeddings.projection"),
+    ):
         name = name.replace(ours, theirs)
-    return [f"beit.{name.replace('rel_pos_bias', 'shared_position_bias')}" if first == "rel_pos_bias" else f"beit.embeddings.{name}"]
+    return [
+        f"beit.{name.replace('rel_pos_bias', 'shared_position_bias')}"
+        if first == "rel_pos_bias"
+        else f"beit.embeddings.{name}"
+    ]
 
 
 def filled(theirs: nn.Module, ours: nn.Module, *, norm: str = "layernorm") -> nn.Module:
@@ -99,18 +109,26 @@ def filled(theirs: nn.Module, ours: nn.Module, *, norm: str = "layernorm") -> nn
     return theirs
 
 
-def assert_close(ours: Tensor, theirs: Tensor, what: str, tolerances: dict[torch.dtype, float] = TOLERANCE) -> None:
+def assert_close(
+    ours: Tensor, theirs: Tensor, what: str, tolerances: dict[torch.dtype, float] = TOLERANCE
+) -> None:
     error = float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
     assert error <= tolerances[ours.dtype], f"{what}: {error:.1e} of the largest value"
 
 
 def assert_same_gradients(
-    ours: nn.Module, theirs: nn.Module, *, norm: str = "layernorm", tables: dict[torch.dtype, float] = TOLERANCE
+    ours: nn.Module,
+    theirs: nn.Module,
+    *,
+    norm: str = "layernorm",
+    tables: dict[torch.dtype, float] = TOLERANCE,
 ) -> None:
     found = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         expected = torch.cat([found[place] for place in their_names(name, norm=norm)])
-        assert_close(parameter.grad, expected, f"gradient of {name}", tables if name.endswith("table") else TOLERANCE)
+        assert_close(
+            parameter.grad, expected, f"gradient of {name}", tables if name.endswith("table") else TOLERANCE
+        )
 
 
 def tokens_behind_blocks(theirs: nn.Module) -> list[Tensor]:
@@ -122,7 +140,9 @@ def tokens_behind_blocks(theirs: nn.Module) -> list[Tensor]:
 
 
 def drawn_pixels(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return torch.randn(
+        2, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1)
+    ).to(dtype)
 
 
 @PRECISIONS
@@ -153,7 +173,11 @@ def test_classification(config, pooling, size, dtype):
     config = dataclasses.replace(config, **size)
     ours = stirred(Classifier(config, CLASSES, pooling=pooling)).to(dtype)
     norm = "beit.layernorm"
-    theirs = filled(reference("BeitForImageClassification", config, use_mean_pooling=pooling == "mean").to(dtype), ours, norm=norm)
+    theirs = filled(
+        reference("BeitForImageClassification", config, use_mean_pooling=pooling == "mean").to(dtype),
+        ours,
+        norm=norm,
+    )
     pixels, behind = drawn_pixels(config, dtype), tokens_behind_blocks(theirs)
     logits, expected = ours(pixels), theirs(pixels).logits
     assert_close(logits, expected, "logits")
@@ -170,7 +194,9 @@ def test_attention_weights(config, size):
     # At the other size, theirs is a model of that size with our resampled positions.
     ours = at_size(stirred(Classifier(config, CLASSES, pooling="cls")), size, size)
     theirs = filled(
-        reference("BeitForImageClassification", ours.config, use_mean_pooling=False, attn_implementation="eager"),
+        reference(
+            "BeitForImageClassification", ours.config, use_mean_pooling=False, attn_implementation="eager"
+        ),
         ours,
         norm="beit.layernorm",
     )
@@ -183,7 +209,11 @@ def test_attention_weights(config, size):
             assert_close(found, expected[number], f"attention of block {number}")
         rows = torch.tensor([[7, 1, 196], [3, 2, 100]])
         asked = attention(ours, pixels, rows=rows)
-        assert_close(asked, torch.stack([expected[-1][image][:, rows[image]] for image in range(2)]), "attention of some rows")
+        assert_close(
+            asked,
+            torch.stack([expected[-1][image][:, rows[image]] for image in range(2)]),
+            "attention of some rows",
+        )
 
 
 def their_segmentation_names(name: str) -> list[str]:
@@ -208,7 +238,8 @@ def their_segmentation_names(name: str) -> list[str]:
 
 @pytest.mark.parametrize("config", [PAPER, PER_BLOCK], ids=["paper", "released"])
 def test_segmentation_of_the_same_blocks(config):
-    # Their out_indices count from 2 for the first block, so the authors' taps of the last block cannot be said there.
+    # Their out_indices count from 2 for the first block, so the authors' taps of the last block cannot be
+    # said there.
     config = dataclasses.replace(config, depth=5, image_size=112)
     ours = stirred(Segmenter(config, CLASSES, taps=(0, 1, 2, 3)))
     with torch.no_grad():
@@ -222,9 +253,15 @@ def test_segmentation_of_the_same_blocks(config):
         state.update(zip(places, tensor.chunk(len(places)) if tensor.ndim else [tensor], strict=True))
     theirs.load_state_dict(state, strict=False)
     # Mean pooling or not, their segmenter builds norms that nothing reads.
-    assert {name for name in theirs.state_dict() if name not in state} <= {"beit.layernorm.weight", "beit.layernorm.bias"}
+    assert {name for name in theirs.state_dict() if name not in state} <= {
+        "beit.layernorm.weight",
+        "beit.layernorm.bias",
+    }
     pixels = drawn_pixels(config)
-    logits, expected = ours(pixels), F.interpolate(theirs(pixels).logits, size=(112, 112), mode="bilinear", align_corners=False)
+    logits, expected = (
+        ours(pixels),
+        F.interpolate(theirs(pixels).logits, size=(112, 112), mode="bilinear", align_corners=False),
+    )
     assert_close(logits, expected, "logits")
     auxiliary = ours.auxiliary_head(ours.maps(pixels))
     behind = theirs.fpn(taps_of(theirs, pixels))

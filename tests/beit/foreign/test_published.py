@@ -1,7 +1,8 @@
-"""The published files by their names and shapes, written down here by hand: nothing below is taken from a model of ours.
+"""The published files by their names and shapes, written down here by hand: nothing below is taken from a
+model of ours.
 
-Names and shapes are those of the released code's modules and of Hugging Face's conversion of them; a {} is a block's number. The files
-themselves could not be had.
+Names and shapes are those of the released code's modules and of Hugging Face's conversion of them; a {} is a
+block's number. The files themselves could not be had.
 """
 
 import json
@@ -26,7 +27,10 @@ LARGE = {"dim": 1024, "depth": 24, "heads": 16}
 def table(grid: int, heads: int) -> Shapes:
     """A table of relative biases and its index, as they stand under a module's name."""
     tokens = grid**2 + 1
-    return {"relative_position_bias_table": ((2 * grid - 1) ** 2 + 3, heads), "relative_position_index": (tokens, tokens)}
+    return {
+        "relative_position_bias_table": ((2 * grid - 1) ** 2 + 3, heads),
+        "relative_position_index": (tokens, tokens),
+    }
 
 
 def under(prefix: str, shapes: Shapes) -> Shapes:
@@ -37,8 +41,12 @@ def repeated(block: Shapes, depth: int) -> Shapes:
     return {name.format(number): shape for number in range(depth) for name, shape in block.items()}
 
 
-def unilm_body(*, dim: int, depth: int, heads: int, own_tables: int | None = None, gains: bool = True) -> Shapes:
-    """The backbone of beit/modeling_pretrain.py and beit/modeling_finetune.py; `own_tables` is the grid of a table in every block."""
+def unilm_body(
+    *, dim: int, depth: int, heads: int, own_tables: int | None = None, gains: bool = True
+) -> Shapes:
+    """The backbone of beit/modeling_pretrain.py and beit/modeling_finetune.py; `own_tables` is the grid of a
+    table in every block.
+    """
     wide = 4 * dim
     block: Shapes = {
         **({"blocks.{}.gamma_1": (dim,), "blocks.{}.gamma_2": (dim,)} if gains else {}),
@@ -126,10 +134,21 @@ def unilm_segmenter(sizes: dict[str, int], *, grid: int, classes: int) -> Shapes
 
 
 PER_BLOCK = {"position": "relative-per-block"}
-# By the name of the published file: what it holds, what it is to be told to be, and how many numbers its parameters have in all.
+# By the name of the published file: what it holds, what it is to be told to be, and how many numbers its
+# parameters have in all.
 PUBLISHED = {
-    "beit_base_patch16_224_pt22k": (unilm_pretrained(BASE), "mim", {**BASE, "position": "relative", "layer_scale": 0.1}, 91_965_776),
-    "beit_large_patch16_224_pt22k": (unilm_pretrained(LARGE), "mim", {**LARGE, "position": "relative", "layer_scale": 1e-5}, 311_534_016),
+    "beit_base_patch16_224_pt22k": (
+        unilm_pretrained(BASE),
+        "mim",
+        {**BASE, "position": "relative", "layer_scale": 0.1},
+        91_965_776,
+    ),
+    "beit_large_patch16_224_pt22k": (
+        unilm_pretrained(LARGE),
+        "mim",
+        {**LARGE, "position": "relative", "layer_scale": 1e-5},
+        311_534_016,
+    ),
     "beit_base_patch16_224_pt1k_800ep": (unilm_pretrained(BASE, plain=True), "mim", BASE, 92_089_856),
     "beit_base_patch16_224_pt22k_ft22k": (
         unilm_classifier(BASE, grid=14, classes=21841),
@@ -179,12 +198,16 @@ def test_a_published_file_is_told_from_its_names_and_shapes_and_is_all_of_the_mo
     with torch.device("meta"):
         model = class_of(kind).laid_out(described.model, described.head)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == held
-    numbers = sum(math.prod(shape) for name, shape in held.items() if "running" not in name and "tracked" not in name)
+    numbers = sum(
+        math.prod(shape) for name, shape in held.items() if "running" not in name and "tracked" not in name
+    )
     assert numbers == parameters or (parameters is None and round(numbers / 1e6) == 163)
 
 
 def hub_pretrained(sizes: dict[str, int]) -> Shapes:
-    """BeitForMaskedImageModeling in the spelling of the hub's files; those of its first years hold the index as well."""
+    """BeitForMaskedImageModeling in the spelling of the hub's files; those of its first years hold the index
+    as well.
+    """
     dim, wide = sizes["dim"], 4 * sizes["dim"]
     block: Shapes = {
         "encoder.layer.{}.lambda_1": (dim,),
@@ -213,14 +236,21 @@ def hub_pretrained(sizes: dict[str, int]) -> Shapes:
         **repeated(block, sizes["depth"]),
         **under("encoder.relative_position_bias.", table(14, sizes["heads"])),
     }
-    head: Shapes = {"layernorm.weight": (dim,), "layernorm.bias": (dim,), "lm_head.weight": (8192, dim), "lm_head.bias": (8192,)}
+    head: Shapes = {
+        "layernorm.weight": (dim,),
+        "layernorm.bias": (dim,),
+        "lm_head.weight": (8192, dim),
+        "lm_head.bias": (8192,),
+    }
     return under("beit.", body) | head
 
 
 def numbered(shapes: Shapes) -> dict[str, Tensor]:
     """A tensor of each shape, full of its own number: where it ended up can be told."""
     return {
-        name: torch.full(shape, float(number), dtype=torch.int64 if "index" in name or "tracked" in name else torch.float32)
+        name: torch.full(
+            shape, float(number), dtype=torch.int64 if "index" in name or "tracked" in name else torch.float32
+        )
         for number, (name, shape) in enumerate(shapes.items(), start=1)
     }
 
@@ -234,7 +264,9 @@ def test_a_file_of_the_released_layout_is_imported_whole(file, tmp_path: Path):
     (tmp_path / f"{file}.pth").unlink()
     assert done.parameters == parameters
     assert done.report.same == list(without_buffers(shapes))
-    assert done.report.dropped == {name: "follows from the grid" for name in shapes if name.endswith("relative_position_index")}
+    assert done.report.dropped == {
+        name: "follows from the grid" for name in shapes if name.endswith("relative_position_index")
+    }
     assert done.report.renamed == {}
     read = load_model(tmp_path / "ours").state_dict()
     (tmp_path / "ours" / "model.safetensors").unlink()
@@ -264,12 +296,18 @@ def test_a_folder_of_the_hubs_layout_is_imported_whole(tmp_path: Path):
     (tmp_path / "ours" / "model.safetensors").unlink()
     for ours, theirs in (
         ("mask_token", "beit.embeddings.mask_token"),
-        ("rel_pos_bias.relative_position_bias_table", "beit.encoder.relative_position_bias.relative_position_bias_table"),
+        (
+            "rel_pos_bias.relative_position_bias_table",
+            "beit.encoder.relative_position_bias.relative_position_bias_table",
+        ),
         ("blocks.11.gamma_2", "beit.encoder.layer.11.lambda_2"),
         ("blocks.3.mlp.fc2.weight", "beit.encoder.layer.3.output.dense.weight"),
         ("blocks.3.attn.proj.weight", "beit.encoder.layer.3.attention.output.dense.weight"),
         ("norm.weight", "layernorm.weight"),
     ):
         assert torch.equal(read[ours], tensors[theirs]), ours
-    rows = [tensors[f"beit.encoder.layer.5.attention.attention.{part}.weight"] for part in ("query", "key", "value")]
+    rows = [
+        tensors[f"beit.encoder.layer.5.attention.attention.{part}.weight"]
+        for part in ("query", "key", "value")
+    ]
     assert torch.equal(read["blocks.5.attn.qkv.weight"], torch.cat(rows))

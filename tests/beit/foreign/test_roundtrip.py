@@ -1,4 +1,6 @@
-"""From the released code's format to ours, to Hugging Face's, to ours, to the released code's: bit by bit the same."""
+"""From the released code's format to ours, to Hugging Face's, to ours, to the released code's: bit by bit the
+same.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,13 @@ from beit.foreign.outgoing import export_weights
 from beit.plain import to_dict
 from beit.vit.checkpoints import load_model, read_config, save_model
 
-MODELS = ("mim, paper", "mim, released", "classifier, paper, class token", "classifier, released", "segmenter")
+MODELS = (
+    "mim, paper",
+    "mim, released",
+    "classifier, paper, class token",
+    "classifier, released",
+    "segmenter",
+)
 HALF = ViewConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
@@ -35,13 +43,19 @@ def as_published(model: nn.Module, path: Path) -> dict[str, Tensor]:
             rows = len(tensor)
             index[0, :], index[:, 0], index[0, 0] = rows - 3, rows - 2, rows - 1
             state[name.replace("bias_table", "index")] = index
-    torch.save({"state_dict": state, "meta": {}} if model.kind == "segmenter" else {"model": state, "epoch": 7}, path)
+    torch.save(
+        {"state_dict": state, "meta": {}} if model.kind == "segmenter" else {"model": state, "epoch": 7}, path
+    )
     return state
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert left.keys() == right.keys()
-    assert [name for name in left if left[name].dtype != right[name].dtype or not torch.equal(left[name], right[name])] == []
+    assert [
+        name
+        for name in left
+        if left[name].dtype != right[name].dtype or not torch.equal(left[name], right[name])
+    ] == []
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
@@ -76,7 +90,9 @@ def test_hugging_face_loads_the_folder_whole_and_both_its_spellings_are_read(whi
     assert not any(info.values()), info
     # What their own class writes: the hub's names in the file, other names in memory.
     loaded.save_pretrained(tmp_path / "theirs")
-    same(load_file(tmp_path / "theirs" / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors"))
+    same(
+        load_file(tmp_path / "theirs" / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
+    )
     torch.save(loaded.state_dict(), tmp_path / "modules.bin")
     read = import_weights(tmp_path / "modules.bin", tmp_path / "again", heads=3)
     assert read.spelling == "v5"
@@ -140,7 +156,9 @@ def test_a_segmenter_of_hugging_faces_gives_the_same_numbers_here(build, tmp_pat
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, expected = load_model(tmp_path / "again")(pixels), theirs(pixels).logits
-    expected = torch.nn.functional.interpolate(expected, size=ours.shape[2:], mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        expected, size=ours.shape[2:], mode="bilinear", align_corners=False
+    )
     assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
@@ -170,10 +188,16 @@ def test_hugging_face_loads_a_backbone_whole_and_gives_the_same_numbers(build, t
     theirs.save_pretrained(tmp_path / "theirs")
     for number, folder in enumerate(("hf", "theirs")):
         import_weights(tmp_path / folder, tmp_path / f"again{number}")
-        same(load_model(tmp_path / f"again{number}").state_dict(), load_model(tmp_path / "backbone").state_dict())
+        same(
+            load_model(tmp_path / f"again{number}").state_dict(),
+            load_model(tmp_path / "backbone").state_dict(),
+        )
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        (ours,), expected = load_model(tmp_path / "backbone").features(pixels), theirs.eval()(pixels).last_hidden_state
+        (ours,), expected = (
+            load_model(tmp_path / "backbone").features(pixels),
+            theirs.eval()(pixels).last_hidden_state,
+        )
     assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
@@ -192,7 +216,9 @@ def test_nothing_is_left_of_an_export_that_fails(build, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("format", ["hf", "timm", "unilm"])
-def test_a_name_that_the_other_side_would_miss_is_counted_and_nothing_is_written(format, build, tmp_path: Path, monkeypatch):
+def test_a_name_that_the_other_side_would_miss_is_counted_and_nothing_is_written(
+    format, build, tmp_path: Path, monkeypatch
+):
     save_model(build("mim, paper"), tmp_path / "ours")
     out = tmp_path / {"hf": "hf", "timm": "timm.pth", "unilm": "unilm.pth"}[format]
     complete = outgoing._take
@@ -211,10 +237,14 @@ def test_the_released_codes_options_are_named_with_a_file_for_it(build, tmp_path
     save_model(build("mim, paper"), tmp_path / "plain", extra={"view": to_dict(ViewConfig())})
     save_model(build("mim, released"), tmp_path / "released", extra={"view": to_dict(HALF)})
     plain = export_weights(tmp_path / "plain", tmp_path / "plain.pth", format="unilm")
-    options = "--imagenet_default_mean_and_std --abs_pos_emb --disable_rel_pos_bias --layer_scale_init_value 0"
+    options = (
+        "--imagenet_default_mean_and_std --abs_pos_emb --disable_rel_pos_bias --layer_scale_init_value 0"
+    )
     assert any(options in note for note in plain.notes)
     released = export_weights(tmp_path / "released", tmp_path / "released.pth", format="unilm")
-    assert released.notes == ["pixels in [0, 1] are normalised with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]"]
+    assert released.notes == [
+        "pixels in [0, 1] are normalised with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]"
+    ]
 
 
 @pytest.mark.parametrize("which", ["mim, paper", "mim, released", "classifier, released"])
@@ -223,7 +253,9 @@ def test_timm_gets_its_names_and_is_told_what_it_has_no_place_for(which, ending,
     model = build(which)
     save_model(model, tmp_path / "ours")
     exported = export_weights(tmp_path / "ours", tmp_path / f"timm{ending}", format="timm")
-    written = load_file(exported.path) if ending == ".safetensors" else torch.load(exported.path, weights_only=True)
+    written = (
+        load_file(exported.path) if ending == ".safetensors" else torch.load(exported.path, weights_only=True)
+    )
     state = model.state_dict()
     table = state.pop("rel_pos_bias.relative_position_bias_table", None)
     gone = {name for name in state if name.startswith(("lm_head", "mask_token"))}
@@ -235,7 +267,9 @@ def test_timm_gets_its_names_and_is_told_what_it_has_no_place_for(which, ending,
     assert exported.next_step.startswith("timm.create_model(")
 
 
-@pytest.mark.parametrize("which", ["mim, paper", "mim, released", "classifier, paper, class token", "classifier, released"])
+@pytest.mark.parametrize(
+    "which", ["mim, paper", "mim, released", "classifier, paper, class token", "classifier, released"]
+)
 def test_timm_runs_what_it_is_told_and_gives_the_same_numbers(which, build, tmp_path: Path):
     timm = pytest.importorskip("timm", exc_type=ImportError)
     model = build(which)
@@ -252,7 +286,9 @@ def test_timm_runs_what_it_is_told_and_gives_the_same_numbers(which, build, tmp_
 def test_a_file_of_timms_is_read(build, tmp_path: Path):
     model = build("classifier, released")
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    assert set(import_weights(tmp_path / "model.safetensors", tmp_path / "ours").report.same) == set(model.state_dict())
+    assert set(import_weights(tmp_path / "model.safetensors", tmp_path / "ours").report.same) == set(
+        model.state_dict()
+    )
     same(load_model(tmp_path / "ours").state_dict(), model.state_dict())
 
 

@@ -61,14 +61,19 @@ def test_any_damage_is_decoded_or_refused_but_never_another_error(jpeg):
             for place in rng.integers(0, len(whole), 3):
                 damaged[place] = rng.integers(256)
             with contextlib.suppress(UndecodableImage):
-                assert decode(bytes(damaged[: rng.integers(1, len(whole) + 1)]), ViewConfig()).dtype == np.uint8
+                assert (
+                    decode(bytes(damaged[: rng.integers(1, len(whole) + 1)]), ViewConfig()).dtype == np.uint8
+                )
 
 
 def test_size_is_read_before_anything_is_decoded():
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
-    # A header that promises 400 megapixels and nothing behind it: decoding would say that the file is cut short.
+    # A header that promises 400 megapixels and nothing behind it: decoding would say that the file is cut
+    # short.
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
     assert status_of(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"")) is Status.TOO_LARGE
     small = ViewConfig(max_pixels=24 * 16 - 1)
@@ -87,7 +92,9 @@ def test_pillows_own_limit_does_not_count_and_is_left_in_place(monkeypatch):
 def test_orientation_6_is_turned_clockwise_unless_told_otherwise(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    encoded = file(colours(), kind, exif=exif, **({"subsampling": 0, "quality": 100} if kind == "JPEG" else {}))
+    encoded = file(
+        colours(), kind, exif=exif, **({"subsampling": 0, "quality": 100} if kind == "JPEG" else {})
+    )
     expected = np.asarray(colours().rotate(-90, expand=True)).astype(int)
     assert np.abs(decode(encoded, ViewConfig()) - expected).max() <= 8
     assert decode(encoded, ViewConfig(exif_rotate=False)).shape == (16, 24, 3)
@@ -105,7 +112,11 @@ def test_grey_of_12_bits_is_scaled_by_12_bits():
     ramp = np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)
     tags = [(256, 16), (257, 16), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 16), (279, 384)]
     nibbles = "".join(f"{value:03x}" for value in ramp.ravel())
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
+    directory = (
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        + bytes(4)
+    )
     encoded = b"II*\0" + struct.pack("<I", 8 + 384) + bytes.fromhex(nibbles) + directory
     assert (decode(encoded, ViewConfig())[..., 0].ravel() == np.arange(256)).all()
 
@@ -119,7 +130,9 @@ def test_pixels_of_unknown_range_are_refused_not_guessed():
 def test_palettes_and_animations_give_the_colours_of_the_first_frame():
     palette = colours().quantize(4)
     assert (decode(file(palette, "PNG"), ViewConfig()) == np.asarray(colours())).all()
-    frames = file(palette, "GIF", save_all=True, append_images=[Image.new("RGB", (24, 16), (255, 255, 0)).quantize(4)])
+    frames = file(
+        palette, "GIF", save_all=True, append_images=[Image.new("RGB", (24, 16), (255, 255, 0)).quantize(4)]
+    )
     assert (decode(frames, ViewConfig()) == np.asarray(colours())).all()
 
 
@@ -129,7 +142,9 @@ def test_transparent_pixels_show_the_background(mode):
     black = Image.new("RGB", (8, 8), (0, 0, 0))
     if mode in ("RGBA", "LA"):
         image = black.convert(mode)
-        image.putalpha(Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 4, axis=1).repeat(8, axis=0)))
+        image.putalpha(
+            Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 4, axis=1).repeat(8, axis=0))
+        )
         encoded = file(image, "PNG")
     else:
         pixels = np.zeros((8, 8, 3), dtype=np.uint8)
@@ -137,18 +152,24 @@ def test_transparent_pixels_show_the_background(mode):
         image = Image.fromarray(pixels)
         if mode == "P":
             image = image.quantize(2)
-        encoded = file(image, "PNG", transparency=(255, 255, 255) if mode == "RGB" else image.getpixel((0, 0)))
+        encoded = file(
+            image, "PNG", transparency=(255, 255, 255) if mode == "RGB" else image.getpixel((0, 0))
+        )
     decoded = decode(encoded, view)
     assert (decoded[:, :4] == (10, 20, 30)).all()
     assert (decoded[:, 4:] == 0).all()
 
 
 def test_cmyk_grey_and_wrong_names_are_read_like_any_other(jpeg):
-    cmyk = decode(file(colours().convert("CMYK"), "JPEG", quality=100, subsampling=0), ViewConfig()).astype(int)
+    cmyk = decode(file(colours().convert("CMYK"), "JPEG", quality=100, subsampling=0), ViewConfig()).astype(
+        int
+    )
     assert np.abs(cmyk - np.asarray(colours())).mean() < 4
     grey = decode(file(colours().convert("L"), "JPEG"), ViewConfig())
     assert grey.shape == (16, 24, 3)
     assert (grey == grey[..., :1]).all()
     # The name is never asked: a PNG is a PNG under any. The fast JPEG decoder agrees with Pillow's.
     assert (decode(file(colours(), "PNG"), ViewConfig()) == np.asarray(colours())).all()
-    assert np.abs(decode(jpeg, ViewConfig()).astype(int) - np.asarray(Image.open(io.BytesIO(jpeg)))).mean() < 0.5
+    assert (
+        np.abs(decode(jpeg, ViewConfig()).astype(int) - np.asarray(Image.open(io.BytesIO(jpeg)))).mean() < 0.5
+    )

@@ -15,7 +15,10 @@ def photographs(real_data) -> list[bytes]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(sorted((real_data / "imagenet-sample").glob("*.parquet"))[0], columns=["image"])
-    return [image["bytes"] if isinstance(image, dict) else image for image in table.column("image").to_pylist()[:40]]
+    return [
+        image["bytes"] if isinstance(image, dict) else image
+        for image in table.column("image").to_pylist()[:40]
+    ]
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -36,7 +39,9 @@ def test_views_are_those_of_the_released_code_to_within_a_grey_level(photographs
     differences = []
     for row, encoded in enumerate(photographs):
         width, height = Image.open(io.BytesIO(encoded)).size
-        parameters = draw_parameters(np.random.default_rng(row), width=width, height=height, view=view, side=patch_px)
+        parameters = draw_parameters(
+            np.random.default_rng(row), width=width, height=height, view=view, side=patch_px
+        )
         made = make_view(encoded, np.random.default_rng(row), view=view, patch_px=patch_px, token_px=token_px)
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         expected = released_views(image, parameters, patch_px=patch_px, token_px=token_px)
@@ -67,7 +72,10 @@ def test_order_of_the_jitter_steps_matters_and_is_kept():
         made, _ = apply(pixels, parameters, patch_px=40, token_px=40)
         expected, _ = released_views(Image.fromarray(pixels), parameters, patch_px=40, token_px=40)
         other, _ = released_views(
-            Image.fromarray(pixels), ViewParameters(**{**vars(parameters), "jitter": jitter[::-1]}), patch_px=40, token_px=40
+            Image.fromarray(pixels),
+            ViewParameters(**{**vars(parameters), "jitter": jitter[::-1]}),
+            patch_px=40,
+            token_px=40,
         )
         assert np.abs(made.astype(int) - expected).mean() < 0.5
         assert np.abs(made.astype(int) - other).mean() > 2
@@ -79,7 +87,11 @@ def test_older_torch_gives_the_same_token_view_to_two_levels(monkeypatch):
     views = []
     for has_lanczos in (beit.images.views.TORCH_HAS_LANCZOS, False):
         monkeypatch.setattr(beit.images.views, "TORCH_HAS_LANCZOS", has_lanczos)
-        views.append(make_view(encoded, np.random.default_rng(0), view=ViewConfig(), patch_px=64, token_px=32).token_view.astype(int))
+        views.append(
+            make_view(
+                encoded, np.random.default_rng(0), view=ViewConfig(), patch_px=64, token_px=32
+            ).token_view.astype(int)
+        )
     assert np.abs(views[0] - views[1]).max() <= 2
 
 
@@ -107,7 +119,8 @@ def test_parameters_are_distributed_as_asked():
     aspect, area = width / height, width * height / 200_000
     assert aspect.min() > 0.74
     assert aspect.max() < 1.36
-    # Rejected boxes are the large ones, so the mean falls short of 0.54; the same rule drawn with torchvision's steps:
+    # Rejected boxes are the large ones, so the mean falls short of 0.54; the same rule drawn with
+    # torchvision's steps:
     assert area.mean() == pytest.approx(area_of_torchvisions_rule(500, 400), abs=0.012)
 
 
@@ -131,7 +144,10 @@ def area_of_torchvisions_rule(width: int, height: int) -> float:
     rng, areas = np.random.default_rng(1), []
     for _ in range(20_000):
         for _ in range(10):
-            target, aspect = width * height * rng.uniform(0.08, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            target, aspect = (
+                width * height * rng.uniform(0.08, 1),
+                np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))),
+            )
             w, h = round(np.sqrt(target * aspect)), round(np.sqrt(target / aspect))
             if 0 < w <= width and 0 < h <= height:
                 break
@@ -150,7 +166,10 @@ def test_what_is_drawn_after_a_view_does_not_depend_on_the_image():
     assert len(set(rests)) == 1
 
 
-@pytest.mark.parametrize(("width", "height", "box"), [(100, 60, (20, 0, 60, 60)), (60, 100, (0, 20, 60, 60)), (60, 60, (0, 0, 60, 60))])
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [(100, 60, (20, 0, 60, 60)), (60, 100, (0, 20, 60, 60)), (60, 60, (0, 0, 60, 60))],
+)
 def test_without_randomness_the_crop_is_the_centre_square(width, height, box):
     still = ViewConfig(min_area=1, max_area=1, aspect=1, flip=0, jitter=0)
     p = draw_parameters(np.random.default_rng(0), width=width, height=height, view=still, side=60)
@@ -162,14 +181,18 @@ def test_without_randomness_the_crop_is_the_centre_square(width, height, box):
 
 
 def test_equal_sizes_share_one_array():
-    made = make_view(as_png(picture(80, 50)), np.random.default_rng(0), view=ViewConfig(), patch_px=32, token_px=32)
+    made = make_view(
+        as_png(picture(80, 50)), np.random.default_rng(0), view=ViewConfig(), patch_px=32, token_px=32
+    )
     assert made.token_view is made.patch_view
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (3, 2)])
 def test_images_of_any_shape_give_views(width, height):
     pixels = np.full((height, width, 3), 100, dtype=np.uint8)
-    made = make_view(as_png(pixels), np.random.default_rng(0), view=ViewConfig(jitter=0), patch_px=32, token_px=16)
+    made = make_view(
+        as_png(pixels), np.random.default_rng(0), view=ViewConfig(jitter=0), patch_px=32, token_px=16
+    )
     assert made.status is Status.DECODED
     assert (made.patch_view == 100).all()
     assert (made.token_view == 100).all()

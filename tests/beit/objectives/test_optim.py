@@ -22,7 +22,9 @@ def names_by_decay(config: ModelConfig) -> dict[float, set[str]]:
     model = Beit(config, 8)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, OptimConfig()).param_groups
-    return {group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]} for group in groups}
+    return {
+        group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]} for group in groups
+    }
 
 
 def test_weights_the_mask_token_and_bias_tables_decay_and_nothing_else():
@@ -39,15 +41,24 @@ def test_weights_the_mask_token_and_bias_tables_decay_and_nothing_else():
 
 def test_of_a_segmenter_positions_and_class_token_decay_too_as_the_authors_have_it():
     model = Segmenter(ModelConfig(image_size=32, dim=8, depth=1, heads=2), 3, head="setr-pup", channels=4)
-    trained = SegmentObjective(model, OptimConfig(weight_decay=0.1), SegmentViewConfig(), total_steps=10, seed=0)
-    decayed = {id(parameter) for group in trained.optimizer().param_groups if group["weight_decay"] for parameter in group["params"]}
+    trained = SegmentObjective(
+        model, OptimConfig(weight_decay=0.1), SegmentViewConfig(), total_steps=10, seed=0
+    )
+    decayed = {
+        id(parameter)
+        for group in trained.optimizer().param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
+    }
     found = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
     assert {"backbone.cls_token", "backbone.pos_embed", "backbone.patch_embed.proj.weight"} <= found
     assert not any(name.endswith("bias") for name in found)
 
 
 def test_a_step_moves_every_layer_by_its_own_rate_as_a_plain_recomputation_does():
-    config = ModelConfig(image_size=32, dim=8, depth=3, heads=2, position="relative-per-block", layer_scale=0.1)
+    config = ModelConfig(
+        image_size=32, dim=8, depth=3, heads=2, position="relative-per-block", layer_scale=0.1
+    )
     optim, decay = OptimConfig(peak_lr=1e-2, weight_decay=0.1), 0.65
     model = Classifier(config, 5, generator=torch.Generator().manual_seed(0))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -58,18 +69,32 @@ def test_a_step_moves_every_layer_by_its_own_rate_as_a_plain_recomputation_does(
     for group in optimizer.param_groups:
         group["lr"] = optim.peak_lr * group["lr_scale"]
     optimizer.step()
-    power = {"cls_token": 4, "patch_embed": 4, "blocks.0": 3, "blocks.1": 2, "blocks.2": 1, "fc_norm": 0, "head": 0}
+    power = {
+        "cls_token": 4,
+        "patch_embed": 4,
+        "blocks.0": 3,
+        "blocks.1": 2,
+        "blocks.2": 1,
+        "fc_norm": 0,
+        "head": 0,
+    }
     for name, parameter in model.named_parameters():
         rate = 1e-2 * decay ** next(value for start, value in power.items() if name.startswith(start))
         undecayed = parameter.ndim == 1 or name == "cls_token"
         old, grad = before[name], parameter.grad
-        # AdamW's first step: its running means, corrected for their start at 0, are the gradient and its square.
+        # AdamW's first step: its running means, corrected for their start at 0, are the gradient and its
+        # square.
         expected = old * (1 if undecayed else 1 - rate * 0.1) - rate * grad / (grad.abs() + optim.eps)
         torch.testing.assert_close(parameter.detach(), expected)
 
 
 def test_the_decay_of_layers_finds_the_backbone_within_a_model():
-    names = ["backbone.pos_embed", "backbone.blocks.2.mlp.fc1.weight", "backbone.blocks.11.norm1.bias", "decoder.blocks.0.weight"]
+    names = [
+        "backbone.pos_embed",
+        "backbone.blocks.2.mlp.fc1.weight",
+        "backbone.blocks.11.norm1.bias",
+        "decoder.blocks.0.weight",
+    ]
     assert [layer_of(name, 12) for name in names] == [0, 3, 12, 13]
     assert layer_of("rel_pos_bias.relative_position_bias_table", 12) == 13
 
@@ -77,7 +102,11 @@ def test_the_decay_of_layers_finds_the_backbone_within_a_model():
 def test_parameters_that_do_not_train_are_left_out():
     model = Beit(ModelConfig(image_size=32, dim=8, depth=1, heads=2), 8)
     model.lm_head.requires_grad_(False)
-    held = {id(parameter) for group in build_optimizer(model, OptimConfig()).param_groups for parameter in group["params"]}
+    held = {
+        id(parameter)
+        for group in build_optimizer(model, OptimConfig()).param_groups
+        for parameter in group["params"]
+    }
     assert id(model.lm_head.weight) not in held
     assert len(held) == len(list(model.parameters())) - 2
 

@@ -13,7 +13,8 @@ def masks():
 
 
 def test_number_of_hidden_patches_is_distributed_as_in_the_authors_code(masks):
-    # The right sides were measured with the released generator on 60,000 masks; the tolerances are four standard errors.
+    # The right sides were measured with the released generator on 60,000 masks; the tolerances are four
+    # standard errors.
     counts = masks.sum((1, 2))
     error = 4 * np.sqrt(1 / len(masks) + 1 / 60_000)
     assert counts.mean() == pytest.approx(74.469, abs=error * 0.987)
@@ -22,7 +23,9 @@ def test_number_of_hidden_patches_is_distributed_as_in_the_authors_code(masks):
     )  # the distribution has a long tail: its variance varies more than a normal one's
     for count, share in {75: 0.663, 74: 0.235, 73: 0.048, 72: 0.036}.items():
         seen = (counts == count).mean()
-        assert seen == pytest.approx(share, abs=error * np.sqrt(share * (1 - share))), f"P({count}) = {seen:.4f}"
+        assert seen == pytest.approx(share, abs=error * np.sqrt(share * (1 - share))), (
+            f"P({count}) = {seen:.4f}"
+        )
     assert counts.max() == 75
     assert counts.min() >= 60
 
@@ -41,7 +44,9 @@ def test_hidden_patches_form_blocks_in_the_centre(masks):
 
 def test_same_generator_gives_the_same_mask():
     config = MaskConfig()
-    first, again, other = (draw_mask(np.random.default_rng([1, 2, 3, 4, row]), config, 14) for row in (5, 5, 6))
+    first, again, other = (
+        draw_mask(np.random.default_rng([1, 2, 3, 4, row]), config, 14) for row in (5, 5, 6)
+    )
     assert (first == again).all()
     assert (first != other).any()
 
@@ -65,6 +70,7 @@ def test_accepted_configs_hardly_ever_give_an_empty_mask(grid):
             continue
         masks = [draw_mask(rng, config, grid) for _ in range(400)]
         empty = np.mean([not mask.any() for mask in masks])
-        # A batch with an empty mask or two trains on: its loss is a mean over all hidden patches of the batch.
+        # A batch with an empty mask or two trains on: its loss is a mean over all hidden patches of the
+        # batch.
         assert empty <= 0.01, f"grid {grid}, ratio {ratio:.2f}: {empty:.1%} empty"
         assert max(mask.sum() for mask in masks) <= config.budget(grid)

@@ -15,7 +15,9 @@ from beit.pretraining.objective import MimObjective
 from beit.pretraining.targets import VisualTokens
 
 PAPER = ModelConfig(image_size=64, dim=48, depth=3, heads=3, drop_path=0.0)
-RELEASED = ModelConfig(image_size=64, dim=48, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1)
+RELEASED = ModelConfig(
+    image_size=64, dim=48, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1
+)
 VARIANTS = pytest.mark.parametrize("config", [PAPER, RELEASED], ids=["paper", "released"])
 VOCABULARY = 50
 PALETTE = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 30]], np.uint8)
@@ -41,10 +43,18 @@ def batch_of(hidden: list[int], config: ModelConfig = PAPER, seed: int = 0) -> d
     return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
-def plain_logits(weights: dict[str, torch.Tensor], config: ModelConfig, pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The whole model from its formulas: every token through every layer, hidden positions selected at the very end."""
+def plain_logits(
+    weights: dict[str, torch.Tensor], config: ModelConfig, pixels: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The whole model from its formulas: every token through every layer, hidden positions selected at the
+    very end.
+    """
     dim, grid, size = config.dim, config.grid, config.patch_size
-    tokens = F.conv2d(pixels, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=size).flatten(2).transpose(1, 2)
+    tokens = (
+        F.conv2d(pixels, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=size)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     shown = (~mask)[..., None].float()
     tokens = tokens * shown + weights["mask_token"] * (1 - shown)
     tokens = torch.cat([weights["cls_token"].expand(len(tokens), 1, dim), tokens], 1)
@@ -55,7 +65,10 @@ def plain_logits(weights: dict[str, torch.Tensor], config: ModelConfig, pixels: 
         table, side = weights["rel_pos_bias.relative_position_bias_table"], 2 * grid - 1
         rows = [[side**2 + 2] + [side**2] * grid**2]
         for i in range(grid**2):
-            offsets = [((i // grid - j // grid + grid - 1) * side + i % grid - j % grid + grid - 1) for j in range(grid**2)]
+            offsets = [
+                ((i // grid - j // grid + grid - 1) * side + i % grid - j % grid + grid - 1)
+                for j in range(grid**2)
+            ]
             rows.append([side**2 + 1, *offsets])
         bias = table[torch.tensor(rows)].permute(2, 0, 1)
 
@@ -74,7 +87,13 @@ def plain_logits(weights: dict[str, torch.Tensor], config: ModelConfig, pixels: 
         mixed = torch.einsum("bhst,bthc->bshc", shares, v).flatten(2)
         branch = F.linear(mixed, weights[f"{block}attn.proj.weight"], weights[f"{block}attn.proj.bias"])
         tokens = tokens + weights.get(f"{block}gamma_1", 1) * branch
-        middle = F.gelu(F.linear(norm(tokens, f"{block}norm2"), weights[f"{block}mlp.fc1.weight"], weights[f"{block}mlp.fc1.bias"]))
+        middle = F.gelu(
+            F.linear(
+                norm(tokens, f"{block}norm2"),
+                weights[f"{block}mlp.fc1.weight"],
+                weights[f"{block}mlp.fc1.bias"],
+            )
+        )
         branch = F.linear(middle, weights[f"{block}mlp.fc2.weight"], weights[f"{block}mlp.fc2.bias"])
         tokens = tokens + weights.get(f"{block}gamma_2", 1) * branch
     return F.linear(norm(tokens, "norm")[:, 1:], weights["lm_head.weight"], weights["lm_head.bias"])[mask]
@@ -88,7 +107,11 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     for name in theirs:
         scale = float(theirs[name].abs().max())
         torch.testing.assert_close(
-            ours[name], theirs[name], rtol=1e-4, atol=2e-5 * scale + 1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            ours[name],
+            theirs[name],
+            rtol=1e-4,
+            atol=2e-5 * scale + 1e-9,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -119,20 +142,36 @@ def test_models_have_as_many_parameters_as_the_authors(options, parameters):
 
 def test_tensors_have_the_names_of_the_published_checkpoints():
     norms = {f"{norm}.{kind}" for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
-    layers = {f"{layer}.{kind}" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")}
+    layers = {
+        f"{layer}.{kind}" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")
+    }
     block = {"attn.qkv.weight", "attn.q_bias", "attn.v_bias"} | norms | layers
-    shared = {"cls_token", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
-    shared |= {"lm_head.weight", "lm_head.bias"} | {f"blocks.{number}.{name}" for number in range(3) for name in block}
+    shared = {
+        "cls_token",
+        "mask_token",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+    }
+    shared |= {"lm_head.weight", "lm_head.bias"} | {
+        f"blocks.{number}.{name}" for number in range(3) for name in block
+    }
     gains = {f"blocks.{number}.gamma_{branch}" for number in range(3) for branch in (1, 2)}
     assert set(Beit(PAPER, 8).state_dict()) == shared | {"pos_embed"}
-    assert set(Beit(RELEASED, 8).state_dict()) == shared | gains | {"rel_pos_bias.relative_position_bias_table"}
+    assert set(Beit(RELEASED, 8).state_dict()) == shared | gains | {
+        "rel_pos_bias.relative_position_bias_table"
+    }
 
 
 @VARIANTS
 def test_logits_and_gradients_are_those_of_the_plain_full_computation(config):
     model = stirred(Beit(config, VOCABULARY))
     batch = batch_of([6, 3, 5], config)
-    pixels, weight = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, VOCABULARY)
+    pixels, weight = (
+        torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)),
+        torch.linspace(-1, 1, VOCABULARY),
+    )
     found = []
     for logits in (
         model(pixels, batch["mask"]),
@@ -210,7 +249,9 @@ def test_a_batch_with_nothing_hidden_gives_no_loss_and_no_gradient():
         sums = mim(batch)
         sums["loss"].backward()
         assert float(sums["loss"].detach()) == 0
-        assert not any(gradient.any() for gradient in gradients(mim).values()), "every gradient exists and is 0"
+        assert not any(gradient.any() for gradient in gradients(mim).values()), (
+            "every gradient exists and is 0"
+        )
         assert mim.weight({name: column.numpy() for name, column in batch.items()}) == 0
 
 
@@ -241,14 +282,33 @@ def test_metrics_compare_with_the_commonest_token_and_the_entropy_of_the_whole_r
     mim = objective()
     counts = np.zeros((2, VOCABULARY), np.int64)
     counts[0, [3, 8]], counts[1, [8, 9]] = (10, 30), (10, 50)
-    mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "counts": counts[0], "hidden": 40, "patches": 80}, 40.0)
+    mim.metrics(
+        {"loss": np.float32(80), "correct": np.int64(4), "counts": counts[0], "hidden": 40, "patches": 80},
+        40.0,
+    )
     mim.save(tmp_path)
     resumed = objective()
     resumed.load(tmp_path)
     for run in (mim, resumed):
-        found = run.metrics({"loss": np.float32(90), "correct": np.int64(6), "counts": counts[1], "hidden": 60, "patches": 240}, 60.0)
+        found = run.metrics(
+            {
+                "loss": np.float32(90),
+                "correct": np.int64(6),
+                "counts": counts[1],
+                "hidden": 60,
+                "patches": 240,
+            },
+            60.0,
+        )
         entropy = -sum(share * math.log(share) for share in (0.1, 0.4, 0.5))
-        expected = {"loss": 1.5, "accuracy": 0.1, "unigram": entropy, "majority": 0.5, "perplexity": math.exp(entropy), "hidden": 0.25}
+        expected = {
+            "loss": 1.5,
+            "accuracy": 0.1,
+            "unigram": entropy,
+            "majority": 0.5,
+            "perplexity": math.exp(entropy),
+            "hidden": 0.25,
+        }
         assert found == pytest.approx(expected)
 
 
@@ -278,10 +338,14 @@ def test_a_gpu_computes_what_the_cpu_does(config):
         mim.to(device)
         loss = mim({name: column.to(device) for name, column in batch.items()})["loss"]
         loss.backward()
-        found.append((loss.detach().cpu(), {name: gradient.cpu() for name, gradient in gradients(mim).items()}))
+        found.append(
+            (loss.detach().cpu(), {name: gradient.cpu() for name, gradient in gradients(mim).items()})
+        )
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-3)
     for name, gradient in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            found[1][1][name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max())
+        )
 
 
 def test_an_evaluation_takes_masks_of_any_size_and_leaves_what_training_gathers_alone():

@@ -18,7 +18,13 @@ class EightColours:
     vocab_size, px_per_token, digest, precision, has_decoder = 8, 4, "", "float32", True
 
     def encode(self, images):
-        return (images.float().mean(1).unflatten(1, (-1, 4)).unflatten(3, (-1, 4)).mean((2, 4)) / 30).round().clamp(0, 7).long().flatten(1)
+        return (
+            (images.float().mean(1).unflatten(1, (-1, 4)).unflatten(3, (-1, 4)).mean((2, 4)) / 30)
+            .round()
+            .clamp(0, 7)
+            .long()
+            .flatten(1)
+        )
 
     def decode(self, tokens):
         grid = round(tokens.shape[1] ** 0.5)
@@ -29,7 +35,9 @@ class EightColours:
 def test_contact_sheet_shows_every_image_undistorted_in_its_place():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     images = [np.full((20, 40, 3), colour, dtype=np.uint8) for colour in colours]
-    sheet = np.asarray(contact_sheet(images, columns=2, side=40, captions=["one", "two", "a caption that is far too long"]))
+    sheet = np.asarray(
+        contact_sheet(images, columns=2, side=40, captions=["one", "two", "a caption that is far too long"])
+    )
     for number, colour in enumerate(colours):
         found = (sheet == colour).all(2)
         rows, columns = np.nonzero(found)
@@ -74,7 +82,9 @@ def test_reconstruction_fills_only_hidden_patches_with_predictions():
     hidden = masks.numpy()
     with torch.inference_mode():
         logits = model.eval()(normalise(images, ViewConfig()), masks)
-    assert (shown.predicted[hidden] == logits.argmax(1).numpy()).all(), "hidden patches are predicted as in training"
+    assert (shown.predicted[hidden] == logits.argmax(1).numpy()).all(), (
+        "hidden patches are predicted as in training"
+    )
     assert shown.accuracy == pytest.approx((shown.predicted == tokens.numpy())[hidden].mean())
     grey = shown.painted_filled[:, ::4, ::4, 0].reshape(3, 16)
     assert (grey[hidden] == 30 * shown.predicted[hidden]).all()
@@ -84,9 +94,13 @@ def test_reconstruction_fills_only_hidden_patches_with_predictions():
 
 @pytest.mark.parametrize("asked", ["hidden", "all"])
 @pytest.mark.parametrize("target", [Pixels(8, ViewConfig()), MeanColour(8)], ids=["pixels", "colour"])
-def test_pixels_and_colours_are_painted_into_the_hidden_patches_and_judged_where_they_are_asked_for(target, asked):
+def test_pixels_and_colours_are_painted_into_the_hidden_patches_and_judged_where_they_are_asked_for(
+    target, asked
+):
     model = Beit(ModelConfig(image_size=32, patch_size=8, dim=16, depth=2, heads=2), target.outputs)
-    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     masks = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.4
     shown = reconstruct(model, target, {"patch_view": images, "mask": masks}, ViewConfig(), asked=asked)
     hidden = masks.reshape(3, 4, 4).numpy().repeat(8, 1).repeat(8, 2)

@@ -16,12 +16,18 @@ from beit.pretraining.targets import MeanColour, Pixels, VisualTokens
 MODEL = ModelConfig(image_size=32, patch_size=8, dim=48, depth=2, heads=3, drop_path=0.0)
 VIEW = ViewConfig()
 VOCABULARY = 20
-TARGETS = {"tokens": lambda: VisualTokens(VOCABULARY), "pixels": lambda: Pixels(8, VIEW), "colour": lambda: MeanColour(8)}
+TARGETS = {
+    "tokens": lambda: VisualTokens(VOCABULARY),
+    "pixels": lambda: Pixels(8, VIEW),
+    "colour": lambda: MeanColour(8),
+}
 EVERY = pytest.mark.parametrize("kind", TARGETS)
 
 
 def objective(kind: str, **options) -> MimObjective:
-    return MimObjective(MODEL, OptimConfig(), VIEW, target=TARGETS[kind](), total_steps=100, seed=0, **options)
+    return MimObjective(
+        MODEL, OptimConfig(), VIEW, target=TARGETS[kind](), total_steps=100, seed=0, **options
+    )
 
 
 def batch_of(hidden: list[int], seed: int = 0, broken: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
@@ -43,12 +49,15 @@ def batch_of(hidden: list[int], seed: int = 0, broken: tuple[int, ...] = ()) -> 
 def plain_patches(images: torch.Tensor) -> np.ndarray:
     """uint8 [B, 32, 32, 3] -> the 16 patches of each, [B, 16, 8, 8, 3], cut out one by one."""
     cut = [
-        [image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] for row in range(4) for column in range(4)] for image in images.numpy()
+        [image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] for row in range(4) for column in range(4)]
+        for image in images.numpy()
     ]
     return np.array(cut)
 
 
-def plain_loss(kind: str, outputs: torch.Tensor, batch: dict[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+def plain_loss(
+    kind: str, outputs: torch.Tensor, batch: dict[str, torch.Tensor], where: torch.Tensor
+) -> torch.Tensor:
     """The loss at `where` [B, N], written down from its definition."""
     patches = plain_patches(batch["patch_view"])
     if kind == "pixels":
@@ -80,7 +89,9 @@ def test_the_loss_is_the_plain_one_summed_over_the_patches_asked_for(kind, asked
 @EVERY
 def test_a_gradient_comes_from_the_patches_asked_for_only(kind):
     target = TARGETS[kind]()
-    outputs = torch.randn(3, 16, target.outputs, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    outputs = torch.randn(
+        3, 16, target.outputs, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     batch = batch_of([6, 3, 0])
     truth = target.truth(batch, normalise(batch["patch_view"], VIEW), torch.arange(16).expand(3, 16))
     target.sums(outputs, truth, batch["mask"])["loss"].backward()
@@ -136,7 +147,9 @@ def test_squared_errors_are_compared_with_always_saying_the_mean_colour(tmp_path
     batches = [batch_of([6, 3, 0, 5], seed) for seed in (1, 2)]
     seen: list[np.ndarray] = []
     for number, batch in enumerate(batches):
-        seen.append(((plain_patches(batch["patch_view"])[batch["mask"].numpy()] / 255) - VIEW.mean) / VIEW.std)
+        seen.append(
+            ((plain_patches(batch["patch_view"])[batch["mask"].numpy()] / 255) - VIEW.mean) / VIEW.std
+        )
         sums = {name: value.detach().numpy() for name, value in mim(batch).items()}
         if number == 1:
             mim.save(tmp_path)
@@ -146,15 +159,26 @@ def test_squared_errors_are_compared_with_always_saying_the_mean_colour(tmp_path
     values = np.concatenate(seen).reshape(-1, 3)
     variance = ((values - values.mean(0)) ** 2).mean()
     loss = float(sums["loss"]) / 14
-    assert found == pytest.approx({"loss": loss, "variance": variance, "explained": 1 - loss / variance, "hidden": 14 / 48}, rel=1e-4)
+    assert found == pytest.approx(
+        {"loss": loss, "variance": variance, "explained": 1 - loss / variance, "hidden": 14 / 48}, rel=1e-4
+    )
 
 
 def test_colours_are_compared_with_the_commonest_and_their_entropy():
     mim, counts = objective("colour"), np.zeros(512, np.int64)
     counts[[3, 500]] = 10, 30
-    found = mim.metrics({"loss": np.float32(80), "correct": np.int64(4), "counts": counts, "hidden": 40, "patches": 160}, 40.0)
+    found = mim.metrics(
+        {"loss": np.float32(80), "correct": np.int64(4), "counts": counts, "hidden": 40, "patches": 160}, 40.0
+    )
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    expected = {"loss": 2, "accuracy": 0.1, "unigram": entropy, "majority": 0.75, "perplexity": math.exp(entropy), "hidden": 0.25}
+    expected = {
+        "loss": 2,
+        "accuracy": 0.1,
+        "unigram": entropy,
+        "majority": 0.75,
+        "perplexity": math.exp(entropy),
+        "hidden": 0.25,
+    }
     assert found == pytest.approx(expected)
 
 
@@ -165,7 +189,9 @@ def test_it_learns_the_colour_of_an_image_from_its_visible_patches(kind, below):
     optimizer, rng = torch.optim.AdamW(mim.parameters(), lr=3e-3), np.random.default_rng(0)
     for step in range(80):
         batch = batch_of([6] * 16, seed=step)
-        batch["patch_view"] = torch.from_numpy(palette[rng.integers(0, 4, 16)])[:, None, None].expand(-1, 32, 32, 3)
+        batch["patch_view"] = torch.from_numpy(palette[rng.integers(0, 4, 16)])[:, None, None].expand(
+            -1, 32, 32, 3
+        )
         sums = mim(batch)
         optimizer.zero_grad()
         (sums["loss"] / 96).backward()

@@ -39,14 +39,27 @@ def test_what_is_shown_is_the_last_block_of_the_resampled_model():
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     shown = look(model, image, [(0.9, 0.3), (0, 1)], ViewConfig())
     assert shown.patches == [(1, 5), (5, 0)]
-    whole = attention(at_size(model, 48, 48), normalise(torch.from_numpy(image)[None], ViewConfig()))[0].detach().numpy()
+    whole = (
+        attention(at_size(model, 48, 48), normalise(torch.from_numpy(image)[None], ViewConfig()))[0]
+        .detach()
+        .numpy()
+    )
     for number, (row, column) in enumerate(shown.patches):
-        np.testing.assert_allclose(shown.weights[number].reshape(3, 36), whole[:, 1 + 6 * row + column, 1:], atol=1e-6)
+        np.testing.assert_allclose(
+            shown.weights[number].reshape(3, 36), whole[:, 1 + 6 * row + column, 1:], atol=1e-6
+        )
     mean = shown.weights.mean(1)
     assert ((mean * shown.kept).sum((1, 2)) >= KEPT_MASS * mean.sum((1, 2)) - 1e-6).all()
 
 
-def test_a_figure_stretches_the_grid_as_far_as_the_papers_but_not_beyond_its_thirty_patches_nor_below_the_models_own():
-    assert figure_size(backbone_of(Classifier(ModelConfig(image_size=64, patch_size=8, dim=24, depth=1, heads=3), 2))) == 17 * 8
+def test_a_figure_stretches_the_grid_as_far_as_the_papers_not_beyond_30_patches_nor_below_the_models_own():
+    assert (
+        figure_size(
+            backbone_of(Classifier(ModelConfig(image_size=64, patch_size=8, dim=24, depth=1, heads=3), 2))
+        )
+        == 17 * 8
+    )
     assert figure_size(backbone_of(Classifier(ModelConfig(dim=24, depth=1, heads=3), 2))) == 480
-    assert figure_size(backbone_of(Classifier(ModelConfig(image_size=512, dim=24, depth=1, heads=3), 2))) == 512
+    assert (
+        figure_size(backbone_of(Classifier(ModelConfig(image_size=512, dim=24, depth=1, heads=3), 2))) == 512
+    )

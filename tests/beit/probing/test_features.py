@@ -8,7 +8,9 @@ from beit.probing.features import check_layers, middle_layer, pooled_features
 
 
 def test_features_are_what_the_blocks_give_before_any_norm():
-    model = Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=3, heads=2, drop_path=0.0), 8, seed=3).eval()
+    model = Beit(
+        ModelConfig(image_size=32, patch_size=8, dim=24, depth=3, heads=2, drop_path=0.0), 8, seed=3
+    ).eval()
     pixels = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found = pooled_features(model, pixels, (1, 3), ("mean", "cls"))

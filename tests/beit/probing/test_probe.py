@@ -20,7 +20,9 @@ def test_each_neighbour_votes_by_its_similarity():
     train, labels = blobs(rng, 300, spread=4.0)
     val, _ = blobs(rng, 270, spread=4.0)  # More than are asked about at once.
     config = KnnConfig(neighbours=7, temperature=0.2)
-    parts = list(knn_votes(torch.from_numpy(train), torch.from_numpy(labels), torch.from_numpy(val), 5, config))
+    parts = list(
+        knn_votes(torch.from_numpy(train), torch.from_numpy(labels), torch.from_numpy(val), 5, config)
+    )
     assert len(parts) == 2
     votes = torch.cat(parts).numpy()
 
@@ -37,7 +39,9 @@ def test_each_neighbour_votes_by_its_similarity():
 
 def test_fewer_training_images_than_neighbours_all_vote_at_any_temperature():
     train = torch.eye(3)
-    [votes] = knn_votes(train, torch.tensor([0, 1, 1]), train[:1], 2, KnnConfig(neighbours=20, temperature=1e-4))
+    [votes] = knn_votes(
+        train, torch.tensor([0, 1, 1]), train[:1], 2, KnnConfig(neighbours=20, temperature=1e-4)
+    )
     assert votes.tolist() == [[1.0, 0.0]]
 
 
@@ -52,7 +56,10 @@ def newton(features, labels, classes, steps=60):
         shares /= shares.sum(1, keepdims=True)
         gradient = ((shares - target).T @ inputs / len(inputs) + 1e-3 * weights).reshape(-1)
         blocks = [
-            [(inputs * (shares[:, [i]] * ((i == j) - shares[:, [j]]))).T @ inputs / len(inputs) for j in range(classes)]
+            [
+                (inputs * (shares[:, [i]] * ((i == j) - shares[:, [j]]))).T @ inputs / len(inputs)
+                for j in range(classes)
+            ]
             for i in range(classes)
         ]
         hessian = np.block(blocks) + 1e-3 * np.eye(weights.size)
@@ -69,7 +76,9 @@ def test_the_linear_probe_finds_the_logistic_regression_whatever_the_scale_of_th
     expected = np.argmax(np.concatenate([val, np.ones((400, 1))], 1) @ weights.T, 1)
 
     config = LinearConfig(epochs=120, batch_size=100, lr=2e-2)
-    stretched = torch.from_numpy(train.astype(np.float32) * scale.astype(np.float32) + shift.astype(np.float32))
+    stretched = torch.from_numpy(
+        train.astype(np.float32) * scale.astype(np.float32) + shift.astype(np.float32)
+    )
     weight, bias = fit_linear(stretched, torch.from_numpy(labels), 4, config, seed=0)
     logits = (val * scale + shift) @ weight.double().numpy().T + bias.double().numpy()
     agree = np.mean(logits.argmax(1) == expected)
@@ -81,7 +90,13 @@ def test_a_probe_repeats_itself_and_its_seed_matters():
     rng = np.random.default_rng(2)
     train, labels = blobs(rng, 130)
     fits = [
-        fit_linear(torch.from_numpy(train), torch.from_numpy(labels), 4, LinearConfig(epochs=2, batch_size=32), seed=seed)[0]
+        fit_linear(
+            torch.from_numpy(train),
+            torch.from_numpy(labels),
+            4,
+            LinearConfig(epochs=2, batch_size=32),
+            seed=seed,
+        )[0]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(fits[0], fits[1])
@@ -92,7 +107,9 @@ def test_a_number_that_never_changes_does_no_harm():
     rng = np.random.default_rng(3)
     train, labels = blobs(rng, 200)
     train[:, 3] = 7
-    weight, bias = fit_linear(torch.from_numpy(train), torch.from_numpy(labels), 4, LinearConfig(epochs=3), seed=0)
+    weight, bias = fit_linear(
+        torch.from_numpy(train), torch.from_numpy(labels), 4, LinearConfig(epochs=3), seed=0
+    )
     assert torch.isfinite(weight).all()
     assert torch.isfinite(bias).all()
 

@@ -31,7 +31,12 @@ def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 def labels(encoded: bytes, config=ELEVEN, height=7, width=9) -> np.ndarray:
@@ -64,7 +69,9 @@ def test_ignored_ids_and_zero_labels():
     with_255 = IDS.copy()
     with_255[0] = 255
     reduced = labels(png(Image.fromarray(with_255)), AnnotationConfig(classes=10, reduce_zero_label=True))
-    np.testing.assert_array_equal(reduced, np.where((with_255 == 0) | (with_255 == 255), IGNORED, IDS.astype(int) - 1))
+    np.testing.assert_array_equal(
+        reduced, np.where((with_255 == 0) | (with_255 == 255), IGNORED, IDS.astype(int) - 1)
+    )
 
 
 def test_a_bad_annotation_gets_its_reason():

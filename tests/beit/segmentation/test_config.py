@@ -8,7 +8,11 @@ from beit.segmentation.config import AnnotationConfig, SegmentViewConfig, Slidin
 
 
 def test_configs_come_back_from_json_and_impossible_ones_are_refused():
-    for config in (AnnotationConfig(classes=11, ignore_index=None), SegmentViewConfig(scale=(0.5, 1.5)), SlidingConfig(ratios=(0.5, 1.0))):
+    for config in (
+        AnnotationConfig(classes=11, ignore_index=None),
+        SegmentViewConfig(scale=(0.5, 1.5)),
+        SlidingConfig(ratios=(0.5, 1.0)),
+    ):
         assert from_dict(type(config), to_dict(config)) == config
     for wrong, cause in (
         ({"short_side": 512, "long_side": 256}, "view.long_side=256 is below view.short_side=512"),
@@ -30,5 +34,10 @@ def test_windows_overlap_by_a_third_unless_they_are_told_otherwise():
     assert [SlidingConfig().stride_for(crop) for crop in (512, 640)] == [341, 426]  # the authors'
     with pytest.raises(UserError, match=r"test\.stride=65 leaves pixels out between windows of 64 px"):
         SlidingConfig(stride=65).stride_for(64)
-    several = [SlidingConfig(), SlidingConfig(flip=True), SlidingConfig(ratios=(0.5, 1)), SlidingConfig(stride=64)]
+    several = [
+        SlidingConfig(),
+        SlidingConfig(flip=True),
+        SlidingConfig(ratios=(0.5, 1)),
+        SlidingConfig(stride=64),
+    ]
     assert len({config.name for config in several}) == 4

@@ -14,7 +14,12 @@ def cases(seed, classes=6):
     rng = np.random.default_rng(seed)
     for height, width in ((7, 5), (1, 13), (31, 17)):
         labels = rng.integers(IGNORED, 4, (height, width)).astype(np.int16)
-        yield labels, np.where(rng.random(labels.shape) < 0.5, labels.clip(0), rng.integers(0, classes - 1, labels.shape))
+        yield (
+            labels,
+            np.where(
+                rng.random(labels.shape) < 0.5, labels.clip(0), rng.integers(0, classes - 1, labels.shape)
+            ),
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -24,12 +29,17 @@ def test_figures_are_those_of_counting_pixels_one_by_one(seed):
     guess = np.concatenate([predicted.ravel() for _, predicted in cases(seed)])[true != IGNORED]
     true = true[true != IGNORED]
     for number in range(5):
-        both, either = np.sum((true == number) & (guess == number)), np.sum((true == number) | (guess == number))
+        both, either = (
+            np.sum((true == number) & (guess == number)),
+            np.sum((true == number) | (guess == number)),
+        )
         assert result.iou[number] == both / either
     assert np.isnan(result.iou[5])
     assert np.isnan(result.accuracy[4:]).all()
     assert result.mean_iou == pytest.approx(result.iou[:5].mean())
-    assert result.mean_accuracy == pytest.approx(np.mean([np.mean(guess[true == number] == number) for number in range(4)]))
+    assert result.mean_accuracy == pytest.approx(
+        np.mean([np.mean(guess[true == number] == number) for number in range(4)])
+    )
     assert result.overall_accuracy == pytest.approx(np.mean(true == guess))
 
 
@@ -41,7 +51,10 @@ def test_figures_are_those_of_torchmetrics(seed):
     overall = classification.MulticlassAccuracy(average="micro", **options)
     for labels, predicted in cases(seed):
         for metric in (iou, recall, overall):
-            metric.update(torch.from_numpy(predicted.astype(np.int64)).flatten(), torch.from_numpy(labels.astype(np.int64)).flatten())
+            metric.update(
+                torch.from_numpy(predicted.astype(np.int64)).flatten(),
+                torch.from_numpy(labels.astype(np.int64)).flatten(),
+            )
     result = summarise(sum(confusion(labels, predicted, 6) for labels, predicted in cases(seed)))
     assert result.mean_iou == pytest.approx(iou.compute().item(), abs=1e-6)
     assert result.overall_accuracy == pytest.approx(overall.compute().item(), abs=1e-6)

@@ -33,7 +33,9 @@ def pixels(height: int = 64, width: int = 64) -> torch.Tensor:
 )
 def test_upernet_is_as_large_as_the_authors_at_640_pixels(options, millions):
     with torch.device("meta"):
-        model = Segmenter(ModelConfig(image_size=640, position="relative-per-block", layer_scale=0.1, **options), 150)
+        model = Segmenter(
+            ModelConfig(image_size=640, position="relative-per-block", layer_scale=0.1, **options), 150
+        )
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
@@ -45,7 +47,9 @@ def test_first_weights_of_the_head_follow_hes_rule_and_the_backbones_are_those_o
     assert model.decode_head.conv_seg.weight.detach().std() == pytest.approx(0.01, rel=0.1)
     bound = 1 / (96 * 4) ** 0.5
     assert model.backbone.fpn2[0].weight.detach().abs().max() == pytest.approx(bound, rel=0.01)
-    assert model.backbone.patch_embed.proj.weight.detach().abs().max() == pytest.approx(1 / 768**0.5, rel=0.01)
+    assert model.backbone.patch_embed.proj.weight.detach().abs().max() == pytest.approx(
+        1 / 768**0.5, rel=0.01
+    )
     assert model.backbone.blocks[0].mlp.fc1.weight.detach().std() == pytest.approx(0.02, rel=0.02)
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert not [module for module in synchronised.modules() if type(module) is torch.nn.BatchNorm2d]
@@ -64,17 +68,25 @@ def test_upernets_tensors_have_the_names_of_the_published_checkpoints():
     norm = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
     def units(*places: str) -> set[str]:
-        return {f"{place}.conv.weight" for place in places} | {f"{place}.bn.{name}" for place in places for name in norm}
+        return {f"{place}.conv.weight" for place in places} | {
+            f"{place}.bn.{name}" for place in places for name in norm
+        }
 
     def layers(*places: str) -> set[str]:
         return {f"{place}.{name}" for place in places for name in ("weight", "bias")}
 
     expected = units(
-        *(f"decode_head.psp_modules.{number}.1" for number in range(4)), "decode_head.bottleneck", "decode_head.fpn_bottleneck"
+        *(f"decode_head.psp_modules.{number}.1" for number in range(4)),
+        "decode_head.bottleneck",
+        "decode_head.fpn_bottleneck",
     )
-    expected |= units(*(f"decode_head.{kind}_convs.{number}" for kind in ("lateral", "fpn") for number in range(3)))
+    expected |= units(
+        *(f"decode_head.{kind}_convs.{number}" for kind in ("lateral", "fpn") for number in range(3))
+    )
     expected |= units("auxiliary_head.convs.0") | layers("decode_head.conv_seg", "auxiliary_head.conv_seg")
-    expected |= layers("backbone.fpn1.0", "backbone.fpn1.3", "backbone.fpn2.0") | {f"backbone.fpn1.1.{name}" for name in norm}
+    expected |= layers("backbone.fpn1.0", "backbone.fpn1.3", "backbone.fpn2.0") | {
+        f"backbone.fpn1.1.{name}" for name in norm
+    }
     names = set(Segmenter(RELEASED, 5).state_dict())
     inner = ("backbone.blocks.", "backbone.cls_token", "backbone.patch_embed.")
     assert {name for name in names if not name.startswith(inner)} == expected
@@ -99,12 +111,19 @@ def test_gradients_reach_every_parameter_up_to_the_last_tap(head):
     loss = main.square().sum() + (0 if auxiliary is None else auxiliary.square().sum())
     loss.backward()
     assert (auxiliary is None) == (head == "setr-pup")
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_dropped_channels_and_branches_are_drawn_from_the_generator():
     model = drawn(dataclasses.replace(PAPER, drop_path=0.0)).train()
-    once, again, other = (model.training_logits(pixels(), generator=torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    once, again, other = (
+        model.training_logits(pixels(), generator=torch.Generator().manual_seed(seed))[0]
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
     with pytest.raises(ValueError, match="needs a generator"):
@@ -113,7 +132,8 @@ def test_dropped_channels_and_branches_are_drawn_from_the_generator():
 
 @HEADS
 def test_heads_see_each_patch_where_it_is(head):
-    # With the blocks' weights at 0, a patch's token does not depend on the others; so changing one patch changes logits around it only.
+    # With the blocks' weights at 0, a patch's token does not depend on the others; so changing one patch
+    # changes logits around it only.
     config = ModelConfig(image_size=256, dim=8, depth=4, heads=2)
     model = drawn(config, head=head).eval()
     with torch.no_grad():
@@ -135,12 +155,16 @@ def test_a_pretrained_backbone_goes_under_the_head(head, tmp_path):
     shared = dataclasses.replace(RELEASED, position="relative")
     pretrained = Beit(shared, 16, seed=1)
     with torch.no_grad():
-        pretrained.rel_pos_bias.relative_position_bias_table.normal_(generator=torch.Generator().manual_seed(2))
+        pretrained.rel_pos_bias.relative_position_bias_table.normal_(
+            generator=torch.Generator().manual_seed(2)
+        )
     model = drawn(finetuning_config(shared), head=head).eval()
     report = start_from(model, pretrained.state_dict(), shared)
     assert set(report.dropped) == {"mask_token", "lm_head.weight", "lm_head.bias", "norm.weight", "norm.bias"}
     assert {name.split(".")[0] for name in report.fresh} <= {"decode_head", "auxiliary_head", "backbone"}
-    assert not [name for name in report.fresh if name.startswith("backbone.") and not name.startswith("backbone.fpn")]
+    assert not [
+        name for name in report.fresh if name.startswith("backbone.") and not name.startswith("backbone.fpn")
+    ]
     (ours,), (theirs,) = (each.features(pixels(), norm=False) for each in (model.backbone, pretrained.eval()))
     assert torch.equal(ours, theirs)
 

@@ -20,7 +20,9 @@ def objective(head="upernet", steps=30):
 
 
 def batch(count=4):
-    """Left and right halves of a brightness that says their class, some pixels ignored and one image without any that counts."""
+    """Left and right halves of a brightness that says their class, some pixels ignored and one image without
+    any that counts.
+    """
     rng = np.random.default_rng(0)
     labels = np.repeat(rng.integers(0, 3, (count, 1, 2)), 16, 2).repeat(32, 1).astype(np.int16)
     views = (60 + 60 * labels[..., None] + rng.integers(-20, 20, (count, 32, 32, 3))).astype(np.uint8)
@@ -42,11 +44,15 @@ def test_the_loss_is_the_cross_entropy_of_pixels_that_count_the_auxiliary_heads_
     logits = trained.model.training_logits(pixels, generator=trained._generator)
     counted = torch.from_numpy(host["labels"] != IGNORED)
     true = torch.from_numpy(host["labels"]).long()[counted]
-    main, auxiliary = (-each.log_softmax(1).movedim(1, -1)[counted].gather(1, true[:, None]).sum() for each in logits)
+    main, auxiliary = (
+        -each.log_softmax(1).movedim(1, -1)[counted].gather(1, true[:, None]).sum() for each in logits
+    )
     torch.testing.assert_close(sums["loss"], main + 0.4 * auxiliary)
     assert trained.weight(host) == counted.sum() == 3 * 29 * 32
     assert sums["correct"] == (logits[0].movedim(1, -1)[counted].argmax(1) == true).sum()
-    figures = trained.metrics({name: value.detach().numpy() for name, value in sums.items()}, trained.weight(host))
+    figures = trained.metrics(
+        {name: value.detach().numpy() for name, value in sums.items()}, trained.weight(host)
+    )
     assert figures["loss"] == pytest.approx(main.item() / (3 * 29 * 32), rel=1e-5)
     assert np.isnan(trained.metrics({"main": np.float32(0), "correct": np.int64(0)}, 0.0)["loss"])
 
@@ -54,7 +60,10 @@ def test_the_loss_is_the_cross_entropy_of_pixels_that_count_the_auxiliary_heads_
 def test_sums_of_parts_of_a_batch_are_those_of_the_whole():
     trained, host = objective().eval(), batch()
     whole = trained(tensors(host))
-    parts = [trained(tensors({name: column[part] for name, column in host.items()})) for part in (slice(0, 3), slice(3, 4))]
+    parts = [
+        trained(tensors({name: column[part] for name, column in host.items()}))
+        for part in (slice(0, 3), slice(3, 4))
+    ]
     for name, value in whole.items():
         torch.testing.assert_close(sum(part[name] for part in parts), value)
 

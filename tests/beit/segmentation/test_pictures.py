@@ -13,7 +13,10 @@ def test_classes_have_colours_of_their_own_whatever_their_number():
     assert apart.min() > 0
     assert np.abs(colours - np.array(IGNORED_COLOUR)).sum(-1).min() > 0
     painted = paint(np.array([[0, IGNORED], [3, 10]]), 11)
-    assert painted.tolist() == [[colours[0].tolist(), list(IGNORED_COLOUR)], [colours[3].tolist(), colours[10].tolist()]]
+    assert painted.tolist() == [
+        [colours[0].tolist(), list(IGNORED_COLOUR)],
+        [colours[3].tolist(), colours[10].tolist()],
+    ]
 
 
 def test_a_sheet_shows_truth_and_prediction_and_names_what_occurs():

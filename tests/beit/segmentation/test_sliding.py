@@ -55,7 +55,9 @@ def test_scales_and_flips_average_probabilities_at_the_size_asked_for():
     several = segment(local, pixels, size=(61, 83), ratios=(0.5, 1, 1.75), flip=True, **way)
     assert several.shape == (2, 4, 61, 83)
     torch.testing.assert_close(several.sum(1), torch.ones(2, 61, 83))
-    parts = [segment(local, pixels, size=(61, 83), ratios=(ratio,), flip=True, **way) for ratio in (0.5, 1, 1.75)]
+    parts = [
+        segment(local, pixels, size=(61, 83), ratios=(ratio,), flip=True, **way) for ratio in (0.5, 1, 1.75)
+    ]
     torch.testing.assert_close(several, torch.stack(parts).mean(0))
     # Half of 40 is below the crop: the image is scaled by 32/40 instead.
     torch.testing.assert_close(parts[0], segment(local, pixels, size=(61, 83), ratios=(0.8,), **way))
@@ -64,7 +66,9 @@ def test_scales_and_flips_average_probabilities_at_the_size_asked_for():
 def test_every_scale_is_made_of_the_image_as_it_came():
     large = noise(80, 112)
     found = segment(local, large, size=(80, 112), scaled=(40, 56), crop=32, stride=21, ratios=(2.0,))
-    torch.testing.assert_close(found, local(large).softmax(1))  # Through a scale of 40 x 56 its noise would be lost.
+    torch.testing.assert_close(
+        found, local(large).softmax(1)
+    )  # Through a scale of 40 x 56 its noise would be lost.
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -90,8 +94,17 @@ def test_a_thin_strip_is_padded_rather_than_made_as_high_as_a_window():
         return local(window)
 
     pixels = noise(3, 512)
-    torch.testing.assert_close(segment(model, pixels, size=(3, 512), scaled=(3, 512), crop=32, stride=32), local(pixels).softmax(1))
+    torch.testing.assert_close(
+        segment(model, pixels, size=(3, 512), scaled=(3, 512), crop=32, stride=32), local(pixels).softmax(1)
+    )
     assert sum(map(len, windows)) == 2 * 16
     windows.clear()
-    assert segment(model, noise(4, 40), size=(4, 40), scaled=(4, 40), crop=32, stride=32).shape == (2, 4, 4, 40)
-    assert sum(map(len, windows)) == 2 * 8, "scaled up 6.4 times, 26 x 256: the longer side is as long as it may become"
+    assert segment(model, noise(4, 40), size=(4, 40), scaled=(4, 40), crop=32, stride=32).shape == (
+        2,
+        4,
+        4,
+        40,
+    )
+    assert sum(map(len, windows)) == 2 * 8, (
+        "scaled up 6.4 times, 26 x 256: the longer side is as long as it may become"
+    )

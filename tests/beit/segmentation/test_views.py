@@ -1,4 +1,6 @@
-"""Joint views: labels stay on their pixels, nothing outside of the image counts, colours change as they should."""
+"""Joint views: labels stay on their pixels, nothing outside of the image counts, colours change as they
+should.
+"""
 
 import colorsys
 import dataclasses
@@ -64,7 +66,10 @@ def test_a_crop_of_almost_one_class_is_drawn_again():
 
     def share(most: float) -> float:
         views = [
-            transform(image, labels, drawn(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64) for seed in range(200)
+            transform(
+                image, labels, drawn(seed), view=dataclasses.replace(config, most_of_one_class=most), side=64
+            )
+            for seed in range(200)
         ]
         return float(np.mean([np.bincount(seen.ravel()).max() < 0.75 * seen.size for _, seen in views]))
 
@@ -82,14 +87,20 @@ def test_colours_turn_and_saturate_as_in_hsv():
         expected = []
         for pixel in values / 255:
             hue, chroma, value = colorsys.rgb_to_hsv(*pixel.tolist())
-            expected.append(colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1, chroma * saturation), value))
-        np.testing.assert_allclose(recoloured(values, saturation=saturation, degrees=degrees) / 255, expected, atol=1e-5)
+            expected.append(
+                colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1, chroma * saturation), value)
+            )
+        np.testing.assert_allclose(
+            recoloured(values, saturation=saturation, degrees=degrees) / 255, expected, atol=1e-5
+        )
 
 
 def test_colours_change_within_their_limits_and_labels_do_not():
     image, labels = np.full((64, 64, 3), (100, 120, 140), np.uint8), painted(64, 64)[1]
     config = SegmentViewConfig(short_side=64, long_side=256, scale=(1, 1), flip=0.0, hue=0, saturation=(1, 1))
-    seen = np.array([transform(image, labels, drawn(seed), view=config, side=64)[0][0, 0] for seed in range(300)])
+    seen = np.array(
+        [transform(image, labels, drawn(seed), view=config, side=64)[0][0, 0] for seed in range(300)]
+    )
     unchanged = (seen == (100, 120, 140)).all(1).mean()
     assert 0.15 < unchanged < 0.35, "brightness and contrast both stay in a quarter of the cases"
     assert seen.min() >= (100 - 32) * 0.5 - 1

@@ -51,10 +51,14 @@ def test_codes_are_shown_from_the_commonest_to_the_rarest_with_squares_of_as_man
 def test_the_sheet_holds_what_the_decoder_paints_and_the_examples():
     tokenizer = Brightness()
     images, tokens = some_images()
-    sheet = np.asarray(code_sheet(describe_codes(tokenizer, images, tokens, examples=4), examples=4, columns=2, zoom=2))
+    sheet = np.asarray(
+        code_sheet(describe_codes(tokenizer, images, tokens, examples=4), examples=4, columns=2, zoom=2)
+    )
     for number, code in enumerate((0, 1, 5)):
         x, y = 6 + number % 2 * (32 + 3 + 32 + 12), 6 + number // 2 * (32 + 17 + 6)
         assert (sheet[y : y + 32, x : x + 32] == 16 * code + 8).all()
         squares = 3 if code == 5 else 4
         shown = [sheet[y + place % 2 * 16 :, x + 35 + place // 2 * 16 :][:16, :16] for place in range(4)]
-        assert [bool((square == 16 * code + 8).all()) for square in shown] == [place < squares for place in range(4)]
+        assert [bool((square == 16 * code + 8).all()) for square in shown] == [
+            place < squares for place in range(4)
+        ]

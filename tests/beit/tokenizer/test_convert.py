@@ -1,4 +1,6 @@
-"""Published tokenizers, on files of the same layout with random weights: what is read, what is refused, and with which words."""
+"""Published tokenizers, on files of the same layout with random weights: what is read, what is refused, and
+with which words.
+"""
 
 import hashlib
 import json
@@ -34,16 +36,26 @@ def images() -> Tensor:
 
 
 def in_flava_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = {name: re.sub(r"(group_\d)\.", r"\1.group.", name).replace("res_path.", "res_path.path.") for name in state}
-    return {re.sub(r"\.([wb])$", lambda end: {"w": ".weight", "b": ".bias"}[end[1]], names[name]): state[name] for name in state}
+    names = {
+        name: re.sub(r"(group_\d)\.", r"\1.group.", name).replace("res_path.", "res_path.path.")
+        for name in state
+    }
+    return {
+        re.sub(r"\.([wb])$", lambda end: {"w": ".weight", "b": ".bias"}[end[1]], names[name]): state[name]
+        for name in state
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_the_authors_files_become_a_tokenizer_that_says_where_it_is_from(legacy, original, images, tmp_path: Path, pickle_as_published):
+def test_the_authors_files_become_a_tokenizer_that_says_where_it_is_from(
+    legacy, original, images, tmp_path: Path, pickle_as_published
+):
     for part in (original.encoder, original.decoder):
         pickle_as_published(part, tmp_path / f"{type(part).__name__.lower()}.pkl", legacy=legacy)
-    sums = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("encoder.pkl", "decoder.pkl")]
+    sums = [
+        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("encoder.pkl", "decoder.pkl")
+    ]
     done = convert(
         tmp_path / "encoder.pkl",
         tmp_path / "out",
@@ -52,15 +64,25 @@ def test_the_authors_files_become_a_tokenizer_that_says_where_it_is_from(legacy,
         decoder_sha256=sums[1],
         dvae=CONFIG,
     )
-    loaded, expected = load_tokenizer(str(tmp_path / "out")), DvaeTokenizer(original.encoder, original.decoder)
+    loaded, expected = (
+        load_tokenizer(str(tmp_path / "out")),
+        DvaeTokenizer(original.encoder, original.decoder),
+    )
     assert done.digest == loaded.digest == expected.digest
     tokens = loaded.encode(images)
     assert torch.equal(tokens, expected.encode(images))
     assert torch.equal(loaded.decode(tokens), expected.decode(tokens))
     described = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
-    assert (described["vocab_size"], described["px_per_token"], described["pixels"]) == (60, 8, {"scale": 0.8, "offset": 0.1})
+    assert (described["vocab_size"], described["px_per_token"], described["pixels"]) == (
+        60,
+        8,
+        {"scale": 0.8, "offset": 0.1},
+    )
     files = described["training"]["converted_from"]
-    assert [(file["file"], file["sha256"]) for file in files] == [("encoder.pkl", sums[0]), ("decoder.pkl", sums[1])]
+    assert [(file["file"], file["sha256"]) for file in files] == [
+        ("encoder.pkl", sums[0]),
+        ("decoder.pkl", sums[1]),
+    ]
 
 
 def write_mmpretrain(encoder: dict[str, Tensor], path: Path) -> None:
@@ -83,7 +105,9 @@ def write_flava_bin(encoder: dict[str, Tensor], path: Path) -> None:
     torch.save(in_flava_names(encoder), path, _use_new_zipfile_serialization=False)
 
 
-@pytest.mark.parametrize("write", [write_mmpretrain, write_plain, write_parallel, write_flava, write_flava_bin])
+@pytest.mark.parametrize(
+    "write", [write_mmpretrain, write_plain, write_parallel, write_flava, write_flava_bin]
+)
 def test_an_encoder_alone_is_a_tokenizer_without_decoder(write: Callable, original, images, tmp_path: Path):
     write(original.encoder.state_dict(), tmp_path / "file")
     done = convert(tmp_path / "file", tmp_path / "out", dvae=CONFIG)
@@ -94,7 +118,9 @@ def test_an_encoder_alone_is_a_tokenizer_without_decoder(write: Callable, origin
 
 
 def test_tokens_are_those_of_hugging_face(images, tmp_path: Path):
-    flava = pytest.importorskip("transformers", reason="transformers is not installed, nothing to compare with").models.flava
+    flava = pytest.importorskip(
+        "transformers", reason="transformers is not installed, nothing to compare with"
+    ).models.flava
     torch.manual_seed(0)
     theirs = flava.FlavaImageCodebook(flava.FlavaImageCodebookConfig(hidden_size=8, vocab_size=60)).eval()
     pixels = 0.8 * images.float() / 255 + 0.1
@@ -116,7 +142,10 @@ def test_tokens_are_those_of_hugging_face(images, tmp_path: Path):
         (b"", "is an empty file"),
         (b"\n<!DOCTYPE html>\n<title>404</title>", "is an HTML page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML page"),
-        (b"--2024-01-01 10:00:00--  https://cdn.openai.com/dall-e/encoder.pkl\nResolving cdn.openai.com", "is a log of wget"),
+        (
+            b"--2024-01-01 10:00:00--  https://cdn.openai.com/dall-e/encoder.pkl\nResolving cdn.openai.com",
+            "is a log of wget",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (b"Repository not found.\n", "is text that begins with 'Repository not found.'"),
         (b"\x1f\x8b\x08\x00", "is a gzip archive"),
@@ -140,17 +169,37 @@ def change(name: str, tensor: Tensor | None) -> Callable[[dict[str, Tensor]], di
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        (change("blocks.output.conv.b", None), r"73 tensors, blocks\.output\.conv\.b absent; it should have 74, this one \[60\]"),
-        (change("blocks.extra.w", torch.ones(2)), r"75 tensors, blocks\.extra\.w \[2\]; it should have 74, this one absent"),
-        (change("blocks.output.conv.b", torch.ones(61)), r"blocks\.output\.conv\.b \[61\]; .* this one \[60\]"),
-        (change("blocks.output.conv.b", torch.full((60,), torch.nan)), r"blocks\.output\.conv\.b holds values that are no finite"),
-        (change("blocks.output.conv.b", torch.ones(60, dtype=torch.int64)), r"blocks\.output\.conv\.b holds values that are no finite"),
-        (lambda state: {"patch_embed.proj.weight": torch.ones(1)}, r"no tokenizer that is known here: 1 tensors \(patch_embed"),
+        (
+            change("blocks.output.conv.b", None),
+            r"73 tensors, blocks\.output\.conv\.b absent; it should have 74, this one \[60\]",
+        ),
+        (
+            change("blocks.extra.w", torch.ones(2)),
+            r"75 tensors, blocks\.extra\.w \[2\]; it should have 74, this one absent",
+        ),
+        (
+            change("blocks.output.conv.b", torch.ones(61)),
+            r"blocks\.output\.conv\.b \[61\]; .* this one \[60\]",
+        ),
+        (
+            change("blocks.output.conv.b", torch.full((60,), torch.nan)),
+            r"blocks\.output\.conv\.b holds values that are no finite",
+        ),
+        (
+            change("blocks.output.conv.b", torch.ones(60, dtype=torch.int64)),
+            r"blocks\.output\.conv\.b holds values that are no finite",
+        ),
+        (
+            lambda state: {"patch_embed.proj.weight": torch.ones(1)},
+            r"no tokenizer that is known here: 1 tensors \(patch_embed",
+        ),
         # A view of two numbers that would fill the memory if it were copied.
         (change("blocks.output.conv.b", torch.ones(2)[:1].expand(10**12)), r"b \[1000000000000\]"),
     ],
 )
-def test_other_tensors_than_the_published_ones_are_refused(changed: Callable, what: str, original, tmp_path: Path):
+def test_other_tensors_than_the_published_ones_are_refused(
+    changed: Callable, what: str, original, tmp_path: Path
+):
     torch.save(changed(original.encoder.state_dict()), tmp_path / "encoder.pth")
     with pytest.raises(UserError, match=what):
         convert(tmp_path / "encoder.pth", tmp_path / "out", dvae=CONFIG)

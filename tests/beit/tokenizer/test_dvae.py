@@ -8,11 +8,26 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.tokenizer.dvae import Decoder, Dvae, DvaeConfig, Encoder, initialise, map_pixels, set_precision, unmap_pixels
+from beit.tokenizer.dvae import (
+    Decoder,
+    Dvae,
+    DvaeConfig,
+    Encoder,
+    initialise,
+    map_pixels,
+    set_precision,
+    unmap_pixels,
+)
 
 
 def small(**changes: int) -> Dvae:
-    config = {"vocab_size": 40, "encoder_width": 8, "decoder_width": 12, "blocks": 2, "bottleneck": 6} | changes
+    config = {
+        "vocab_size": 40,
+        "encoder_width": 8,
+        "decoder_width": 12,
+        "blocks": 2,
+        "bottleneck": 6,
+    } | changes
     dvae = Dvae(DvaeConfig(**config)).double()
     initialise(dvae, torch.Generator().manual_seed(0))
     for name, parameter in dvae.named_parameters():
@@ -37,7 +52,11 @@ def run_by_names(state: dict[str, Tensor], x: Tensor, *, blocks: int, decoder: b
                 y = conv(f"{at}.res_path.conv_{i}", y.clamp(min=0))
             x = (conv(f"{at}.id_path", x) if f"{at}.id_path.w" in state else x) + y / (4 * blocks) ** 2
         if group < 4:
-            x = x.repeat_interleave(2, 2).repeat_interleave(2, 3) if decoder else x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+            x = (
+                x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+                if decoder
+                else x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+            )
     return conv("blocks.output.conv", x.clamp(min=0))
 
 
@@ -50,7 +69,10 @@ def test_full_size_has_the_published_number_of_tensors_and_parameters():
 
 def test_only_blocks_that_change_the_channels_have_a_convolution_on_the_identity_path():
     dvae = small()
-    found = [{name[7:-10] for name in part.state_dict() if name.endswith("id_path.w")} for part in (dvae.encoder, dvae.decoder)]
+    found = [
+        {name[7:-10] for name in part.state_dict() if name.endswith("id_path.w")}
+        for part in (dvae.encoder, dvae.decoder)
+    ]
     assert found[0] == {f"group_{g}.block_1" for g in (2, 3, 4)}
     assert found[1] == {f"group_{g}.block_1" for g in (1, 2, 3, 4)}
 
@@ -112,7 +134,9 @@ def test_half_precision_leaves_the_layers_at_the_tokens_alone():
         assert single == {f"{kept}.w", f"{kept}.b"}
 
 
-@pytest.mark.parametrize(("field", "value"), [("vocab_size", 0), ("encoder_width", 30), ("decoder_width", 2), ("blocks", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("vocab_size", 0), ("encoder_width", 30), ("decoder_width", 2), ("blocks", 0)]
+)
 def test_sizes_that_cannot_be_built_are_refused_by_name(field: str, value: int):
     with pytest.raises(UserError, match=f"dvae.{field}={value} "):
         DvaeConfig(**{field: value})

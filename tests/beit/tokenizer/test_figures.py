@@ -22,7 +22,13 @@ class Brightness:
 
 def test_figures_of_three_equally_frequent_tokens_and_a_constant_error():
     levels = torch.tensor([[10, 10, 74, 138], [74, 74, 10, 138], [138, 138, 74, 10]])
-    images = levels.to(torch.uint8).view(3, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1)
+    images = (
+        levels.to(torch.uint8)
+        .view(3, 1, 2, 2)
+        .repeat_interleave(8, 2)
+        .repeat_interleave(8, 3)
+        .expand(-1, 3, -1, -1)
+    )
     figures = measure(Brightness(), images)
     assert figures["perplexity"] == pytest.approx(3)
     assert figures["dead"] == 2

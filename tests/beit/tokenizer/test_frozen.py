@@ -77,7 +77,12 @@ def test_a_saved_tokenizer_gives_the_same_tokens_and_digest(tmp_path: Path):
     dvae = saved(tmp_path / "mine")
     loaded, original = load_tokenizer(str(tmp_path / "mine")), DvaeTokenizer(dvae.encoder, dvae.decoder)
     assert isinstance(loaded, ImageTokenizer)
-    assert (loaded.vocab_size, loaded.px_per_token, loaded.has_decoder, loaded.precision) == (50, 8, True, "float32")
+    assert (loaded.vocab_size, loaded.px_per_token, loaded.has_decoder, loaded.precision) == (
+        50,
+        8,
+        True,
+        "float32",
+    )
     assert loaded.digest == original.digest
     tokens = original.encode(some_images())
     assert torch.equal(loaded.encode(some_images()), tokens)
@@ -91,8 +96,15 @@ def test_weights_kept_in_half_are_read_to_float_and_digested_as_read(tmp_path: P
     for name, weight in read.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, whole.state_dict()[name].half().float())
-    digests = [json.loads((tmp_path / kept / "tokenizer.json").read_text())["digest"] for kept in ("whole", "half")]
-    assert digests[0] != digests[1] == weights_digest(read.state_dict()) == load_tokenizer(str(tmp_path / "half")).digest
+    digests = [
+        json.loads((tmp_path / kept / "tokenizer.json").read_text())["digest"] for kept in ("whole", "half")
+    ]
+    assert (
+        digests[0]
+        != digests[1]
+        == weights_digest(read.state_dict())
+        == load_tokenizer(str(tmp_path / "half")).digest
+    )
     sizes = [(tmp_path / kept / "tokenizer.safetensors").stat().st_size for kept in ("whole", "half")]
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -101,7 +113,11 @@ def test_digest_sees_names_shapes_and_values_but_not_the_memory_layout():
     base = {"a": torch.arange(6.0).view(1, 2, 3, 1), "b": torch.ones(2)}
     same = {"b": base["b"], "a": base["a"].contiguous(memory_format=torch.channels_last)}
     assert weights_digest(same) == weights_digest(base)
-    for other in ({"c": base["a"], "b": base["b"]}, {**base, "a": base["a"].view(1, 3, 2, 1)}, {**base, "b": torch.tensor([1.0, 1.0001])}):
+    for other in (
+        {"c": base["a"], "b": base["b"]},
+        {**base, "a": base["a"].view(1, 3, 2, 1)},
+        {**base, "b": torch.tensor([1.0, 1.0001])},
+    ):
         assert weights_digest(other) != weights_digest(base)
 
 
@@ -140,12 +156,20 @@ def rename(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").write_text('{"digest": '), "tokenizer.json is not JSON"),
         (lambda folder: describe(folder, config="small"), "tokenizer.json has no config"),
         (lambda folder: describe(folder, config={"width": 8}), "width is not a field of DvaeConfig"),
-        (lambda folder: describe(folder, config={**to_dict(CONFIG), "blocks": 0}), "dvae.blocks=0 is not positive"),
-        (lambda folder: describe(folder, config={**to_dict(CONFIG), "vocab_size": 40}), r"is \[6, 50, 1, 1\] in .*, \[6, 40, 1, 1\] by"),
+        (
+            lambda folder: describe(folder, config={**to_dict(CONFIG), "blocks": 0}),
+            "dvae.blocks=0 is not positive",
+        ),
+        (
+            lambda folder: describe(folder, config={**to_dict(CONFIG), "vocab_size": 40}),
+            r"is \[6, 50, 1, 1\] in .*, \[6, 40, 1, 1\] by",
+        ),
         (rename, "encoder.blocks.first.b is .* absent by the config"),
     ],
 )
-def test_a_damaged_tokenizer_is_named_with_what_is_wrong(damage: Callable[[Path], object], what: str, tmp_path: Path):
+def test_a_damaged_tokenizer_is_named_with_what_is_wrong(
+    damage: Callable[[Path], object], what: str, tmp_path: Path
+):
     saved(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=what) as raised:
@@ -160,7 +184,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "images", [torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 3, 30, 32, dtype=torch.uint8)]
+    "images",
+    [
+        torch.zeros(2, 3, 32, 32),
+        torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
+        torch.zeros(2, 3, 30, 32, dtype=torch.uint8),
+    ],
 )
 def test_images_of_another_form_are_refused(images: torch.Tensor):
     with pytest.raises(ValueError, match=r"uint8|multiples of 8"):

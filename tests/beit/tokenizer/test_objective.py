@@ -12,7 +12,14 @@ from torch import Tensor
 from beit.config import OptimConfig
 from beit.errors import UserError
 from beit.tokenizer.dvae import DvaeConfig
-from beit.tokenizer.objective import DvaeObjective, DvaeTrainConfig, cosine, divergence_from_uniform, entropy, negative_log_likelihood
+from beit.tokenizer.objective import (
+    DvaeObjective,
+    DvaeTrainConfig,
+    cosine,
+    divergence_from_uniform,
+    entropy,
+    negative_log_likelihood,
+)
 
 SMALL = DvaeConfig(vocab_size=12, encoder_width=8, decoder_width=8, blocks=1, bottleneck=4)
 OPTIM = OptimConfig(global_batch_size=4, peak_lr=5e-3, min_lr=5e-5, warmup_steps=5, weight_decay=1e-4)
@@ -51,7 +58,12 @@ def train(model: DvaeObjective, optimizer: torch.optim.Optimizer, steps: range) 
 @pytest.mark.parametrize(("location", "log_scale"), [(0.0, 0.0), (1.5, -1.0), (-1.0, 0.3)])
 def test_density_of_a_pixel_integrates_to_one(location: float, log_scale: float):
     x = torch.linspace(0, 1, 2_000_001, dtype=torch.float64)[1:-1]
-    statistics = torch.tensor([location, log_scale], dtype=torch.float64).repeat_interleave(3).view(1, 6, 1, 1).expand(1, 6, 1, len(x))
+    statistics = (
+        torch.tensor([location, log_scale], dtype=torch.float64)
+        .repeat_interleave(3)
+        .view(1, 6, 1, 1)
+        .expand(1, 6, 1, len(x))
+    )
     density = torch.exp(-negative_log_likelihood(x.expand(1, 3, 1, len(x)), statistics))[0, 0, 0]
     assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-3)
 
@@ -59,7 +71,9 @@ def test_density_of_a_pixel_integrates_to_one(location: float, log_scale: float)
 def test_divergence_is_zero_for_uniform_and_all_nats_for_certain_tokens():
     certain = torch.full((1, 7, 1, 1), -200.0).index_fill(1, torch.tensor([2]), 0.0)
     assert divergence_from_uniform(certain).item() == pytest.approx(math.log(7))
-    assert divergence_from_uniform(torch.zeros(1, 7, 1, 1).log_softmax(1)).item() == pytest.approx(0, abs=1e-6)
+    assert divergence_from_uniform(torch.zeros(1, 7, 1, 1).log_softmax(1)).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_entropy_of_tokens_nobody_considers_has_a_finite_slope():
@@ -88,9 +102,15 @@ def test_loss_equals_a_pixel_by_pixel_computation():
                     pixels -= math.log(1 / (2 * b * value * (1 - value)) * math.exp(-distance / b))
     q = logits.softmax(1).double()
     divergence = sum(
-        (q[i, k, y, z] * torch.log(12 * q[i, k, y, z])).item() for i in range(2) for k in range(12) for y in (0, 1) for z in (0, 1)
+        (q[i, k, y, z] * torch.log(12 * q[i, k, y, z])).item()
+        for i in range(2)
+        for k in range(12)
+        for y in (0, 1)
+        for z in (0, 1)
     )
-    mean_q = [np.mean([q[i, k, y, z].item() for i in range(2) for y in (0, 1) for z in (0, 1)]) for k in range(12)]
+    mean_q = [
+        np.mean([q[i, k, y, z].item() for i in range(2) for y in (0, 1) for z in (0, 1)]) for k in range(12)
+    ]
     bound = (pixels + model.kl_weight * divergence) / (16 * 16 * 3)
     marginal = -sum(p * math.log(p) for p in mean_q)
 
@@ -105,7 +125,10 @@ def test_loss_equals_a_pixel_by_pixel_computation():
 
 def test_undecodable_images_add_nothing_to_loss_and_gradient():
     found = []
-    for batch in (some_batch(4, bad=(2, 3)), {name: column[:2] for name, column in some_batch(4, bad=(2, 3)).items()}):
+    for batch in (
+        some_batch(4, bad=(2, 3)),
+        {name: column[:2] for name, column in some_batch(4, bad=(2, 3)).items()},
+    ):
         model = objective(DvaeTrainConfig(first_temperature=1.0, marginal_weight=0.5))
         # The same noise for the first two images, whatever follows them.
         noise = torch.rand(4, 12, 2, 2, generator=torch.Generator().manual_seed(0))[: len(batch["status"])]
@@ -113,7 +136,13 @@ def test_undecodable_images_add_nothing_to_loss_and_gradient():
             patch.setattr(Tensor, "exponential_", lambda self, generator, noise=noise: self.copy_(noise))
             sums = model(batch)
         sums["loss"].backward()
-        found.append((model.weight({name: column.numpy() for name, column in batch.items()}), sums, model.dvae.encoder.blocks.input.w.grad))
+        found.append(
+            (
+                model.weight({name: column.numpy() for name, column in batch.items()}),
+                sums,
+                model.dvae.encoder.blocks.input.w.grad,
+            )
+        )
     (weight, sums, gradient), (expected_weight, expected_sums, expected_gradient) = found
     assert weight == expected_weight == 2
     for name, value in sums.items():
@@ -137,7 +166,9 @@ def test_noise_at_its_limit_leaves_the_loss_finite(monkeypatch: pytest.MonkeyPat
 
 
 def test_schedules_start_and_end_where_they_say():
-    train_config = DvaeTrainConfig(kl_weight=5.0, kl_share=0.1, first_temperature=2.0, last_temperature=0.25, temperature_share=0.5)
+    train_config = DvaeTrainConfig(
+        kl_weight=5.0, kl_share=0.1, first_temperature=2.0, last_temperature=0.25, temperature_share=0.5
+    )
     model = objective(train_config, steps=1000)
     seen = {}
     for step in (0, 50, 100, 250, 500, 999):
@@ -183,7 +214,9 @@ def test_metrics_count_tokens_over_all_steps_since_the_last_report():
 
 def test_token_counts_are_of_the_largest_logits():
     model, batch = objective(), some_batch(4, bad=(1,))
-    tokens = model.dvae.encoder(0.1 + 0.8 * batch["patch_view"].permute(0, 3, 1, 2).float() / 255).argmax(1)[[0, 2, 3]]
+    tokens = model.dvae.encoder(0.1 + 0.8 * batch["patch_view"].permute(0, 3, 1, 2).float() / 255).argmax(1)[
+        [0, 2, 3]
+    ]
     assert torch.equal(model(batch)["tokens"], torch.bincount(tokens.flatten(), minlength=12).double())
 
 
@@ -198,8 +231,13 @@ def test_training_resumes_bit_for_bit(tmp_path: Path):
     resumed = second.optimizer()
     resumed.load_state_dict(optimizer.state_dict())
     train(second, resumed, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(whole.dvae.parameters(), second.dvae.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(whole.trained.parameters(), second.trained.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.dvae.parameters(), second.dvae.parameters(), strict=True)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.trained.parameters(), second.trained.parameters(), strict=True)
+    )
     assert second.trained is not second.dvae
 
 
@@ -221,10 +259,16 @@ def test_tokens_of_a_toy_problem_tell_its_four_colours():
     assert losses[-1] < losses[0] - 1
     batch = some_batch(32, seed=999)
     tokens = model.dvae.encoder(0.1 + 0.8 * batch["patch_view"].permute(0, 3, 1, 2).float() / 255).argmax(1)
-    colours = (batch["patch_view"][:, 4::8, 4::8].long() @ torch.tensor([1, 256, 65536])).unique(return_inverse=True)[1]
-    counts = torch.zeros(12, 4).index_put((tokens.flatten(), colours.flatten()), torch.tensor(1.0), accumulate=True)
+    colours = (batch["patch_view"][:, 4::8, 4::8].long() @ torch.tensor([1, 256, 65536])).unique(
+        return_inverse=True
+    )[1]
+    counts = torch.zeros(12, 4).index_put(
+        (tokens.flatten(), colours.flatten()), torch.tensor(1.0), accumulate=True
+    )
     told = (counts.amax(1).sum() / counts.sum()).item()
-    assert told > 0.6, f"a token's commonest colour is right for {told:.0%} of the squares; one token for all would give 25%"
+    assert told > 0.6, (
+        f"a token's commonest colour is right for {told:.0%} of the squares; one token for all would give 25%"
+    )
 
 
 @pytest.mark.parametrize(

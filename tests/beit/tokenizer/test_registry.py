@@ -37,6 +37,10 @@ def test_the_shipped_tokenizer_is_small_uses_its_tokens_and_paints_scenes_back()
     perplexity = torch.special.entr(counts / counts.sum()).sum().exp().item()
     assert perplexity > tokenizer.vocab_size / 4
     painted = tokenizer.decode(tokens).float()
-    error, of_one_colour = ((images - other).abs().mean() / 255 for other in (painted, images.float().mean((2, 3), keepdim=True)))
+    error, of_one_colour = (
+        (images - other).abs().mean() / 255 for other in (painted, images.float().mean((2, 3), keepdim=True))
+    )
     assert error < 0.1
-    assert error < 0.8 * of_one_colour, f"{error:.3f} against {of_one_colour:.3f} with each image in its mean colour"
+    assert error < 0.8 * of_one_colour, (
+        f"{error:.3f} against {of_one_colour:.3f} with each image in its mean colour"
+    )

@@ -16,7 +16,11 @@ from beit.untrusted.pickled import NotWeightsError, read_torch
 
 CONFIG = DvaeConfig(vocab_size=20, encoder_width=8, decoder_width=8, blocks=2, bottleneck=4)
 
-MAGIC, VERSION, MACHINE = 0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+MAGIC, VERSION, MACHINE = (
+    0x1950A86A20F9469CFC6C,
+    1001,
+    {"protocol_version": 1001, "little_endian": True, "type_sizes": {}},
+)
 
 
 class Call:
@@ -58,7 +62,9 @@ def text(value: str) -> bytes:
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("part", "count"), [(Encoder, 74), (Decoder, 76)])
-def test_whole_modules_are_read_without_their_package(part, count, legacy, tmp_path: Path, pickle_as_published):
+def test_whole_modules_are_read_without_their_package(
+    part, count, legacy, tmp_path: Path, pickle_as_published
+):
     original = part(CONFIG)
     initialise(original, torch.Generator().manual_seed(0))
     pickle_as_published(original, tmp_path / "part.pkl", legacy=legacy)
@@ -75,13 +81,21 @@ def test_whole_modules_are_read_without_their_package(part, count, legacy, tmp_p
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "weights"])
 def test_state_dicts_are_read_also_within_checkpoints(wrapper, legacy):
     shared = torch.arange(12.0)
-    state = {"half": torch.rand(3).half(), "turned": shared.view(3, 4).t(), "part": shared[5:9], "whole": torch.nn.Parameter(shared)}
+    state = {
+        "half": torch.rand(3).half(),
+        "turned": shared.view(3, 4).t(),
+        "part": shared[5:9],
+        "whole": torch.nn.Parameter(shared),
+    }
     file = io.BytesIO()
     content = state if wrapper is None else {"epoch": 3, wrapper: OrderedDict(state), "note": "x"}
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
     read = read_torch(file.getvalue())
     assert read.keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) and tensor.dtype == state[name].dtype for name, tensor in read.items())
+    assert all(
+        torch.equal(tensor, state[name]) and tensor.dtype == state[name].dtype
+        for name, tensor in read.items()
+    )
 
 
 def malicious(mark: Path) -> dict[str, tuple[bytes, str]]:
@@ -90,22 +104,56 @@ def malicious(mark: Path) -> dict[str, tuple[bytes, str]]:
     path = text(str(mark)) + b"\x85"  # a tuple of one
     encoder = b"cdall_e.encoder\nEncoder\n"
     return {
-        "os.system": (pickle.dumps(Call(os.system, f"mkdir {mark}"), protocol=2), f"the global {os.system.__module__}.system"),
-        "os.system by name": (program(b"cos\nsystem\n", text(f"mkdir {mark}"), b"\x85R"), r"the global os\.system"),
-        "eval": (pickle.dumps(Call(eval, f"__import__('os').mkdir({str(mark)!r})"), protocol=2), r"the global __builtin__\.eval"),
-        "newer protocol": (pickle.dumps(Call(os.mkdir, str(mark)), protocol=4), rf"the global {os.mkdir.__module__}\.mkdir"),
-        "oldest protocol": (pickle.dumps(Call(os.mkdir, str(mark)), protocol=0), rf"the global {os.mkdir.__module__}\.mkdir"),
-        "another way to call": (program(b"(", text(str(mark)), f"i{os.mkdir.__module__}\nmkdir\n".encode()), "mkdir"),
+        "os.system": (
+            pickle.dumps(Call(os.system, f"mkdir {mark}"), protocol=2),
+            f"the global {os.system.__module__}.system",
+        ),
+        "os.system by name": (
+            program(b"cos\nsystem\n", text(f"mkdir {mark}"), b"\x85R"),
+            r"the global os\.system",
+        ),
+        "eval": (
+            pickle.dumps(Call(eval, f"__import__('os').mkdir({str(mark)!r})"), protocol=2),
+            r"the global __builtin__\.eval",
+        ),
+        "newer protocol": (
+            pickle.dumps(Call(os.mkdir, str(mark)), protocol=4),
+            rf"the global {os.mkdir.__module__}\.mkdir",
+        ),
+        "oldest protocol": (
+            pickle.dumps(Call(os.mkdir, str(mark)), protocol=0),
+            rf"the global {os.mkdir.__module__}\.mkdir",
+        ),
+        "another way to call": (
+            program(b"(", text(str(mark)), f"i{os.mkdir.__module__}\nmkdir\n".encode()),
+            "mkdir",
+        ),
         # An allowed class gets the function as its __setstate__, which the next instruction calls.
         "state of an allowed class": (
             program(encoder, b")\x81}", text("__setstate__"), make, b"sb", text(str(mark)), b"b"),
             "mkdir",
         ),
-        "through an allowed class": (program(b"ccollections\nOrderedDict.__init__.__globals__\n"), "__globals__"),
+        "through an allowed class": (
+            program(b"ccollections\nOrderedDict.__init__.__globals__\n"),
+            "__globals__",
+        ),
         "arguments of an allowed class": (program(encoder, make, path, b"R\x85R"), "mkdir"),
         # What is evaluated to name a storage, and within that to name a module.
         "nested persistent ids": (
-            program(b"(", text("storage"), b"(", text("module"), make, path, b"R", text("f"), text("s"), b"tQ", text("0"), b"tQ"),
+            program(
+                b"(",
+                text("storage"),
+                b"(",
+                text("module"),
+                make,
+                path,
+                b"R",
+                text("f"),
+                text("s"),
+                b"tQ",
+                text("0"),
+                b"tQ",
+            ),
             "mkdir",
         ),
     }
@@ -130,7 +178,9 @@ def test_malicious_programs_do_not_run_in_any_container(name: str, tmp_path: Pat
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("through an allowed class", "nested persistent ids")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("through an allowed class", "nested persistent ids")]
+)
 def test_these_programs_do_run_in_the_usual_way(name: str, tmp_path: Path):
     class Careless(pickle.Unpickler):
         def find_class(self, module, name):
@@ -162,7 +212,12 @@ def test_the_second_door_holds_without_the_first(name: str, tmp_path: Path, monk
 
 
 def test_persistent_ids_name_storages_and_modules_only():
-    for pid in (("file", "/etc/passwd"), ("module", OrderedDict, None, None), ("storage", OrderedDict, "0", "cpu", 1, None), "0"):
+    for pid in (
+        ("file", "/etc/passwd"),
+        ("module", OrderedDict, None, None),
+        ("storage", OrderedDict, "0", "cpu", 1, None),
+        "0",
+    ):
         with pytest.raises(NotWeightsError, match="persistent id"):
             pickled._Unpickler(b"").persistent_load(pid)
 
@@ -179,11 +234,20 @@ def test_a_download_that_broke_off_is_refused_wherever_it_did(legacy):
 
 def test_what_is_no_tree_of_modules_and_no_state_dict_is_refused():
     looped = program(
-        b"cdall_e.encoder\nEncoder\n)\x81q\x00}", text("_modules"), b"}", text("again"), b"h\x00ss", text("_parameters"), b"}sb"
+        b"cdall_e.encoder\nEncoder\n)\x81q\x00}",
+        text("_modules"),
+        b"}",
+        text("again"),
+        b"h\x00ss",
+        text("_parameters"),
+        b"}sb",
     )
     with pytest.raises(NotWeightsError, match="not a tree"):
         read_torch(in_legacy(looped))
-    for content, what in (([torch.ones(1)], "with a list in it"), ({"lr": 0.1, "w": torch.ones(1)}, "'lr' in it, which is no tensor")):
+    for content, what in (
+        ([torch.ones(1)], "with a list in it"),
+        ({"lr": 0.1, "w": torch.ones(1)}, "'lr' in it, which is no tensor"),
+    ):
         file = io.BytesIO()
         torch.save(content, file)
         with pytest.raises(NotWeightsError, match=what):

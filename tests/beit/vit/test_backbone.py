@@ -11,7 +11,9 @@ from beit.config import ModelConfig
 from beit.vit.backbone import Backbone, Block, PatchEmbed, draw_paths, initialise, relative_position_index
 
 SMALL = ModelConfig(image_size=48, dim=24, depth=3, heads=3, drop_path=0.0)
-RELATIVE = ModelConfig(image_size=48, dim=24, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1)
+RELATIVE = ModelConfig(
+    image_size=48, dim=24, depth=3, heads=3, drop_path=0.0, position="relative", layer_scale=0.1
+)
 PER_BLOCK = dataclasses.replace(RELATIVE, position="relative-per-block")
 
 
@@ -51,7 +53,9 @@ def test_every_offset_between_patches_has_one_row_and_the_class_token_the_last_t
 def test_patches_are_embedded_like_a_convolution_does():
     embed = randomised(PatchEmbed(16, 24))
     pixels = drawn(2, 3, 48, 64)
-    expected = nn.functional.conv2d(pixels, embed.proj.weight, embed.proj.bias, stride=16).flatten(2).transpose(1, 2)
+    expected = (
+        nn.functional.conv2d(pixels, embed.proj.weight, embed.proj.bias, stride=16).flatten(2).transpose(1, 2)
+    )
     torch.testing.assert_close(embed(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -67,7 +71,11 @@ def plain_block(block: Block, tokens: torch.Tensor, bias: torch.Tensor | None, h
         dim = x.shape[-1]
         width = dim // heads
         normed, mixed = norm(x, block.norm1), []
-        weight_q, weight_k, weight_v = block.attn.qkv.weight[:dim], block.attn.qkv.weight[dim : 2 * dim], block.attn.qkv.weight[2 * dim :]
+        weight_q, weight_k, weight_v = (
+            block.attn.qkv.weight[:dim],
+            block.attn.qkv.weight[dim : 2 * dim],
+            block.attn.qkv.weight[2 * dim :],
+        )
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
             q = normed @ weight_q[part].T + block.attn.q_bias[part]
@@ -90,15 +98,22 @@ def test_a_block_computes_the_formulas(config):
     block = randomised(Block(config))
     tokens = drawn(2, config.patches + 1, config.dim)
     bias = drawn(config.heads, config.patches + 1, config.patches + 1, seed=2) if config is RELATIVE else None
-    torch.testing.assert_close(block(tokens, bias), plain_block(block, tokens, bias, config.heads), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        block(tokens, bias), plain_block(block, tokens, bias, config.heads), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [SMALL, RELATIVE], ids=["paper", "released"])
 def test_a_block_for_some_tokens_gives_what_it_gives_for_all(config):
     block = randomised(Block(config))
-    tokens, paths = drawn(3, config.patches + 1, config.dim), torch.tensor([[0.0, 2.0], [1.5, 0.0], [1.0, 1.0]])
+    tokens, paths = (
+        drawn(3, config.patches + 1, config.dim),
+        torch.tensor([[0.0, 2.0], [1.5, 0.0], [1.0, 1.0]]),
+    )
     bias = drawn(config.heads, config.patches + 1, config.patches + 1, seed=2) if config is RELATIVE else None
-    rows = torch.stack([torch.randperm(config.patches + 1, generator=torch.Generator().manual_seed(i))[:4] for i in range(3)])
+    rows = torch.stack(
+        [torch.randperm(config.patches + 1, generator=torch.Generator().manual_seed(i))[:4] for i in range(3)]
+    )
     everything = block(tokens, bias, paths)
     expected = torch.stack([everything[image, rows[image]] for image in range(3)])
     torch.testing.assert_close(block(tokens, bias, paths, rows), expected, rtol=1e-4, atol=1e-5)
@@ -125,7 +140,9 @@ def test_features_are_the_tokens_behind_the_blocks_asked_for(config):
     behind = []
     for block in backbone.blocks:
         owner = backbone.rel_pos_bias if config is RELATIVE else block.attn
-        tokens = plain_block(block, tokens, owner.relative_position_bias_table[index].permute(2, 0, 1), config.heads)
+        tokens = plain_block(
+            block, tokens, owner.relative_position_bias_table[index].permute(2, 0, 1), config.heads
+        )
         behind.append(tokens)
     first, last = backbone.features(pixels, blocks=(0, -1), norm=False)
     torch.testing.assert_close(first, behind[0], rtol=1e-4, atol=1e-4)
@@ -135,7 +152,9 @@ def test_features_are_the_tokens_behind_the_blocks_asked_for(config):
     rows = torch.tensor([[0], [7]])
     first, some = backbone.features(pixels, blocks=(0, 2), rows=rows, norm=False)
     torch.testing.assert_close(first, behind[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(some[:, 0], torch.stack([behind[2][0, 0], behind[2][1, 7]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        some[:, 0], torch.stack([behind[2][0, 0], behind[2][1, 7]]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_images_of_another_size_are_refused_with_both_sizes():
@@ -178,7 +197,12 @@ def test_weights_are_drawn_within_one_standard_deviation_and_shrink_with_depth()
         ):
             assert weight.abs().max() <= 0.02 / factor * 1.0001
             assert weight.detach().std() * factor == pytest.approx(spread, rel=0.03)
-    for parameter in (backbone.patch_embed.proj.weight, backbone.pos_embed, backbone.mask_token, backbone.cls_token):
+    for parameter in (
+        backbone.patch_embed.proj.weight,
+        backbone.pos_embed,
+        backbone.mask_token,
+        backbone.cls_token,
+    ):
         assert 0 < parameter.abs().max() <= 0.02
     for name, parameter in backbone.named_parameters():
         if name.endswith("bias"):

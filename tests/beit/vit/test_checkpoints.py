@@ -37,7 +37,10 @@ def test_a_model_comes_back_bit_for_bit_with_its_config(tmp_path):
 
 
 def test_a_loaded_model_predicts_what_the_saved_one_did(folder):
-    pixels, mask = torch.randn(2, 3, 32, 32), torch.tensor([[True, False, True, False], [False, True, False, False]])
+    pixels, mask = (
+        torch.randn(2, 3, 32, 32),
+        torch.tensor([[True, False, True, False], [False, True, False, False]]),
+    )
     assert torch.equal(load_model(folder)(pixels, mask), Beit(CONFIG, 16, seed=3).eval()(pixels, mask))
 
 
@@ -79,19 +82,33 @@ def cut_short(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a checkpoint: it has no config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "is not a checkpoint: it has no model.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "is not a checkpoint: it has no model.safetensors",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "its config.json is not JSON"),
         (
             lambda folder: (folder / "config.json").write_text(json.dumps({"model": {}, "data": {}})),
             "its config.json describes something else",
         ),
         (lambda folder: edit_config(folder, kind="detector"), "its config.json describes something else"),
-        (lambda folder: edit_config(folder, head={"classes": 3}), "the head in its config.json is not one of a mim"),
-        (cut_short, "model.safetensors is damaged or cut short"),
-        (lambda folder: edit_tensors(folder, lambda tensors: tensors.pop("norm.weight")), "norm.weight is missing"),
-        (lambda folder: edit_tensors(folder, lambda tensors: tensors.update(more=torch.zeros(1))), "more is not part of the model"),
         (
-            lambda folder: edit_tensors(folder, lambda tensors: tensors.update(cls_token=torch.zeros(1, 1, 9))),
+            lambda folder: edit_config(folder, head={"classes": 3}),
+            "the head in its config.json is not one of a mim",
+        ),
+        (cut_short, "model.safetensors is damaged or cut short"),
+        (
+            lambda folder: edit_tensors(folder, lambda tensors: tensors.pop("norm.weight")),
+            "norm.weight is missing",
+        ),
+        (
+            lambda folder: edit_tensors(folder, lambda tensors: tensors.update(more=torch.zeros(1))),
+            "more is not part of the model",
+        ),
+        (
+            lambda folder: edit_tensors(
+                folder, lambda tensors: tensors.update(cls_token=torch.zeros(1, 1, 9))
+            ),
             r"cls_token has shape \[1, 1, 9\] instead of \[1, 1, 8\]",
         ),
     ],
@@ -105,11 +122,19 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(folder, damage, message
 
 
 def test_a_model_built_otherwise_is_not_filled(folder):
-    other = Beit(ModelConfig(image_size=32, dim=8, depth=2, heads=4, position="relative", layer_scale=0.1), 16, seed=0)
+    other = Beit(
+        ModelConfig(image_size=32, dim=8, depth=2, heads=4, position="relative", layer_scale=0.1), 16, seed=0
+    )
     before = other.lm_head.weight.clone()
     with pytest.raises(UserError, match="heads is 2 there and 4 here"):
         load_weights(other, folder)
     assert torch.equal(other.lm_head.weight, before)
-    alike = Beit(ModelConfig(image_size=32, dim=8, depth=2, heads=2, position="relative", layer_scale=0.1, drop_path=0.3), 16, seed=0)
+    alike = Beit(
+        ModelConfig(
+            image_size=32, dim=8, depth=2, heads=2, position="relative", layer_scale=0.1, drop_path=0.3
+        ),
+        16,
+        seed=0,
+    )
     load_weights(alike, folder)
     assert torch.equal(alike.lm_head.weight, load_model(folder).lm_head.weight)

@@ -11,19 +11,29 @@ from beit.classification.model import Classifier
 from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.vit.checkpoints import load_model, save_model
-from beit.vit.resolution import at_size, growth, offset_weights, resample_absolute, resample_table, spline_weights
+from beit.vit.resolution import (
+    at_size,
+    growth,
+    offset_weights,
+    resample_absolute,
+    resample_table,
+    spline_weights,
+)
 
 PAPER = ModelConfig(image_size=64, dim=24, depth=2, heads=3)
 RELEASED = dataclasses.replace(PAPER, position="relative-per-block", layer_scale=0.1)
 
 
-@pytest.mark.parametrize(("target", "q"), [(31, 1.02349), (39, 1.06097), (47, 1.09031), (63, 1.13492), (79, 1.16850)])
+@pytest.mark.parametrize(
+    ("target", "q"), [(31, 1.02349), (39, 1.06097), (47, 1.09031), (63, 1.13492), (79, 1.16850)]
+)
 def test_steps_between_offsets_grow_by_the_authors_ratios(target, q):
     assert growth(27, target) == pytest.approx(q, abs=6e-6)
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((14, 14), (24, 24)), ((14, 14), (40, 40)), ((8, 8), (5, 5)), ((4, 4), (6, 6)), ((6, 8), (9, 7))]
+    ("source", "target"),
+    [((14, 14), (24, 24)), ((14, 14), (40, 40)), ((8, 8), (5, 5)), ((4, 4), (6, 6)), ((6, 8), (9, 7))],
 )
 def test_tables_are_resampled_as_scipys_bicubic_spline_does(source, target):
     rng = np.random.default_rng(0)
@@ -45,7 +55,9 @@ def test_tables_are_resampled_as_scipys_bicubic_spline_does(source, target):
 
     y, x = (places(old, 2 * side - 1) for old, side in zip(sides, target, strict=True))
     wanted = [np.arange(1 - side, side, dtype=float) for side in target]
-    expected = np.stack([RectBivariateSpline(y, x, table[:-3, head].reshape(sides))(*wanted).ravel() for head in range(2)], -1)
+    expected = np.stack(
+        [RectBivariateSpline(y, x, table[:-3, head].reshape(sides))(*wanted).ravel() for head in range(2)], -1
+    )
     ours = resample_table(torch.from_numpy(table), source, target).numpy()
     np.testing.assert_allclose(ours[:-3], expected, atol=1e-10)
     assert np.array_equal(ours[-3:], table[-3:])
@@ -66,7 +78,9 @@ def test_the_spline_draws_every_cubic_that_its_points_determine(count):
     at = np.linspace(points[0], points[-1], 30)
     polynomial = np.polynomial.Polynomial([1, -2, 0.5, 0.25][: min(4, count)])
     np.testing.assert_allclose(spline_weights(points, at) @ polynomial(points), polynomial(at), atol=1e-9)
-    np.testing.assert_allclose(spline_weights(points, np.array([points[-1] + 5])) @ polynomial(points), polynomial(points[-1:]))
+    np.testing.assert_allclose(
+        spline_weights(points, np.array([points[-1] + 5])) @ polynomial(points), polynomial(points[-1:])
+    )
 
 
 def test_absolute_positions_are_resized_by_the_bicubic_kernel_with_pixels_centred():
@@ -82,7 +96,9 @@ def test_absolute_positions_are_resized_by_the_bicubic_kernel_with_pixels_centre
         return weights
 
     positions = torch.randn(1, 1 + 48, 5, generator=torch.Generator().manual_seed(0))
-    expected = np.einsum("yu,xv,uvd->yxd", kernel(6, 9), kernel(8, 5), positions[0, 1:].reshape(6, 8, 5).numpy())
+    expected = np.einsum(
+        "yu,xv,uvd->yxd", kernel(6, 9), kernel(8, 5), positions[0, 1:].reshape(6, 8, 5).numpy()
+    )
     resized = resample_absolute(positions, (6, 8), (9, 5))
     assert torch.equal(resized[:, 0], positions[:, 0])
     np.testing.assert_allclose(resized[0, 1:].numpy(), expected.reshape(45, 5), atol=1e-5)
@@ -105,7 +121,9 @@ def test_a_model_takes_images_of_another_size_and_the_first_one_stays(config, tm
     larger = at_size(model, 96, 96)
     assert larger.config == dataclasses.replace(config, image_size=96)
     save_model(larger, tmp_path / "square")
-    assert torch.equal(load_model(tmp_path / "square")(torch.ones(1, 3, 96, 96)), larger(torch.ones(1, 3, 96, 96)))
+    assert torch.equal(
+        load_model(tmp_path / "square")(torch.ones(1, 3, 96, 96)), larger(torch.ones(1, 3, 96, 96))
+    )
     with pytest.raises(ValueError, match="positions are for 3 x 6 patches"):
         save_model(wide, tmp_path / "wide")
     with pytest.raises(UserError, match="50 x 64 pixels is not made of patches of 16"):
@@ -113,7 +131,8 @@ def test_a_model_takes_images_of_another_size_and_the_first_one_stays(config, tm
 
 
 def test_turning_a_wide_image_on_its_side_turns_what_its_model_sees():
-    # A table that is symmetric in rows and columns makes attention indifferent to transposing; so must the model of the wide size be.
+    # A table that is symmetric in rows and columns makes attention indifferent to transposing; so must the
+    # model of the wide size be.
     model = Classifier(RELEASED, 5, generator=torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         for block in model.blocks:

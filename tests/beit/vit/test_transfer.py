@@ -71,7 +71,9 @@ def test_another_resolution_takes_positions_resampled_and_the_same_head(config, 
         assert report.resampled == ["pos_embed"]
         assert torch.equal(high.pos_embed, resample_absolute(low.pos_embed, (4, 4), (6, 6)))
     else:
-        assert report.resampled == [f"blocks.{number}.attn.relative_position_bias_table" for number in range(2)]
+        assert report.resampled == [
+            f"blocks.{number}.attn.relative_position_bias_table" for number in range(2)
+        ]
         expected = resample_table(low.blocks[1].attn.relative_position_bias_table, (4, 4), (6, 6))
         assert torch.equal(high.blocks[1].attn.relative_position_bias_table, expected)
 
@@ -86,23 +88,44 @@ def test_a_head_for_other_classes_is_dropped_and_says_so(tmp_path):
 def test_a_head_for_as_many_other_classes_is_dropped_and_one_for_the_same_is_taken(tmp_path):
     save_model(stirred(fresh(PAPER, classes=2, class_names=["cat", "dog"])), tmp_path)
     other = start_from_folder(fresh(PAPER, classes=2, class_names=["car", "van"]), tmp_path)
-    assert (other.dropped, other.fresh) == (dict.fromkeys(["head.bias", "head.weight"], "of other classes"), ["head.weight", "head.bias"])
+    assert (other.dropped, other.fresh) == (
+        dict.fromkeys(["head.bias", "head.weight"], "of other classes"),
+        ["head.weight", "head.bias"],
+    )
     for names in (["cat", "dog"], None):
         assert start_from_folder(fresh(PAPER, classes=2, class_names=names), tmp_path).dropped == {}
-    segmenter = Segmenter(PAPER, 2, channels=8, class_names=["cat", "dog"], generator=torch.Generator().manual_seed(7))
+    segmenter = Segmenter(
+        PAPER, 2, channels=8, class_names=["cat", "dog"], generator=torch.Generator().manual_seed(7)
+    )
     save_model(segmenter, tmp_path / "segmenter")
-    streets = Segmenter(PAPER, 2, channels=8, class_names=["sky", "road"], generator=torch.Generator().manual_seed(8))
+    streets = Segmenter(
+        PAPER, 2, channels=8, class_names=["sky", "road"], generator=torch.Generator().manual_seed(8)
+    )
     report = start_from_folder(streets, tmp_path / "segmenter")
-    assert set(report.fresh) == set(report.dropped) == {f"{head}.conv_seg.{name}" for head in HEADS for name in ("weight", "bias")}
-    assert torch.equal(streets.decode_head.bottleneck.conv.weight, segmenter.decode_head.bottleneck.conv.weight)
+    assert (
+        set(report.fresh)
+        == set(report.dropped)
+        == {f"{head}.conv_seg.{name}" for head in HEADS for name in ("weight", "bias")}
+    )
+    assert torch.equal(
+        streets.decode_head.bottleneck.conv.weight, segmenter.decode_head.bottleneck.conv.weight
+    )
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "message"),
     [
         (PAPER, dataclasses.replace(PAPER, depth=3), "model.depth=2 there, 3 here"),
-        (PAPER, RELEASED, "model.position=absolute there, relative here; model.layer_scale=None there, 0.1 here"),
-        (dataclasses.replace(RELEASED, position="relative-per-block"), RELEASED, "model.position=relative-per-block there, relative here"),
+        (
+            PAPER,
+            RELEASED,
+            "model.position=absolute there, relative here; model.layer_scale=None there, 0.1 here",
+        ),
+        (
+            dataclasses.replace(RELEASED, position="relative-per-block"),
+            RELEASED,
+            "model.position=relative-per-block there, relative here",
+        ),
     ],
 )
 def test_another_backbone_is_refused_and_nothing_is_changed(theirs, ours, message):

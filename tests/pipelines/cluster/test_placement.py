@@ -49,19 +49,26 @@ AMOUNTS = [None, 0.5, 1, 2, 16]
 GRID = {
     "cores": [
         {"worker_cpus": worker, "tokenizer_cpus": tokenizer, "view_cpus": view, "workers": workers}
-        for worker, tokenizer, view, workers in itertools.product(AMOUNTS, AMOUNTS, AMOUNTS, (None, 1, 2, 4, 7, 16))
+        for worker, tokenizer, view, workers in itertools.product(
+            AMOUNTS, AMOUNTS, AMOUNTS, (None, 1, 2, 4, 7, 16)
+        )
     ],
     "GPUs": [
         {"tokenizer_gpus": share, "tokenizers": tokenizers, "workers": workers, "device": device}
         for share, tokenizers, workers, device in itertools.product(
-            [None, 0, 0.1, 0.25, 0.4, 0.5, 0.7, 1], [None, 1, 3, 8], [None, 1, 3, 8, 12, 16], ["auto", "cpu", "cuda"]
+            [None, 0, 0.1, 0.25, 0.4, 0.5, 0.7, 1],
+            [None, 1, 3, 8],
+            [None, 1, 3, 8, 12, 16],
+            ["auto", "cpu", "cuda"],
         )
     ],
 }
 
 
 def schedule(p, nodes):
-    """Whether Ray starts everything, if it puts workers on the largest machines first; GPUs and stages one by one."""
+    """Whether Ray starts everything, if it puts workers on the largest machines first; GPUs and stages one by
+    one.
+    """
     cpus = [node.cpus for node in nodes]
     gpus = [[1.0] * int(node.gpus) for node in nodes]
 
@@ -78,20 +85,29 @@ def schedule(p, nodes):
     def hosts(stage):
         """Largest first; only those that have the custom resource which the stage asks for."""
         asked = set(p.tag(stage))
-        return [n for n in sorted(range(len(nodes)), key=lambda n: -nodes[n].cpus) if asked <= nodes[n].stages]
+        return [
+            n for n in sorted(range(len(nodes)), key=lambda n: -nodes[n].cpus) if asked <= nodes[n].stages
+        ]
 
     if not all(start(p.worker_cpus, p.worker_gpus, hosts("train")) for _ in range(p.workers)):
         return False
-    if p.tokenizers[0] and not start(p.tokenizer_cpus, p.tokenizer_gpus, sorted(hosts("tokens"), key=lambda n: cpus[n])):
+    if p.tokenizers[0] and not start(
+        p.tokenizer_cpus, p.tokenizer_gpus, sorted(hosts("tokens"), key=lambda n: cpus[n])
+    ):
         return False
     return start(p.view_cpus, 0, hosts("views"))
 
 
 def follow(config, remedy):
     """The config with the options that a remedy spells out, those of the first alternative that has some."""
-    spelled = (re.findall(r"--resources\.([a-z-]+) ([\w.]+)", alternative) for alternative in remedy.split(", or "))
+    spelled = (
+        re.findall(r"--resources\.([a-z-]+) ([\w.]+)", alternative) for alternative in remedy.split(", or ")
+    )
     typed = next(filter(None, spelled), [])
-    values = {name: value if value.isalpha() else int(value) if value.isdigit() else float(value) for name, value in typed}
+    values = {
+        name: value if value.isalpha() else int(value) if value.isdigit() else float(value)
+        for name, value in typed
+    }
     return replace(config, **{name.replace("-", "_"): value for name, value in values.items()})
 
 
@@ -180,13 +196,21 @@ def test_tokenizers_on_cpus_beside_gpu_workers_need_no_further_option():
         (
             {"workers": 2, "worker_cpus": 1},
             "laptop of 2",
-            "1 tokenizer x 0.28 CPU has no room: 2 workers x 1 CPU leave 1 machine x 0 CPU of 1 machine x 2 CPU",
+            (
+                "1 tokenizer x 0.28 CPU has no room: 2 workers x 1 CPU leave 1 machine x 0 CPU of 1 machine "
+                "x 2 "
+                "CPU"
+            ),
             "set --resources.worker-cpus 0.5",
         ),
         (
             {"tokenizer_cpus": 2},
             "12 x 1 core",
-            "1 tokenizer x 2 CPU has no room: 1 worker x 0.5 CPU leave 1 machine x 0.5 CPU, 11 machines x 1 CPU of 12 machines x 1 CPU",
+            (
+                "1 tokenizer x 2 CPU has no room: 1 worker x 0.5 CPU leave 1 machine x 0.5 CPU, 11 machines "
+                "x 1 "
+                "CPU of 12 machines x 1 CPU"
+            ),
             "set --resources.tokenizer-cpus 0.4",
         ),
         (
@@ -217,7 +241,11 @@ def test_a_cluster_without_cores_is_named_as_such(nodes):
 
 
 def test_stages_with_machines_of_their_own_ask_for_the_tag_and_take_whole_gpus_there():
-    placement = place(ResourceConfig(workers=32), TYPED_CLUSTERS["a head, and by autoscaling CPU, L4 and A100 machines"], tokenize=True)
+    placement = place(
+        ResourceConfig(workers=32),
+        TYPED_CLUSTERS["a head, and by autoscaling CPU, L4 and A100 machines"],
+        tokenize=True,
+    )
     assert (placement.worker_gpus, placement.tokenizer_gpus, placement.tokenizers) == (1.0, 1.0, (1, 8))
     assert set(placement.tag("train")) == {"train"}
     assert set(placement.tag("tokens")) == {"tokens"}
@@ -241,7 +269,8 @@ def test_a_group_that_grows_is_placed_by_the_workers_it_always_has():
 
 
 @pytest.mark.parametrize(
-    ("workers", "why"), [("2..2", "does not grow"), ("8..2", "does not grow"), ("0", "not positive"), (0, "not positive")]
+    ("workers", "why"),
+    [("2..2", "does not grow"), ("8..2", "does not grow"), ("0", "not positive"), (0, "not positive")],
 )
 def test_a_number_of_workers_that_is_none_is_refused(workers, why):
     with pytest.raises(UserError, match=why):
@@ -265,12 +294,20 @@ def test_gpus_that_the_group_may_grow_to_are_not_given_to_tokenizers():
 
 
 def test_every_stream_has_a_worker_a_tokenizer_and_a_reading_task():
-    placement = place(ResourceConfig(workers=4, streams=2, tokenizers=5), [Node(cpus=32, gpus=4)], tokenize=True)
+    placement = place(
+        ResourceConfig(workers=4, streams=2, tokenizers=5), [Node(cpus=32, gpus=4)], tokenize=True
+    )
     assert placement.tokenizers == (2, 5)
     assert placement.of_stream.tokenizers == (1, 2)
     with pytest.raises(UserError, match=r"resources\.streams=3 cannot each have a worker of 2"):
         place(ResourceConfig(workers=2, streams=3), [Node(cpus=32, gpus=4)], tokenize=True)
-    with pytest.raises(UserError, match=r"2 reading tasks x 1 CPU have no room: 2 workers x 0\.5 CPU \+ 2 tokenizers"):
-        place(ResourceConfig(workers=2, streams=2, view_cpus=1, worker_cpus=0.5), [Node(cpus=2, gpus=0)], tokenize=True)
+    with pytest.raises(
+        UserError, match=r"2 reading tasks x 1 CPU have no room: 2 workers x 0\.5 CPU \+ 2 tokenizers"
+    ):
+        place(
+            ResourceConfig(workers=2, streams=2, view_cpus=1, worker_cpus=0.5),
+            [Node(cpus=2, gpus=0)],
+            tokenize=True,
+        )
     few = place(ResourceConfig(workers=3, streams=2), [Node(cpus=6, gpus=0)], tokenize=True)
     assert 3 * few.worker_cpus + 2 * (few.tokenizer_cpus + few.view_cpus) <= 6

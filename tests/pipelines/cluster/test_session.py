@@ -38,12 +38,19 @@ A100 = {"CPU": 96, "GPU": 8, "train": 1}
 
 
 def types(*kinds):
-    return node_types_of({str(number): {"resources": resources, "max_workers": most} for number, (resources, most) in enumerate(kinds)})
+    return node_types_of(
+        {
+            str(number): {"resources": resources, "max_workers": most}
+            for number, (resources, most) in enumerate(kinds)
+        }
+    )
 
 
 def test_machines_that_are_there_are_not_counted_twice():
     alive = [Node(cpus=96, gpus=8, stages=frozenset({"train"})), Node(cpus=16, gpus=0)]
-    expected = [Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False)] * 3 + [Node(cpus=16, gpus=0, there=False)] * 2
+    expected = [Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False)] * 3 + [
+        Node(cpus=16, gpus=0, there=False)
+    ] * 2
     assert to_come(types((A100, 4), ({"CPU": 16}, 3), ({"CPU": 0}, 0)), alive) == expected
 
 
@@ -52,10 +59,16 @@ def test_the_same_machine_on_spot_and_on_demand_counts_once():
 
 
 def test_a_cluster_never_has_more_machines_than_all_its_types_together_may():
-    train, views = Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False), Node(cpus=16, gpus=0, there=False)
+    train, views = (
+        Node(cpus=96, gpus=8, stages=frozenset({"train"}), there=False),
+        Node(cpus=16, gpus=0, there=False),
+    )
     most = replace(types(({"CPU": 16}, 16), (A100, 4)), most=6)
     assert Counter(to_come(most, [])) == {train: 4, views: 2}
-    assert Counter(to_come(most, [Node(cpus=0, gpus=0), replace(views, there=True)])) == {train: 4, views: 1}, "the head is not counted"
+    assert Counter(to_come(most, [Node(cpus=0, gpus=0), replace(views, there=True)])) == {
+        train: 4,
+        views: 1,
+    }, "the head is not counted"
     assert Counter(to_come(replace(most, most=2), [])) == {train: 1, views: 1}, "every stage has one"
 
 
@@ -144,14 +157,20 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
     def start(**options):
         tried.append(options["_temp_dir"])
         if len(tried) <= late:
-            raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
+            raise Exception(
+                "The current node timed out during startup. This could happen because some of the raylet "
+                "failed to startup"
+            )
 
     monkeypatch.setattr("ray.init", start)
     if late < STARTS:
         with start_private(num_cpus=1, folder=tmp_path, debug=True):
             pass
     else:
-        with pytest.raises(JobFailedError, match="3 times"), start_private(num_cpus=1, folder=tmp_path, debug=True):
+        with (
+            pytest.raises(JobFailedError, match="3 times"),
+            start_private(num_cpus=1, folder=tmp_path, debug=True),
+        ):
             pass
     assert len(set(tried)) == len(tried) == min(late + 1, STARTS)
 
@@ -164,7 +183,9 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
         (signal.default_int_handler, signal.SIGINT, KeyboardInterrupt),
     ],
 )
-def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, tmp_path, interrupt, sent, raised):
+def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(
+    monkeypatch, tmp_path, interrupt, sent, raised
+):
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.shutdown", lambda: cleaned.append("Ray"))
     cleaned, before = [], signal.getsignal(signal.SIGTERM)
@@ -244,12 +265,19 @@ def test_where_workers_train_patience_is_for_the_place_and_not_for_the_work(ray_
     ray.kill(other)
     asked = time.monotonic()
     run_where_workers_train(os.getpid)
-    patience = 5 + 5 * (time.monotonic() - asked)  # Enough for a place, however busy the machine, and not for the work as well.
+    patience = 5 + 5 * (
+        time.monotonic() - asked
+    )  # Enough for a place, however busy the machine, and not for the work as well.
     assert run_where_workers_train(functools.partial(time.sleep, patience), patience=patience) is None
 
 
 def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
     work = "from pipelines.cluster.session import without_stderr\nwith without_stderr(): print('done')"
     # Not in this process: its other threads may open files meanwhile, and would get the free number.
-    done = subprocess.run(["bash", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, work], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, work],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "done\n")

@@ -16,14 +16,30 @@ from pipelines.presets.pretrain import quickstart
 @pytest.mark.parametrize(
     ("typed", "cause", "remedy"),
     [
-        ("--optim.peaklr 3", "beit pretrain has no option --optim.peaklr", "perhaps you meant --optim.peak-lr"),
+        (
+            "--optim.peaklr 3",
+            "beit pretrain has no option --optim.peaklr",
+            "perhaps you meant --optim.peak-lr",
+        ),
         ("--optim.peak_lr=abc", "--optim.peak-lr abc is not a number", "write --optim.peak-lr 0.002"),
         ("--optim.peak-lr", "--optim.peak-lr needs a value", "write --optim.peak-lr 0.002"),
-        ("--optim.peak-lr 1 2", "beit pretrain: 2 belongs to no option", "options begin with --; beit pretrain --help lists them"),
+        (
+            "--optim.peak-lr 1 2",
+            "beit pretrain: 2 belongs to no option",
+            "options begin with --; beit pretrain --help lists them",
+        ),
         ("--view.mean 0.5", "--view.mean needs 3 values", "write --view.mean 0.485 0.456 0.406"),
-        ("--view.mean 1 a b", "--view.mean 1 a b is not 3 values, each a number", "write --view.mean 0.485 0.456 0.406"),
+        (
+            "--view.mean 1 a b",
+            "--view.mean 1 a b is not 3 values, each a number",
+            "write --view.mean 0.485 0.456 0.406",
+        ),
         ("--steps 1.5", "--steps 1.5 is not a whole number or None", "write --steps N"),
-        ("--mask.kind blokwise", "--mask.kind blokwise is none of blockwise, random", "perhaps you meant blockwise"),
+        (
+            "--mask.kind blokwise",
+            "--mask.kind blokwise is none of blockwise, random",
+            "perhaps you meant blockwise",
+        ),
         ("--no-mlflow", "beit pretrain has no option --no-mlflow", "perhaps you meant --output.no-mlflow"),
         ("--qqq=3", "beit pretrain has no option --qqq", "beit pretrain --help lists the options"),
     ],
@@ -43,7 +59,10 @@ def test_an_option_that_must_be_given_is_named():
 def test_options_are_suggested_by_their_last_part_then_by_what_contains_it_then_by_spelling():
     names = option_names(PretrainConfig)
     assert nearest("--peak-lr", names) == ["--optim.peak-lr"]
-    assert set(nearest("--batch-size", names)) == {"--optim.global-batch-size", "--resources.micro-batch-size"}
+    assert set(nearest("--batch-size", names)) == {
+        "--optim.global-batch-size",
+        "--resources.micro-batch-size",
+    }
     assert nearest("--mask.blok-size", ["--mask.min-block", "--mask.block-size"]) == ["--mask.block-size"]
 
 

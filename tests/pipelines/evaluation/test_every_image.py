@@ -28,7 +28,12 @@ def manifest(tmp_path, monkeypatch):
 def views(unit, index, count):
     """A row at a time."""
     for row, image in enumerate(unit.read(np.arange(count))["image"]):
-        yield {"unit": np.array([index]), "row": np.array([row]), "status": np.zeros(1, np.uint8), "value": np.array([image[0]])}
+        yield {
+            "unit": np.array([index]),
+            "row": np.array([row]),
+            "status": np.zeros(1, np.uint8),
+            "value": np.array([image[0]]),
+        }
 
 
 class MortalJudge:
@@ -58,4 +63,7 @@ def test_an_image_that_is_judged_twice_or_not_at_all_is_an_error(manifest, rows)
     row = np.tile(np.arange(3), 4)
     _check_once(manifest, {"unit": unit, "row": row})
     with pytest.raises(RuntimeError, match="12 images were to be judged once each"):
-        _check_once(manifest, {"unit": np.concatenate([[0] * len(rows), unit[3:]]), "row": np.concatenate([rows, row[3:]])})
+        _check_once(
+            manifest,
+            {"unit": np.concatenate([[0] * len(rows), unit[3:]]), "row": np.concatenate([rows, row[3:]])},
+        )

@@ -5,10 +5,21 @@ from dataclasses import replace
 import pytest
 
 from pipelines.planning import forecast
-from pipelines.planning.forecast import Costs, GpuRates, Machines, checkpoint_bytes, money, moved_bytes, on_cores, on_gpus
+from pipelines.planning.forecast import (
+    Costs,
+    GpuRates,
+    Machines,
+    checkpoint_bytes,
+    money,
+    moved_bytes,
+    on_cores,
+    on_gpus,
+)
 
 COSTS = Costs(view=0.002, token=0.004, step=0.003, token_flop=50e9, step_flop=100e9, moved=300_000)
-MACHINES = Machines(train_gpu="A100", train_gpus=8, train_cores=96, token_gpu="L4", token_gpus=1, view_cores=16)
+MACHINES = Machines(
+    train_gpu="A100", train_gpus=8, train_cores=96, token_gpu="L4", token_gpus=1, view_cores=16
+)
 
 
 def on_machines(costs, **options):
@@ -22,17 +33,28 @@ def test_stages_that_share_cores_add_up():
     assert found.rate == pytest.approx(forecast.RUN_SHARE * 18 / 0.009)
 
 
-@pytest.mark.parametrize(("workers", "tokenizers", "limit", "rate"), [(1, 9, "training", 1 / 0.003), (9, 1, "tokens", 1 / 0.004)])
+@pytest.mark.parametrize(
+    ("workers", "tokenizers", "limit", "rate"), [(1, 9, "training", 1 / 0.003), (9, 1, "tokens", 1 / 0.004)]
+)
 def test_a_stage_goes_no_faster_than_its_own_processes(workers, tokenizers, limit, rate):
-    found = on_machines(COSTS, cores=64, workers=workers, worker_threads=1, tokenizers=tokenizers, tokenizer_threads=1)
+    found = on_machines(
+        COSTS, cores=64, workers=workers, worker_threads=1, tokenizers=tokenizers, tokenizer_threads=1
+    )
     assert found.bottleneck == limit
     assert found.rate == pytest.approx(rate)
 
 
 def test_twice_the_machines_are_twice_as_fast_and_nothing_is_free():
-    one, two = (on_machines(COSTS, cores=4 * n, workers=2 * n, worker_threads=1, tokenizers=2 * n, tokenizer_threads=1) for n in (1, 2))
+    one, two = (
+        on_machines(
+            COSTS, cores=4 * n, workers=2 * n, worker_threads=1, tokenizers=2 * n, tokenizer_threads=1
+        )
+        for n in (1, 2)
+    )
     assert two.rate == pytest.approx(2 * one.rate)
-    cached = on_machines(replace(COSTS, token=0.0), cores=4, workers=2, worker_threads=1, tokenizers=0, tokenizer_threads=0)
+    cached = on_machines(
+        replace(COSTS, token=0.0), cores=4, workers=2, worker_threads=1, tokenizers=0, tokenizer_threads=0
+    )
     assert cached.rate > one.rate
     assert "tokens" not in cached.limits
 
@@ -70,9 +92,14 @@ def test_one_coordinator_is_the_limit_of_many_workers_with_small_blocks_and_stre
     lifted = on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64)
     assert lifted.bottleneck == "training"
     fast = GpuRates(kind="A100", train=1e6, tokens=None)
-    assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, measured=fast).streams == 2, "a stream needs a worker"
+    assert on_gpus(COSTS, MACHINES, workers=2, utilisation=0.5, block_rows=64, measured=fast).streams == 2, (
+        "a stream needs a worker"
+    )
     fewer = lifted.streams - 1
-    assert on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck == f"{fewer} coordinators"
+    assert (
+        on_gpus(COSTS, MACHINES, workers=512, utilisation=0.5, block_rows=64, streams=fewer).bottleneck
+        == f"{fewer} coordinators"
+    )
 
 
 def test_coordinators_share_the_cores_of_the_head():
@@ -81,7 +108,9 @@ def test_coordinators_share_the_cores_of_the_head():
     assert (small.streams, small.bottleneck) == (4, "4 coordinators")
     assert small.rate == 4 * 64 * forecast.COORDINATOR_BLOCKS[2]
     assert small.wanted == lifted.wanted == lifted.streams > 4, "what a larger head would need"
-    asked = on_gpus(COSTS, replace(MACHINES, head_cores=4), workers=512, utilisation=0.5, block_rows=64, streams=200)
+    asked = on_gpus(
+        COSTS, replace(MACHINES, head_cores=4), workers=512, utilisation=0.5, block_rows=64, streams=200
+    )
     assert (asked.bottleneck, asked.rate) == ("200 coordinators on 4 cores of the head", small.rate)
     slow = replace(COSTS, view=1.0, step_flop=1e9)
     readers = on_gpus(slow, replace(MACHINES, head_cores=1), workers=16, utilisation=0.5, block_rows=10_000)
@@ -89,8 +118,19 @@ def test_coordinators_share_the_cores_of_the_head():
 
 
 def test_machines_without_gpus_meet_the_coordinator_too():
-    many = {"cores": 8000, "workers": 4000, "worker_threads": 1, "tokenizers": 4000, "tokenizer_threads": 1, "block_rows": 32}
-    assert on_cores(COSTS, **many).limits["1 coordinator"] == on_cores(COSTS, **many).rate == 32 * forecast.COORDINATOR_BLOCKS[2]
+    many = {
+        "cores": 8000,
+        "workers": 4000,
+        "worker_threads": 1,
+        "tokenizers": 4000,
+        "tokenizer_threads": 1,
+        "block_rows": 32,
+    }
+    assert (
+        on_cores(COSTS, **many).limits["1 coordinator"]
+        == on_cores(COSTS, **many).rate
+        == 32 * forecast.COORDINATOR_BLOCKS[2]
+    )
     assert on_cores(COSTS, **many, streams=4).rate == 4 * 32 * forecast.COORDINATOR_BLOCKS[2]
     assert on_cores(COSTS, **many, streams=4, head_cores=2).rate == 2 * 32 * forecast.COORDINATOR_BLOCKS[2]
 
@@ -139,14 +179,27 @@ def test_what_was_measured_stands_in_place_of_the_peak_and_only_the_rest_is_extr
 ):
     costs = COSTS if tokenized else replace(COSTS, token=0.0, token_flop=0.0)
     measured = GpuRates(kind=kind, train=1000.0, tokens=4000.0 if tokenized else None)
-    found = on_gpus(costs, replace(MACHINES, token_gpu=token_gpu), workers=4, utilisation=0.5, block_rows=512, measured=measured)
+    found = on_gpus(
+        costs,
+        replace(MACHINES, token_gpu=token_gpu),
+        workers=4,
+        utilisation=0.5,
+        block_rows=512,
+        measured=measured,
+    )
     assert found.limits["training"] == pytest.approx(training)
     assert found.extrapolated == extrapolated
 
 
 def test_a_kind_that_no_data_sheet_is_known_of_is_planned_as_measured():
     measured = GpuRates(kind="GeForce", train=1000.0, tokens=4000.0)
-    machines = replace(MACHINES, train_gpu="GeForce", token_gpu="GeForce", tokens="spare gpus", most={"train": 8, "tokens": 1})
+    machines = replace(
+        MACHINES,
+        train_gpu="GeForce",
+        token_gpu="GeForce",
+        tokens="spare gpus",
+        most={"train": 8, "tokens": 1},
+    )
     found = on_gpus(COSTS, machines, workers=7, utilisation=0.5, block_rows=10_000, measured=measured)
     assert (found.bottleneck, found.rate) == ("tokens, at most on 1 x GeForce", pytest.approx(4000))
     assert found.nodes == {"train": 1, "views": 0}, "the tokenizer's GPU is one of the training node's"
@@ -157,13 +210,17 @@ def test_nodes_that_are_bounded_together_are_divided_between_the_stages_as_well_
     machines = replace(MACHINES, train_cores=12, most_nodes=most_nodes)
     found = on_gpus(COSTS, machines, workers=16, utilisation=0.5, block_rows=10_000)
     token, view = 121e12 * 0.5 / 50e9, 0.9 / 0.002
-    best = max(min(n * token, (2 * 12 - 16 + 16 * (most_nodes - 2 - n)) * view) for n in range(most_nodes - 1))
+    best = max(
+        min(n * token, (2 * 12 - 16 + 16 * (most_nodes - 2 - n)) * view) for n in range(most_nodes - 1)
+    )
     assert found.rate == pytest.approx(min(best, 16 * 312e12 * 0.5 / 100e9))
     assert sum(found.nodes.values()) <= most_nodes
 
 
 def test_tokenizers_on_cores_take_them_from_the_views():
-    machines = replace(MACHINES, token_gpu=None, tokens="cores", train_cores=20, most={"train": 8, "views": 0})
+    machines = replace(
+        MACHINES, token_gpu=None, tokens="cores", train_cores=20, most={"train": 8, "views": 0}
+    )
     found = on_gpus(COSTS, machines, workers=2, utilisation=0.5, block_rows=10_000)
     assert found.bottleneck == "views and tokens, at most on 18 cores"
     assert found.rate == pytest.approx(0.9 * 18 / 0.006)
@@ -181,7 +238,9 @@ def test_money_is_that_of_all_nodes_and_unknown_where_a_price_is():
 
 def test_sizes_are_those_of_the_arrays_that_travel():
     # The stream's documentation: about 151 kB for a sample of 224 px.
-    assert moved_bytes(patch_px=224, token_px=112, patches=196, tokenized=False) == pytest.approx(151_000, rel=0.01)
+    assert moved_bytes(patch_px=224, token_px=112, patches=196, tokenized=False) == pytest.approx(
+        151_000, rel=0.01
+    )
     twice = moved_bytes(patch_px=224, token_px=112, patches=196, tokenized=True)
     assert twice == pytest.approx(2 * 151_000 + 3 * 112**2, rel=0.01)
     assert checkpoint_bytes(86_000_000) == 86_000_000 * 4 * 3

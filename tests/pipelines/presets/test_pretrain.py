@@ -51,7 +51,7 @@ def test_totals_are_the_published_ones(name, total, warmup):
     assert epoch == 625
 
 
-def test_without_whole_steps_no_image_of_an_epoch_is_left_over_and_small_data_is_never_rounded_down_to_nothing():
+def test_without_whole_steps_no_image_is_left_over_and_small_data_is_never_rounded_down_to_nothing():
     config = PRESETS["base"]()
     every = dataclasses.replace(config, whole_steps=False)
     assert every.total_steps(IMAGENET_1K, 2048) == 800 * IMAGENET_1K // 2048
@@ -60,7 +60,9 @@ def test_without_whole_steps_no_image_of_an_epoch_is_left_over_and_small_data_is
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_learning_rates_are_those_of_the_released_code_where_the_schedule_bends(name):
-    """Its `cosine_scheduler`: numpy's linspace for the warmup, then the cosine over the steps that are left."""
+    """Its `cosine_scheduler`: numpy's linspace for the warmup, then the cosine over the steps that
+    are left.
+    """
     optim, total = PRESETS[name]().optim, steps_of(name)
     warmup = optim.warmup_steps
     decay = np.arange(total - warmup)
@@ -89,7 +91,12 @@ def test_variants_differ_in_what_their_sources_say_and_nothing_else():
     assert set(differences("base-22k", "base-released")) == {"epochs", "optim"}
     base, large, released = (PRESETS[name]() for name in ("base", "large", "large-released"))
     assert (base.model.position, base.model.layer_scale, base.optim.clip_norm) == ("absolute", None, 3.0)
-    assert (large.model.dim, large.model.depth, large.model.heads, large.optim.clip_norm) == (1024, 24, 16, 1.0)
+    assert (large.model.dim, large.model.depth, large.model.heads, large.optim.clip_norm) == (
+        1024,
+        24,
+        16,
+        1.0,
+    )
     assert (released.model.position, released.model.layer_scale) == ("relative", 1e-5)
     assert PRESETS["base-released"]().model.layer_scale == 0.1
     assert PRESETS["base-22k"]().view.mean == PRESETS["large-22k"]().view.std == (0.5, 0.5, 0.5)
@@ -114,13 +121,21 @@ def test_a_dry_run_shows_the_arithmetic():
     assert "ImageNet-22k" in "\n".join(explain(PRESETS["large-22k"](), "large-22k"))
 
 
-def test_a_dry_run_refuses_tokens_that_do_not_lie_on_the_patches_without_reading_the_tokenizers_weights(tmp_path):
+def test_a_dry_run_refuses_tokens_that_do_not_lie_on_the_patches_without_reading_the_tokenizers_weights(
+    tmp_path,
+):
     assert "tokenizer: dalle, 112 px = 14 x 14 visual tokens of 8 px" in explain(PRESETS["base"](), "base")
     (tmp_path / "tokenizer.json").write_text(json.dumps({"digest": "", "config": {}, "px_per_token": 16}))
     (tmp_path / "tokenizer.safetensors").touch()
     for options, expected in (
-        ({"tokenizer.image_size": 256}, "256 gives 32 x 32 visual tokens, but model.image_size=224 gives 14 x 14 patches"),
-        ({"model.image_size": 384}, "112 gives 14 x 14 visual tokens, but model.image_size=384 gives 24 x 24 patches"),
+        (
+            {"tokenizer.image_size": 256},
+            "256 gives 32 x 32 visual tokens, but model.image_size=224 gives 14 x 14 patches",
+        ),
+        (
+            {"model.image_size": 384},
+            "112 gives 14 x 14 visual tokens, but model.image_size=384 gives 24 x 24 patches",
+        ),
         ({"tokenizer.name": "scenes64", "tokenizer.image_size": 64}, "64 gives 8 x 8 visual tokens"),
         ({"tokenizer.path": str(tmp_path)}, "112 gives 7 x 7 visual tokens"),
         ({"tokenizer.name": "unknown"}, "neither a built-in name nor a folder"),
@@ -144,7 +159,10 @@ def test_photographs_with_the_tokens_of_scenes_are_warned_of_with_what_makes_oth
     (line,) = recipe.warnings(photographs, preset="tiny64", total_steps=500_000, scenes=False)
     assert "beit tokenizer train photo64 --data.train 'my photographs'" in line
     for others in ({"data.train": None}, {"tokenizer.path": "runs/photo64"}, {"target.kind": "pixels"}):
-        assert recipe.warnings(override(photographs, others), preset="tiny64", total_steps=500_000, scenes=False) == []
+        assert (
+            recipe.warnings(override(photographs, others), preset="tiny64", total_steps=500_000, scenes=False)
+            == []
+        )
     assert recipe.warnings(photographs, preset="tiny64", total_steps=500_000, scenes=True) == []
 
 

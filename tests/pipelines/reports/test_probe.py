@@ -7,7 +7,14 @@ from pipelines.reports.probe import _lines, _verdict, probe_section
 def row(weights, layer, pooling, knn, linear):
     counts = {"train_images": 10, "val_images": 5}
     return ProbeRow(
-        weights=weights, layer=layer, pooling=pooling, knn_top1=knn, knn_top5=1.0, linear_top1=linear, linear_top5=1.0, **counts
+        weights=weights,
+        layer=layer,
+        pooling=pooling,
+        knn_top1=knn,
+        knn_top5=1.0,
+        linear_top1=linear,
+        linear_top5=1.0,
+        **counts,
     )
 
 
@@ -23,7 +30,8 @@ ROWS = [
 
 def test_the_verdict_names_the_best_layer_of_the_trained_weights_the_last_and_what_random_ones_reach():
     assert _verdict(ROWS) == (
-        "K-NN is best at layer 1 (mean): 30.00%, against 25.00% at the last, layer 2; random weights reach 11.00%; "
+        "K-NN is best at layer 1 (mean): 30.00%, against 25.00% at the last, layer 2; random weights reach "
+        "11.00%; "
         "the linear probe is best at layer 2 (cls): 40.00%, which is the last; random weights reach 7.00%."
     )
     assert "random" not in _verdict(ROWS[:4])

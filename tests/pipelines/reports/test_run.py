@@ -31,7 +31,11 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         self.sources += [value for name, value in attributes if name == "src"]
-        self.links += [value for name, value in attributes if name in ("href", "xlink:href") and not value.startswith("#")]
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("href", "xlink:href") and not value.startswith("#")
+        ]
 
     def handle_startendtag(self, tag, attributes):
         pass
@@ -87,14 +91,24 @@ def pretraining_rows(steps: int) -> list[dict]:
 def test_key_figures_are_those_of_the_last_row_with_their_baselines(tmp_path):
     write_run(tmp_path, pretraining_rows(100))
     text = page_of(tmp_path).text
-    for expected in ("5.000", "+0.500 nats better than the unigram baseline, 5.500", "10.0%", "5.0%", "3,200", "25%", "more CPUs"):
+    for expected in (
+        "5.000",
+        "+0.500 nats better than the unigram baseline, 5.500",
+        "10.0%",
+        "5.0%",
+        "3,200",
+        "25%",
+        "more CPUs",
+    ):
         assert expected in text
     write_run(tmp_path, pretraining_rows(20))
     assert "not yet below the unigram baseline" in page_of(tmp_path).text
 
 
 def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
-    config = PretrainConfig(model=ModelConfig(image_size=64, patch_size=8), mask=MaskConfig(kind="random", ratio=0.25))
+    config = PretrainConfig(
+        model=ModelConfig(image_size=64, patch_size=8), mask=MaskConfig(kind="random", ratio=0.25)
+    )
     write_run(
         tmp_path,
         pretraining_rows(50),
@@ -103,7 +117,12 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
         quarantine__csv='image,reason\n"a,<b>.jpg",cut short\nc.jpg,cut short\nd.jpg,empty file\n',
     )
     picture = Picture(title="A sheet", image=Image.new("RGB", (8, 8)), legend=[("left", "what is there")])
-    page = page_of(tmp_path, pictures=[picture], class_counts=[8, 4, 4, 0], commands=[("Classify", "beit classify <run>")])
+    page = page_of(
+        tmp_path,
+        pictures=[picture],
+        class_counts=[8, 4, 4, 0],
+        commands=[("Classify", "beit classify <run>")],
+    )
     for expected in (
         "pretrain quick<start",
         "cut short 2",
@@ -113,7 +132,10 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
         "3 of 4 tokens occurred",
         "commonest stands for 50.0%",
         "as evenly as 3 equally",  # exp(0.5 ln 2 + 2 * 0.25 ln 4) = 2.83
-        "Random masks with a budget of 16 of 64 patches hide 25.0% on average; the training saw 38.0%, which does not agree",
+        (
+            "Random masks with a budget of 16 of 64 patches hide 25.0% on average; the training saw 38.0%, "
+            "which does not agree"
+        ),
         "beit classify <run>",
         f"beit pretrain --resume {tmp_path}",
         f"beit report {tmp_path}",
@@ -124,7 +146,13 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
 
 
 def test_other_jobs_metrics_get_a_chart_each(tmp_path):
-    write_run(tmp_path, [row(step, **{"train/other": 1.0 * step, "val/miou": 0.5, "train/empty": None}) for step in (1, 2, 3)])
+    write_run(
+        tmp_path,
+        [
+            row(step, **{"train/other": 1.0 * step, "val/miou": 0.5, "train/empty": None})
+            for step in (1, 2, 3)
+        ],
+    )
     text = (tmp_path / "report" / "index.html").read_text() if page_of(tmp_path) else ""
     assert re.findall(r'aria-label="([^"]*)"', text) == ["train/other", "val/miou"]
 
@@ -138,13 +166,21 @@ def test_a_run_that_hardly_began_has_a_report_too(tmp_path, rows):
 def test_long_runs_do_not_make_large_pages(tmp_path):
     write_run(tmp_path / "short", pretraining_rows(5_000))
     write_run(tmp_path / "long", pretraining_rows(50_000))
-    short, long = (len((tmp_path / name / "report" / "index.html").read_text()) for name in ("short", "long") if page_of(tmp_path / name))
+    short, long = (
+        len((tmp_path / name / "report" / "index.html").read_text())
+        for name in ("short", "long")
+        if page_of(tmp_path / name)
+    )
     assert long < 1.2 * short
 
 
 def test_chart_is_one_element_that_names_itself():
     svg = line_chart(
-        'a "b" <c>', [Line(name="one & two", x=[1, 2, 3], y=[1.0, float("nan"), 3.0]), Line(name="base", x=[1], y=[2.0], baseline=True)]
+        'a "b" <c>',
+        [
+            Line(name="one & two", x=[1, 2, 3], y=[1.0, float("nan"), 3.0]),
+            Line(name="base", x=[1], y=[2.0], baseline=True),
+        ],
     )
     assert svg.startswith("<svg ")
     assert svg.rstrip().endswith("</svg>")
@@ -190,9 +226,17 @@ def test_legend_explains_the_columns_that_are_there(decoder):
     ids=["pixels", "colour"],
 )
 def test_a_run_with_another_target_is_told_in_its_own_words(tmp_path, target, metrics, there, absent):
-    config = to_dict(PretrainConfig(model=ModelConfig(image_size=64, patch_size=8), target=target, mask=MaskConfig(kind="random")))
+    config = to_dict(
+        PretrainConfig(
+            model=ModelConfig(image_size=64, patch_size=8), target=target, mask=MaskConfig(kind="random")
+        )
+    )
     del config["mask"]
-    write_run(tmp_path, [row(1, **metrics), row(2, **metrics)], config__json=json.dumps({"job": "pretrain", "config": config}))
+    write_run(
+        tmp_path,
+        [row(1, **metrics), row(2, **metrics)],
+        config__json=json.dumps({"job": "pretrain", "config": config}),
+    )
     text = page_of(tmp_path, class_counts=None if target.kind == "pixels" else [8, 4, 4, 0]).text
     text = text[: text.index("Configuration")]
     assert all(expected in text for expected in there)

@@ -33,6 +33,10 @@ def test_the_commonest_class_comes_first_and_one_without_pixels_has_no_figures()
 def test_all_unusable_images_are_counted_and_some_are_named_and_the_way_of_testing_is_said():
     page = segmentation_section("run", [FOUND], None)
     assert "<p>25 images or annotations could not be used and count nowhere:" in page
-    assert (page.count("<li>"), page.count("<code>19.png</code> ids &lt; 0"), page.count("20.png")) == (20, 1, 0)
+    assert (page.count("<li>"), page.count("<code>19.png</code> ids &lt; 0"), page.count("20.png")) == (
+        20,
+        1,
+        0,
+    )
     assert ["scales 0.5, 1, mirrored too, windows 21 px apart", "50.00%", "62.50%", "70.00%"] in rows(page)
     assert segmentation_section("run", [], None) == ""

@@ -18,19 +18,37 @@ def touch(*paths):
 
 
 def test_a_run_stands_for_the_model_and_the_tokenizer_in_it(tmp_path):
-    touch(*(tmp_path / "run" / "model" / name for name in ("model.safetensors", "config.json")), tmp_path / "run" / "config.json")
+    touch(
+        *(tmp_path / "run" / "model" / name for name in ("model.safetensors", "config.json")),
+        tmp_path / "run" / "config.json",
+    )
     touch(tmp_path / "trained" / "tokenizer" / "tokenizer.json")
-    assert find_model(str(tmp_path / "run")) == find_model(str(tmp_path / "run" / "model")) == str(tmp_path / "run" / "model")
+    assert (
+        find_model(str(tmp_path / "run"))
+        == find_model(str(tmp_path / "run" / "model"))
+        == str(tmp_path / "run" / "model")
+    )
     inner = str(tmp_path / "trained" / "tokenizer")
     assert find_tokenizer(str(tmp_path / "trained")) == find_tokenizer(inner) == inner
 
 
 @pytest.mark.parametrize(
-    "command", ["finetune MODEL quickstart", "segment MODEL quickstart", "probe MODEL", "features MODEL DATA OUT", "attention MODEL IMAGE"]
+    "command",
+    [
+        "finetune MODEL quickstart",
+        "segment MODEL quickstart",
+        "probe MODEL",
+        "features MODEL DATA OUT",
+        "attention MODEL IMAGE",
+    ],
 )
 def test_no_command_guesses_how_a_model_wants_its_pixels(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    save_model(Beit(ModelConfig(image_size=32, patch_size=8, dim=8, depth=1, heads=2), 3), tmp_path / "MODEL", extra={"steps": 9})
+    save_model(
+        Beit(ModelConfig(image_size=32, patch_size=8, dim=8, depth=1, heads=2), 3),
+        tmp_path / "MODEL",
+        extra={"steps": 9},
+    )
     with pytest.raises(SystemExit) as exit:
         main(command.split())
     assert (exit.value.code, capsys.readouterr().err.splitlines()[0]) == (
@@ -61,7 +79,9 @@ def test_of_a_run_that_was_gone_on_with_the_newer_weights_are_taken(tmp_path):
 def test_a_run_that_has_no_checkpoint_yet_is_told_from_a_folder_that_is_no_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / "run" / "environment.json")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"job": "finetune", "preset": "x", "inputs": {}, "config": {}}))
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps({"job": "finetune", "preset": "x", "inputs": {}, "config": {}})
+    )
     with pytest.raises(UserError, match=r"^run has no checkpoint yet\ngo on by beit finetune --resume run"):
         find_model("run")
 

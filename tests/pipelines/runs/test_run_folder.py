@@ -13,18 +13,24 @@ from pipelines.runs import run_folder
 def write_checkpoint(folder, *, complete=True):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "progress.json").write_text(json.dumps({"step": 1, "files": {"model.safetensors": 7 if complete else 8}}))
+    (folder / "progress.json").write_text(
+        json.dumps({"step": 1, "files": {"model.safetensors": 7 if complete else 8}})
+    )
 
 
 def test_the_newest_complete_checkpoint_of_all_attempts_is_found(tmp_path):
     assert run_folder.latest_checkpoint(str(tmp_path)) is None
     write_checkpoint(tmp_path / "attempt-1" / "step-00000900")
     write_checkpoint(tmp_path / "attempt-2" / "step-00001100")
-    write_checkpoint(tmp_path / "attempt-2" / "step-00001200", complete=False)  # the driver died while it was uploaded
+    write_checkpoint(
+        tmp_path / "attempt-2" / "step-00001200", complete=False
+    )  # the driver died while it was uploaded
     (tmp_path / "attempt-2" / "step-00001300").mkdir()
     assert run_folder.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001100")
     write_checkpoint(tmp_path / "attempt-2" / "step-00001150-restart1")
-    assert run_folder.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001150-restart1")
+    assert run_folder.latest_checkpoint(str(tmp_path)) == str(
+        tmp_path / "attempt-2" / "step-00001150-restart1"
+    )
     run_folder.forget_checkpoints(str(tmp_path), keep=2)
     assert not (tmp_path / "attempt-1" / "step-00000900").exists()
     assert (tmp_path / "attempt-2" / "step-00001100").exists()
@@ -32,7 +38,9 @@ def test_the_newest_complete_checkpoint_of_all_attempts_is_found(tmp_path):
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
     config = override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "run"})
-    folder = run_folder.create(config, job="pretrain", preset="tiny64", inputs={"data.train": "abc", "tokenizer": "def"})
+    folder = run_folder.create(
+        config, job="pretrain", preset="tiny64", inputs={"data.train": "abc", "tokenizer": "def"}
+    )
     assert run_folder.reopen(folder.uri, inputs={"data.train": "abc", "tokenizer": "def"}).attempt == 1
     with pytest.raises(UserError, match="what tokenizer names is not what the run began with"):
         run_folder.reopen(folder.uri, inputs={"data.train": "abc", "tokenizer": "other"})
@@ -40,7 +48,10 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
 
 @pytest.mark.parametrize("preset", sorted(presets.PRESETS))
 def test_a_saved_run_gives_back_its_configuration(preset, tmp_path):
-    config = override(presets.PRESETS[preset](), {"output.root": str(tmp_path), "output.name": "run", "optim.clip_norm": None})
+    config = override(
+        presets.PRESETS[preset](),
+        {"output.root": str(tmp_path), "output.name": "run", "optim.clip_norm": None},
+    )
     folder = run_folder.create(config, job="pretrain", preset=preset)
     assert run_folder.saved_config(folder.uri, PretrainConfig, job="pretrain") == (config, preset)
     with pytest.raises(UserError, match="belongs to the job pretrain"):
@@ -51,7 +62,10 @@ def test_a_saved_run_gives_back_its_configuration(preset, tmp_path):
 def test_a_resumed_run_may_change_who_works_and_where_to_stop_but_nothing_else():
     saved = presets.tiny64()
     run_folder.check_same(
-        saved, override(saved, {"resources.workers": 2, "output.checkpoint_steps": 5, "stop_at": 100, "data.max_bad": 0.1})
+        saved,
+        override(
+            saved, {"resources.workers": 2, "output.checkpoint_steps": 5, "stop_at": 100, "data.max_bad": 0.1}
+        ),
     )
     with pytest.raises(UserError) as error:
         run_folder.check_same(saved, override(saved, {"mask.ratio": 0.5, "seed": 1, "resources.workers": 2}))
@@ -92,7 +106,9 @@ def test_a_folder_with_another_config_is_no_run_for_any_command(command, content
 
 def test_a_mistyped_run_gets_the_nearest_name(tmp_path):
     run_folder.create(
-        override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "first-try"}), job="pretrain", preset="tiny64"
+        override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "first-try"}),
+        job="pretrain",
+        preset="tiny64",
     )
     with pytest.raises(UserError, match=r"perhaps you meant .*/first-try"):
         run_folder.saved_config(str(tmp_path / "first-tri"), PretrainConfig, job="pretrain")

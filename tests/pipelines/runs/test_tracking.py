@@ -13,7 +13,13 @@ def environment(monkeypatch):
     for name in [name for name in os.environ if name.startswith(tracking.SETTINGS)]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    os.environ.update({"MLFLOW_TRACKING_URI": "http://host", "MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"})
+    os.environ.update(
+        {
+            "MLFLOW_TRACKING_URI": "http://host",
+            "MLFLOW_TRACKING_USERNAME": "me",
+            "MLFLOW_TRACKING_PASSWORD": "secret",
+        }
+    )
     elsewhere = {name: value for name, value in os.environ.items() if not name.startswith(tracking.SETTINGS)}
     return lambda: monkeypatch.setattr(os, "environ", {**elsewhere, "MLFLOW_TRACKING_TOKEN": "another"})
 
@@ -46,7 +52,9 @@ def test_a_recorder_elsewhere_has_the_password_that_no_line_shows(environment, t
         ("https://host/path", "https://host/path"),
     ],
 )
-def test_a_file_beside_the_driver_is_the_same_for_a_process_in_another_folder(environment, tmp_path, monkeypatch, given, means):
+def test_a_file_beside_the_driver_is_the_same_for_a_process_in_another_folder(
+    environment, tmp_path, monkeypatch, given, means
+):
     monkeypatch.chdir(tmp_path)
     os.environ["MLFLOW_TRACKING_URI"] = given
     assert tracking.settings()["MLFLOW_TRACKING_URI"] == means.format(here=tmp_path)

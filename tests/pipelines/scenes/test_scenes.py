@@ -29,7 +29,9 @@ def test_a_scene_depends_on_its_generator_only():
 @pytest.mark.parametrize("image_size", [48, 112])
 def test_another_size_shows_the_same_scene(image_size):
     for seed in range(5):
-        small, large = (render_scene(np.random.default_rng(seed), image_size=size) for size in (64, image_size))
+        small, large = (
+            render_scene(np.random.default_rng(seed), image_size=size) for size in (64, image_size)
+        )
         assert large.image.shape == (image_size, image_size, 3)
         shrunk = np.asarray(Image.fromarray(large.image).resize((64, 64), Image.Resampling.BOX), np.float64)
         difference = np.abs(shrunk - small.image).mean()
@@ -44,7 +46,8 @@ def test_the_mask_covers_the_main_object_and_nothing_else(scenes):
 
 
 def test_colours_do_not_give_the_class_away(scenes):
-    # Each image's mean colour and its 4x4x4 colour histogram, each class's centre, and the share of nearest centres that are right.
+    # Each image's mean colour and its 4x4x4 colour histogram, each class's centre, and the share of nearest
+    # centres that are right.
     labels = np.array([scene.label for scene in scenes])
     cells = np.stack([(scene.image // 64 * [16, 4, 1]).sum(-1).ravel() for scene in scenes])
     features = np.stack([np.bincount(row, minlength=64) / row.size for row in cells])
@@ -59,9 +62,14 @@ def test_shards_repeat_byte_for_byte_and_number_their_images(tmp_path: Path):
     whole = write_scenes(tmp_path / "a", images=25, seed=3, image_size=32, rows_per_group=10)
     again = write_scenes(tmp_path / "b", images=25, seed=3, image_size=32, rows_per_group=10)
     assert Path(whole[0]).read_bytes() == Path(again[0]).read_bytes()
-    later = write_scenes(tmp_path / "c", images=10, seed=3, image_size=32, first=15, split="val", images_per_shard=5)
+    later = write_scenes(
+        tmp_path / "c", images=10, seed=3, image_size=32, first=15, split="val", images_per_shard=5
+    )
     assert [Path(path).name for path in later] == ["val-00000-of-00002.parquet", "val-00001-of-00002.parquet"]
-    rows, tail = pq.read_table(whole[0]).to_pylist(), [row for path in later for row in pq.read_table(path).to_pylist()]
+    rows, tail = (
+        pq.read_table(whole[0]).to_pylist(),
+        [row for path in later for row in pq.read_table(path).to_pylist()],
+    )
     assert tail == rows[15:]
 
 

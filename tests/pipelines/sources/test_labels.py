@@ -1,4 +1,6 @@
-"""Labels: whatever the container says, checked before anything starts, and delivered beside exactly their images."""
+"""Labels: whatever the container says, checked before anything starts, and delivered beside exactly their
+images.
+"""
 
 import io
 import json
@@ -41,14 +43,20 @@ def png(number):
 def write_parquet(path, labels, kind=None, names=NAMES):
     images = pa.array([{"bytes": png(i), "path": f"{i}.png"} for i in range(len(labels))])
     table = pa.table({"image": images, "label": pa.array(labels, kind)})
-    pq.write_table(table.replace_schema_metadata({"class_names": json.dumps(names)} if names else {}), path, row_group_size=7)
+    pq.write_table(
+        table.replace_schema_metadata({"class_names": json.dumps(names)} if names else {}),
+        path,
+        row_group_size=7,
+    )
 
 
 def found_in(source):
     """Number of the image -> its label, as the units deliver them in a mixed-up order."""
     found = {}
     for index, count in enumerate(source.manifest.rows.tolist()):
-        columns = pickle.loads(pickle.dumps(source.manifest.unit(index))).read(np.arange(count)[::-1], ("image", "label"))
+        columns = pickle.loads(pickle.dumps(source.manifest.unit(index))).read(
+            np.arange(count)[::-1], ("image", "label")
+        )
         for image, label in zip(columns["image"], columns["label"].tolist(), strict=True):
             found[int(np.asarray(Image.open(io.BytesIO(image)))[0, 0, 0])] = label
     return found
@@ -85,7 +93,11 @@ def test_every_image_comes_with_its_label_from_every_kind_of_source(kind, tmp_pa
 @pytest.mark.parametrize(
     ("labels", "kind", "message"),
     [
-        ([0, 1, 2, 3, 0, 1, 2, 2, 7], None, "2 of 9 labels are none of 0 to 2, the first .*3.* row group 0, row 3"),
+        (
+            [0, 1, 2, 3, 0, 1, 2, 2, 7],
+            None,
+            "2 of 9 labels are none of 0 to 2, the first .*3.* row group 0, row 3",
+        ),
         ([0] * 8 + [-1], None, "the first .*-1.* row group 1, row 1"),
         ([0, None, 1], pa.int64(), "1 of 3 labels .* row group 0, row 1"),
         ([0.0, 0.5, 1.0], None, "the first .*0.5.* row 1"),
@@ -115,9 +127,18 @@ def test_yes_and_no_are_two_classes_a_missing_name_is_none_and_so_is_a_list_of_l
 def test_of_several_columns_of_labels_each_has_its_own_names(tmp_path):
     write_parquet(tmp_path / "a.parquet", [0, 1, 2, 1], names=None)
     table = pq.read_table(tmp_path / "a.parquet")
-    table = table.append_column("coarse", pa.array([0, 0, 1, 0])).append_column("source", pa.array([7, 7, 8, 8]))
-    features = {"coarse": {"names": ["mammal", "fish"]}, "label": {"names": list(NAMES)}, "source": {"dtype": "int64"}}
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "a.parquet")
+    table = table.append_column("coarse", pa.array([0, 0, 1, 0])).append_column(
+        "source", pa.array([7, 7, 8, 8])
+    )
+    features = {
+        "coarse": {"names": ["mammal", "fish"]},
+        "label": {"names": list(NAMES)},
+        "source": {"dtype": "int64"},
+    }
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "a.parquet",
+    )
     for column, names, labels in (
         (None, NAMES, [0, 1, 2, 1]),
         ("coarse", ("mammal", "fish"), [0, 0, 1, 0]),
@@ -133,7 +154,11 @@ def test_numbers_that_are_judged_by_names_are_said_to_be_taken_in_their_order(tm
     data = ClassifyDataConfig(train=str(tmp_path / "train.parquet"), val=str(tmp_path / "val.parquet"))
     lines = []
     open_labelled(FinetuneConfig(data=data), image_size=8, classes=None, seed=0, say=lines.append)
-    assert [line for line in lines if line.startswith("warning: data.val has labels by number only") and "0 is cat, 2 is eel" in line]
+    assert [
+        line
+        for line in lines
+        if line.startswith("warning: data.val has labels by number only") and "0 is cat, 2 is eel" in line
+    ]
 
 
 def test_data_without_labels_is_told_so_with_a_remedy(tmp_path):
@@ -158,7 +183,9 @@ def write_pair(tmp_path, kinds, train, val):
 @pytest.mark.parametrize("classes", [None, 5], ids=["as many as are named", "more than are named"])
 @pytest.mark.parametrize("kind", ["names", "folders"])
 def test_a_validation_set_follows_the_numbers_of_the_training_set(kind, classes, tmp_path):
-    train, val = write_pair(tmp_path, (kind, kind), [0, 1, 2], [2, 2, 1])  # no cat: alone it would number dog 0 and eel 1
+    train, val = write_pair(
+        tmp_path, (kind, kind), [0, 1, 2], [2, 2, 1]
+    )  # no cat: alone it would number dog 0 and eel 1
     config = FinetuneConfig(data=ClassifyDataConfig(train=str(train), val=str(val)))
     opened = open_labelled(config, image_size=8, classes=classes, seed=0, say=print)
     assert found_in(type("Val", (), {"manifest": opened.val})) == {0: 2, 1: 2, 2: 1}
@@ -170,7 +197,9 @@ def test_a_validation_set_follows_the_numbers_of_the_training_set(kind, classes,
 def test_names_stand_for_numbers_only_if_all_are_there_or_the_data_says_which(tmp_path):
     train, val = write_pair(tmp_path, ("tar", "folders"), [0, 1, 2], [1, 2])
     numbers = labelled(train).manifest
-    with pytest.raises(UserError, match="2 classes by name, such as dog, and the training data has 3 by number only"):
+    with pytest.raises(
+        UserError, match="2 classes by name, such as dog, and the training data has 3 by number only"
+    ):
         labelled(val, option="data.val", follows=numbers)
     (val / "cat").mkdir()
     (val / "cat" / "9.png").write_bytes(png(9))
@@ -195,7 +224,12 @@ def test_a_fraction_takes_the_same_share_of_every_class_and_of_every_smaller_fra
     assert all(labels[i] == label for i, label in kept[1].items())
     assert (tenth.rows > 0).all()
     assert (tenth.labels == take_fraction(source.manifest, 0.1, 5).labels).all()
-    assert len({source.manifest.digest, tenth.digest, half.digest, take_fraction(source.manifest, 0.1, 6).digest}) == 4
+    assert (
+        len(
+            {source.manifest.digest, tenth.digest, half.digest, take_fraction(source.manifest, 0.1, 6).digest}
+        )
+        == 4
+    )
     # The ledger is that of the smaller data set: an epoch is complete when the fraction was seen.
     ledger = Ledger(tenth.rows)
     for unit, rows in enumerate(tenth.rows.tolist()):
@@ -219,8 +253,13 @@ def test_samples_carry_labels_through_the_mixing_of_a_slot_and_the_same_key_give
     labels = np.random.default_rng(0).integers(0, 3, 40).tolist()
     write_parquet(tmp_path / "a.parquet", labels)
     manifest = label_source(open_source(str(tmp_path))).manifest
-    config = SampleConfig(seed=1, view=ViewConfig(jitter=0), patch_px=16, augment=AugmentConfig(erase=0.5, operations=0))
-    parts = [(manifest.unit(unit), Part(0, unit, np.arange(rows))) for unit, rows in enumerate(manifest.rows.tolist())]
+    config = SampleConfig(
+        seed=1, view=ViewConfig(jitter=0), patch_px=16, augment=AugmentConfig(erase=0.5, operations=0)
+    )
+    parts = [
+        (manifest.unit(unit), Part(0, unit, np.arange(rows)))
+        for unit, rows in enumerate(manifest.rows.tolist())
+    ]
     [batch] = read_slot(parts, seed=1, rows_per_batch=1000, columns=config.columns)
     samples = make_samples(batch, config=config)
     assert samples["row"].tolist() != list(range(40))

@@ -1,4 +1,6 @@
-"""What data paths hold: every image comes back as it was stored, in the order asked for, whatever the container."""
+"""What data paths hold: every image comes back as it was stored, in the order asked for, whatever the
+container.
+"""
 
 import io
 import json
@@ -52,7 +54,10 @@ def write_tar(path: Path, members: dict[str, bytes]) -> bytes:
 
 
 def write_parquet(path: Path, images: dict[str, bytes], *, rows_per_group: int = 40) -> None:
-    rows = [{"image": {"bytes": content, "path": name}, "label": CLASSES.index(name[:3])} for name, content in images.items()]
+    rows = [
+        {"image": {"bytes": content, "path": name}, "label": CLASSES.index(name[:3])}
+        for name, content in images.items()
+    ]
     schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()})
     table = pa.Table.from_pylist(rows, schema.with_metadata({"class_names": json.dumps(CLASSES)}))
     pq.write_table(table, path, row_group_size=rows_per_group)
@@ -82,7 +87,8 @@ def path(request, tmp_path: Path, images) -> str:
         (tmp_path / "inner").mkdir()
         inner = {
             f"{name}.tar": write_tar(
-                tmp_path / "inner" / name, {Path(key).name: value for key, value in images.items() if key.startswith(name)}
+                tmp_path / "inner" / name,
+                {Path(key).name: value for key, value in images.items() if key.startswith(name)},
             )
             for name in CLASSES
         }
@@ -132,11 +138,17 @@ def test_a_manifest_is_the_same_again_and_another_for_other_data(path: str, imag
 
 def test_a_bucket_gives_the_same_data_as_a_folder(path: str, monkeypatch):
     local, asked = open_source(path), set()
-    monkeypatch.setattr(storage, "_file_system", lambda root: asked.add(root) or fs.SubTreeFileSystem("/", fs.LocalFileSystem()))
+    monkeypatch.setattr(
+        storage,
+        "_file_system",
+        lambda root: asked.add(root) or fs.SubTreeFileSystem("/", fs.LocalFileSystem()),
+    )
     bucket = open_source(f"s3:/{path}?region=here")
     assert bucket.manifest.digest == local.manifest.digest
     assert read_all(bucket) == read_all(local)
-    some = open_source(f"s3:/{path}/**?region=here" if Path(path).is_dir() else f"s3:/{path[:-1]}*?region=here")
+    some = open_source(
+        f"s3:/{path}/**?region=here" if Path(path).is_dir() else f"s3:/{path[:-1]}*?region=here"
+    )
     assert some.manifest.total == local.manifest.total
     assert {root.partition("?")[2] for root in asked} == {"region=here"}, "the query says where the bucket is"
 
@@ -153,20 +165,30 @@ def test_units_of_a_folder_mix_the_classes(tmp_path: Path, images):
 def test_a_webdataset_shard_takes_labels_from_its_cls_members(tmp_path: Path):
     members = {}
     for i in range(20):
-        members |= {f"{i:04d}.depth.png": b"no", f"{i:04d}.jpg": b"image %d" % i, f"{i:04d}.cls": b"%d" % (i % 4), f"{i:04d}.json": b"{}"}
+        members |= {
+            f"{i:04d}.depth.png": b"no",
+            f"{i:04d}.jpg": b"image %d" % i,
+            f"{i:04d}.cls": b"%d" % (i % 4),
+            f"{i:04d}.json": b"{}",
+        }
     write_tar(tmp_path / "shard-0000.tar", members)
     assert read_all(open_source(str(tmp_path / "*.tar"))) == [(b"image %d" % i, i % 4) for i in range(20)]
 
 
 def test_names_in_a_tar_reach_nothing_outside(tmp_path: Path):
-    write_tar(tmp_path / "evil.tar", {"../../escaped.jpg": b"x", "/etc/escaped.jpg": b"yy", "._a.jpg": b"resource fork"})
+    write_tar(
+        tmp_path / "evil.tar",
+        {"../../escaped.jpg": b"x", "/etc/escaped.jpg": b"yy", "._a.jpg": b"resource fork"},
+    )
     source = open_source(str(tmp_path / "evil.tar"))
     assert source.unit(0).read(np.arange(2))["image"].tolist() == [b"x", b"yy"]
     assert source.unit(0).describe(0).endswith("evil.tar: ../../escaped.jpg")
     assert list(tmp_path.parents[1].rglob("*escaped*")) == []
 
 
-def test_a_second_look_reads_the_cache_and_a_broken_cache_is_made_anew(path: str, own_cache: Path, monkeypatch):
+def test_a_second_look_reads_the_cache_and_a_broken_cache_is_made_anew(
+    path: str, own_cache: Path, monkeypatch
+):
     first = open_source(path)
     entries = list((own_cache / "manifests").glob("*.npz"))
     assert len(entries) == (first.manifest.kind != "folder")
@@ -190,9 +212,16 @@ def test_a_failing_disk_raises_and_is_no_bad_image(path: str):
 
 @pytest.mark.parametrize("column", ["image", "jpg", "anything"])
 def test_a_plain_binary_column_will_do(tmp_path: Path, column: str):
-    pq.write_table(pa.table({column: pa.array([b"1", None, b"3"], pa.binary()), "caption": ["a", "b", "c"]}), tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({column: pa.array([b"1", None, b"3"], pa.binary()), "caption": ["a", "b", "c"]}),
+        tmp_path / "x.parquet",
+    )
     source = open_source(str(tmp_path))
-    assert source.unit(0).read(np.array([2, 1, 0]), ("image", "caption"))["image"].tolist() == [b"3", b"", b"1"]
+    assert source.unit(0).read(np.array([2, 1, 0]), ("image", "caption"))["image"].tolist() == [
+        b"3",
+        b"",
+        b"1",
+    ]
 
 
 def test_large_row_groups_are_named_with_the_remedy(tmp_path: Path):

@@ -71,7 +71,9 @@ def test_the_same_seed_takes_the_same_images_and_another_one_others():
 
 
 def test_every_image_is_as_likely_to_be_taken():
-    taken = np.bincount([image for seed in range(400) for image in images_in(take_part(manifest(), 0.25, seed))])
+    taken = np.bincount(
+        [image for seed in range(400) for image in images_in(take_part(manifest(), 0.25, seed))]
+    )
     counts = taken[taken > 0]
     assert len(counts) == 100
     # Binomial, of 400 draws at 1/4: deviation 8.7.

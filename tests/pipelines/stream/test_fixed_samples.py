@@ -24,7 +24,10 @@ CONFIG = override(presets.quickstart(), {"evaluation.images": 12})
 
 def test_runs_that_differ_in_seed_views_and_masks_are_measured_on_the_same_samples(manifest):
     first = fixed_samples(CONFIG, manifest, None, None)
-    other = override(CONFIG, {"seed": 5, "view.min_area": 0.1, "view.jitter": 0.0, "mask.ratio": 0.7, "mask.kind": "random"})
+    other = override(
+        CONFIG,
+        {"seed": 5, "view.min_area": 0.1, "view.jitter": 0.0, "mask.ratio": 0.7, "mask.kind": "random"},
+    )
     second = fixed_samples(other, manifest, None, None)
     assert first.keys() == second.keys()
     for name, column in first.items():

@@ -58,7 +58,9 @@ def test_another_epoch_draws_other_views_and_masks_and_another_mask_leaves_the_v
     first, second = (make_samples(batch_of(photos, epoch), config=SAMPLES) for epoch in (0, 1))
     assert (first["patch_view"] != second["patch_view"]).any((1, 2, 3)).all()
     assert (first["mask"] != second["mask"]).any(1).all()
-    random = SampleConfig(seed=3, view=ViewConfig(), patch_px=224, token_px=112, mask=MaskConfig(kind="random"), grid=14)
+    random = SampleConfig(
+        seed=3, view=ViewConfig(), patch_px=224, token_px=112, mask=MaskConfig(kind="random"), grid=14
+    )
     other = make_samples(batch_of(photos), config=random)
     assert (first["mask"] != other["mask"]).any(1).all()
     np.testing.assert_array_equal(first["patch_view"], other["patch_view"])
@@ -74,7 +76,9 @@ def test_an_image_that_cannot_be_decoded_stays_as_a_zero_view_with_an_empty_mask
 def test_a_sample_travels_as_bytes_and_within_200_kb(photos):
     samples = make_samples(batch_of(photos), config=SAMPLES)
     assert {samples[name].dtype for name in ("patch_view", "token_view", "status")} == {np.dtype(np.uint8)}
-    on_the_way = sum(column.nbytes for name, column in samples.items() if name != "token_view") / len(photos) + 196 * 2  # int16 tokens
+    on_the_way = (
+        sum(column.nbytes for name, column in samples.items() if name != "token_view") / len(photos) + 196 * 2
+    )  # int16 tokens
     assert on_the_way < 200_000
 
 
@@ -105,15 +109,24 @@ def stream_batches(source, *, epochs, rows, batch):
     dispatcher = session.start_beside_driver(Dispatcher, source.manifest, plan)
     generation = ray.get(dispatcher.resume.remote(None))
     ray.get(dispatcher.start_round.remote(generation, 1))
-    stream = build_stream(dispatcher, slots=range(slots), config=samples, tokenizer=None, placement=placement, batch_rows=batch)
-    return list(shuffle(stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True), np.random.default_rng(0)))
+    stream = build_stream(
+        dispatcher, slots=range(slots), config=samples, tokenizer=None, placement=placement, batch_rows=batch
+    )
+    return list(
+        shuffle(
+            stream.iter_batches(batch_size=batch, batch_format="numpy", drop_last=True),
+            np.random.default_rng(0),
+        )
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_shards_sorted_by_class_still_give_mixed_batches(tmp_path):
     """At least half the classes that a random batch would show, from row groups of one class each."""
     classes, batch = 20, 32
-    images = [{"bytes": encoded((12 * index, 0, 0)), "path": ""} for index in range(classes) for _ in range(40)]
+    images = [
+        {"bytes": encoded((12 * index, 0, 0)), "path": ""} for index in range(classes) for _ in range(40)
+    ]
     pq.write_table(pa.table({"image": images}), tmp_path / "sorted.parquet", row_group_size=40)
     batches = stream_batches(open_source(str(tmp_path)), epochs=1, rows=800, batch=batch)
     assert sum(len(found["row"]) for found in batches) == 800
@@ -162,12 +175,19 @@ def test_a_reader_of_the_quarantine_misses_nothing_when_the_workers_go_back_to_a
 
 
 def test_unseen_samples_are_whole_images_in_views_of_no_epoch(tmp_path, photos):
-    images = [{"bytes": photo if index % 3 else b"broken", "path": ""} for index, photo in enumerate(photos * 4)]
+    images = [
+        {"bytes": photo if index % 3 else b"broken", "path": ""} for index, photo in enumerate(photos * 4)
+    ]
     pq.write_table(pa.table({"image": images}), tmp_path / "shard.parquet", row_group_size=5)
     manifest = open_source(str(tmp_path)).manifest
     samples = draw_unseen(manifest, SAMPLES, 8)
     assert len(samples["row"]) == 8
     assert not samples["status"].any()
     assert samples["mask"].any(1).all()
-    assert len({(unit, row) for unit, row in zip(samples["unit"].tolist(), samples["row"].tolist(), strict=True)}) == 8
+    assert (
+        len(
+            {(unit, row) for unit, row in zip(samples["unit"].tolist(), samples["row"].tolist(), strict=True)}
+        )
+        == 8
+    )
     assert len(draw_unseen(manifest, SAMPLES, 100)["row"]) == 16  # all that can be decoded

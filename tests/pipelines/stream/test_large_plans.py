@@ -1,4 +1,6 @@
-"""512 workers and a billion images, simulated: what the driver, the dispatcher and a checkpoint hold stays small. No data, no Ray."""
+"""512 workers and a billion images, simulated: what the driver, the dispatcher and a checkpoint hold stays
+small. No data, no Ray.
+"""
 
 import pickle
 
@@ -34,7 +36,9 @@ def rows_of_round(streams):
 def plan(ledger, *, streams):
     each = slots_of_round(EPOCHS * UNITS // streams, cores=4096 // streams)
     shares = shares_of_streams(streams, WORKERS)
-    return plan_round(ledger, seed=0, epochs=EPOCHS, max_rows=rows_of_round(streams), slots=streams * each, shares=shares)
+    return plan_round(
+        ledger, seed=0, epochs=EPOCHS, max_rows=rows_of_round(streams), slots=streams * each, shares=shares
+    )
 
 
 def test_a_checkpoint_holds_the_ledger_in_half_a_megabyte(ledger):
@@ -44,12 +48,16 @@ def test_a_checkpoint_holds_the_ledger_in_half_a_megabyte(ledger):
 
 
 def test_the_dispatcher_holds_the_ledger_in_a_few_bytes_a_unit(ledger):
-    held = ledger.rows.nbytes + sum(bits.nbytes for bits in (*ledger._finished.values(), *ledger._open.values()))
+    held = ledger.rows.nbytes + sum(
+        bits.nbytes for bits in (*ledger._finished.values(), *ledger._open.values())
+    )
     assert held < 12 * UNITS
 
 
 @pytest.mark.parametrize(("streams", "most_bytes"), [(1, 300_000), (200, 50_000_000)])
-def test_a_round_lasts_many_steps_takes_a_few_bytes_a_unit_and_gives_every_reading_task_units_to_mix(ledger, streams, most_bytes):
+def test_a_round_lasts_many_steps_takes_a_few_bytes_a_unit_and_gives_every_reading_task_units_to_mix(
+    ledger, streams, most_bytes
+):
     planned, rows = plan(ledger, streams=streams), rows_of_round(streams)
     assert rows <= planned.rows < rows + UNIT_ROWS
     assert planned.rows / BATCH > 90

@@ -23,10 +23,15 @@ def test_it_agrees_with_a_plain_set_of_keys_over_random_batches():
         ledger = Ledger.from_bytes(ledger.to_bytes())  # what a checkpoint does to it
         assert ledger.settled == len(plain)
         for epoch in range(4):
-            left = [[row for row in range(rows) if (epoch, unit, row) not in plain] for unit, rows in enumerate(ROWS)]
+            left = [
+                [row for row in range(rows) if (epoch, unit, row) not in plain]
+                for unit, rows in enumerate(ROWS)
+            ]
             assert [ledger.left(epoch, unit).tolist() for unit in range(len(ROWS))] == left
             assert ledger.left_counts(epoch).tolist() == [len(rows) for rows in left]
-        assert ledger.complete == next((e for e in range(4) if any((e, u, r) not in plain for e2, u, r in keys if e2 == e)), 4)
+        assert ledger.complete == next(
+            (e for e in range(4) if any((e, u, r) not in plain for e2, u, r in keys if e2 == e)), 4
+        )
 
 
 @pytest.mark.parametrize("again", [(0, 0, 2), (0, 1, 0)])  # in a unit that is open, in one that is finished
@@ -59,5 +64,7 @@ def test_complete_epochs_of_imagenet_leave_nothing_behind():
     unit = np.arange(6_000).repeat(100)
     ledger.settle(np.full(len(unit), 3), unit, np.tile(np.arange(100), 6_000), np.zeros(len(unit), np.int64))
     unit = np.arange(6_000, 6_100).repeat(50)
-    ledger.settle(np.full(len(unit), 3), unit, np.tile(np.arange(0, 100, 2), 100), np.zeros(len(unit), np.int64))
+    ledger.settle(
+        np.full(len(unit), 3), unit, np.tile(np.arange(0, 100, 2), 100), np.zeros(len(unit), np.int64)
+    )
     assert len(ledger.to_bytes()) < 160_000

@@ -6,7 +6,12 @@ from pipelines.stream.rounds import epoch_order, plan_round, shares_of_streams
 
 
 def rows_of(plan, slots):
-    return [(part.epoch, part.unit, row) for slot in range(slots) for part in plan.slot(slot) for row in part.rows.tolist()]
+    return [
+        (part.epoch, part.unit, row)
+        for slot in range(slots)
+        for part in plan.slot(slot)
+        for row in part.rows.tolist()
+    ]
 
 
 def test_an_epoch_visits_every_unit_once_and_each_epoch_differently():
@@ -25,11 +30,15 @@ def test_rounds_cover_all_epochs_exactly_once_whatever_is_left_over_by_each(max_
         keys = rows_of(plan, slots)
         assert len(keys) == plan.rows
         assert plan.rows < max_rows + rows.max()
-        done = [keys[i] for i in rng.permutation(len(keys))[: max(1, int(0.8 * len(keys)))]]  # the rest did not fill a batch
+        done = [
+            keys[i] for i in rng.permutation(len(keys))[: max(1, int(0.8 * len(keys)))]
+        ]  # the rest did not fill a batch
         ledger.settle(*np.array(done, np.int64).T, np.zeros(len(done), np.int64))
         seen += done
         rounds += 1
-    assert sorted(seen) == [(e, u, r) for e in range(epochs) for u in range(len(rows)) for r in range(rows[u])]
+    assert sorted(seen) == [
+        (e, u, r) for e in range(epochs) for u in range(len(rows)) for r in range(rows[u])
+    ]
     assert rounds > 1
 
 
@@ -37,7 +46,9 @@ def test_the_oldest_epoch_comes_first_in_the_order_of_its_schedule():
     ledger = Ledger(np.full(6, 4))
     plan = plan_round(ledger, seed=3, epochs=9, max_rows=40, slots=4)
     units = [(part.epoch, part.unit) for slot in range(4) for part in plan.slot(slot)]
-    assert units == [(0, unit) for unit in epoch_order(3, 0, 6)] + [(1, unit) for unit in epoch_order(3, 1, 6)[:4]]
+    assert units == [(0, unit) for unit in epoch_order(3, 0, 6)] + [
+        (1, unit) for unit in epoch_order(3, 1, 6)[:4]
+    ]
 
 
 def test_a_slot_asked_again_gives_the_same_rows_though_some_are_settled_meanwhile():
@@ -58,7 +69,9 @@ def test_slots_are_of_about_equal_size():
 
 
 @pytest.mark.parametrize(("streams", "workers"), [(2, 2), (2, 5), (3, 8)])
-def test_streams_share_a_round_to_the_row_by_their_workers_and_together_it_is_the_round_of_one(streams, workers):
+def test_streams_share_a_round_to_the_row_by_their_workers_and_together_it_is_the_round_of_one(
+    streams, workers
+):
     rng = np.random.default_rng(workers)
     ledger = Ledger(rng.integers(1, 40, 30))
     settled = np.unique(np.stack([np.zeros(60, int), rng.integers(0, 30, 60), np.zeros(60, int)], 1), axis=0)
@@ -69,14 +82,21 @@ def test_streams_share_a_round_to_the_row_by_their_workers_and_together_it_is_th
     plan = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=streams * each, shares=shares)
     one = plan_round(ledger, seed=1, epochs=2, max_rows=700, slots=each)
     assert sorted(rows_of(plan, streams * each)) == sorted(rows_of(one, each))
-    of_streams = [sum(len(part.rows) for slot in range(s * each, (s + 1) * each) for part in plan.slot(slot)) for s in range(streams)]
+    of_streams = [
+        sum(len(part.rows) for slot in range(s * each, (s + 1) * each) for part in plan.slot(slot))
+        for s in range(streams)
+    ]
     for rows, share in zip(of_streams, shares, strict=True):
-        assert rows // share >= plan.rows // workers, "each worker finds at least what an equal split of the whole would give it"
+        assert rows // share >= plan.rows // workers, (
+            "each worker finds at least what an equal split of the whole would give it"
+        )
 
 
 def test_streams_go_through_the_same_epoch_at_the_same_time():
     shares, each, workers = shares_of_streams(3, 8), 16, 8
-    plan = plan_round(Ledger(np.full(50, 37)), seed=0, epochs=6, max_rows=10_000_000, slots=3 * each, shares=shares)
+    plan = plan_round(
+        Ledger(np.full(50, 37)), seed=0, epochs=6, max_rows=10_000_000, slots=3 * each, shares=shares
+    )
     for stream, share in enumerate(shares):
         parts = [part for slot in range(stream * each, (stream + 1) * each) for part in plan.slot(slot)]
         epochs = [part.epoch for part in parts]

@@ -48,7 +48,10 @@ def photo(rng):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
-    images = [{"bytes": photo(rng)[: 50 if divmod(index, ROWS) == BROKEN else None], "path": ""} for index in range(UNITS * ROWS)]
+    images = [
+        {"bytes": photo(rng)[: 50 if divmod(index, ROWS) == BROKEN else None], "path": ""}
+        for index in range(UNITS * ROWS)
+    ]
     pq.write_table(pa.table({"image": images}), folder / "shard.parquet", row_group_size=ROWS)
     return str(folder)
 
@@ -62,7 +65,13 @@ def config(shards, tmp_path_factory):
     spread_tokens(dvae.encoder, 6.0, generator)
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder, dvae, image_size=32, training={}, figures={})
-    values = {"data.train": shards, "model.patch_size": 16, "tokenizer.path": str(folder), "tokenizer.image_size": 32, "seed": 5}
+    values = {
+        "data.train": shards,
+        "model.patch_size": 16,
+        "tokenizer.path": str(folder),
+        "tokenizer.image_size": 32,
+        "seed": 5,
+    }
     return override(presets.quickstart(), {**values, "optim.global_batch_size": 30, "optim.warmup_steps": 1})
 
 
@@ -102,8 +111,15 @@ def test_cached_tokens_are_those_of_tokenising_online_byte_for_byte(config, cach
     for epoch in range(EPOCHS):
         parts = [(online.source.unit(unit), Part(epoch, unit, np.array([4, 1, 2]))) for unit in range(UNITS)]
         here = next(read_slot(parts, seed=5, rows_per_batch=1000))
-        there = next(read_slot(parts, seed=5, rows_per_batch=1000, cache=pickle.loads(pickle.dumps(cached.samples.cache))))
-        expected, found = tokenize(make_samples(here, config=online.samples)), make_samples(there, config=cached.samples)
+        there = next(
+            read_slot(
+                parts, seed=5, rows_per_batch=1000, cache=pickle.loads(pickle.dumps(cached.samples.cache))
+            )
+        )
+        expected, found = (
+            tokenize(make_samples(here, config=online.samples)),
+            make_samples(there, config=cached.samples),
+        )
         assert set(found) == set(expected)
         broken = found["status"] != 0
         assert list(zip(found["unit"][broken], found["row"][broken], strict=True)) == [BROKEN]
@@ -122,7 +138,10 @@ def test_views_and_tokens_repeat_after_the_epochs_of_the_cache_and_masks_do_not(
 
     def samples(epoch):
         parts = [(cached.source.unit(unit), Part(epoch, unit, np.arange(ROWS))) for unit in (0, 17)]
-        batch = make_samples(next(read_slot(parts, seed=5, rows_per_batch=1000, cache=cached.samples.cache)), config=cached.samples)
+        batch = make_samples(
+            next(read_slot(parts, seed=5, rows_per_batch=1000, cache=cached.samples.cache)),
+            config=cached.samples,
+        )
         order = np.lexsort((batch["row"], batch["unit"]))
         return {name: column[order] for name, column in batch.items()}
 
@@ -134,7 +153,9 @@ def test_views_and_tokens_repeat_after_the_epochs_of_the_cache_and_masks_do_not(
     shown = "\n".join(summary(cached))
     assert "2 epochs of views, computed in float32" in shown
     assert "the sets of 2 epochs repeat; masks still change" in shown
-    assert "repeat" not in "\n".join(summary(prepared(override(with_cache(config, cache), {"epochs": EPOCHS}))))
+    assert "repeat" not in "\n".join(
+        summary(prepared(override(with_cache(config, cache), {"epochs": EPOCHS})))
+    )
     np.testing.assert_array_equal(
         draw_unseen(cached.source.manifest, cached.samples, 4)["patch_view"],
         draw_unseen(cached.source.manifest, replace(cached.samples, cache=None), 4)["patch_view"],
@@ -143,7 +164,9 @@ def test_views_and_tokens_repeat_after_the_epochs_of_the_cache_and_masks_do_not(
 
 def test_encoding_again_writes_only_what_is_missing(config, cache, capsys):
     files = sorted(Path(cache).rglob("*.parquet"))
-    assert [str(file.relative_to(cache)) for file in files] == [f"epoch-{e:05d}/part-{p:05d}.parquet" for e in (0, 1) for p in (0, 1)]
+    assert [str(file.relative_to(cache)) for file in files] == [
+        f"epoch-{e:05d}/part-{p:05d}.parquet" for e in (0, 1) for p in (0, 1)
+    ]
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
     files[2].unlink()
     with pytest.raises(UserError, match="lacks 1 of 4 parts"):
@@ -155,8 +178,17 @@ def test_encoding_again_writes_only_what_is_missing(config, cache, capsys):
     for file, (content, changed) in before.items():
         assert file.read_bytes() == content
         assert (file.stat().st_mtime_ns == changed) == (file != files[2])
-    options = {"data.train": config.data.train, "tokenizer.path": config.tokenizer.path, "tokenizer.image-size": 32, "seed": 5}
-    named = [text for name, value in {**options, "epochs": EPOCHS, "out": cache}.items() for text in (f"--{name}", str(value))]
+    options = {
+        "data.train": config.data.train,
+        "tokenizer.path": config.tokenizer.path,
+        "tokenizer.image-size": 32,
+        "seed": 5,
+    }
+    named = [
+        text
+        for name, value in {**options, "epochs": EPOCHS, "out": cache}.items()
+        for text in (f"--{name}", str(value))
+    ]
     main(["tokenizer", "encode", "quickstart", *named])
     assert f"180 views in 4 parts (0 written now): {cache}" in capsys.readouterr().out
 
@@ -189,11 +221,21 @@ def test_a_cache_of_other_data_and_what_is_no_cache_are_refused(config, cache, s
         prepared(with_cache(config, shards))
     with pytest.raises(UserError, match=r"is not empty and holds no cache\.json.*shard\.parquet"):
         encode_tokens(encoding(config, shards), say=lambda line: None)
-    prepared(with_cache(override(config, {"view.mean": (0.5, 0.5, 0.5)}), cache))  # Normalising comes after the views.
+    prepared(
+        with_cache(override(config, {"view.mean": (0.5, 0.5, 0.5)}), cache)
+    )  # Normalising comes after the views.
 
 
-def test_a_run_with_a_cache_has_no_tokenizer_and_the_losses_of_one_that_tokenises_to_the_last_digit(config, cache, tmp_path):
-    values = {"steps": 6, "output.root": str(tmp_path), "output.mlflow": False, "output.log_seconds": 0.0, "resources.in_order": True}
+def test_a_run_with_a_cache_has_no_tokenizer_and_the_losses_of_one_that_tokenises_to_the_last_digit(
+    config, cache, tmp_path
+):
+    values = {
+        "steps": 6,
+        "output.root": str(tmp_path),
+        "output.mlflow": False,
+        "output.log_seconds": 0.0,
+        "resources.in_order": True,
+    }
     runs, said = [], []
     for name, config_of_run in {"online": config, "cached": with_cache(config, cache)}.items():
         said.append([])
@@ -206,13 +248,19 @@ def test_a_run_with_a_cache_has_no_tokenizer_and_the_losses_of_one_that_tokenise
     weights = [Path(run.run, "model", "model.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
     assert load_model(Path(runs[0].run, "model")).vocab_size == 64
-    assert load_tokenizer(config.tokenizer.path).digest in Path(runs[0].run, "model", "config.json").read_text()
+    assert (
+        load_tokenizer(config.tokenizer.path).digest in Path(runs[0].run, "model", "config.json").read_text()
+    )
     assert [any(line.startswith("tokenizers: ") for line in lines) for lines in said] == [True, False]
 
 
 def test_a_preset_gives_what_its_pretraining_needs():
     base, config = presets.base(), config_of("base")
-    assert (config.image_size, config.tokenizer, config.view) == (224, TokenizerConfig(name="dalle", image_size=112), base.view)
+    assert (config.image_size, config.tokenizer, config.view) == (
+        224,
+        TokenizerConfig(name="dalle", image_size=112),
+        base.view,
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,8 +281,22 @@ def test_the_tokenizers_get_what_no_worker_needs(node, resources, actors, cpus, 
 
 
 def test_caches_that_would_be_refused_for_each_other_have_different_names():
-    given = {"data": "a", "units": 2, "seed": 0, "view": {}, "patch_px": 64, "token_px": 64, "vocab_size": 64, "epochs": 1}
+    given = {
+        "data": "a",
+        "units": 2,
+        "seed": 0,
+        "view": {},
+        "patch_px": 64,
+        "token_px": 64,
+        "vocab_size": 64,
+        "epochs": 1,
+    }
     first = CacheDescription(**given, tokenizer="digest", precision="float32")
-    others = [replace(first, tokenizer="another"), replace(first, precision="bfloat16"), replace(first, seed=1), replace(first, epochs=2)]
+    others = [
+        replace(first, tokenizer="another"),
+        replace(first, precision="bfloat16"),
+        replace(first, seed=1),
+        replace(first, epochs=2),
+    ]
     assert len({first.name, *(other.name for other in others)}) == 5
     assert replace(first).name == first.name

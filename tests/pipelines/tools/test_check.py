@@ -30,8 +30,15 @@ def encode(size: tuple[int, int], mode: str, form: str) -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Twelve good images of two classes, and four broken files."""
-    good = [encode((40 + i, 30), "RGB", "JPEG") for i in range(9)] + [encode((64, 64), mode, "PNG") for mode in ("L", "RGBA", "P")]
-    broken = {"empty": b"", "page": b"<!DOCTYPE html><html></html>", "cut": good[0][:200], "text": b"not at all an image"}
+    good = [encode((40 + i, 30), "RGB", "JPEG") for i in range(9)] + [
+        encode((64, 64), mode, "PNG") for mode in ("L", "RGBA", "P")
+    ]
+    broken = {
+        "empty": b"",
+        "page": b"<!DOCTYPE html><html></html>",
+        "cut": good[0][:200],
+        "text": b"not at all an image",
+    }
     for i, content in enumerate(good):
         (tmp_path / "data" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "ab"[i % 2] / f"{i}.jpg").write_bytes(content)
@@ -69,13 +76,20 @@ def test_everything_is_counted_and_the_broken_are_named(folder: Path, tmp_path: 
 )
 def test_labels_of_every_kind_are_counted_with_those_that_are_missing(labels, counted, tmp_path: Path):
     image = encode((8, 8), "RGB", "PNG")
-    table = pa.table({"image": pa.array([{"bytes": image, "path": f"{i}.png"} for i in range(4)]), "labels": labels})
+    table = pa.table(
+        {"image": pa.array([{"bytes": image, "path": f"{i}.png"} for i in range(4)]), "labels": labels}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
-    assert check(CheckConfig(source=str(tmp_path / "a.parquet"), sheet=str(tmp_path / "sheet.png"))).classes == counted
+    assert (
+        check(CheckConfig(source=str(tmp_path / "a.parquet"), sheet=str(tmp_path / "sheet.png"))).classes
+        == counted
+    )
 
 
 def test_all_images_by_ray_and_a_sample_of_all_agree(folder: Path, ray_cluster):
-    sampled, whole = (check(CheckConfig(source=str(folder), all=every, sheet=None)) for every in (False, True))
+    sampled, whole = (
+        check(CheckConfig(source=str(folder), all=every, sheet=None)) for every in (False, True)
+    )
     assert sampled == whole
 
 

@@ -14,18 +14,30 @@ from pipelines.tools.compare import CompareConfig, compare, group, read_run
 def make_run(folder, *, job="finetune", seed=0, lr=1e-3, losses=(3.0, 2.0), top1=(), **options):
     """A run folder as a job leaves it, with a value every 10 steps."""
     folder.mkdir()
-    config = {"seed": seed, "optim": {"peak_lr": lr}, "output": {"name": folder.name}, "resources": {"workers": seed}, **options}
-    (folder / "config.json").write_text(json.dumps({"job": job, "preset": "x", "inputs": {}, "config": config}))
+    config = {
+        "seed": seed,
+        "optim": {"peak_lr": lr},
+        "output": {"name": folder.name},
+        "resources": {"workers": seed},
+        **options,
+    }
+    (folder / "config.json").write_text(
+        json.dumps({"job": job, "preset": "x", "inputs": {}, "config": config})
+    )
     rows = [{"step": 10 * index, "train/loss": loss} for index, loss in enumerate(losses, 1)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "validation").mkdir()
     for index, value in enumerate(top1, 1):
-        (folder / "validation" / f"step-{10 * index:08d}.json").write_text(json.dumps({"step": 10 * index, "top1": value}))
+        (folder / "validation" / f"step-{10 * index:08d}.json").write_text(
+            json.dumps({"step": 10 * index, "top1": value})
+        )
     return str(folder)
 
 
 def test_runs_that_differ_by_their_seed_alone_are_one_group_named_by_what_tells_it_from_others(tmp_path):
-    paths = [make_run(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr) for lr in (1e-3, 2e-3) for seed in range(3)]
+    paths = [
+        make_run(tmp_path / f"{lr}-{seed}", seed=seed, lr=lr) for lr in (1e-3, 2e-3) for seed in range(3)
+    ]
     groups = group([read_run(path) for path in paths])
     assert [one.name for one in groups] == ["optim.peak_lr 0.001", "optim.peak_lr 0.002"]
     assert [[run.uri for run in one.runs] for one in groups] == [paths[:3], paths[3:]]
@@ -59,11 +71,21 @@ def test_a_curve_goes_through_every_run_although_they_reported_at_different_step
 
 def test_a_test_at_several_scales_is_not_compared_with_one_at_a_single_scale(tmp_path):
     path = make_run(tmp_path / "run", job="segment")
-    single, several = {"stride": None, "ratios": [1.0], "flip": False}, {"stride": None, "ratios": [0.5, 1.0], "flip": True}
-    for step, way, test, value in ((10, "", single, 0.3), (20, "", single, 0.4), (20, "-0.5x-1x-flip", several, 0.45)):
+    single, several = (
+        {"stride": None, "ratios": [1.0], "flip": False},
+        {"stride": None, "ratios": [0.5, 1.0], "flip": True},
+    )
+    for step, way, test, value in (
+        (10, "", single, 0.3),
+        (20, "", single, 0.4),
+        (20, "-0.5x-1x-flip", several, 0.45),
+    ):
         evaluations.save(path, "validation", step, {"mean_iou": value, "test": test}, way=way)
     assert read_run(path).curves["mean_iou"] == {10: 0.3, 20: 0.4}
-    assert [one["mean_iou"] for one in evaluations.alike(evaluations.read(path, "validation")[:2])] == [0.3, 0.4]
+    assert [one["mean_iou"] for one in evaluations.alike(evaluations.read(path, "validation")[:2])] == [
+        0.3,
+        0.4,
+    ]
     assert evaluations.alike([]) == []
 
 
@@ -79,11 +101,15 @@ def test_the_picture_has_a_chart_a_metric_side_by_side(tmp_path):
 
 def test_chosen_metrics_are_compared_in_their_order_and_no_others(tmp_path):
     runs = tuple(make_run(tmp_path / f"{seed}", seed=seed, top1=(0.1, 0.2)) for seed in range(2))
-    [line, *_] = compare(CompareConfig(runs=runs, metrics=("train/loss", "top1"), out=str(tmp_path / "both.png")))
+    [line, *_] = compare(
+        CompareConfig(runs=runs, metrics=("train/loss", "top1"), out=str(tmp_path / "both.png"))
+    )
     assert line.index("loss in training") < line.index("validation top-1")
     [line, *_] = compare(CompareConfig(runs=runs, metrics=("top1",), out=str(tmp_path / "one.png")))
     assert line == "all (2 runs): validation top-1 20.00% ± 0.00%"
-    with pytest.raises(UserError, match="--metrics mean_iou is nothing that every one of these runs has") as caught:
+    with pytest.raises(
+        UserError, match="--metrics mean_iou is nothing that every one of these runs has"
+    ) as caught:
         compare(CompareConfig(runs=runs, metrics=("mean_iou",), out=str(tmp_path / "none.png")))
     assert caught.value.remedy == "they have top1, train/loss"
 
@@ -93,7 +119,10 @@ def test_over_an_option_the_last_values_stand_at_its_values_and_seeds_are_averag
     top1 = {("scratch", 0.1): 0.1, ("scratch", 1.0): 0.5, ("beit", 0.1): 0.3, ("beit", 1.0): 0.6}
     paths = {
         (name, fraction, seed): make_run(
-            tmp_path / f"{name}-{fraction}-{seed}", seed=seed, data={"fraction": fraction}, top1=(0.05, top1[name, fraction] + 0.02 * seed)
+            tmp_path / f"{name}-{fraction}-{seed}",
+            seed=seed,
+            data={"fraction": fraction},
+            top1=(0.05, top1[name, fraction] + 0.02 * seed),
         )
         for name, fraction in arms
         for seed in range(2)
@@ -116,10 +145,16 @@ def test_over_an_option_the_last_values_stand_at_its_values_and_seeds_are_averag
     assert [(one.name, len(one.runs)) for one in group(unnamed, "data.fraction")] == [("all", 4)]
 
 
-@pytest.mark.parametrize(("option", "cause"), [("optim.peak_rl", "perhaps you meant optim.peak_lr"), ("start", 'is "runs/x" in')])
+@pytest.mark.parametrize(
+    ("option", "cause"), [("optim.peak_rl", "perhaps you meant optim.peak_lr"), ("start", 'is "runs/x" in')]
+)
 def test_an_axis_that_is_no_number_is_refused(tmp_path, option, cause):
     with pytest.raises(UserError, match=cause):
-        compare(CompareConfig(runs=(make_run(tmp_path / "a", start="runs/x"),), over=option, out=str(tmp_path / "out.png")))
+        compare(
+            CompareConfig(
+                runs=(make_run(tmp_path / "a", start="runs/x"),), over=option, out=str(tmp_path / "out.png")
+            )
+        )
 
 
 @pytest.mark.parametrize(

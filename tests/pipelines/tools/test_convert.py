@@ -25,7 +25,9 @@ def test_a_published_tokenizer_is_converted_to_a_folder_that_loads(tmp_path, cap
     assert "8,192 tokens of 8 px, with decoder" in shown
     assert f"--tokenizer.path {tmp_path}/out" in shown
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(load_tokenizer(str(tmp_path / "out")).encode(images), UnilmTokenizer(model).encode(images))
+    assert torch.equal(
+        load_tokenizer(str(tmp_path / "out")).encode(images), UnilmTokenizer(model).encode(images)
+    )
 
 
 def test_what_cannot_be_converted_is_refused_in_two_lines(tmp_path, capsys):
@@ -34,7 +36,9 @@ def test_what_cannot_be_converted_is_refused_in_two_lines(tmp_path, capsys):
     shown = refused(["tokenizer", "convert", page, tmp_path / "out"], capsys)
     assert shown.splitlines()[0] == f"error: {page} is an HTML page; nothing in it was run"
     assert len(shown.splitlines()) == 2
-    assert "s3://bucket/out is an address" in refused(["tokenizer", "convert", page, "s3://bucket/out"], capsys)
+    assert "s3://bucket/out is an address" in refused(
+        ["tokenizer", "convert", page, "s3://bucket/out"], capsys
+    )
     save_file({"blocks.input.w": torch.zeros(8, 3, 7, 7)}, page)
     with torch.device("meta"):
         names = len(Encoder(DALLE).state_dict())

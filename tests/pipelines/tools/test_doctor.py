@@ -1,4 +1,6 @@
-"""Each finding, in a situation made for it. Ray itself is not started: clusters that answer are in the transcript of docs/clusters.md."""
+"""Each finding, in a situation made for it. Ray itself is not started: clusters that answer are in the
+transcript of docs/clusters.md.
+"""
 
 import http.server
 import json
@@ -46,7 +48,9 @@ def job_server():
 def test_versions_that_are_not_what_the_package_asks_for_are_named(monkeypatch):
     assert only(doctor.versions()).level is Level.FINE
     installed = doctor.importlib.metadata.version
-    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "2.9.1" if name == "ray" else installed(name))
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "version", lambda name: "2.9.1" if name == "ray" else installed(name)
+    )
     finding = only(doctor.versions())
     assert finding.level is Level.PROBLEM
     assert "ray 2.9.1 is not ==2.60.*" in finding.what
@@ -88,7 +92,11 @@ def test_a_cluster_without_tokens_is_a_warning(tmp_path):
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"), (NOBODY, "nobody answers"), ("somewhere", "no HOST:PORT")],
+    [
+        ("http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"),
+        (NOBODY, "nobody answers"),
+        ("somewhere", "no HOST:PORT"),
+    ],
 )
 def test_an_address_that_cannot_be_joined_is_a_problem(address, words):
     finding = only(doctor.ray_cluster({"RAY_ADDRESS": address}))
@@ -98,13 +106,18 @@ def test_an_address_that_cannot_be_joined_is_a_problem(address, words):
 
 def test_the_job_server_answers_wants_another_token_or_has_another_version(job_server):
     job_server.version = doctor.importlib.metadata.version("ray")
-    environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{job_server.server_port}", "RAY_AUTH_MODE": "token"}
+    environment = {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{job_server.server_port}",
+        "RAY_AUTH_MODE": "token",
+    }
     wrong = only(doctor.job_server({**environment, "RAY_AUTH_TOKEN": "wrong"}))
     assert wrong.level is Level.PROBLEM
     assert "another token" in wrong.what
     assert only(doctor.job_server({**environment, "RAY_AUTH_TOKEN": "right"})).level is Level.FINE
     job_server.version = "2.9.0"
-    assert only(doctor.job_server({**environment, "RAY_AUTH_TOKEN": "right"})).remedy == "pip install ray==2.9.0"
+    assert (
+        only(doctor.job_server({**environment, "RAY_AUTH_TOKEN": "right"})).remedy == "pip install ray==2.9.0"
+    )
     assert only(doctor.job_server({"RAY_API_SERVER_ADDRESS": f"http://{NOBODY}"})).level is Level.PROBLEM
 
 
@@ -133,7 +146,9 @@ def test_mlflow_answers_or_not(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("level", "code"), [(Level.FINE, 0), (Level.WARNING, 0), (Level.PROBLEM, 2)])
 def test_problems_are_the_exit_code_and_warnings_stop_nothing(level, code, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", lambda config: iter([Finding(Level.FINE, "one"), Finding(level, "two", "do this")]))
+    monkeypatch.setattr(
+        doctor, "examine", lambda config: iter([Finding(Level.FINE, "one"), Finding(level, "two", "do this")])
+    )
     if code:
         with pytest.raises(SystemExit) as left:
             main(["doctor"])
@@ -146,6 +161,8 @@ def test_problems_are_the_exit_code_and_warnings_stop_nothing(level, code, monke
 def test_examining_this_machine_finds_no_problem(monkeypatch, tmp_path):
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    findings = list(doctor.examine(DoctorConfig(root=str(tmp_path)), {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}))
+    findings = list(
+        doctor.examine(DoctorConfig(root=str(tmp_path)), {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")})
+    )
     assert len(findings) >= 8
     assert all(finding.remedy for finding in findings if finding.level is not Level.FINE)

@@ -17,7 +17,9 @@ from pipelines.sources import open_source
 from pipelines.tools.pack import PLAN_FILE, PackConfig, gather, pack, plan_shards, write_shards
 
 CLASSES = [f"n{i:04d}" for i in range(20)]
-IMAGES = {f"{name}/{name}_{i}.JPEG": f"image {i} of {name}".encode() * 400 for name in CLASSES for i in range(30)}
+IMAGES = {
+    f"{name}/{name}_{i}.JPEG": f"image {i} of {name}".encode() * 400 for name in CLASSES for i in range(30)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,12 +97,16 @@ def packed(ilsvrc: Path, tmp_path: Path, ray_cluster) -> PackConfig:
 def test_packing_an_archive_of_archives_twice(packed: PackConfig, tmp_path: Path):
     paths = sorted(Path(packed.out).glob("*.parquet"))
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-    assert sorted((CLASSES[row["label"]], row["image"]["bytes"]) for row in rows) == sorted((k[:5], v) for k, v in IMAGES.items())
+    assert sorted((CLASSES[row["label"]], row["image"]["bytes"]) for row in rows) == sorted(
+        (k[:5], v) for k, v in IMAGES.items()
+    )
     assert json.loads(pq.read_schema(paths[0]).metadata[b"class_names"]) == CLASSES
     group = pq.ParquetFile(paths[0]).read_row_group(0)
     assert group.num_rows == 25
     expected = 20 * (1 - (1 - 1 / 20) ** 25)
-    assert len(set(group["label"].to_pylist())) > expected / 2, "a row group of a class-sorted source must mix the classes"
+    assert len(set(group["label"].to_pylist())) > expected / 2, (
+        "a row group of a class-sorted source must mix the classes"
+    )
 
     # Taken away in the middle of the job, a shard comes back as it was; the others are not touched.
     before = {path.name: path.read_bytes() for path in paths}
@@ -116,35 +122,62 @@ def test_packing_an_archive_of_archives_twice(packed: PackConfig, tmp_path: Path
     # What was packed can be packed again, from Parquet, in windows.
     again = PackConfig(source=packed.out, out=str(tmp_path / "again"), rows_per_group=50)
     assert pack(again).images == 600
-    second = [row for path in sorted(Path(again.out).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    second = [
+        row for path in sorted(Path(again.out).glob("*.parquet")) for row in pq.read_table(path).to_pylist()
+    ]
     key = str
     assert sorted(second, key=key) == sorted(rows, key=key)
     assert second != rows
 
 
-def test_the_labels_keep_their_names_whatever_their_column_is_called_and_what_is_left_out_is_said(tmp_path: Path, ray_cluster):
+def test_the_labels_keep_their_names_whatever_their_column_is_called_and_what_is_left_out_is_said(
+    tmp_path: Path, ray_cluster
+):
     images = pa.array([{"bytes": b"%d" % i, "path": f"{i}.png"} for i in range(4)])
-    table = pa.table({"image": images, "coarse_label": [1, 0, 1, 0], "fine_label": [0, 1, 2, 1], "note": ["a", "b", "c", "d"]})
+    table = pa.table(
+        {
+            "image": images,
+            "coarse_label": [1, 0, 1, 0],
+            "fine_label": [0, 1, 2, 1],
+            "note": ["a", "b", "c", "d"],
+        }
+    )
     features = {"coarse_label": {"names": ["mammal", "fish"]}, "fine_label": {"names": ["cat", "dog", "eel"]}}
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "a.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "a.parquet",
+    )
     lines: list[str] = []
     pack(PackConfig(source=str(tmp_path / "a.parquet"), out=str(tmp_path / "out")), say=lines.append)
     assert "columns: the column fine_label becomes label; left out: coarse_label, note" in lines
     [shard] = (tmp_path / "out").glob("*.parquet")
     packed = pq.read_table(shard)
     assert packed.column_names == ["image", "label"]
-    assert {row["image"]["bytes"]: row["label"] for row in packed.to_pylist()} == {b"0": 0, b"1": 1, b"2": 2, b"3": 1}
+    assert {row["image"]["bytes"]: row["label"] for row in packed.to_pylist()} == {
+        b"0": 0,
+        b"1": 1,
+        b"2": 2,
+        b"3": 1,
+    }
     assert json.loads(packed.schema.metadata[b"class_names"]) == ["cat", "dog", "eel"]
 
 
 def test_a_missing_label_is_packed_as_missing_whatever_the_first_row_group_has(tmp_path: Path):
-    for name, labels in {"bool": [True, True, True, None], "whole": [1, 2, None, 0], "text": ["a", "b", "c", None]}.items():
+    for name, labels in {
+        "bool": [True, True, True, None],
+        "whole": [1, 2, None, 0],
+        "text": ["a", "b", "c", None],
+    }.items():
         images = pa.array([{"bytes": b"%d" % i, "path": f"{i}.png"} for i in range(4)])
-        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet", row_group_size=2)
+        pq.write_table(
+            pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet", row_group_size=2
+        )
         manifest = open_source(str(tmp_path / f"{name}.parquet")).manifest
         plan = plan_shards(manifest.rows, shard_rows=4, window_rows=4, seed=0)
         write_shards(manifest, plan, {0: str(tmp_path / "out.parquet")}, rows_per_group=3)
-        rows = sorted(pq.read_table(tmp_path / "out.parquet").to_pylist(), key=lambda row: row["image"]["bytes"])
+        rows = sorted(
+            pq.read_table(tmp_path / "out.parquet").to_pylist(), key=lambda row: row["image"]["bytes"]
+        )
         assert [row["label"] for row in rows] == labels
 
 
@@ -163,8 +196,14 @@ def test_of_a_source_with_several_splits_the_one_asked_for_is_packed(tmp_path: P
     said: list[str] = []
     held = {}
     for split in ("train", "val"):
-        result = pack(PackConfig(source=str(tmp_path / "hub"), out=str(tmp_path / split), split=split), say=said.append)
-        held[split] = {row["image"]["bytes"] for path in Path(result.out).glob(f"{split}-*") for row in pq.read_table(path).to_pylist()}
+        result = pack(
+            PackConfig(source=str(tmp_path / "hub"), out=str(tmp_path / split), split=split), say=said.append
+        )
+        held[split] = {
+            row["image"]["bytes"]
+            for path in Path(result.out).glob(f"{split}-*")
+            for row in pq.read_table(path).to_pylist()
+        }
         assert said[-1].startswith(f"warning: only the 1 {split} files are read")
     assert {split: len(images) for split, images in held.items()} == {"train": 20, "val": 20}
     assert not held["train"] & held["val"]

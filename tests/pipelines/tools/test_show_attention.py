@@ -25,7 +25,22 @@ def given(tmp_path):
 def test_the_sheet_has_a_row_a_point_and_the_asking_patch_is_red(given, folder, capsys):
     out = given / "sheet.png"
     image = str(given / "scene.png")
-    main(["attention", str(given / folder), image, "--points", "0.1,0.9", "1,0", "--size", "48", "--side", "60", "--out", str(out)])
+    main(
+        [
+            "attention",
+            str(given / folder),
+            image,
+            "--points",
+            "0.1,0.9",
+            "1,0",
+            "--size",
+            "48",
+            "--side",
+            "60",
+            "--out",
+            str(out),
+        ]
+    )
     assert "6 x 6 patches, positions resampled from 4 x 4" in capsys.readouterr().out
     sheet = np.asarray(Image.open(out))
     assert sheet.shape == (6 + 17 + 2 * (60 + 6 + 17), 6 + 6 * 66, 3)
@@ -38,7 +53,12 @@ def test_the_sheet_has_a_row_a_point_and_the_asking_patch_is_red(given, folder, 
 
 def test_mistakes_are_named(given):
     run, image = str(given / "run"), str(given / "scene.png")
-    for point, what in (("240,100", "is not in the picture"), ("0.5", "not two numbers"), ("a,b", "not two numbers"), ("nan,0", "not in")):
+    for point, what in (
+        ("240,100", "is not in the picture"),
+        ("0.5", "not two numbers"),
+        ("a,b", "not two numbers"),
+        ("nan,0", "not in"),
+    ):
         with pytest.raises(UserError, match=what):
             AttentionConfig(run=run, images=(image,), points=(point,))
     (given / "cut.png").write_bytes((given / "scene.png").read_bytes()[:300])

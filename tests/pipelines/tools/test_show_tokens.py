@@ -28,7 +28,20 @@ def scene(tmp_path):
 def test_the_sheet_shows_the_image_its_tokens_and_their_reconstruction(scene, tmp_path, capsys):
     path, pixels = scene
     out = tmp_path / "sheet.png"
-    main(["tokenizer", "show", str(path), str(path), "--tokenizer.image-size", "64", "--side", "128", "--out", str(out)])
+    main(
+        [
+            "tokenizer",
+            "show",
+            str(path),
+            str(path),
+            "--tokenizer.image-size",
+            "64",
+            "--side",
+            "128",
+            "--out",
+            str(out),
+        ]
+    )
     assert "2 image(s) of 64 px: 64 tokens each" in capsys.readouterr().out
     sheet = np.asarray(Image.open(out))
     tokenizer = load_tokenizer("scenes64")
@@ -45,20 +58,41 @@ def test_the_sheet_shows_the_image_its_tokens_and_their_reconstruction(scene, tm
 
 def test_the_figures_of_a_data_path_are_those_of_its_images(tmp_path):
     write_scenes(tmp_path / "scenes", images=40, seed=1, rows_per_group=10)
-    config = ShowConfig(data=str(tmp_path / "scenes"), measured=100, shown=5, out=str(tmp_path / "sheet.png"), side=64, tokenizer=SMALL)
+    config = ShowConfig(
+        data=str(tmp_path / "scenes"),
+        measured=100,
+        shown=5,
+        out=str(tmp_path / "sheet.png"),
+        side=64,
+        tokenizer=SMALL,
+    )
     lines = list(show(config))
     source = open_source(config.data)
     images = [render for unit in range(4) for render in source.unit(unit).read(np.arange(10))["image"]]
-    pixels = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(one)).convert("RGB"))).permute(2, 0, 1) for one in images])
+    pixels = torch.stack(
+        [
+            torch.from_numpy(np.array(Image.open(io.BytesIO(one)).convert("RGB"))).permute(2, 0, 1)
+            for one in images
+        ]
+    )
     figures = measure(load_tokenizer("scenes64"), pixels)
-    assert lines[0].startswith(f"on 40 images: mean absolute error {figures['error']:.3f}, perplexity {figures['perplexity']:,.0f} of 512")
+    assert lines[0].startswith(
+        f"on 40 images: mean absolute error {figures['error']:.3f}, perplexity "
+        f"{figures['perplexity']:,.0f} "
+        "of 512"
+    )
     assert lines[1].startswith("5 image(s) of 64 px: 64 tokens each")
     assert Image.open(config.out).width == 6 + 3 * (64 + 6)
 
 
 def test_a_tokenizer_without_decoder_shows_two_columns(scene, tmp_path):
     out = tmp_path / "sheet.png"
-    config = ShowConfig(images=(str(scene[0]),), out=str(out), side=64, tokenizer=TokenizerConfig(name="random-dalle", image_size=32))
+    config = ShowConfig(
+        images=(str(scene[0]),),
+        out=str(out),
+        side=64,
+        tokenizer=TokenizerConfig(name="random-dalle", image_size=32),
+    )
     assert "16 tokens each" in next(iter(show(config)))
     assert Image.open(out).width == 6 + 2 * (64 + 6)
 
@@ -74,9 +108,21 @@ def test_images_that_cannot_be_shown_are_named(scene, tmp_path):
     (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
     Image.fromarray(scene[1]).save(file := io.BytesIO(), "PNG")
     (tmp_path / "cut.png").write_bytes(file.getvalue()[:300])
-    for name, what in (("page.jpg", r"page\.jpg: a web page"), ("cut.png", r"cut\.png: "), ("none.png", r"none\.png is not there")):
+    for name, what in (
+        ("page.jpg", r"page\.jpg: a web page"),
+        ("cut.png", r"cut\.png: "),
+        ("none.png", r"none\.png is not there"),
+    ):
         with pytest.raises(UserError, match=what):
-            list(show(ShowConfig(images=(str(scene[0]), str(tmp_path / name)), out=str(tmp_path / "sheet.png"), tokenizer=SMALL)))
+            list(
+                show(
+                    ShowConfig(
+                        images=(str(scene[0]), str(tmp_path / name)),
+                        out=str(tmp_path / "sheet.png"),
+                        tokenizer=SMALL,
+                    )
+                )
+            )
     with pytest.raises(UserError, match=r"image_size=60 is not a multiple of the 8 px"):
         list(show(ShowConfig(images=(str(scene[0]),), tokenizer=TokenizerConfig(image_size=60))))
     with pytest.raises(UserError, match="IMAGE is missing"):

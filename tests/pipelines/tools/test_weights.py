@@ -43,12 +43,22 @@ def test_what_the_two_commands_do_not_read_is_told_apart(tmp_path, capsys, monke
     new = tmp_path / "new"
     monkeypatch.chdir(tmp_path)
     here = sorted(tmp_path.iterdir())
-    for arguments in (("import", "https://host/beit.pth", new), ("import", "hf", "s3://bucket/new"), ("export", "run", "s3://bucket/new")):
-        assert "is an address, and weights are imported and exported on this machine" in refusal(capsys, *arguments)
+    for arguments in (
+        ("import", "https://host/beit.pth", new),
+        ("import", "hf", "s3://bucket/new"),
+        ("export", "run", "s3://bucket/new"),
+    ):
+        assert "is an address, and weights are imported and exported on this machine" in refusal(
+            capsys, *arguments
+        )
     assert sorted(tmp_path.iterdir()) == here
     assert "is a checkpoint of this project already" in refusal(capsys, "import", tmp_path / "run", new)
-    assert "3 heads, by --heads, cannot share" in refusal(capsys, "import", tmp_path / "unilm.pth", new, "--heads", 3)
-    assert "holds a mim, and only segmenters read several blocks" in refusal(capsys, "import", tmp_path / "hf", new, "--taps", 1, 2, 3, 5)
+    assert "3 heads, by --heads, cannot share" in refusal(
+        capsys, "import", tmp_path / "unilm.pth", new, "--heads", 3
+    )
+    assert "holds a mim, and only segmenters read several blocks" in refusal(
+        capsys, "import", tmp_path / "hf", new, "--taps", 1, 2, 3, 5
+    )
     assert not new.exists()
     assert "is a folder of Hugging Face's, and no run" in refusal(capsys, "export", tmp_path / "hf", new)
     assert "is a file, and no run" in refusal(capsys, "export", tmp_path / "unilm.pth", new)
@@ -71,5 +81,8 @@ def test_what_the_file_system_refuses_is_two_lines_and_leaves_nothing(tmp_path, 
         ("export", tmp_path / "run", tmp_path / "hf" / "config.json" / "new"),
     ):
         said = refusal(capsys, *arguments)
-        assert re.fullmatch(r"error: .*: (File name too long|File exists|Not a directory)\n       give another file or OUT\n", said), said
+        assert re.fullmatch(
+            r"error: .*: (File name too long|File exists|Not a directory)\n       give another file or OUT\n",
+            said,
+        ), said
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,9 +1,12 @@
-"""A training whose weights are the counts of the samples it was trained on: an independent witness of the ledger.
+"""A training whose weights are the counts of the samples it was trained on: an independent witness of the
+ledger.
 
-    python counting_run.py SHARDS TOKENIZER OUT --workers N [--streams K] [--crash STEP …] [--die STEP] [--hold STEP:WORKERS …] [--resume]
+    python counting_run.py SHARDS TOKENIZER OUT --workers N [--streams K] [--crash STEP …] [--die STEP]
+    [--hold STEP:WORKERS …] [--resume]
 
-Run as a program, because some tests kill it. `--crash` kills the last worker once at each of these steps, `--die` kills the driver, and
-`--hold` lets a group of so many workers wait at a step, the first time that it comes there, until it is ended.
+Run as a program, because some tests kill it. `--crash` kills the last worker once at each of these steps,
+`--die` kills the driver, and `--hold` lets a group of so many workers wait at a step, the first time that it
+comes there, until it is ended.
 """
 
 import argparse
@@ -53,7 +56,12 @@ def write_shards(folder):
             buffer = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "PNG")
             bad = (shard * 3 + index // 31, index % 31) in BAD
-            rows.append({"bytes": buffer.getvalue()[:50] if bad else buffer.getvalue(), "path": f"{shard}-{index}.png"})
+            rows.append(
+                {
+                    "bytes": buffer.getvalue()[:50] if bad else buffer.getvalue(),
+                    "path": f"{shard}-{index}.png",
+                }
+            )
         pq.write_table(pa.table({"image": rows}), Path(folder, f"train-{shard}.parquet"), row_group_size=31)
 
 
@@ -66,16 +74,24 @@ def write_tokenizer(folder):
 
 
 def assert_exactly_once(shards, tokenizer, out, *, missing):
-    """The last checkpoint's weights know every sample once, but for the `missing` last ones, and each is what its key says."""
+    """The last checkpoint's weights know every sample once, but for the `missing` last ones, and each is what
+    its key says.
+    """
     checkpoint = Path(run_folder.latest_checkpoint(str(out / "run")))
     source = open_source(str(shards))
     with np.load(checkpoint / "counts.npz") as saved:
         counts, digests = saved["counts"], saved["digests"]
     assert counts.max() == 1
     assert np.count_nonzero(counts == 0) == missing
-    keys = [(e, u, r) for e in range(EPOCHS) for u, rows in enumerate(source.manifest.rows) for r in range(rows)]
+    keys = [
+        (e, u, r) for e in range(EPOCHS) for u, rows in enumerate(source.manifest.rows) for r in range(rows)
+    ]
     expected = expected_digests(source, load_tokenizer(str(tokenizer)))
-    different = [key for key, count, found in zip(keys, counts, digests, strict=True) if count and found != expected[key]]
+    different = [
+        key
+        for key, count, found in zip(keys, counts, digests, strict=True)
+        if count and found != expected[key]
+    ]
     assert not different, f"{len(different)} samples are not what their key says, the first: {different[0]}"
     ledger = Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
     assert ledger.settled == counts.sum()
@@ -87,18 +103,28 @@ def assert_exactly_once(shards, tokenizer, out, *, missing):
 
 def digest(*arrays):
     """A number for the content of a sample."""
-    return functools.reduce(lambda value, array: zlib.crc32(np.ascontiguousarray(array).tobytes(), value), arrays, 0)
+    return functools.reduce(
+        lambda value, array: zlib.crc32(np.ascontiguousarray(array).tobytes(), value), arrays, 0
+    )
 
 
 def expected_digests(source, tokenizer):
-    """What every sample of every epoch must be, by (epoch, unit, row): drawn here, without Ray, in another order."""
+    """What every sample of every epoch must be, by (epoch, unit, row): drawn here, without Ray, in another
+    order.
+    """
     expected = {}
     for epoch in reversed(range(EPOCHS)):
         for unit, count in enumerate(source.manifest.rows.tolist()):
             rows = np.arange(count)[::-1]
             keys = {"epoch": np.full(count, epoch), "unit": np.full(count, unit), "row": rows}
-            batch = make_samples({"image": source.manifest.unit(unit).read(rows)["image"], **keys}, config=SAMPLES)
-            batch["tokens"] = tokenizer.encode(torch.from_numpy(batch["patch_view"]).permute(0, 3, 1, 2)).to(torch.int16).numpy()
+            batch = make_samples(
+                {"image": source.manifest.unit(unit).read(rows)["image"], **keys}, config=SAMPLES
+            )
+            batch["tokens"] = (
+                tokenizer.encode(torch.from_numpy(batch["patch_view"]).permute(0, 3, 1, 2))
+                .to(torch.int16)
+                .numpy()
+            )
             for i, row in enumerate(rows.tolist()):
                 expected[epoch, unit, row] = digest(*(batch[name][i] for name in COLUMNS))
     return expected
@@ -122,7 +148,9 @@ class Counting(Objective):
         index = batch["epoch"] * self.total + torch.from_numpy(self.starts)[batch["unit"]] + batch["row"]
         new = torch.zeros(2, *self.counts.shape, dtype=torch.int64)
         new[0, index] = 1
-        new[1, index] = torch.tensor([digest(*(batch[name][i].numpy() for name in COLUMNS)) for i in range(len(index))])
+        new[1, index] = torch.tensor(
+            [digest(*(batch[name][i].numpy() for name in COLUMNS)) for i in range(len(index))]
+        )
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(new)
         self.counts += new[0]
@@ -173,7 +201,9 @@ def main():
         seed=SEED,
         data=DataConfig(train=args.shards, max_bad=0.2),
         # As many cores as each stream wants; that they are shared makes it slower, not other.
-        resources=ResourceConfig(workers=args.workers, streams=args.streams, cpus=2 if args.streams == 1 else 3 * args.streams),
+        resources=ResourceConfig(
+            workers=args.workers, streams=args.streams, cpus=2 if args.streams == 1 else 3 * args.streams
+        ),
         output=OutputConfig(root=args.out, name="run", checkpoint_steps=4, mlflow=False, log_seconds=1.0),
     )
     job.BLOCKS_PER_ROUND = 8  # several rounds in a run as small as this
@@ -185,7 +215,13 @@ def main():
         samples=SAMPLES,
         tokenizer=TokenizerConfig(path=args.tokenizer),
         make_objective=functools.partial(
-            Counting, source.manifest.rows.astype(np.int64), args.crash, args.die, args.hold, args.out, os.getpid()
+            Counting,
+            source.manifest.rows.astype(np.int64),
+            args.crash,
+            args.die,
+            args.hold,
+            args.out,
+            os.getpid(),
         ),
         global_batch_size=BATCH,
         total_steps=config.total_steps(source.manifest.total, BATCH),
@@ -193,7 +229,9 @@ def main():
         inputs={"data.train": source.manifest.digest},
         shown=[],
     )
-    _, result = job.run_job(training, resume=f"{args.out}/run" if args.resume else None, debug=False, say=print)
+    _, result = job.run_job(
+        training, resume=f"{args.out}/run" if args.resume else None, debug=False, say=print
+    )
     print(dataclasses.asdict(result))
 
 

@@ -1,4 +1,6 @@
-"""A run whose images and whose folder lie in a bucket, of a server that stands in for S3: trained in two parts, with its report."""
+"""A run whose images and whose folder lie in a bucket, of a server that stands in for S3: trained in two
+parts, with its report.
+"""
 
 import os
 import subprocess
@@ -21,7 +23,11 @@ IMAGES, BATCH, EPOCHS = 96, 16, 2
 @pytest.fixture
 def bucket(monkeypatch):
     """Maps a path in the bucket to its URI."""
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     for name, value in keys.items():
         monkeypatch.setenv(name, value)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -36,9 +42,21 @@ def bucket(monkeypatch):
 
 def pretrain(*options):
     """`beit pretrain`; returns what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    }
     command = [sys.executable, "-m", "pipelines.pretrain", *map(str, options)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=800,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -50,8 +68,25 @@ def test_a_run_from_a_bucket_into_a_bucket_stops_goes_on_and_is_whole(bucket, tm
     for file in (path for path in (tmp_path / "scenes").rglob("*") if path.is_file()):
         storage.write_bytes(bucket(f"images/{file.relative_to(tmp_path / 'scenes')}"), file.read_bytes())
     run = bucket("runs/run")
-    data = ["--data.train", bucket("images"), "--epochs", EPOCHS, "--optim.global-batch-size", BATCH, "--optim.warmup-steps", 2]
-    output = ["--output.root", bucket("runs"), "--output.name", "run", "--output.no-mlflow", "--evaluation.images", 0]
+    data = [
+        "--data.train",
+        bucket("images"),
+        "--epochs",
+        EPOCHS,
+        "--optim.global-batch-size",
+        BATCH,
+        "--optim.warmup-steps",
+        2,
+    ]
+    output = [
+        "--output.root",
+        bucket("runs"),
+        "--output.name",
+        "run",
+        "--output.no-mlflow",
+        "--evaluation.images",
+        0,
+    ]
     steps = EPOCHS * IMAGES // BATCH
     pretrain("quickstart", *data, *output, "--stop-at", steps // 2, "--resources.cpus", 2)
     assert run_folder.step_of(run_folder.latest_checkpoint(run)) == steps // 2
@@ -61,7 +96,11 @@ def test_a_run_from_a_bucket_into_a_bucket_stops_goes_on_and_is_whole(bucket, tm
     checkpoint = run_folder.latest_checkpoint(run)
     ledger = Ledger.from_bytes(storage.read_bytes(storage.join(checkpoint, "ledger.npz")))
     # A ledger refuses a sample that is entered twice.
-    assert (run_folder.step_of(checkpoint), ledger.settled, ledger.complete) == (steps, EPOCHS * IMAGES, EPOCHS)
+    assert (run_folder.step_of(checkpoint), ledger.settled, ledger.complete) == (
+        steps,
+        EPOCHS * IMAGES,
+        EPOCHS,
+    )
     assert read_metrics(run)[-1]["step"] == steps
     assert "<html" in storage.read_text(storage.join(run, "report", "index.html"))
     assert not Path("s3:").exists(), "nothing takes the bucket for a folder"

@@ -1,4 +1,6 @@
-"""Every sample of every epoch exactly once, whatever dies in between. Counted by weights, not by the ledger itself."""
+"""Every sample of every epoch exactly once, whatever dies in between. Counted by weights, not by the ledger
+itself.
+"""
 
 import importlib.util
 import subprocess
@@ -52,7 +54,9 @@ def test_a_worker_is_killed_before_the_first_checkpoint_then_the_driver_and_anot
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_streams_with_two_workers_and_one_a_worker_killed_after_a_checkpoint(program, shards, tokenizer, tmp_path):
+def test_two_streams_with_two_workers_and_one_a_worker_killed_after_a_checkpoint(
+    program, shards, tokenizer, tmp_path
+):
     done = run(shards, tokenizer, tmp_path, "--workers", "3", "--streams", "2", "--crash", "9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "crashed-9").exists()

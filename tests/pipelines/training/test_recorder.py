@@ -18,7 +18,14 @@ SHOWN = [("loss {:.2f} (unigram {:.2f})", "train/loss train/unigram"), ("acc {:.
 
 
 def row(step, **values):
-    return {"step": step, "images": 64 * step, "time": 1000.0 + step, "speed/images_per_second": 1234.5, "speed/data_wait": 0.031, **values}
+    return {
+        "step": step,
+        "images": 64 * step,
+        "time": 1000.0 + step,
+        "speed/images_per_second": 1234.5,
+        "speed/data_wait": 0.031,
+        **values,
+    }
 
 
 @pytest.fixture
@@ -29,7 +36,9 @@ def recorder(tmp_path):
 @pytest.fixture
 def bucket_run(tmp_path, monkeypatch):
     """A run folder on a bucket (a folder that stands in for one)."""
-    monkeypatch.setattr(storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
+    monkeypatch.setattr(
+        storage, "_file_system", lambda root: fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    )
     for name in ("metrics", "log"):
         (tmp_path / "bucket" / "run" / name).mkdir(parents=True)
     return "s3://bucket/run"
@@ -37,7 +46,12 @@ def bucket_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sqlite(tmp_path):
-    return MlflowRun(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests", name="mine", artifacts=f"file://{tmp_path}/artifacts")
+    return MlflowRun(
+        uri=f"sqlite:///{tmp_path}/mlflow.db",
+        experiment="tests",
+        name="mine",
+        artifacts=f"file://{tmp_path}/artifacts",
+    )
 
 
 @pytest.fixture
@@ -50,7 +64,10 @@ def unreachable(monkeypatch):
 def test_a_progress_line_says_what_matters_in_a_fixed_order():
     metrics = {"train/loss": 8.414, "train/unigram": 8.72, "train/accuracy": 0.019, "data/quarantined": 3}
     line = progress_line(row(120, **metrics), total_steps=5000, seconds_left=7815, shown=SHOWN)
-    assert line == "step 120/5,000 | loss 8.41 (unigram 8.72) | acc 1.9% | 1,234 img/s | data wait 3% | 3 bad samples | eta 2h 10m"
+    assert line == (
+        "step 120/5,000 | loss 8.41 (unigram 8.72) | acc 1.9% | 1,234 img/s | data wait 3% | 3 bad "
+        "samples | eta 2h 10m"
+    )
 
 
 def test_what_is_not_defined_is_left_out_of_the_line_and_null_in_the_file(recorder, tmp_path):
@@ -61,7 +78,8 @@ def test_what_is_not_defined_is_left_out_of_the_line_and_null_in_the_file(record
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (59.6, "1m"), (61, "1m 1s"), (3725, "1h 2m"), (252_000, "2d 22h"), (86_400, "1d")]
+    ("seconds", "text"),
+    [(0, "0s"), (59.6, "1m"), (61, "1m 1s"), (3725, "1h 2m"), (252_000, "2d 22h"), (86_400, "1d")],
 )
 def test_durations_show_their_two_largest_units(seconds, text):
     assert duration(seconds) == text
@@ -122,7 +140,10 @@ def test_on_a_bucket_the_log_is_the_parts_in_their_order(bucket_run, monkeypatch
     recorder.say("fourth")
     recorder.finish("FINISHED")
     parts = sorted((tmp_path / "bucket" / "run" / "log").glob("*.txt"))
-    assert [[line.split()[-1] for line in part.read_text().splitlines()] for part in parts] == [["first", "second", "third"], ["fourth"]]
+    assert [[line.split()[-1] for line in part.read_text().splitlines()] for part in parts] == [
+        ["first", "second", "third"],
+        ["fourth"],
+    ]
 
 
 @pytest.mark.parametrize("start", [lambda run, place: Recorder(run, 100, SHOWN, place), tracking.check])
@@ -140,7 +161,9 @@ def test_a_tracking_uri_that_mlflow_does_not_understand_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("pause", "attempts"), [(math.inf, 1), (0, 3)])
-def test_a_tracking_server_that_goes_away_is_told_once_and_costs_no_metrics(tmp_path, sqlite, monkeypatch, pause, attempts):
+def test_a_tracking_server_that_goes_away_is_told_once_and_costs_no_metrics(
+    tmp_path, sqlite, monkeypatch, pause, attempts
+):
     tried = []
 
     def lost(*args):
@@ -179,7 +202,9 @@ def test_a_run_has_its_own_name_in_mlflow_wherever_it_is(bucket_run, monkeypatch
     assert place_of(remote, experiment="tests", params={}).name == "first"
 
 
-def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on_with_its_own(tmp_path, sqlite, capfd):
+def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on_with_its_own(
+    tmp_path, sqlite, capfd
+):
     from mlflow import MlflowClient
 
     place = replace(sqlite, params={"optim.peak_lr": 1e-3, "data.train": None})
@@ -197,7 +222,9 @@ def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on
     assert run.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["metrics.jsonl"]
     assert run.data.params == {"optim.peak_lr": "0.001", "data.train": "None"}
-    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")] == [(10, 3.0), (20, 2.0)]
+    assert [
+        (point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")
+    ] == [(10, 3.0), (20, 2.0)]
 
 
 def test_workers_learn_that_the_driver_has_to_end(recorder):

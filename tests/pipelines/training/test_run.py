@@ -12,7 +12,9 @@ from pipelines.training import run as job
 
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
-    """Trains with workers that reach these steps, one an attempt, each with a checkpoint, and die there; the last step is the end."""
+    """Trains with workers that reach these steps, one an attempt, each with a checkpoint, and die there; the
+    last step is the end.
+    """
 
     def train(*reached):
         left, starts = list(reached), []
@@ -24,7 +26,9 @@ def dying(tmp_path, monkeypatch):
             if step is not None:
                 checkpoint = tmp_path / folder.attempt_name / f"step-{step:08d}"
                 checkpoint.mkdir(parents=True)
-                (checkpoint / run_folder.PROGRESS_FILE).write_text(json.dumps({"step": step, "seconds": 1.0, "files": {}}))
+                (checkpoint / run_folder.PROGRESS_FILE).write_text(
+                    json.dumps({"step": step, "seconds": 1.0, "files": {}})
+                )
             if left:
                 raise JobFailedError("a machine was lost (after 3 restarts)", "go on by --resume")
             return SimpleNamespace(step=step)
@@ -32,7 +36,11 @@ def dying(tmp_path, monkeypatch):
         monkeypatch.setattr(job, "run_training", run_training)
         lines = []
         folder = run_folder.RunFolder(str(tmp_path), 1)
-        return lambda: job.train_while_it_advances(None, folder, None, say=lines.append, resume=False), starts, lines
+        return (
+            lambda: job.train_while_it_advances(None, folder, None, say=lines.append, resume=False),
+            starts,
+            lines,
+        )
 
     return train
 

@@ -1,4 +1,6 @@
-"""SIGTERM to the driver of a run, as Slurm and Kubernetes send it: a last checkpoint. test_job_submit.py shows how one goes on from it."""
+"""SIGTERM to the driver of a run, as Slurm and Kubernetes send it: a last checkpoint. test_job_submit.py
+shows how one goes on from it.
+"""
 
 import os
 import re
@@ -18,8 +20,14 @@ IMAGES, EPOCHS, BATCH = 96, 20, 16
 
 def start(*options):
     command = [sys.executable, "-m", "pipelines.pretrain", *map(str, options)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def lines_until(process, beginning, limit=600):
@@ -36,8 +44,26 @@ def lines_until(process, beginning, limit=600):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_sigterm_leaves_a_checkpoint_of_the_last_step_taken(tmp_path):
-    options = ["--data.scenes", IMAGES, "--epochs", EPOCHS, "--optim.global-batch-size", BATCH, "--resources.cpus", 2]
-    output = ["--output.root", tmp_path, "--output.name", "run", "--output.checkpoint-steps", 1_000_000, "--output.log-seconds", 0.5]
+    options = [
+        "--data.scenes",
+        IMAGES,
+        "--epochs",
+        EPOCHS,
+        "--optim.global-batch-size",
+        BATCH,
+        "--resources.cpus",
+        2,
+    ]
+    output = [
+        "--output.root",
+        tmp_path,
+        "--output.name",
+        "run",
+        "--output.checkpoint-steps",
+        1_000_000,
+        "--output.log-seconds",
+        0.5,
+    ]
     driver = start("quickstart", *options, *output, "--output.no-mlflow", "--evaluation.images", 0)
     try:
         lines_until(driver, "step 1/")
@@ -50,7 +76,12 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step_taken(tmp_path):
     assert "SIGTERM: a last checkpoint, then the end" in rest
     assert f"stopped; go on by --resume {tmp_path}/run" in rest
     checkpoint = Path(run_folder.latest_checkpoint(str(tmp_path / "run")))
-    step, ledger = run_folder.step_of(str(checkpoint)), Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
+    step, ledger = (
+        run_folder.step_of(str(checkpoint)),
+        Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes()),
+    )
     logged = [int(number.replace(",", "")) for number in re.findall(r"^step ([\d,]+)/", rest, re.MULTILINE)]
-    assert EPOCHS * IMAGES // BATCH > step == max(logged) > 1, "no periodic checkpoint was due: this is that of the last step taken"
+    assert EPOCHS * IMAGES // BATCH > step == max(logged) > 1, (
+        "no periodic checkpoint was due: this is that of the last step taken"
+    )
     assert ledger.settled == step * BATCH

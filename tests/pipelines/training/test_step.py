@@ -18,7 +18,15 @@ MASK = MaskConfig(ratio=0.5)
 
 def make_objective():
     optim = OptimConfig(global_batch_size=12, peak_lr=1e-2, warmup_steps=0)
-    return MimObjective(MODEL, optim, ViewConfig(), target=VisualTokens(16), total_steps=8, seed=0, max_hidden=MASK.budget(MODEL.grid))
+    return MimObjective(
+        MODEL,
+        optim,
+        ViewConfig(),
+        target=VisualTokens(16),
+        total_steps=8,
+        seed=0,
+        max_hidden=MASK.budget(MODEL.grid),
+    )
 
 
 def global_batch(step):
@@ -39,7 +47,10 @@ def train(*, micro, steps=3):
     stepper = Stepper(make_objective(), device=torch.device("cpu"), micro_batch_size=micro, clip_norm=0.5)
     for step in range(steps):
         ends = np.cumsum([0, *(share_of(12, rank, stepper.workers) for rank in range(stepper.workers))])
-        batch = {name: column[ends[stepper.rank] : ends[stepper.rank + 1]] for name, column in global_batch(step).items()}
+        batch = {
+            name: column[ends[stepper.rank] : ends[stepper.rank + 1]]
+            for name, column in global_batch(step).items()
+        }
         weight = stepper.add_up([stepper.objective.weight({"mask": batch["mask"].numpy()})])[0]
         stepper.step(step, batch, weight)
     sums, weight, norm = stepper.take_sums()
@@ -53,10 +64,17 @@ def worker(rank, workers, micro, rendezvous, out):
 
 
 @pytest.mark.parametrize(("workers", "micro"), [(2, 6), (2, 4), (3, 1), (5, 1)])
-def test_workers_and_micro_batches_give_the_weights_of_one_worker_with_the_whole_batch(workers, micro, tmp_path):
+def test_workers_and_micro_batches_give_the_weights_of_one_worker_with_the_whole_batch(
+    workers, micro, tmp_path
+):
     weights, sums, weight, norm = train(micro=None)
     # Forked, because a fresh interpreter could not import this file.
-    mp.start_processes(worker, (workers, micro, tmp_path / "rendezvous", tmp_path / "out"), nprocs=workers, start_method="fork")
+    mp.start_processes(
+        worker,
+        (workers, micro, tmp_path / "rendezvous", tmp_path / "out"),
+        nprocs=workers,
+        start_method="fork",
+    )
     for rank in range(workers):
         other, other_sums, other_weight, other_norm = torch.load(tmp_path / f"out-{rank}", weights_only=False)
         assert other_weight == weight
@@ -65,7 +83,9 @@ def test_workers_and_micro_batches_give_the_weights_of_one_worker_with_the_whole
             np.testing.assert_allclose(other_sums[name], sums[name], rtol=1e-5)
         for name, value in weights.items():
             # AdamW divides by the gradient's own size: rounding shows where a gradient is near zero.
-            torch.testing.assert_close(other[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                other[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("workers", range(1, 13))

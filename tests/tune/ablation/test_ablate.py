@@ -1,4 +1,6 @@
-"""A whole ablation with Ray Tune, small; then what is left of one that was killed, gone on with. What is refused is refused before Ray."""
+"""A whole ablation with Ray Tune, small; then what is left of one that was killed, gone on with. What is
+refused is refused before Ray.
+"""
 
 import csv
 import io
@@ -51,24 +53,35 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     lines: list[str] = []
     # One of the two tasks: test_chain.py says what each is.
-    result = ablate(small(tmp_path, **{"tasks": ["segment"], "segment.val_scenes": 24}), preset="quickstart", say=lines.append)
+    result = ablate(
+        small(tmp_path, **{"tasks": ["segment"], "segment.val_scenes": 24}),
+        preset="quickstart",
+        say=lines.append,
+    )
     assert [(line.row, sorted(line.results), line.missing) for line in result.table.lines] == [
         ("beit", ["segment"], ()),
         ("pixels", ["segment"], ()),
     ]
     rows = list(csv.DictReader(io.StringIO(Path(result.folder, "rows.csv").read_text())))
-    judged = json.loads(Path(result.folder, "pixels-seed0-segment", "validation", "step-00000004.json").read_text())
+    judged = json.loads(
+        Path(result.folder, "pixels-seed0-segment", "validation", "step-00000004.json").read_text()
+    )
     assert float(rows[1]["segment_seed0"]) == pytest.approx(100 * judged["mean_iou"], abs=1e-4)
     assert (rows[1]["row"], rows[1]["segment_paper"]) == ("pixels", "41.3800")
     assert "in the paper's order" in Path(result.folder, "table.md").read_text()
     assert Path(result.report).exists()
 
-    # One tokenising for the row that predicts tokens; both rows fine-tuned from what they had learned, with the same seed.
+    # One tokenising for the row that predicts tokens; both rows fine-tuned from what they had learned, with
+    # the same seed.
     assert [line for line in lines if line.startswith("tokens, seed 0: 96 views, 96 of them tokenised now")]
     for row, tokens in (("beit", True), ("pixels", False)):
-        saved, _ = run_folder.saved_config(f"{result.folder}/{row}-seed0-pretrain", PretrainConfig, job="pretrain")
+        saved, _ = run_folder.saved_config(
+            f"{result.folder}/{row}-seed0-pretrain", PretrainConfig, job="pretrain"
+        )
         assert (saved.data.tokens is not None) == tokens
-        tuned, _ = run_folder.saved_config(f"{result.folder}/{row}-seed0-segment", SegmentConfig, job="segment")
+        tuned, _ = run_folder.saved_config(
+            f"{result.folder}/{row}-seed0-segment", SegmentConfig, job="segment"
+        )
         assert tuned.start.startswith(f"{result.folder}/starts/{row}-seed0-pretrain-step-6-")
         assert (tuned.model.dim, tuned.seed) == (32, 0)
         assert model_digest(tuned.start) == model_digest(f"{result.folder}/{row}-seed0-pretrain/model")
@@ -85,7 +98,9 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     again = ablate(saved, preset=preset, resume=result.folder, say=lines.append)
     assert "resumed: finished: beit-seed0; to go on with: pixels-seed0 (segment)" in lines
     for name in names[:3]:
-        assert Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns == before[name], f"{name} ran again"
+        assert Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns == before[name], (
+            f"{name} ran again"
+        )
     assert Path(result.folder, "pixels-seed0-segment", "attempt-2").exists()
     steps = [row["step"] for row in read_metrics(f"{result.folder}/pixels-seed0-segment")]
     assert steps == sorted(set(steps))
@@ -162,10 +177,18 @@ def test_tokens_are_computed_once_only_where_no_view_comes_again(tmp_path):
     ("values", "cause", "remedy"),
     [
         ({"data.train": "here"}, "classify.val is not given", "leave classify out of --tasks"),
-        ({"data.train": "here", "classify.val": "there", "segment.val": "there"}, "segment.train is not given", "--segment.train"),
+        (
+            {"data.train": "here", "classify.val": "there", "segment.val": "there"},
+            "segment.train is not given",
+            "--segment.train",
+        ),
         ({"classify.recipe": "quickstrat"}, "quickstrat is neither", "perhaps you meant quickstart"),
         ({"mask.ratio": 0.04}, "the row beit: mask.ratio=0.04", "mask.min_block"),
-        ({"model.image_size": 224, "model.patch_size": 28}, "data.train is not given", "beit ablate quickstart"),
+        (
+            {"model.image_size": 224, "model.patch_size": 28},
+            "data.train is not given",
+            "beit ablate quickstart",
+        ),
     ],
 )
 def test_what_no_row_could_begin_with_is_refused_before_anything_is_computed(tmp_path, values, cause, remedy):

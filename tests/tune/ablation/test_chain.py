@@ -9,7 +9,16 @@ from beit.vit.checkpoints import save_model
 from pipelines.evaluation.every_image import FOLDER
 from pipelines.runs import evaluations
 from tune.ablation import chain_run
-from tune.ablation.chain import Chain, JobState, chains_of, is_settled, left_to_do, read_state, value_of, write_state
+from tune.ablation.chain import (
+    Chain,
+    JobState,
+    chains_of,
+    is_settled,
+    left_to_do,
+    read_state,
+    value_of,
+    write_state,
+)
 from tune.ablation.chain_run import CHAIN, Setup, pretrain_config, run_chain, run_job
 from tune.ablation.config import ClassifyProtocol, SegmentProtocol, ablation_preset
 from tune.ablation.table import read_table
@@ -28,7 +37,15 @@ def finish(folder, chain, task, value, status="finished"):
 def setup_of(tmp_path, **values):
     config = replace(ablation_preset("quickstart"), **values)
     steps = {"classify": 100, "segment": 60}
-    return Setup(config=config, folder=str(tmp_path), preset="quickstart", images=4000, steps=steps, tokens={0: "/tokens"}, debug=False)
+    return Setup(
+        config=config,
+        folder=str(tmp_path),
+        preset="quickstart",
+        images=4000,
+        steps=steps,
+        tokens={0: "/tokens"},
+        debug=False,
+    )
 
 
 def test_every_row_is_begun_with_the_first_seed_before_the_next():
@@ -104,16 +121,22 @@ def test_rows_that_predict_tokens_read_those_of_their_seed_and_the_others_none(t
 def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_protocol(tmp_path, monkeypatch):
     pretrained = tmp_path / "pixels-seed3-pretrain"
     save_model(
-        Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2), 16, seed=1), pretrained / "model", extra={"view": {}}
+        Beit(ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2), 16, seed=1),
+        pretrained / "model",
+        extra={"view": {}},
     )
     protocol = {"recipe": "quickstart", "steps": 7, "peak_lr": 0.5, "val": "/val"}
     setup = setup_of(
         tmp_path,
         classify=ClassifyProtocol(train="/labelled", fraction=0.25, **protocol),
-        segment=SegmentProtocol(train="/annotated", annotations="/ids", val_annotations="/val-ids", **protocol),
+        segment=SegmentProtocol(
+            train="/annotated", annotations="/ids", val_annotations="/val-ids", **protocol
+        ),
     )
     jobs = []
-    monkeypatch.setattr("pipelines.finetune.finetune", lambda config, **options: jobs.append((config, options)))
+    monkeypatch.setattr(
+        "pipelines.finetune.finetune", lambda config, **options: jobs.append((config, options))
+    )
     monkeypatch.setattr("pipelines.segment.segment", lambda config, **options: jobs.append((config, options)))
     chain = replace(CHAIN_0, seed=3)
     for task in chain.tasks:
@@ -121,7 +144,11 @@ def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_prot
     (classify, how), (segment, _) = jobs
     assert (how["preset"], how["resume"]) == ("quickstart", None)
     assert (classify.data.train, classify.data.fraction, classify.data.val) == ("/labelled", 0.25, "/val")
-    assert (segment.data.train, segment.data.annotations, segment.data.val_annotations) == ("/annotated", "/ids", "/val-ids")
+    assert (segment.data.train, segment.data.annotations, segment.data.val_annotations) == (
+        "/annotated",
+        "/ids",
+        "/val-ids",
+    )
     for task, config in {"classify": classify, "segment": segment}.items():
         assert (config.start, config.model.dim, config.seed) == (str(pretrained), 24, 3)
         assert (config.steps, config.optim.peak_lr) == (7, 0.5)
@@ -148,7 +175,10 @@ def run(monkeypatch, setup, failing=()):
 
 def test_a_task_that_fails_does_not_stop_the_other_and_is_done_again_by_the_next_start(tmp_path, monkeypatch):
     setup = setup_of(tmp_path)
-    assert run(monkeypatch, setup, failing=["classify"]) == (["pretrain", "classify", "segment"], "classify broke")
+    assert run(monkeypatch, setup, failing=["classify"]) == (
+        ["pretrain", "classify", "segment"],
+        "classify broke",
+    )
     assert read_state(setup.folder, CHAIN_0, "classify") == JobState(status="failed", error="classify broke")
     assert run(monkeypatch, setup) == (["classify"], None)
     assert run(monkeypatch, setup) == ([], None)

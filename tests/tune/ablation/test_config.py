@@ -36,7 +36,11 @@ def test_rows_have_the_seeds_that_were_asked_for():
 @pytest.mark.parametrize(
     ("values", "cause", "remedy"),
     [
-        ({"mask.kind": "random"}, "what the row random-masks has for itself", "leave random-masks out of --rows"),
+        (
+            {"mask.kind": "random"},
+            "what the row random-masks has for itself",
+            "leave random-masks out of --rows",
+        ),
         ({"target.kind": "pixels"}, "what the row pixels has for itself", "--target.kind"),
         ({"rows": ["beit", "beit"]}, "--rows beit beit", "leave out --rows"),
         ({"tasks": []}, "--tasks nothing", "leave out --tasks"),

@@ -9,14 +9,22 @@ from tune.ablation.table import Line, Result, Table
 def write(folder, lines):
     config = ablation_preset("quickstart")
     table = Table(lines=tuple(lines), tasks=("classify", "segment"), seeds=(0, 1))
-    how = {"preset": "quickstart", "seconds": 75, "lines": ["2 CPU / 1.25 = 1.60"], "mlflow": "http://host/#/experiments/1/runs/2"}
+    how = {
+        "preset": "quickstart",
+        "seconds": 75,
+        "lines": ["2 CPU / 1.25 = 1.60"],
+        "mlflow": "http://host/#/experiments/1/runs/2",
+    }
     path = write_ablation_report(str(folder), config, table, **how)
     assert path == str(folder / REPORT_FILE)
     return Path(path).read_text()
 
 
 def both(first, second):
-    return {"classify": Result(values={0: first, 1: first + 1}), "segment": Result(values={0: second, 1: second - 1})}
+    return {
+        "classify": Result(values={0: first, 1: first + 1}),
+        "segment": Result(values={0: second, 1: second - 1}),
+    }
 
 
 def test_the_page_shows_our_table_beside_the_papers_the_order_and_what_is_missing(tmp_path):
@@ -45,4 +53,6 @@ def test_the_page_shows_our_table_beside_the_papers_the_order_and_what_is_missin
 
 
 def test_a_page_of_an_ablation_without_a_result_can_be_written(tmp_path):
-    assert "was not begun" in write(tmp_path, [Line(row="beit", results={}, missing=("beit-seed0-pretrain was not begun",))])
+    assert "was not begun" in write(
+        tmp_path, [Line(row="beit", results={}, missing=("beit-seed0-pretrain was not begun",))]
+    )

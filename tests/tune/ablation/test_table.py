@@ -5,18 +5,40 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from tune.ablation.table import Line, Result, Table, compare_order, order_words, orders_of, residual_spread, to_csv, to_markdown
+from tune.ablation.table import (
+    Line,
+    Result,
+    Table,
+    compare_order,
+    order_words,
+    orders_of,
+    residual_spread,
+    to_csv,
+    to_markdown,
+)
 from tune.ablation.table4 import ROWS
 
 SEEDS = (0, 1, 2)
 
 
 def make_table(means, **rest):
-    """Rows with these means and a standard deviation of 1 over three seeds, every row's best seed another one."""
+    """Rows with these means and a standard deviation of 1 over three seeds, every row's best seed another
+    one.
+    """
     lines = []
     for place, (row, mean) in enumerate(means.items()):
-        values = {} if mean is None else dict(zip(SEEDS, (mean + np.roll([-1.0, 1.0, 0.0], place)).tolist(), strict=True))
-        lines.append(Line(row=row, results={"classify": Result(values=values)} if values else {}, missing=rest.get(row, ())))
+        values = (
+            {}
+            if mean is None
+            else dict(zip(SEEDS, (mean + np.roll([-1.0, 1.0, 0.0], place)).tolist(), strict=True))
+        )
+        lines.append(
+            Line(
+                row=row,
+                results={"classify": Result(values=values)} if values else {},
+                missing=rest.get(row, ()),
+            )
+        )
     return Table(lines=tuple(lines), tasks=("classify",), seeds=SEEDS)
 
 
@@ -38,7 +60,9 @@ def test_the_rank_correlation_is_scipys_and_counts_the_rows_that_the_paper_has()
         means = dict(zip(rows, np.random.default_rng(seed).normal(20, 3, len(rows)), strict=True))
         order = compare_order("classify", make_table({**means, "mean-colour": 50.0}).results("classify"))
         assert len(order.pairs) == 21
-        assert order.tau == pytest.approx(kendalltau([means[row] for row in rows], [published(row) for row in rows]).statistic)
+        assert order.tau == pytest.approx(
+            kendalltau([means[row] for row in rows], [published(row) for row in rows]).statistic
+        )
 
 
 def test_the_papers_own_figures_are_in_the_papers_order_and_reversed_ones_in_none():
@@ -57,7 +81,9 @@ def test_the_spread_is_what_a_linear_model_of_rows_and_seeds_leaves_over():
     assert spread == pytest.approx(np.sqrt((left**2).sum() / (values.size - np.linalg.matrix_rank(design))))
     assert spread < 5, "what a seed does to all rows alike is no noise"
     complete = [Result(values=dict(zip(SEEDS, row, strict=True))) for row in values.tolist()]
-    assert residual_spread([*complete, Result(values={0: 20.0})]) == spread, "a row that lacks seeds takes nothing from the others"
+    assert residual_spread([*complete, Result(values={0: 20.0})]) == spread, (
+        "a row that lacks seeds takes nothing from the others"
+    )
 
 
 def test_a_pair_in_another_order_is_named_with_whether_it_is_more_than_chance():
@@ -73,12 +99,22 @@ def test_a_pair_in_another_order_is_named_with_whether_it_is_more_than_chance():
     first, *others = order_words(order)
     assert "1 of 3 pairs" in first
     assert "tau -0.33" in first
-    assert "beit below no-masks: -4.00 points here, +1.19 in the paper; standard error 1.00: more than chance" in others[0]
-    assert "beit below pixels: -1.00 points here, +1.82 in the paper; standard error 1.00: no more than chance" in others[1]
+    assert (
+        "beit below no-masks: -4.00 points here, +1.19 in the paper; standard error 1.00: more than chance"
+        in others[0]
+    )
+    assert (
+        "beit below pixels: -1.00 points here, +1.82 in the paper; standard error 1.00: no more than chance"
+        in others[1]
+    )
 
 
 def test_rows_that_lack_a_seed_are_compared_by_those_that_both_have():
-    results = {"beit": Result(values={0: 10.0, 1: 50.0}), "pixels": Result(values={0: 9.0, 2: 1.0}), "longer": Result(values={1: 60.0})}
+    results = {
+        "beit": Result(values={0: 10.0, 1: 50.0}),
+        "pixels": Result(values={0: 9.0, 2: 1.0}),
+        "longer": Result(values={1: 60.0}),
+    }
     differences = {(pair.better, pair.worse): pair.ours for pair in compare_order("classify", results).pairs}
     assert differences == {("longer", "beit"): 10.0, ("beit", "pixels"): 1.0}
 
@@ -91,7 +127,10 @@ def test_with_one_seed_nothing_is_said_about_chance():
 
 
 def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours():
-    table = make_table({"beit": 20.0, "mean-colour": 19.0, "pixels": None}, pixels=("pixels-seed0-pretrain failed: it broke",))
+    table = make_table(
+        {"beit": 20.0, "mean-colour": 19.0, "pixels": None},
+        pixels=("pixels-seed0-pretrain failed: it broke",),
+    )
     lines = to_markdown(table).splitlines()
     assert lines[2] == "| BEiT | `beit` | 20.00 ± 1.00 | 82.86 |"
     assert lines[3].endswith("| 19.00 ± 1.00 | not in the table |")
@@ -106,5 +145,9 @@ def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours()
         "20.0000",
         "82.8600",
     ]
-    assert (rows[1]["classify_paper"], rows[2]["classify_mean"], rows[2]["missing"]) == ("", "", "pixels-seed0-pretrain failed: it broke")
+    assert (rows[1]["classify_paper"], rows[2]["classify_mean"], rows[2]["missing"]) == (
+        "",
+        "",
+        "pixels-seed0-pretrain failed: it broke",
+    )
     assert orders_of(make_table({"beit": 1.0, "mean-colour": 2.0})) == []

@@ -23,7 +23,11 @@ EXPECTED = {
 def test_a_row_differs_from_the_full_method_in_the_fields_it_names_and_in_no_other(row):
     config = ablation_preset("base-300")
     full, other = (flatten(to_dict(config.pretraining(name, 3))) for name in ("beit", row))
-    assert {name for name in full if full[name] != other[name]} == EXPECTED[row] == set(changes_of(row, config, longer=2))
+    assert (
+        {name for name in full if full[name] != other[name]}
+        == EXPECTED[row]
+        == set(changes_of(row, config, longer=2))
+    )
 
 
 def test_the_longer_row_of_the_papers_ablation_has_its_800_epochs():

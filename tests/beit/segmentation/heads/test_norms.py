@@ -36,8 +36,11 @@ def worker(rank, rendezvous, out):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     built = synchronised(model())
     assert sum(isinstance(module, HostSyncNorm) for module in built.modules()) == 2
-    # Of the second worker's part the pooled maps are one value a channel: it could have no statistics of its own.
-    gradients, _, found = step(DistributedDataParallel(built, broadcast_buffers=False), BATCH[:4] if rank == 0 else BATCH[4:])
+    # Of the second worker's part the pooled maps are one value a channel: it could have no statistics of its
+    # own.
+    gradients, _, found = step(
+        DistributedDataParallel(built, broadcast_buffers=False), BATCH[:4] if rank == 0 else BATCH[4:]
+    )
     torch.save(([2 * gradient for gradient in gradients], built.state_dict(), found), f"{out}-{rank}")
     dist.destroy_process_group()
 
