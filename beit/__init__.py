@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from beit.loading import load_model
     from beit.tokenizer.registry import load_tokenizer
-    from beit.vit.checkpoints import load_model
 
 __all__ = ["load_model", "load_tokenizer"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
     # The command line imports this package before it knows whether it needs torch, which takes seconds to
     # import.
     if name == "load_model":
-        from beit.vit.checkpoints import load_model
+        from beit.loading import load_model
 
         return load_model
     if name == "load_tokenizer":

@@ -9,31 +9,34 @@ the samples and tokens of a run that tokenises itself.
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from beit.config import TokenizerConfig
 from beit.errors import UserError
+from beit.tokenizer.protocol import ImageTokenizer
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.placement import Node, Placement, place
+from pipelines.command_line.options import parse
+from pipelines.command_line.run import run
 from pipelines.config.data import DataConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.resources import ResourceConfig
+from pipelines.config.tokenizer import EncodeConfig
+from pipelines.presets.pretrain import pretrain_preset
 from pipelines.runs import run_folder
+from pipelines.runs.progress import duration
+from pipelines.sources import Manifest, open_source
 from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently
 from pipelines.stream.samples import Batch, SampleConfig, make_samples
 from pipelines.stream.token_cache import CacheDescription, TokenCache, view_fields
-
-if TYPE_CHECKING:
-    from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.sources import Manifest
-from pipelines.config.tokenizer import EncodeConfig
 
 PROGRESS_SECONDS = 10.0
 
@@ -58,8 +61,6 @@ def config_of(name: str) -> EncodeConfig:
     Raises:
         UserError: For a name that is neither.
     """
-    from pipelines.presets.pretrain import pretrain_preset
-
     run = (
         run_folder.saved_config(name, PretrainConfig, job="pretrain")[0]
         if name.endswith(".json")
@@ -93,8 +94,6 @@ def encode_tokens(
         UserError: For mistakes in the configuration or the data, and a folder that holds other tokens.
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
-
-    from pipelines.sources import open_source
 
     if (train := config.data.train) is None:
         raise UserError(
@@ -209,8 +208,6 @@ def _encode_missing(
     say: Callable[[str], None],
 ) -> None:
     """Run the job, with a line every ten seconds."""
-    from pipelines.runs.progress import duration
-
     ends = np.cumsum(manifest.rows, dtype=np.int64)
     units = [cache.place(part)[1] for part in missing]
     left = sum(int(ends[there.stop - 1] - ends[there.start] + manifest.rows[there.start]) for there in units)
@@ -240,7 +237,6 @@ def _run(
     placement: Placement,
 ) -> Iterator[int]:
     """Yield the views of each part as it is written."""
-    import pyarrow as pa
     import ray
     import ray.data
 
@@ -290,7 +286,6 @@ def views_of_part(batch: Batch, *, cache: TokenCache, manifest: Any, samples: Sa
         samples: How views are drawn.
     """
     import ray
-    import torch
 
     torch.set_num_threads(1)
     data: Manifest = ray.get(manifest)
@@ -351,7 +346,20 @@ class EncodePart:
         return {"part": np.array([part]), "views": np.array([len(views)])}
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit tokenizer encode [PRESET | CONFIG.json] --data.train … --out DIR`."""
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    default = config_of(name)
+    config = parse(
+        arguments, type(default), command="tokenizer encode [PRESET]", positional=(), default=default
+    )
+    result = encode_tokens(config, debug=debug)
+    print(f"{result.views:,} views in {result.parts:,} parts ({result.written:,} written now): {result.out}")
+    print(
+        f"next, with the same options: beit pretrain {name} --data.train {config.data.train} "
+        f"--data.tokens {result.out}"
+    )
 
-    main(["tokenizer", "encode", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from beit.checks import positive, share
 from beit.errors import UserError
 from beit.probing.features import check_layers, middle_layer
+from beit.vit.checkpoints import SavedConfig
 from beit.vit.pooling import Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import going_on
 from pipelines.cluster.placement import place
+from pipelines.command_line.options import parse
+from pipelines.command_line.run import run
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
 from pipelines.evaluation.feature_files import MODEL_FOLDER, check_folder
 from pipelines.runs.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
-
-if TYPE_CHECKING:
-    from beit.vit.checkpoints import SavedConfig
-    from pipelines.sources import Manifest
+from pipelines.sources import Manifest, open_source
 
 DEEP = 8
 """Blocks from which on a pretrained model's middle layers are taken to be better than its last."""
@@ -105,8 +104,6 @@ def features(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from pipelines.sources import open_source
-
     checkpoint = find_model(config.run)
     saved = model_config(checkpoint)
     view_of(saved, config.run)  # Refuses a model that does not say how it wants its pixels.
@@ -187,7 +184,20 @@ def _label_column(manifest: Manifest, asked: str | None) -> str | None:
     return asked or manifest.label_column
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit features RUN DATA OUT [--option value …]`."""
+    config = parse(
+        arguments, FeaturesConfig, command="features RUN DATA OUT", positional=("run", "data", "out")
+    )
+    result = features(config, debug=debug)
+    bad = (
+        f"; {result.undecodable:,} could not be decoded: {result.out}/undecodable.csv"
+        if result.undecodable
+        else ""
+    )
+    print(f"{result.images:,} images in {result.files:,} files ({result.written:,} written now){bad}")
+    print(f"features: {result.out}")
 
-    main(["features", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

@@ -5,24 +5,31 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from beit.classification.model import FINETUNING_HEAD_SCALE, Classifier
+from beit.classification.objective import ClassifyObjective
+from beit.vit.transfer import Transfer
+from pipelines.cluster.placement import Placement
+from pipelines.command_line.options import parse_supervised
+from pipelines.command_line.run import run
 from pipelines.config.supervised import FinetuneConfig
-from pipelines.presets.finetune import finetune_preset
+from pipelines.datasets import open_labelled
+from pipelines.evaluation.classification import commonest, evaluate
+from pipelines.presets.finetune import PRESETS, finetune_preset, recipe_for
+from pipelines.reports.classification import classification_section
 from pipelines.runs import run_folder
+from pipelines.runs.models import find_model, model_config
+from pipelines.sources.labels import LabelledManifest
+from pipelines.stream.samples import SampleConfig
 from pipelines.training import supervised
+from pipelines.training.run import check_room
 from pipelines.training.supervised import Prepared
-
-if TYPE_CHECKING:
-    from beit.classification.model import Classifier
-    from beit.classification.objective import ClassifyObjective
-    from beit.vit.transfer import Transfer
-    from pipelines.cluster.placement import Placement
-    from pipelines.sources.labels import LabelledManifest
-    from pipelines.training.training import Result
+from pipelines.training.training import Result, Training
 
 JOB = "finetune"
 
@@ -48,8 +55,6 @@ def finetune(
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
-
-    from pipelines.training.run import check_room
 
     if resume is None:
         run_folder.check_free(config)
@@ -88,7 +93,6 @@ def with_start(config: FinetuneConfig, start: str, name: str) -> FinetuneConfig:
 
 
 def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> FinetuneConfig:
-    from pipelines.runs.models import find_model, model_config
 
     config = supervised.for_start(recipe, start, image_size=image_size)
     saved = model_config(find_model(start))
@@ -99,10 +103,6 @@ def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) 
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
     if no data is given.
     """
-    from pipelines.datasets import open_labelled
-    from pipelines.stream.samples import SampleConfig
-    from pipelines.training.training import Training
-
     config = supervised.checked(config, job=JOB, say=say)
     supervised.compare_pixels(config, say=say)
     labelled = open_labelled(
@@ -151,10 +151,6 @@ def _build(
     config: FinetuneConfig, classes: int, names: tuple[str, ...] | None
 ) -> tuple[Classifier, Transfer | None]:
     """The classifier with its first weights, and what was taken of others."""
-    import torch
-
-    from beit.classification.model import FINETUNING_HEAD_SCALE, Classifier
-
     model = Classifier(
         config.model,
         classes,
@@ -169,7 +165,6 @@ def _build(
 def _make_objective(
     config: FinetuneConfig, classes: int, names: tuple[str, ...] | None, total_steps: int
 ) -> ClassifyObjective:
-    from beit.classification.objective import ClassifyObjective
 
     return ClassifyObjective(
         _build(config, classes, names)[0],
@@ -184,7 +179,6 @@ def _make_objective(
 
 
 def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-    from pipelines.evaluation.classification import evaluate
 
     config = prepared.training.config
     assert isinstance(config, FinetuneConfig)
@@ -196,8 +190,6 @@ def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, 
 
 def evaluation_line(found: dict[str, Any]) -> str:
     """The result in a line."""
-    from pipelines.evaluation.classification import commonest
-
     top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
     figures = (
         f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
@@ -214,14 +206,25 @@ def summary(prepared: Prepared) -> list[str]:
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run, also again, from its folder; returns its path."""
-    from pipelines.reports.classification import classification_section
-
     return supervised.write_run_report(
         run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names)
     )
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`."""
+    parsed = parse_supervised(
+        arguments,
+        FinetuneConfig,
+        job=JOB,
+        presets=PRESETS,
+        config_for=config_for,
+        with_start=with_start,
+        recipe_for=recipe_for,
+    )
+    if parsed is not None:
+        finetune(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["finetune", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

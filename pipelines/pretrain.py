@@ -6,31 +6,47 @@ from __future__ import annotations
 
 import functools
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import torch
 
 from beit.config import TargetKind
 from beit.errors import UserError
+from beit.loading import load_model
+from beit.objectives.optim import check_schedule
 from beit.plain import override
+from beit.pretraining.model import Beit
+from beit.pretraining.objective import MimObjective
+from beit.pretraining.pictures import Reconstructions, reconstruct
+from beit.pretraining.targets import MeanColour, Pixels, Target, VisualTokens
+from beit.tokenizer.protocol import ImageTokenizer
 from pipelines import storage
+from pipelines.command_line.options import parse_job
+from pipelines.command_line.run import run
 from pipelines.config.data import MOST_SCENE_PX, check_has_data
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.workers import check_batch
+from pipelines.datasets import open_data
+from pipelines.evaluation.knn import FOLDER, open_knn, pauses
+from pipelines.presets.pretrain import PRESETS, meant_for, pretrain_preset
+from pipelines.reports.attention import attention_picture
+from pipelines.reports.probe import knn_section
+from pipelines.reports.reconstructions import reconstruction_picture
+from pipelines.reports.run import write_report
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.models import MODEL_FILES, keep_model
+from pipelines.scenes.shards import are_scenes
+from pipelines.sources import Manifest, open_source
+from pipelines.stream.fixed_samples import fixed_samples
+from pipelines.stream.graph import open_tokenizer, px_per_token
+from pipelines.stream.samples import SampleConfig, draw_unseen
+from pipelines.stream.token_cache import TokenCache, view_fields
 from pipelines.training import recipe
-
-if TYPE_CHECKING:
-    from beit.pretraining.model import Beit
-    from beit.pretraining.objective import MimObjective
-    from beit.pretraining.pictures import Reconstructions
-    from beit.pretraining.targets import Target
-    from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.sources import Manifest
-    from pipelines.stream.token_cache import TokenCache
-    from pipelines.training.training import Result, Training
-    from pipelines.training.watch import Follow
+from pipelines.training.run import check_room, run_job, write_report_of
+from pipelines.training.training import Result, Training
+from pipelines.training.watch import Follow
 
 JOB = "pretrain"
 
@@ -76,9 +92,6 @@ def pretrain(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.evaluation.knn import open_knn, pauses
-    from pipelines.training.run import check_room, run_job, write_report_of
-
     if resume is None:
         run_folder.check_free(config)
     check_room(config)
@@ -110,10 +123,6 @@ def prepare(config: PretrainConfig, *, preset: str, say: Callable[[str], None]) 
     """
     check_config(config)
     check_has_data(config.data.train, config.model.image_size, works="beit pretrain quickstart")
-    from pipelines.datasets import open_data
-    from pipelines.stream.fixed_samples import fixed_samples
-    from pipelines.stream.samples import SampleConfig
-    from pipelines.training.training import Training
 
     config = with_absolute_paths(config)
     source = open_data(config, image_size=config.model.image_size, say=say)
@@ -171,8 +180,6 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         UserError: Naming the first of them that does not go with another.
     """
-    from pipelines.config.workers import check_batch
-
     config.mask.check(config.model.grid)
     config.target.check(config.mask)
     if config.evaluation.images:
@@ -197,8 +204,6 @@ def checked_length(config: PretrainConfig, images: int) -> int:
         UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it
             likes.
     """
-    from beit.objectives.optim import check_schedule
-
     total_steps = config.total_steps(images, config.optim.global_batch_size)
     if config.steps is None:
         check_schedule(config.optim, total_steps)
@@ -212,11 +217,6 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     Raises:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
-    from pipelines.presets.pretrain import meant_for
-    from pipelines.scenes.shards import are_scenes
-    from pipelines.sources import open_source
-    from pipelines.stream.graph import px_per_token
-
     check_config(config)
     if config.target.kind == "tokens":
         check_grid(config, px_per_token(config.tokenizer))
@@ -258,8 +258,6 @@ def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
     Raises:
         UserError: If its tokens do not lie on the model's patches.
     """
-    from pipelines.stream.graph import open_tokenizer
-
     tokenizer = open_tokenizer(config.tokenizer)
     check_grid(config, tokenizer.px_per_token)
     return tokenizer
@@ -273,8 +271,6 @@ def checked_cache(
     Raises:
         UserError: If it was made for other samples or by another tokenizer, or is not complete.
     """
-    from pipelines.stream.token_cache import TokenCache, view_fields
-
     cache = TokenCache.open(path)
     # How many epochs there are, and in which precision they were computed, is for the cache to say.
     cache.check(
@@ -304,8 +300,6 @@ def make_objective(
     """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and ""
     without one.
     """
-    from beit.pretraining.objective import MimObjective
-
     return MimObjective(
         config.model,
         config.optim,
@@ -324,7 +318,6 @@ def make_objective(
 
 
 def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
-    from beit.pretraining.targets import MeanColour, Pixels, VisualTokens
 
     kinds: dict[TargetKind, Callable[[], Target]] = {
         "tokens": lambda: VisualTokens(vocab_size, tokenizer),
@@ -336,8 +329,6 @@ def _make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokeni
 
 def summary(training: Training) -> list[str]:
     """What is about to run, in the lines that a run opens with."""
-    from pipelines.scenes.shards import are_scenes
-
     config, manifest = training.config, training.source.manifest
     assert isinstance(config, PretrainConfig)
     return recipe.summary(
@@ -372,14 +363,6 @@ def write_run_report(training: Training, run: str, checkpoint: str) -> str:
     """The report with what the checkpoint's model fills in and attends to, on images of the run's own data;
     returns its path.
     """
-    from beit.pretraining.model import Beit
-    from beit.vit.checkpoints import load_model
-    from pipelines.evaluation.knn import FOLDER
-    from pipelines.reports.attention import attention_picture
-    from pipelines.reports.probe import knn_section
-    from pipelines.reports.reconstructions import reconstruction_picture
-    from pipelines.reports.run import write_report
-
     with storage.local_copy(checkpoint, MODEL_FILES) as folder:
         model = load_model(folder, Beit)
     config = training.config
@@ -395,11 +378,6 @@ def write_run_report(training: Training, run: str, checkpoint: str) -> str:
 
 def _reconstructions(training: Training, model: Beit) -> Reconstructions:
     """What the model makes of eight images, views and masks as the stream draws them."""
-    import torch
-
-    from beit.pretraining.pictures import reconstruct
-    from pipelines.stream.samples import SampleConfig, draw_unseen
-
     config = training.config
     assert isinstance(config, PretrainConfig)
     assert isinstance(training.samples, SampleConfig)
@@ -471,7 +449,20 @@ def _conclude(result: Result, training: Training, report: str, say: Callable[[st
         say(f"next, {what[0].lower()}{what[1:]}: {command}")
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit pretrain [PRESET | CONFIG.json] [--option value …]`."""
+    parsed = parse_job(
+        arguments,
+        PretrainConfig,
+        job=JOB,
+        default="quickstart",
+        presets=PRESETS,
+        preset=pretrain_preset,
+        explain=explain,
+    )
+    if parsed is not None:
+        pretrain(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["pretrain", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

@@ -8,22 +8,34 @@ them.
 
 from __future__ import annotations
 
+import functools
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import torch
 
 from beit.checks import not_negative, positive, share
 from beit.errors import UserError
+from beit.pretraining.model import Beit
 from beit.probing.config import KnnConfig, LinearConfig
+from beit.probing.features import check_layers
+from beit.probing.probe import Labelled, probe_knn, probe_linear
+from beit.vit.checkpoints import SavedConfig
 from beit.vit.pooling import POOLINGS, Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import going_on
+from pipelines.cluster.placement import Placement, place
+from pipelines.command_line.options import parse_job
+from pipelines.command_line.run import run
 from pipelines.config.jobs import FolderConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.config.supervised import ClassifyDataConfig
+from pipelines.datasets import LabelledData, checked_data, open_labelled
+from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
+from pipelines.evaluation.feature_files import FeatureFiles
 from pipelines.evaluation.probe_table import (
     TABLE_FILE,
     ProbeRow,
@@ -35,13 +47,19 @@ from pipelines.evaluation.probe_table import (
     write_table,
 )
 from pipelines.reports.page import REPORT_FILE
+from pipelines.reports.probe import probe_section
+from pipelines.reports.run import write_report
 from pipelines.runs import run_folder, tracking
-
-if TYPE_CHECKING:
-    from beit.vit.checkpoints import SavedConfig
-    from pipelines.cluster.placement import Placement
-    from pipelines.datasets import LabelledData
-    from pipelines.evaluation.feature_files import FeatureFiles
+from pipelines.runs.models import (
+    find_model,
+    holds_model,
+    keep_model,
+    keep_new_model,
+    model_config,
+    model_digest,
+    view_of,
+)
+from pipelines.sources.labels import take_at_most
 
 JOB = "probe"
 FEATURES_FOLDER = "features"
@@ -131,11 +149,6 @@ def probe(
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
 
-    from beit.probing.features import check_layers
-    from pipelines.cluster.placement import place
-    from pipelines.datasets import checked_data, open_labelled
-    from pipelines.runs.models import find_model, model_config, model_digest, view_of
-
     if resume is None:
         run_folder.check_free(config)
     if config.start is None:
@@ -216,7 +229,6 @@ def probe(
 
 
 def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], None]) -> LabelledData:
-    from pipelines.sources.labels import take_at_most
 
     total = labelled.train.total
     train = take_at_most(labelled.train, config.most_images, config.seed)
@@ -256,8 +268,6 @@ def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
     """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its
     older checkpoints.
     """
-    from pipelines.runs.models import holds_model
-
     assert config.start is not None
     kept = (
         None
@@ -269,9 +279,6 @@ def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
 
 def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
     """A copy of the model for the time of the probe, or one with random weights."""
-    from beit.pretraining.model import Beit
-    from pipelines.runs.models import holds_model, keep_model, keep_new_model
-
     kept = storage.join(folder, "model")
     if not holds_model(kept) and weights == "random":
         return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra={"view": saved.extra["view"]})
@@ -292,8 +299,6 @@ def _features(
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, FeatureFiles]:
     """Training and validation features, computed unless they are there."""
-    from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
-
     found = []
     kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
     assert labelled.val is not None
@@ -359,10 +364,6 @@ def judge_feature(
     threads: int,
 ) -> dict[str, float]:
     """What one feature is worth: the figures of a `ProbeRow`."""
-    import torch
-
-    from beit.probing.probe import Labelled, probe_knn, probe_linear
-
     torch.set_num_threads(threads)
     known, asked = Labelled(*train.read(layer, pooling)), Labelled(*val.read(layer, pooling))
     knn_score = probe_knn(known, asked, classes, knn, device=device)
@@ -385,9 +386,6 @@ def rebuild_report(run: str) -> str:
 
 def write_run_report(run: str) -> str:
     """The report with the table and its curves; returns its path."""
-    from pipelines.reports.probe import probe_section
-    from pipelines.reports.run import write_report
-
     config, _ = run_folder.saved_config(run, ProbeConfig, job=JOB)
     commands = [
         (
@@ -423,7 +421,24 @@ def config_for(start: str | None, name: str) -> ProbeConfig:
     return replace(default(), start=start)
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit probe RUN [--option value …]`."""
+    names_run = arguments and not arguments[0].startswith("-") and not arguments[0].endswith(".json")
+    start = arguments.pop(0) if names_run else None
+    parsed = parse_job(
+        arguments,
+        ProbeConfig,
+        job=JOB,
+        default=JOB,
+        presets={JOB: default},
+        preset=functools.partial(config_for, start),
+        usage="probe RUN",
+        start=start,
+        with_start=lambda config, name: replace(config, start=start),
+    )
+    if parsed is not None:
+        probe(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["probe", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

@@ -5,29 +5,38 @@ with the same options.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from beit.errors import UserError
+from beit.segmentation.heads.norms import synchronised
+from beit.segmentation.model import Segmenter
+from beit.segmentation.objective import SegmentObjective
+from beit.vit.transfer import Transfer
 from pipelines import storage
+from pipelines.cluster.placement import Placement
+from pipelines.command_line.options import parse_supervised
+from pipelines.command_line.run import run
 from pipelines.config.supervised import SegmentConfig
-from pipelines.presets.segment import segment_preset
+from pipelines.config.workers import WorkerRange
+from pipelines.datasets import open_data, open_val
+from pipelines.evaluation.segmentation import evaluate
+from pipelines.presets.segment import PRESETS, recipe_for, segment_preset
+from pipelines.reports.segmentation import segmentation_section
 from pipelines.runs import run_folder
+from pipelines.sources import Source
+from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
+from pipelines.sources.pairs import with_annotations
+from pipelines.sources.part import take_part
+from pipelines.stream.segment_samples import SegmentSampleConfig, fault
 from pipelines.training import supervised
+from pipelines.training.run import check_room
 from pipelines.training.supervised import Prepared
-
-if TYPE_CHECKING:
-    from beit.segmentation.model import Segmenter
-    from beit.segmentation.objective import SegmentObjective
-    from beit.vit.transfer import Transfer
-    from pipelines.cluster.placement import Placement
-    from pipelines.config.workers import WorkerRange
-    from pipelines.sources import Source
-    from pipelines.training.training import Result
+from pipelines.training.training import MICRO_BATCH, Result, Training
 
 JOB = "segment"
 
@@ -60,8 +69,6 @@ def segment(
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
     import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
-
-    from pipelines.training.run import check_room
 
     if resume is None:
         run_folder.check_free(config)
@@ -125,13 +132,6 @@ def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -
     """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
     if no data is given.
     """
-    from pipelines.datasets import open_data, open_val
-    from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
-    from pipelines.sources.pairs import with_annotations
-    from pipelines.sources.part import take_part
-    from pipelines.stream.segment_samples import SegmentSampleConfig
-    from pipelines.training.training import Training
-
     config = supervised.checked(config, job=JOB, say=say)
     if _pixels_of_start(preset):
         supervised.compare_pixels(config, say=say)
@@ -196,8 +196,6 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
     Raises:
         UserError: With the arithmetic and sizes that go.
     """
-    from pipelines.training.training import MICRO_BATCH
-
     images, at_once = config.optim.global_batch_size, config.resources.micro_batch_size or MICRO_BATCH
     for count in range(max(2, workers.fewest), workers.most + 1):
         fewest, most = images // count, -(-images // count)
@@ -240,8 +238,6 @@ def _void_lines(names: tuple[str, ...] | None) -> list[str]:
 
 def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> None:
     """Refuse data of which the first images are all unusable: a wrong option, most likely."""
-    from pipelines.stream.segment_samples import fault
-
     unit = source.unit(0)
     found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
     if not isinstance(found["annotation"][0], bytes):
@@ -273,10 +269,6 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
 
 def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmenter, Transfer | None]:
     """The segmenter with its first weights, and what was taken of others."""
-    import torch
-
-    from beit.segmentation.model import Segmenter
-
     assert config.annotation.classes is not None
     model = Segmenter(
         config.model,
@@ -292,8 +284,6 @@ def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmen
 def _make_objective(
     config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int
 ) -> SegmentObjective:
-    from beit.segmentation.heads.norms import synchronised
-    from beit.segmentation.objective import SegmentObjective
 
     return SegmentObjective(
         synchronised(_build(config, names)[0]),
@@ -308,8 +298,6 @@ def _make_objective(
 
 def _names(prepared: Prepared) -> tuple[str, ...]:
     """K class names; numbers where the data has none."""
-    from pipelines.sources.annotations import annotated_classes
-
     config = prepared.training.config
     assert isinstance(config, SegmentConfig)
     names = annotated_classes(prepared.training.source.manifest, config.annotation)[1]
@@ -317,7 +305,6 @@ def _names(prepared: Prepared) -> tuple[str, ...]:
 
 
 def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-    from pipelines.evaluation.segmentation import evaluate
 
     config = prepared.training.config
     assert isinstance(config, SegmentConfig)
@@ -362,12 +349,23 @@ def summary(prepared: Prepared) -> list[str]:
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run, also again, from its folder; returns its path."""
-    from pipelines.reports.segmentation import segmentation_section
-
     return supervised.write_run_report(run, SegmentConfig, JOB, segmentation_section)
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`."""
+    parsed = parse_supervised(
+        arguments,
+        SegmentConfig,
+        job=JOB,
+        presets=PRESETS,
+        config_for=config_for,
+        with_start=with_start,
+        recipe_for=recipe_for,
+    )
+    if parsed is not None:
+        segment(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["segment", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

@@ -4,30 +4,41 @@ pipelines.train_tokenizer …`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from beit.errors import UserError
 from beit.plain import to_dict
-from beit.tokenizer.dvae import PX_PER_TOKEN
+from beit.tokenizer.codes import count_tokens, describe_codes
+from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae
+from beit.tokenizer.figures import measure
+from beit.tokenizer.frozen import DvaeTokenizer, save_tokenizer
 from beit.tokenizer.objective import DvaeObjective
+from beit.tokenizer.pictures import code_sheet, token_sheet
 from pipelines import storage
+from pipelines.command_line.options import parse_job
+from pipelines.command_line.run import run
 from pipelines.config.data import check_has_data
-from pipelines.runs import run_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from beit.tokenizer.dvae import Dvae
-    from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.training.training import Result, Training
 from pipelines.config.tokenizer import TrainTokenizerConfig
+from pipelines.config.workers import check_batch
+from pipelines.datasets import open_data, with_absolute_data
+from pipelines.presets.tokenizer import PRESETS, tokenizer_preset
+from pipelines.reports.page import Picture
+from pipelines.reports.run import write_report
+from pipelines.runs import run_folder
+from pipelines.stream.samples import SampleConfig, draw_unseen
+from pipelines.training.recipe import warmup_warnings
+from pipelines.training.run import check_room, run_job, write_report_of
+from pipelines.training.training import Result, Training
 
 JOB = "tokenizer train"
 
@@ -69,8 +80,6 @@ def train_tokenizer(
     Raises:
         UserError: For every mistake in the configuration or the data that can be seen before training.
     """
-    from pipelines.training.run import check_room, run_job, write_report_of
-
     if resume is None:
         run_folder.check_free(config)
     check_room(config)
@@ -103,12 +112,6 @@ def train_tokenizer(
 
 def prepare(config: TrainTokenizerConfig, *, preset: str, say: Callable[[str], None]) -> Training:
     """Check everything that can be checked without a cluster, and open the data."""
-    from pipelines.config.workers import check_batch
-    from pipelines.datasets import open_data, with_absolute_data
-    from pipelines.stream.samples import SampleConfig
-    from pipelines.training.recipe import warmup_warnings
-    from pipelines.training.training import Training
-
     check_has_data(config.data.train, config.image_size, works="beit tokenizer train scenes64")
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
     config = with_absolute_data(config)
@@ -151,14 +154,6 @@ def look(training: Training, checkpoint: str) -> Trained:
     """Freeze a checkpoint into a tokenizer, and measure it on the run's own images in views that no epoch
     has.
     """
-    import copy
-
-    import torch
-
-    from beit.tokenizer.figures import measure
-    from beit.tokenizer.frozen import DvaeTokenizer
-    from pipelines.stream.samples import SampleConfig, draw_unseen
-
     objective = training.make_objective()
     assert isinstance(objective, DvaeObjective)
     assert isinstance(training.samples, SampleConfig)
@@ -176,8 +171,6 @@ def look(training: Training, checkpoint: str) -> Trained:
 
 def write_tokenizer(training: Training, result: Result, trained: Trained, folder: str) -> None:
     """Write the tokenizer's folder: weights, sizes, how it was trained and what its tokens reach."""
-    from beit.tokenizer.frozen import save_tokenizer
-
     config = training.config
     assert isinstance(config, TrainTokenizerConfig)
     described = {
@@ -223,11 +216,6 @@ def write_run_report(training: Training, run: str, trained: Trained) -> str:
     """The report with originals and reconstructions, how often each token occurs and what single tokens look
     like; returns its path.
     """
-    from beit.tokenizer.codes import count_tokens, describe_codes
-    from beit.tokenizer.pictures import code_sheet, token_sheet
-    from pipelines.reports.page import Picture
-    from pipelines.reports.run import write_report
-
     tokenizer, figures = trained.tokenizer, trained.figures
     shown = slice(0, REPORT_IMAGES)
     originals = trained.images[shown].permute(0, 2, 3, 1).numpy()
@@ -293,7 +281,19 @@ def _next_commands(training: Training, run: str) -> list[tuple[str, str]]:
     return [("Pretrain on these tokens", command)]
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit tokenizer train [PRESET | CONFIG.json] [--option value …]`."""
+    parsed = parse_job(
+        arguments,
+        TrainTokenizerConfig,
+        job=JOB,
+        default="scenes64",
+        presets=PRESETS,
+        preset=tokenizer_preset,
+    )
+    if parsed is not None:
+        train_tokenizer(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["tokenizer", "train", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

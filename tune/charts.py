@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.reports.charts import COLOURS, FAINT, GRID, INK
+from pipelines.reports.charts import COLOURS, FAINT, GRID, INK, element
 
 SIDE = 160
 """Pixels of the plane along a side: every one takes the colour of the nearest trial."""
@@ -294,8 +294,6 @@ def _bare(axes: Any) -> None:
 
 def _svg(figure: Any, title: str) -> str:
     from matplotlib import rc_context
-
-    from pipelines.reports.charts import element
 
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.pretrain import explain as explain_pretraining
 from tune.config import SweepConfig
 from tune.prepare import Design, make_design
 from tune.space import described
@@ -15,11 +16,9 @@ def explain(config: SweepConfig, preset: str) -> list[str]:
     Raises:
         UserError: For what can be seen to be wrong without the images.
     """
-    from pipelines.pretrain import explain
-
     design = make_design(config)
     trials = [f"trial {number}: {described(params)}" for number, params in enumerate(design.plan or ())]
-    common = explain(config.pretraining(), preset)
+    common = explain_pretraining(config.pretraining(), preset)
     return [
         *in_words(config, design),
         *trials,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.config.data import check_has_data
+from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
+from pipelines.datasets import held_out_scenes, open_data
+from pipelines.evaluation.knn import open_knn
+from pipelines.pretrain import checked_cache, checked_tokenizer, with_absolute_paths
+from pipelines.sources import Source
 from tune.concurrency import Schedule, schedule
 from tune.config import SweepConfig
 from tune.goal import Goal, check_goal, evaluated
@@ -15,10 +21,6 @@ from tune.search import check_search
 from tune.space import DEFAULT_TRIALS, Params, Space, absolute_space, draw, load_space
 from tune.tokens import changing_views, shareable
 from tune.trial import check_trial
-
-if TYPE_CHECKING:
-    from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
-    from pipelines.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,6 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
     Raises:
         UserError: As `sweep`.
     """
-    from pipelines.config.data import check_has_data
-    from pipelines.datasets import open_data
-    from pipelines.pretrain import with_absolute_paths
-
     config = with_absolute_paths(config)
     config = replace(
         config,
@@ -105,8 +103,6 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
 
 def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source) -> None:
     """Refuse a token cache that is not complete, or holds the tokens of other views than all trials have."""
-    from pipelines.pretrain import checked_cache, checked_tokenizer
-
     if others := changing_views(space):
         raise UserError(
             f"data.tokens={path} holds the tokens of one kind of views, and the space changes {others[0]}",
@@ -119,9 +115,6 @@ def _checked_knn(
     config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]
 ) -> KnnWhileConfig:
     """The labelled images by which trials are judged; of the built-in scenes, those held out."""
-    from pipelines.datasets import held_out_scenes
-    from pipelines.evaluation.knn import open_knn
-
     knn = config.knn
     if knn.val is None:
         first, side = config.data.scenes, config.model.image_size

@@ -8,25 +8,29 @@ as `beit pretrain` runs it.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.errors import UserError
 from beit.plain import override
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.command_line.options import parse_job
+from pipelines.command_line.run import run
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.pretrain import prepare as prepare_pretraining
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
 from tune.concurrency import Schedule
-from tune.config import SweepConfig
-from tune.explain import in_words
+from tune.config import SWEEPS, SweepConfig, sweep_preset
+from tune.explain import explain, in_words
 from tune.goal import GOALS, Goal
 from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
 from tune.prepare import Prepared, make_design, plan_concurrency, prepare
+from tune.progress import Progress
+from tune.report import write_sweep_report
 from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
 from tune.search import Learned, Planned
 from tune.space import described
@@ -35,9 +39,7 @@ from tune.stopping import scheduler
 from tune.tokens import Tokens, keep, kept, prepare_tokens, shareable
 from tune.tracking import SweepLog, check_store
 from tune.trial import check_trial, entry_of, run_trial, trial_config
-
-if TYPE_CHECKING:
-    from pipelines.config.pretrain import PretrainConfig
+from tune.tuner import run_tuner
 
 JOB = "sweep"
 PLAN_FILE = "plan.json"
@@ -253,9 +255,6 @@ class _Sweep:
         """Whether all have ended."""
         import ray.tune
 
-        from tune.progress import Progress
-        from tune.tuner import run_tuner
-
         ended = {trial.number for trial in self.earlier if trial.ended}
         if len(ended) == self.design.trials:
             return True
@@ -352,8 +351,6 @@ def write_report(
     folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str
 ) -> tuple[str, str | None]:
     """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
-    from tune.report import write_sweep_report
-
     how = read_how(folder, job=JOB)
     best, command = winner(trials, goal), None
     if best is not None:
@@ -397,7 +394,20 @@ def _name_of(trial: Any) -> str:
     return Trial(number=trial.config["number"], params={}).name
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit sweep [PRESET] [--space …] [--trials N] [--option value …]`."""
+    parsed = parse_job(
+        arguments,
+        SweepConfig,
+        job=JOB,
+        default="quickstart",
+        presets=SWEEPS,
+        preset=sweep_preset,
+        explain=explain,
+    )
+    if parsed is not None:
+        sweep(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
-    main(["sweep", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    run(command)

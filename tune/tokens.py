@@ -9,13 +9,12 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
 from pipelines import storage
 from pipelines.config.pretrain import PretrainConfig
-
-if TYPE_CHECKING:
-    from pipelines.sources import Manifest
+from pipelines.config.tokenizer import EncodeConfig
+from pipelines.encode_tokens import encode_tokens
+from pipelines.sources import Manifest
 
 TOKENS_FILE = "tokens.json"
 FOLDER = "tokens"
@@ -87,9 +86,6 @@ def prepare_tokens(
         epochs: How many epochs of views. None: as many as the longest trial takes, at most `MOST_EPOCHS`.
         say: Takes the lines for the user.
     """
-    from pipelines.config.tokenizer import EncodeConfig
-    from pipelines.encode_tokens import encode_tokens
-
     if epochs is None:
         epochs = min(MOST_EPOCHS, max(math.ceil(count * batch / manifest.total) for count, batch in steps))
     encode = EncodeConfig(

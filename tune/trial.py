@@ -11,13 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from beit.errors import UserError
-from beit.plain import override, to_dict
+from beit.plain import from_dict, override, to_dict
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.pretrain import check_config, check_grid, checked_length, pretrain
 from pipelines.runs import run_folder
+from pipelines.stream.graph import px_per_token
 from tune.failures import cause
 from tune.goal import GOALS, evaluated
+from tune.space import described
 from tune.state import Trial, is_asked_to_stop, points_of, write_trial
 
 POINT, OBJECTIVE, STATUS = "point", "objective", "status"
@@ -61,10 +64,6 @@ def check_trial(
     Raises:
         UserError: As the trial would, naming its parameters.
     """
-    from pipelines.pretrain import check_config, check_grid, checked_length
-    from pipelines.stream.graph import px_per_token
-    from tune.space import described
-
     try:
         config = _varied(base, params, objective=objective, images=rows)
         check_config(config)
@@ -96,9 +95,6 @@ def run_trial(entry: dict[str, Any]) -> None:
 def _run(entry: dict[str, Any]) -> None:
     """Pretrain, or go on with what an earlier start of the sweep has left."""
     import ray.tune
-
-    from beit.plain import from_dict
-    from pipelines.pretrain import pretrain
 
     config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
     assert config.output.name is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Classifier(Backbone):
         return {"classes": self.head.out_features, "pooling": self.pooling, "class_names": names}
 
     @classmethod
-    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Classifier:
+    def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
         """The model that `config` and `head_config` describe, its weights left to be loaded."""
         return cls(config, **head)
 

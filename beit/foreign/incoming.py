@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,12 @@ from beit.foreign.names import Spelling, spelling_of
 from beit.foreign.report import KeyReport
 from beit.foreign.source import read_published
 from beit.foreign.translation import SOURCES, drop, listed, translate, unwrapped
+from beit.loading import KINDS
 from beit.plain import to_dict
 from beit.segmentation.model import default_taps
 from beit.vit.backbone import NORM_EPS
-from beit.vit.checkpoints import class_of, is_checkpoint, save_model
-
-if TYPE_CHECKING:
-    from beit.vit.checkpoints import Model
+from beit.vit.checkpoints import is_checkpoint, save_model
+from beit.vit.model import VitModel
 
 Pixels = Literal["half", "imagenet"]
 PIXELS: dict[Pixels, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -144,12 +143,12 @@ def _notes(described: Described, said: Said) -> list[str]:
     return notes
 
 
-def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report: KeyReport) -> Model:
+def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report: KeyReport) -> VitModel:
     """The model with these tensors in it, of their own precision, after a check of names, shapes
     and values.
     """
     with torch.device("meta"):
-        model = class_of(described.kind).laid_out(described.model, described.head)
+        model = KINDS[described.kind].from_config(described.model, described.head)
     expected = model.state_dict()
     origins: dict[str, str] = {new: old for old, new in report.renamed.items()}
     report.missing = [name for name in expected if name not in tensors]

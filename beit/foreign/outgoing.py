@@ -23,9 +23,10 @@ from beit.foreign.layout import TABLE
 from beit.foreign.names import INDEX, PARTS, QKV, Spelling, to_hub
 from beit.foreign.report import KeyReport
 from beit.foreign.translation import translate
+from beit.loading import KINDS, load_model
 from beit.segmentation.model import default_taps
 from beit.vit.backbone import relative_position_index
-from beit.vit.checkpoints import SavedConfig, class_of, load_model, read_config, read_tensors
+from beit.vit.checkpoints import SavedConfig, read_config, read_tensors
 from beit.vit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
 
 Format = Literal["hf", "timm", "unilm"]
@@ -265,7 +266,7 @@ def _count(
 ) -> None:
     """Read the names as an import would, and count what a model of these sizes misses or has no place for."""
     with torch.device("meta"):
-        expected = class_of(kind).laid_out(model, head).state_dict()
+        expected = KINDS[kind].from_config(model, head).state_dict()
     read, _ = translate({name: tensor.to("meta") for name, tensor in written.items()}, spelling)
     report.missing = [name for name in expected if name not in read]
     report.unexpected = [name for name in read if name not in expected]

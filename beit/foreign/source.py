@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.foreign.files import read_bytes, read_tensors
 from beit.foreign.huggingface import Said, read_settings
 from beit.foreign.names import INDEX
 from beit.foreign.translation import SOURCES
+from beit.untrusted.files import read_bytes, read_tensors
 from beit.untrusted.pickled import NotWeightsError
 from beit.vit.checkpoints import WEIGHTS_FILE, is_checkpoint
 

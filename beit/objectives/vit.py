@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -15,13 +15,9 @@ from beit.objectives import optim
 from beit.objectives.base import Objective, derive, worker_rank
 from beit.plain import to_dict
 from beit.vit import checkpoints
+from beit.vit.model import VitModel
 
-if TYPE_CHECKING:
-    from beit.classification.model import Classifier
-    from beit.pretraining.model import Beit
-    from beit.segmentation.model import Segmenter
-
-Model = TypeVar("Model", "Beit", "Classifier", "Segmenter")
+Model = TypeVar("Model", bound=VitModel)
 
 
 class VitObjective(Objective, Generic[Model]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Beit(Backbone):
         return {"vocab_size": self.vocab_size, "target": self.target}
 
     @classmethod
-    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Beit:
+    def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
         """The model that `config` and `head_config` describe, its weights left to be loaded."""
         return cls(config, **head, seed=None)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from beit.config import AskedPatches, TargetKind, ViewConfig
-    from beit.pretraining.model import Beit
-    from beit.pretraining.targets import Target
+from beit.config import AskedPatches, TargetKind, ViewConfig
 from beit.images.pictures import Pixels, table
+from beit.images.pixels import normalise
+from beit.pretraining.model import Beit
+from beit.pretraining.targets import Target
 
 HIDDEN = (163, 170, 196)  # not grey: photographs have grey parts
 RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
@@ -90,10 +90,6 @@ def reconstruct(
         view: Its mean and std normalise the pixels.
         asked: Which patches it was trained to predict.
     """
-    import torch
-
-    from beit.images.pixels import normalise
-
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -7,10 +7,10 @@ upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from beit.classification.model import initialise_for_finetuning
 from beit.config import ModelConfig
@@ -20,6 +20,7 @@ from beit.segmentation.heads.layers import initialise_head, resized
 from beit.segmentation.heads.setr import CHANNELS, SetrPupHead
 from beit.segmentation.heads.upernet import FcnHead, PyramidBackbone, UperHead
 from beit.vit.backbone import Backbone
+from beit.vit.model import VitModel
 
 TAPS = (4 / 12, 6 / 12, 8 / 12, 12 / 12)
 """Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7,
@@ -33,7 +34,7 @@ def default_taps(head: Head, depth: int) -> tuple[int, ...]:
     return tuple(max(1, round(share * depth)) - 1 for share in (TAPS if head == "upernet" else TAPS[-1:]))
 
 
-class Segmenter(nn.Module):
+class Segmenter(VitModel):
     """Backbone without final norm, and a head that sees the patches' tokens behind some blocks as maps.
 
     B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`,
@@ -94,14 +95,10 @@ class Segmenter(nn.Module):
             self.backbone = Backbone(config, with_norm=False)
             self.decode_head = SetrPupHead(config.dim, self.channels, classes, patch_size=config.patch_size)
             self.auxiliary_head = None
+        self.config = self.backbone.config
         if generator is not None:
             initialise_head(self, generator)
             initialise_for_finetuning(self.backbone, generator)
-
-    @property
-    def config(self) -> ModelConfig:
-        """The backbone's."""
-        return self.backbone.config
 
     @property
     def head_config(self) -> dict[str, Any]:
@@ -116,7 +113,7 @@ class Segmenter(nn.Module):
         }
 
     @classmethod
-    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Segmenter:
+    def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
         """The model that `config` and `head_config` describe, its weights left to be loaded."""
         return cls(config, **head)
 

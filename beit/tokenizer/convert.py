@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from beit.errors import UserError
-from beit.foreign.files import read_bytes, read_tensors
 from beit.plain import to_dict
 from beit.tokenizer.dalle import DALLE, IMAGE_SIZE
 from beit.tokenizer.dvae import DvaeConfig
@@ -24,6 +23,7 @@ from beit.tokenizer.folder import DESCRIPTION, WEIGHTS, read_description, shape_
 from beit.tokenizer.frozen import DvaeParts, save_tokenizer
 from beit.tokenizer.unilm import HALF_RANGE, KIND, UnilmConfig, UnilmDvae
 from beit.tokenizer.unilm import IMAGE_SIZE as UNILM_IMAGE_SIZE
+from beit.untrusted.files import read_bytes, read_tensors
 from beit.untrusted.pickled import NotWeightsError
 
 LARGEST_BYTES = 4 * 2**30

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from beit.tokenizer.codes import Code
 from beit.images.pictures import FAINT, FONT_PX, GAP_PX, LINE_PX, PAPER, Pixels, fit, shorten, table
+from beit.tokenizer.codes import Code
 
 SPREAD = 1.2207440846  # x^4 = x + 1: multiples of 1/x, 1/x^2 and 1/x^3, modulo 1, fill a cube evenly
 

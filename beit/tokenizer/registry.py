@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from beit.errors import UserError
+from beit.tokenizer import frozen, unilm
+from beit.tokenizer.dalle import random_dalle
 from beit.tokenizer.dvae import PX_PER_TOKEN
 from beit.tokenizer.folder import DESCRIPTION, read_description
 from beit.tokenizer.protocol import ImageTokenizer
@@ -35,9 +37,6 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
     Raises:
         UserError: When it is neither; the names that exist are listed.
     """
-    from beit.tokenizer import frozen, unilm
-    from beit.tokenizer.dalle import random_dalle
-
     if name_or_path == RANDOM:
         return random_dalle(device=device)
     if name_or_path == PUBLISHED:

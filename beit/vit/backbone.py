@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from beit.config import ModelConfig
+from beit.vit.model import VitModel
 
 INIT_STD = 0.02
 NORM_EPS = 1e-6
@@ -267,7 +268,7 @@ def draw_paths(generator: torch.Generator, *, images: int, blocks: int, rate: fl
     return (torch.rand(images, blocks, 2, generator=generator, device=device) < keep).float() / keep
 
 
-class Backbone(nn.Module):
+class Backbone(VitModel):
     """Patches to tokens, through all blocks.
 
     Its weights are memory as it was found until `initialise` or a checkpoint sets them.
@@ -314,7 +315,7 @@ class Backbone(nn.Module):
         return {"norm": isinstance(self.norm, nn.LayerNorm)}
 
     @classmethod
-    def laid_out(cls, config: ModelConfig, head: Mapping[str, Any]) -> Backbone:
+    def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
         """The model that `config` and `head_config` describe, its weights left to be loaded."""
         return cls(config, with_norm=head["norm"])
 

@@ -7,14 +7,12 @@ those who use them).
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,24 +21,11 @@ from torch import Tensor
 from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.plain import from_dict, to_dict
-from beit.vit.backbone import Backbone, backbone_of
-
-if typing.TYPE_CHECKING:
-    from beit.classification.model import Classifier
-    from beit.pretraining.model import Beit
-    from beit.segmentation.model import Segmenter
-
-    Model: TypeAlias = Beit | Classifier | Segmenter | Backbone
-    Kind = TypeVar("Kind", bound=Model)
+from beit.vit.backbone import backbone_of
+from beit.vit.model import VitModel
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_KINDS = {
-    "mim": ("beit.pretraining.objective", "Beit"),
-    "classifier": ("beit.classification.model", "Classifier"),
-    "segmenter": ("beit.segmentation.model", "Segmenter"),
-    "backbone": ("beit.vit.backbone", "Backbone"),
-}
 # Fields that change how a model is trained, not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
@@ -58,7 +43,7 @@ class SavedConfig:
     """What else was given to `save_model`: the view's config, the tokenizer's name and digest."""
 
 
-def save_model(model: Model, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def save_model(model: VitModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint folder.
 
     A file gets its name once it is complete, `config.json` last: a folder with one was written to the end.
@@ -112,59 +97,16 @@ def read_config(folder: Path) -> SavedConfig:
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise _not_a_checkpoint(folder, f"it has no {CONFIG_FILE}") from None
+        raise not_a_checkpoint(folder, f"it has no {CONFIG_FILE}") from None
     except ValueError as error:
-        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
+        raise not_a_checkpoint(folder, f"its {CONFIG_FILE} is not JSON ({error})") from None
     parts = {"kind": str, "model": dict, "head": dict, "extra": dict}
-    if (
-        not isinstance(values, dict)
-        or {name: type(value) for name, value in values.items()} != parts
-        or values["kind"] not in _KINDS
-    ):
-        raise _not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != parts:
+        raise not_a_checkpoint(folder, f"its {CONFIG_FILE} describes something else")
     return SavedConfig(**{**values, "model": from_dict(ModelConfig, values["model"], at="model.")})
 
 
-@overload
-def load_model(folder: Path | str) -> Model: ...
-@overload
-def load_model(folder: Path | str, kind: type[Kind]) -> Kind: ...
-def load_model(folder: Path | str, kind: type[Any] | None = None) -> Model:
-    """Build the model of a checkpoint folder, on the CPU and in evaluation mode.
-
-    Args:
-        folder: Written by `save_model`.
-        kind: The class that is needed. None: any.
-
-    Raises:
-        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not
-            those of its config.
-    """
-    folder = Path(folder)
-    saved = read_config(folder)
-    if kind is not None and saved.kind != kind.kind:
-        raise UserError(
-            f"{folder} holds a {saved.kind}, and a {kind.kind} is needed",
-            f"name a checkpoint of a {kind.kind}",
-        )
-    try:
-        model = class_of(saved.kind).laid_out(saved.model, saved.head)
-    except (TypeError, ValueError, KeyError) as error:
-        raise _not_a_checkpoint(
-            folder, f"the head in its {CONFIG_FILE} is not one of a {saved.kind} ({error})"
-        ) from None
-    _fill(model, folder)
-    return model.eval()
-
-
-def class_of(kind: str) -> type[Model]:
-    """The class of a kind, imported only now: those modules use this one."""
-    module, name = _KINDS[kind]
-    found: type[Model] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def load_weights(model: Model, folder: Path) -> None:
+def load_weights(model: VitModel, folder: Path) -> None:
     """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not
     fit.
 
@@ -188,10 +130,10 @@ def load_weights(model: Model, folder: Path) -> None:
             ),
             "use the config that it was trained with",
         )
-    _fill(model, folder)
+    fill(model, folder)
 
 
-def _fill(model: Model, folder: Path) -> None:
+def fill(model: VitModel, folder: Path) -> None:
     """Copy the folder's tensors into the model's, after checking that names and shapes are the same."""
     tensors = read_tensors(folder)
     expected = model.state_dict()
@@ -221,7 +163,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise _not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
+        raise not_a_checkpoint(folder, f"it has no {WEIGHTS_FILE}") from None
     except SafetensorError as error:
         raise UserError(
             f"{path} is damaged or cut short ({error})",
@@ -238,7 +180,7 @@ def is_checkpoint(folder: Path) -> bool:
     return True
 
 
-def _not_a_checkpoint(folder: Path, why: str) -> UserError:
+def not_a_checkpoint(folder: Path, why: str) -> UserError:
     return UserError(
         f"{folder} is not a checkpoint: {why}", f"name a folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}"
     )

@@ -9,6 +9,8 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 
+import pyarrow as pa
+
 from beit.errors import JobFailedError, TerminatedError
 from pipelines import storage
 
@@ -59,7 +61,6 @@ def going_on(doing: str, remedy: str, *, folder: str | None, say: Callable[[str]
     Raises:
         JobFailedError: For what Ray or the storage raises.
     """
-    import pyarrow as pa
     from ray.exceptions import RayError
 
     logger = logging.getLogger("ray.data")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from beit.errors import UserError
 
 REMEDY = "clusters/ has files for ray up and for Kubernetes; or name the GPUs by --gpu"
@@ -55,8 +57,6 @@ def read_node_types(path: str) -> NodeTypes:
     Raises:
         UserError: If it is of neither kind.
     """
-    import yaml
-
     try:
         documents = list(yaml.safe_load_all(Path(path).read_text()))
     except OSError as error:
@@ -148,8 +148,6 @@ def _groups(spec: Mapping[str, Any]) -> Iterator[NodeType]:
     """KubeRay starts Ray with the limits of a pod's first container, unless `rayStartParams` say
     otherwise.
     """
-    import yaml
-
     for group in spec["workerGroupSpecs"]:
         amounts = _amounts(group)
         start = group.get("rayStartParams") or {}

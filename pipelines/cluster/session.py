@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
+
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines import storage
 from pipelines.cluster.node_types import NodeTypes, node_types_in, node_types_of
@@ -292,8 +294,6 @@ def node_types() -> NodeTypes:
     Raises:
         UserError: If `BEIT_NODE_TYPES` is neither.
     """
-    import yaml
-
     given = os.environ.get("BEIT_NODE_TYPES", "")
     file = Path(given or RAY_UP_FILE).expanduser()
     if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):

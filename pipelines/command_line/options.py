@@ -4,13 +4,21 @@ needed.
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import functools
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.plain import to_dict
+from pipelines import storage
+from pipelines.command_line.parse_errors import refuse
+from pipelines.runs import run_folder
+from pipelines.runs.models import find_model, model_config
 
 
 def parse(
@@ -49,7 +57,7 @@ def parse_job(
     default: str,
     presets: dict[str, Any],
     preset: Callable[[str], Any],
-    explained_by: str | None = None,
+    explain: Callable[[Any, str], Iterable[str]] | None = None,
     usage: str | None = None,
     start: str | None = None,
     with_start: Callable[[Any, str], Any] | None = None,
@@ -66,12 +74,6 @@ def parse_job(
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot
             change.
     """
-    import dataclasses
-    import json
-
-    from beit.plain import to_dict
-    from pipelines.runs import run_folder
-
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     resume = _take(arguments, "--resume")
     if resume is not None:
@@ -98,7 +100,7 @@ def parse_job(
         f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items()
     )
     dry = "print the resolved configuration as JSON and stop" + (
-        "; the recipe with its arithmetic goes to stderr" if explained_by else ""
+        "; the recipe with its arithmetic goes to stderr" if explain else ""
     )
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
@@ -112,40 +114,55 @@ def parse_job(
         run_folder.check_same(base, config)
     if dry_run:
         print(json.dumps(to_dict(config), indent=2), flush=True)
-        for line in importlib.import_module(explained_by).explain(config, name) if explained_by else ():
+        for line in explain(config, name) if explain else ():
             print(line, file=sys.stderr)
         return None
     return JobCommand(config, name, resume)
 
 
-def parse_supervised(arguments: list[str], kind: type[Any], job: Any, presets: Any) -> JobCommand | None:
+def parse_supervised(
+    arguments: list[str],
+    kind: type[Any],
+    *,
+    job: str,
+    presets: dict[str, Any],
+    config_for: Callable[[str | None, str], Any],
+    with_start: Callable[[Any, str, str], Any],
+    recipe_for: Callable[[ModelConfig, str], str],
+) -> JobCommand | None:
     """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the
     recipe.
-    """
-    import functools
 
+    Args:
+        arguments: What was typed behind the command's name.
+        kind: The job's configuration.
+        job: Its name.
+        presets: Its recipes by name.
+        config_for: (RUN or None, preset) -> the recipe, for that model.
+        with_start: (configuration of an earlier run, RUN, its preset) -> the same for that model.
+        recipe_for: (a model's sizes, its kind) -> the preset that suits it.
+    """
     start, default = None, "quickstart"
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if first is not None and first not in presets.PRESETS and not first.endswith(".json"):
-        from pipelines import storage
-        from pipelines.runs.models import find_model, model_config
-
+    if first is not None and first not in presets and not first.endswith(".json"):
         if not storage.exists(storage.absolute(first)):
-            job.config_for(None, first)  # Says what there is.
+            config_for(None, first)  # Says what there is.
         start = arguments.pop(0)
-        default = presets.recipe_for(
-            job.config_for(start, default).model, model_config(find_model(start)).kind
-        )
+        default = recipe_for(config_for(start, default).model, model_config(find_model(start)).kind)
+
+    def from_start(config: Any, name: str) -> Any:
+        return with_start(config, start or "", name)
+
     return parse_job(
         arguments,
         kind,
-        job=job.JOB,
+        job=job,
         default=default,
-        presets=presets.PRESETS,
-        preset=functools.partial(job.config_for, start),
-        usage=f"{job.JOB} [RUN] [PRESET]",
+        presets=presets,
+        preset=functools.partial(config_for, start),
+        usage=f"{job} [RUN] [PRESET]",
         start=start,
-        with_start=lambda config, name: job.with_start(config, start, name),
+        with_start=from_start,
     )
 
 
@@ -155,8 +172,6 @@ def _configuration(
     """Options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
     import tyro
     from tyro._errors import on_parse_error
-
-    from pipelines.command_line.parse_errors import refuse
 
     with on_parse_error(lambda event: refuse(event, arguments, kind)):
         if default is None:

@@ -8,11 +8,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from beit.classification.metrics import summarise
+from beit.classification.metrics import judge, summarise
+from beit.classification.model import Classifier
+from beit.classification.views import make_centre_view
 from beit.config import ViewConfig
+from beit.cores import compute_with
 from beit.images.decode import Status
+from beit.images.pixels import normalise
+from beit.loading import load_model
+from beit.vit.checkpoints import read_config
 from pipelines.cluster.placement import Placement
 from pipelines.evaluation.every_image import Batch, judge_all, unusable
 from pipelines.runs.models import MODEL_FILES, model_config, view_of
@@ -81,8 +88,6 @@ def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, 
     """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be
     decoded.
     """
-    from beit.classification.views import make_centre_view
-
     made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in images]
     return {
         "view": np.stack([pixels for pixels, _ in made]),
@@ -111,9 +116,6 @@ class ClassJudge:
     """A checkpoint's classifier. Loaded once an actor; computes in full precision."""
 
     def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
-        from beit.classification.model import Classifier
-        from beit.cores import compute_with
-        from beit.vit.checkpoints import load_model, read_config
 
         compute_with(threads, device=device)
         with local_copy(checkpoint, MODEL_FILES) as folder:
@@ -125,11 +127,6 @@ class ClassJudge:
         """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss"; the views stay
         behind.
         """
-        import torch
-
-        from beit.classification.metrics import judge
-        from beit.images.pixels import normalise
-
         found: dict[str, list[NDArray[Any]]] = defaultdict(list)
         for start in range(0, len(batch["row"]), IMAGES_AT_ONCE):
             views, labels = (

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from pipelines.cluster.placement import Placement
@@ -48,7 +50,6 @@ def judge_all(
     Returns:
         The judge's columns, an entry an image, ordered by "unit" and "row", which are among them.
     """
-    import pyarrow as pa
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -97,7 +98,6 @@ def pool(placement: Placement, blocks: int) -> dict[str, Any]:
 
 def _make_views(batch: Batch, *, shared: Any, views: Views) -> Iterator[Batch]:
     import ray
-    import torch
 
     torch.set_num_threads(1)
     manifest: Manifest = ray.get(shared)

@@ -13,11 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from beit.config import ViewConfig
+from beit.cores import compute_with
 from beit.errors import UserError
+from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.plain import to_dict
+from beit.probing.features import pooled_features
+from beit.vit.backbone import backbone_of
 from beit.vit.pooling import Pooling
 from pipelines import storage
 from pipelines.cluster.placement import Placement
@@ -25,8 +32,9 @@ from pipelines.evaluation.classification import centre_batch
 from pipelines.evaluation.every_image import Batch, pool
 from pipelines.evaluation.feature_files import Description, FeatureFiles, Piece
 from pipelines.runs.models import MODEL_FILES, model_config, model_digest, view_of
+from pipelines.runs.progress import duration
 from pipelines.sources import Manifest
-from pipelines.sources.base import Kind
+from pipelines.sources.base import PATH_COLUMN, Kind
 from pipelines.stream.graph import read_patiently
 
 if TYPE_CHECKING:
@@ -130,8 +138,6 @@ def _extract_missing(
     say: Callable[[str], None],
 ) -> None:
     """Run the job, with a line every ten seconds."""
-    from pipelines.runs.progress import duration
-
     left = sum(piece.images for number in missing for piece in files.pieces[number])
     done, start = 0, time.monotonic()
     last = start
@@ -205,8 +211,6 @@ def _run(
 
 def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
     """A file's number and pieces. The pieces of all files would be unpickled by every task."""
-    import pyarrow as pa
-
     return pa.table(
         {"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}}
     )
@@ -214,7 +218,6 @@ def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
 
 def _views_of_file(batch: Batch, *, shared: Any, description: Description, view: ViewConfig) -> Batch:
     import ray
-    import torch
 
     torch.set_num_threads(1)
     pieces = [Piece(*map(int, numbers)) for numbers in zip(*(batch[name][0] for name in PIECE), strict=True)]
@@ -231,8 +234,6 @@ def views_of_pieces(
         "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has
         none), and "label" if there are.
     """
-    from pipelines.sources.base import PATH_COLUMN
-
     columns = tuple(
         name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns
     )
@@ -284,9 +285,6 @@ class Embed:
         threads: int,
         images_at_once: int,
     ) -> None:
-        from beit.cores import compute_with
-        from beit.vit.backbone import backbone_of
-        from beit.vit.checkpoints import load_model
 
         compute_with(threads, device=device)
         with storage.local_copy(checkpoint, MODEL_FILES) as folder:
@@ -315,10 +313,6 @@ class Embed:
         return {name: np.array([value]) for name, value in made.items()}
 
     def _features(self, views: NDArray[np.uint8]) -> dict[tuple[int, Pooling], NDArray[np.floating]]:
-        import torch
-
-        from beit.images.pixels import normalise
-        from beit.probing.features import pooled_features
 
         about = self._files.description
         dtype = np.float16 if about.numbers == "float16" else np.float32

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.errors import UserError
+from beit.probing.features import check_layers, middle_layer
+from beit.probing.probe import Labelled, probe_knn
 from pipelines import storage
+from pipelines.cluster.placement import Placement
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
+from pipelines.datasets import held_out_scenes, open_data
+from pipelines.evaluation.extract import extract
 from pipelines.runs import evaluations, run_folder
-
-if TYPE_CHECKING:
-    from pipelines.cluster.placement import Placement
-    from pipelines.sources.labels import LabelledManifest
+from pipelines.runs.models import model_digest
+from pipelines.sources import open_source
+from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_at_most, unnamed
 
 FOLDER = "knn"
 
@@ -53,9 +57,6 @@ class KnnSets:
     def _judge(
         self, folder: run_folder.RunFolder, placement: Placement, checkpoint: str, step: int
     ) -> dict[str, Any]:
-        from beit.probing.probe import Labelled, probe_knn
-        from pipelines.evaluation.extract import extract
-        from pipelines.runs.models import model_digest
 
         # Named by the weights: of a step that was taken again after an interruption they can be others.
         place = folder.path(f"{FOLDER}-features", f"step-{step:08d}-{model_digest(checkpoint)[:12]}")
@@ -100,11 +101,6 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
     Raises:
         UserError: Where there are no images, or no labels, or nothing to be judged by, or no such layer.
     """
-    from beit.probing.features import check_layers, middle_layer
-    from pipelines.datasets import held_out_scenes, open_data
-    from pipelines.sources import open_source
-    from pipelines.sources.labels import LabelledManifest, class_count, label_source, unnamed
-
     knn, side, depth = config.knn, config.model.image_size, config.model.depth
     if knn.every_steps is None:
         return None
@@ -153,8 +149,6 @@ def _capped(
     manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]
 ) -> LabelledManifest:
     """The same images for every run, so that the figures of runs compare."""
-    from pipelines.sources.labels import take_at_most
-
     part = take_at_most(manifest, config.most_images, SEED)
     if part.total < manifest.total:
         say(

@@ -12,12 +12,19 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from beit.cores import compute_with
 from beit.images.decode import UndecodableImage, decode
+from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.segmentation.annotations import BadAnnotation, decode_annotation
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from beit.segmentation.metrics import confusion, summarise
+from beit.segmentation.model import Segmenter
+from beit.segmentation.pictures import segmentation_sheet
+from beit.segmentation.sliding import PIXELS_AT_ONCE, scaled_to, segment
 from beit.segmentation.views import scaled_size, whole_view
 from pipelines import seeds, storage
 from pipelines.cluster.placement import Placement
@@ -184,11 +191,6 @@ class PixelJudge:
         test: SlidingConfig,
         shown: Collection[Key],
     ) -> None:
-        import torch
-
-        from beit.cores import compute_with
-        from beit.segmentation.model import Segmenter
-        from beit.vit.checkpoints import load_model
 
         compute_with(threads, device=device)
         torch.backends.cudnn.allow_tf32 = (
@@ -231,8 +233,6 @@ class PixelJudge:
 
     def _images_at_once(self, size: tuple[int, int]) -> int:
         """How many images with annotations of a size go through the model together."""
-        from beit.segmentation.sliding import PIXELS_AT_ONCE, scaled_to
-
         crop, scaled = self._model.config.image_size, scaled_size(*size, self._view, 1.0)
         largest = max(math.prod(scaled_to(*scaled, ratio=ratio, crop=crop)) for ratio in self._test.ratios)
         by_logits = self._room // (MAPS_HELD * self._model.classes * max(largest, math.prod(size)))
@@ -240,11 +240,6 @@ class PixelJudge:
 
     def _predict(self, images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.int64]:
         """Classes [B, *size] of images uint8 [B, H, W, 3]."""
-        import torch
-
-        from beit.images.pixels import normalise
-        from beit.segmentation.sliding import segment
-
         crop = self._model.config.image_size
         with torch.inference_mode():
             pixels = normalise(torch.from_numpy(images).to(self._device), self._view)
@@ -284,8 +279,6 @@ def _sheet(
     manifest: Manifest, columns: Batch, view: SegmentViewConfig, ids: AnnotationConfig, names: Sequence[str]
 ) -> bytes:
     """A PNG: image, truth and prediction of the images that are shown."""
-    from beit.segmentation.pictures import segmentation_sheet
-
     images, truths, predictions = [], [], []
     for i in np.flatnonzero([len(predicted) > 0 for predicted in columns["predicted"]]).tolist():
         found = manifest.unit(int(columns["unit"][i])).read(

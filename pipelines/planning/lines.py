@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from beit.errors import UserError
+from pipelines.cluster import session
+from pipelines.cluster.placement import Placement
 from pipelines.planning import forecast
+from pipelines.planning.config import PlanConfig
 from pipelines.planning.forecast import DENSE_TFLOPS, STAGES, UTILISATION, Costs, Forecast, Machines, Range
 from pipelines.planning.machines import with_tokenizers
+from pipelines.planning.rates import Rates
 from pipelines.runs.progress import duration
+from pipelines.stream.graph import block_rows
 from pipelines.stream.rounds import MOST_SLOTS
-
-if TYPE_CHECKING:
-    from pipelines.cluster.placement import Placement
-    from pipelines.planning.plan import PlanConfig
-    from pipelines.planning.rates import Rates
 
 MULTIPLES = (1, 2, 4, 8)
 CACHED_EPOCHS = (1, 10, 50)
@@ -56,9 +55,6 @@ def on_this_kind(
     config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int
 ) -> Forecast:
     """So many machines like this one, each with this one's workers and tokenizers."""
-    from pipelines.cluster import session
-    from pipelines.stream.graph import block_rows
-
     workers = machines * placement.workers
     return forecast.on_cores(
         costs,
@@ -104,8 +100,6 @@ def on_cluster(
     Raises:
         UserError: If a stage has nothing to run on.
     """
-    from pipelines.stream.graph import block_rows
-
     found = forecast.on_gpus(
         rates.costs,
         with_tokenizers(machines, config.resources, workers=workers),
@@ -134,8 +128,6 @@ def cluster_lines(
     own: bool,
 ) -> Iterator[str]:
     """Time, limits, nodes and costs on GPUs, of more and more workers."""
-    from pipelines.stream.graph import block_rows
-
     if machines.supposed:
         yield f"warning: other GPUs than the machines have are supposed: {', '.join(machines.supposed)}"
     first = on_cluster(config, rates, machines, workers, UTILISATION[1])

@@ -4,19 +4,22 @@ nothing that costs.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from beit.checks import positive
 from beit.errors import UserError
+from pipelines.cluster import session
+from pipelines.cluster.placement import Node, place
+from pipelines.command_line.options import parse
 from pipelines.config.data import MOST_SCENE_PX
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.config.workers import WorkerRange
-from pipelines.planning.forecast import DENSE_TFLOPS, STAGES, UTILISATION, Machines, Range
+from pipelines.config.workers import WorkerRange, check_batch
+from pipelines.datasets import with_absolute_data
+from pipelines.planning.config import PlanConfig, config_of, parse_prices
+from pipelines.planning.forecast import UTILISATION, Machines
 from pipelines.planning.lines import (
     cluster_lines,
     here_lines,
@@ -28,63 +31,19 @@ from pipelines.planning.lines import (
 )
 from pipelines.planning.machines import machine_of_its_own, machines_of, machines_of_nodes
 from pipelines.planning.rates import Rates, gpu_kind, measure
+from pipelines.presets.pretrain import PRESETS, pretrain_preset
+from pipelines.pretrain import check_config
+from pipelines.runs import run_folder
+from pipelines.scenes.shards import write_scenes
+from pipelines.sources import Source, open_source
+from pipelines.stream.samples import SampleConfig
 from pipelines.training import recipe
-
-if TYPE_CHECKING:
-    from pipelines.cluster.placement import Node
-    from pipelines.sources import Source
 
 # Scenes to measure on where `data.train` is not given.
 SCENES = 200
 
 # As in `beit.tokenizer.registry`, which imports torch.
 PUBLISHED, RANDOM = "dalle", "random-dalle"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(PretrainConfig):
-    """A pretraining to be planned, not run."""
-
-    images: int | None = None
-    """Images of an epoch, where `data.train` is only a sample of them, or not given. None: those of
-    `data.train`, or the scenes."""
-
-    cluster: str | None = None
-    """File for `ray up`, such as clusters/aws.yaml, or of a RayCluster or RayJob: its node types are what the
-    plan counts, and no more of them than it allows. None: this machine, or the connected cluster, or
-    `gpu`."""
-
-    gpu: str | None = None
-    """Kind of the training GPUs, such as H100: plans as if the cluster's machines had these. None: those that
-    they have."""
-
-    token_gpu: str | None = None
-    """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster's
-    machines."""
-
-    price: str | None = None
-    """Dollars an hour of a node of each stage, such as train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2.
-    None: no costs."""
-
-    seconds: float = 9.0
-    """Measure about so long."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "images", "seconds")
-        for option, kind in (("gpu", self.gpu), ("token-gpu", self.token_gpu)):
-            if kind is not None and kind not in DENSE_TFLOPS:
-                raise UserError(
-                    f"--{option} {kind}: its rate is not known", f"known are {', '.join(DENSE_TFLOPS)}"
-                )
-        parse_prices(self.price)
-
-
-def config_of(config: PretrainConfig) -> PlanConfig:
-    """A plan of a run."""
-    return PlanConfig(
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)}
-    )
 
 
 def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
@@ -94,10 +53,6 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         UserError: For every mistake in the configuration or the data, for machines of an unknown kind, and
             for more workers than the cluster may hold.
     """
-    from pipelines.cluster import session
-    from pipelines.datasets import with_absolute_data
-    from pipelines.pretrain import check_config
-
     check_config(config)
     parse_prices(config.price)
     config = with_absolute_data(config)
@@ -153,8 +108,6 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
-    from pipelines.cluster.placement import place
-    from pipelines.config.workers import check_batch
 
     machines, prices = at.machines, parse_prices(config.price)
     tokenized = config.target.kind == "tokens" and config.data.tokens is None
@@ -232,8 +185,6 @@ def find(config: PlanConfig) -> Source | None:
     Raises:
         UserError: If there are none, or if what images cost cannot be told from scenes.
     """
-    from pipelines.sources import open_source
-
     if config.data.train is not None:
         return open_source(config.data.train, split="train")
     if config.model.image_size > MOST_SCENE_PX and config.images is None:
@@ -262,10 +213,6 @@ def _data_line(config: PlanConfig, source: Source | None) -> str:
 
 def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates:
     """Time the stages, on the machine that this is called on; on scenes without a source."""
-    from pipelines.scenes.shards import write_scenes
-    from pipelines.sources import open_source
-    from pipelines.stream.samples import SampleConfig
-
     tokens = config.target.kind == "tokens"
     samples = SampleConfig(
         seed=config.seed,
@@ -300,28 +247,19 @@ def _machines(config: PlanConfig) -> Machines | None:
     return machines_of(config.cluster, gpu=config.gpu, token_gpu=config.token_gpu)
 
 
-def parse_prices(text: str | None) -> dict[str, Range]:
-    """'train=10..33,head=0.2' -> dollars an hour of a node, from and to.
-
-    Raises:
-        UserError: If it says something else.
-    """
-    prices: dict[str, Range] = {}
-    for item in text.split(",") if text else ():
-        stage, _, amount = item.strip().partition("=")
-        low, _, high = amount.partition("..")
-        try:
-            prices[stage] = float(low), float(high or low)
-        except ValueError:
-            prices[stage] = (-1.0, -1.0)
-        if stage not in STAGES:
-            raise UserError(
-                f"--price {text}: {stage} is no stage",
-                f"write STAGE=FROM..TO or STAGE=DOLLARS, of {', '.join(STAGES)}",
-            )
-        if not 0 <= prices[stage][0] <= prices[stage][1] < float("inf"):
-            raise UserError(
-                f"--price {text}: {item.strip()} is no price",
-                f"write {stage}=DOLLARS an hour, or {stage}=LEAST..MOST",
-            )
-    return prices
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit plan [PRESET | CONFIG.json] [--option value …]`."""
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "quickstart"
+    if name.endswith(".json"):
+        base, name = run_folder.saved_config(name, PretrainConfig, job="pretrain")
+    else:
+        base = pretrain_preset(name)
+    config = parse(
+        arguments,
+        PlanConfig,
+        command=f"plan [{' | '.join(PRESETS)}]",
+        positional=(),
+        default=config_of(base),
+    )
+    for line in plan(config, preset=name):
+        print(line, flush=True)

@@ -9,17 +9,24 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from beit.cores import compute_with
+from pipelines.cluster.hardware import machine_line
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.planning import forecast
 from pipelines.planning.forecast import DENSE_TFLOPS, Costs, GpuRates
-
-if TYPE_CHECKING:
-    from pipelines.sources import Source
-    from pipelines.stream.samples import SampleConfig
+from pipelines.pretrain import make_objective
+from pipelines.sources import Source
+from pipelines.stream.graph import Tokenize, open_tokenizer, read_slot
+from pipelines.stream.rounds import Part
+from pipelines.stream.samples import SampleConfig, make_samples
+from pipelines.training.step import Stepper
+from pipelines.training.training import MICRO_BATCH
 
 # Most images of a measured batch: larger ones cost the same an image.
 MOST_IMAGES = 64
@@ -52,12 +59,6 @@ def measure(
     Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is
     timed by the clock, with the training step and with the tokenizer, one after the other.
     """
-    import torch
-
-    from beit.cores import compute_with
-    from pipelines.stream.graph import Tokenize
-    from pipelines.tools.benchmark import header
-
     threads = torch.get_num_threads()
     compute_with(1, device="cpu")
     try:
@@ -95,7 +96,7 @@ def measure(
         costs=costs,
         parameters=parameters,
         gpu=gpu,
-        machine=header("torch", "ray"),
+        machine=machine_line("torch", "ray"),
         cores=os.cpu_count() or 1,
         load=os.getloadavg()[0],
     )
@@ -103,8 +104,6 @@ def measure(
 
 def gpu_kind() -> str:
     """The kind of the first GPU of this machine: a key of `DENSE_TFLOPS`, or else its own name."""
-    import torch
-
     name = torch.cuda.get_device_name(0)
     return next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
 
@@ -113,10 +112,6 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
     """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task
     does it.
     """
-    from pipelines.stream.graph import read_slot
-    from pipelines.stream.rounds import Part
-    from pipelines.stream.samples import make_samples
-
     rows = source.manifest.rows
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     kept: dict[str, Any] = {}
@@ -179,9 +174,6 @@ def _time(
 
 def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, seconds: float) -> float:
     """Seconds an image, with the copies to the GPU and of the tokens back, for which each call waits."""
-    from pipelines.stream.graph import Tokenize
-    from pipelines.training.training import MICRO_BATCH
-
     tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
     tokenize(_part(batch, MICRO_BATCH))  # It warms up.
     spent, images = _time(
@@ -202,16 +194,8 @@ def _time_step(
     The optimizer's work is that of a step, however many images it has: it is divided by those that a worker
     takes, not by those that were measured.
     """
-    import torch
-
-    from pipelines.pretrain import make_objective
-    from pipelines.training.step import Stepper
-    from pipelines.training.training import MICRO_BATCH
-
     vocab_size, rng = 8192, np.random.default_rng(0)
     if config.target.kind == "tokens":
-        from pipelines.stream.graph import open_tokenizer
-
         vocab_size = open_tokenizer(config.tokenizer).vocab_size
     place = torch.device(device)
     objective = make_objective(config, vocab_size, 1_000_000, "").to(place).train()
@@ -263,8 +247,6 @@ def _flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of matrix products and convolutions, two for a multiplication with an
     addition.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -22,8 +23,6 @@ def find_preset(presets: Mapping[str, Callable[[], Preset]], name: str, cause: s
         UserError: For a name that is none, with the nearest one.
     """
     if name not in presets:
-        import difflib
-
         close = difflib.get_close_matches(name, presets, n=1)
         hint = f"perhaps you meant {close[0]}; " if close else ""
         raise UserError(cause, f"{hint}presets: {', '.join(presets)}, or the config.json of a run")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from beit.config import ViewConfig
+from beit.probing.attention import KEPT_MASS, look
+from beit.probing.attention_sheet import attention_sheet
 from pipelines.reports.page import Picture
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from beit.config import ViewConfig
 
 IMAGES = 3
 POINTS = ((0.5, 0.5), (0.25, 0.75))
@@ -29,9 +26,6 @@ def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewCon
         images: uint8 [n, P, P, 3], of the model's own size.
         view: Its mean and std normalise the pixels.
     """
-    from beit.probing.attention import KEPT_MASS, look
-    from beit.probing.attention_sheet import attention_sheet
-
     model.eval()
     shown = [look(model, image, POINTS, view) for image in images[:IMAGES]]
     legend = [

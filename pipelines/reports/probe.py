@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.evaluation.probe_table import ProbeRow
 from pipelines.reports.charts import Line, line_chart
-
-if TYPE_CHECKING:
-    from pipelines.evaluation.probe_table import ProbeRow
 
 LAST_LAYER = (
     "The last layers of a model that was pretrained by masked image modelling are weak for probing as a "

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from beit.pretraining.pictures import (
+    FILLED_COLUMN,
+    PREDICTED_COLUMN,
+    TRUE_COLUMN,
+    Reconstructions,
+    reconstruction_sheet,
+)
 from pipelines.reports.page import Picture
 from pipelines.reports.run import NOUNS
-
-if TYPE_CHECKING:
-    from beit.pretraining.pictures import Reconstructions
 
 
 def reconstruction_picture(shown: Reconstructions) -> Picture:
     """The sheet of reconstructions with a legend that says what each column is."""
-    from beit.pretraining.pictures import FILLED_COLUMN, PREDICTED_COLUMN, TRUE_COLUMN, reconstruction_sheet
-
     legend = [("original", "The view as the data pipeline delivers it.")]
     if shown.masks.any():
         legend.append(

@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from beit.config import MaskConfig, ModelConfig
+from beit.plain import from_dict
+from beit.pretraining.masking import draw_mask
+from beit.pretraining.objective import TARGETS_FILE
 from pipelines import storage
 from pipelines.reports.charts import Line, line_chart
 from pipelines.reports.page import (
@@ -273,9 +277,6 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
     """The share of hidden patches that the masks' rule gives, against the one seen."""
     if "mask" not in config or "model" not in config:
         return ""
-    from beit.config import MaskConfig, ModelConfig
-    from beit.plain import from_dict
-    from beit.pretraining.masking import draw_mask
 
     mask, model = from_dict(MaskConfig, config["mask"]), from_dict(ModelConfig, config["model"])
     if mask.ratio == 0:
@@ -347,8 +348,6 @@ def _counts_of_checkpoint(run: str) -> list[int] | None:
     """The histogram of classes that the masked-image-modelling objective keeps in its checkpoints, if its
     target has classes.
     """
-    from beit.pretraining.objective import TARGETS_FILE
-
     checkpoint = run_folder.latest_checkpoint(run)
     content = _json(checkpoint, TARGETS_FILE) if checkpoint else {}
     return content.get("counts")

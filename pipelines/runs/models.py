@@ -6,16 +6,15 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.plain import from_dict
+from beit.vit.checkpoints import SavedConfig, read_config, save_model
+from beit.vit.model import VitModel
 from pipelines import storage
 from pipelines.runs import run_folder
-
-if TYPE_CHECKING:
-    from beit.vit.checkpoints import Model, SavedConfig
 
 MODEL_FILES = ("model.safetensors", "config.json")
 MODEL_JOBS = ("pretrain", "finetune", "segment")
@@ -106,12 +105,10 @@ def keep_model(checkpoint: str, run: str) -> None:
         storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": step}) + "\n")
 
 
-def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:
+def keep_new_model(model: VitModel, run: str, *, extra: dict[str, Any]) -> str:
     """Write a model of this process into the `model` folder of a run, with the "extra" of its config.json;
     returns that folder.
     """
-    from beit.vit.checkpoints import save_model
-
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), extra=extra)
         keep_model(folder, run)
@@ -120,8 +117,6 @@ def keep_new_model(model: Model, run: str, *, extra: dict[str, Any]) -> str:
 
 def model_config(checkpoint: str) -> SavedConfig:
     """What the config.json of a checkpoint folder says."""
-    from beit.vit.checkpoints import read_config
-
     with storage.local_copy(checkpoint, MODEL_FILES[1:]) as folder:
         return read_config(folder)
 

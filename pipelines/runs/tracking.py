@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -222,8 +223,6 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
     Returns:
         Whether MLflow has them; it has not if it cannot be used, or never knew the run.
     """
-    import tempfile
-
     if (run_id := _known_id(run)) is None:
         return False
     with tempfile.TemporaryDirectory() as folder:

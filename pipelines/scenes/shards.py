@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +15,9 @@ from PIL import Image
 
 from beit.checks import file_name, not_negative, positive
 from pipelines import seeds, storage
-
-if TYPE_CHECKING:
-    from pipelines.sources import Manifest
 from pipelines.scenes.objects import CLASS_NAMES
 from pipelines.scenes.render import render_scene
+from pipelines.sources import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

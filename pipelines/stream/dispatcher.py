@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.sources import Manifest, Unit
 from pipelines.stream.ledger import Ints, Ledger
 from pipelines.stream.rounds import Part, Round, plan_round, shares_of_streams
-
-if TYPE_CHECKING:
-    from pipelines.sources import Manifest, Unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from beit.config import ViewConfig
+from beit.tokenizer.protocol import ImageTokenizer
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.sources import Manifest
 from pipelines.stream.samples import Batch, SampleConfig, draw_unseen
-
-if TYPE_CHECKING:
-    from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.sources import Manifest
-    from pipelines.stream.token_cache import TokenCache
+from pipelines.stream.token_cache import TokenCache, view_fields
 
 # Not the run's: runs of different seeds are compared on the same samples.
 SEED = 0
@@ -64,8 +62,6 @@ def centre(view: ViewConfig) -> ViewConfig:
 
 def _name_of(samples: SampleConfig, batch: Batch) -> str:
     """A name for these views. A cache knows data, sizes and tokenizer by itself."""
-    from pipelines.stream.token_cache import view_fields
-
     said = json.dumps(
         [view_fields(samples.view), *(batch[name].tolist() for name in ("unit", "row"))], sort_keys=True
     )
@@ -75,7 +71,6 @@ def _name_of(samples: SampleConfig, batch: Batch) -> str:
 def _tokens(
     name: str, views: NDArray[np.uint8], tokenizer: ImageTokenizer, cache: TokenCache | None
 ) -> NDArray[np.int16]:
-    import torch
 
     if cache is not None and (kept := cache.extra_tokens(name)) is not None:
         return kept

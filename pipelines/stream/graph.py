@@ -13,20 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from beit.config import TokenizerConfig
+from beit.cores import compute_with
+from beit.tokenizer import registry
+from beit.tokenizer.folder import DESCRIPTION
+from beit.tokenizer.protocol import ImageTokenizer
+from beit.tokenizer.registry import load_tokenizer
 from pipelines import seeds, storage
 from pipelines.cluster.placement import Placement
 from pipelines.runs.models import find_tokenizer
+from pipelines.sources import Unit
 from pipelines.stream.rounds import Part
 from pipelines.stream.samples import KEYS, Batch, Samples
+from pipelines.stream.token_cache import TokenCache
 
 if TYPE_CHECKING:
     import ray.data
-
-    from beit.tokenizer.protocol import ImageTokenizer
-    from pipelines.sources import Unit
-    from pipelines.stream.token_cache import TokenCache
 
 # Every block costs its stream's coordinator 4 to 10 ms: many workers with small batches share blocks of at
 # least so many rows.
@@ -103,8 +108,6 @@ def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Bat
 
 def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageTokenizer:
     """Load a run's tokenizer; one on a bucket is fetched first."""
-    from beit.tokenizer.registry import load_tokenizer
-
     if config.path is None:
         return load_tokenizer(config.name, device=device)
     path = find_tokenizer(config.path)
@@ -118,9 +121,6 @@ def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageToke
 
 def px_per_token(config: TokenizerConfig) -> int:
     """Side of the square of pixels that a token of a run's tokenizer stands for; its weights are not read."""
-    from beit.tokenizer import registry
-    from beit.tokenizer.folder import DESCRIPTION
-
     if config.path is None or not storage.is_remote(config.path):
         return registry.px_per_token(config.path or config.name)
     return registry.described_px(
@@ -132,7 +132,6 @@ class Tokenize:
     """Adds the visual tokens of the token view. Loaded once an actor."""
 
     def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
-        from beit.cores import compute_with
 
         compute_with(threads, device=device)
         self._device = device
@@ -140,8 +139,6 @@ class Tokenize:
 
     def __call__(self, batch: Batch) -> Batch:
         """uint8 [B, h, w, 3] -> int16 [B, N]; the token view stays behind."""
-        import torch
-
         views = batch["token_view"] if "token_view" in batch else batch["patch_view"]
         images = torch.from_numpy(np.array(views)).to(self._device).permute(0, 3, 1, 2)
         tokens = self._tokenizer.encode(images).to(torch.int16).cpu().numpy()
@@ -176,7 +173,6 @@ def build_stream(
         batch_rows: Rows of a worker's batch.
         in_order: Keep the order of the slots. Otherwise blocks travel as they are ready.
     """
-    import pyarrow as pa
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -214,7 +210,6 @@ def produce(batch: Batch, *, dispatcher: Any, config: Samples, rows_per_batch: i
     never travel.
     """
     import ray
-    import torch
 
     torch.set_num_threads(1)
     for index in batch["slot"].tolist():

@@ -5,18 +5,20 @@ whenever.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.classification.config import AugmentConfig
+from beit.classification.views import augment, draw_erased
 from beit.config import MaskConfig, ViewConfig
+from beit.images.decode import Status
+from beit.images.views import make_view
+from beit.pretraining.masking import draw_mask
 from pipelines import seeds
-
-if TYPE_CHECKING:
-    from pipelines.sources import Manifest, Unit
-    from pipelines.stream.token_cache import TokenCache
+from pipelines.sources import Manifest, Unit
+from pipelines.stream.token_cache import TokenCache
 
 Batch = dict[str, NDArray[Any]]
 
@@ -88,8 +90,6 @@ class SampleConfig:
 
     def reason(self, unit: Unit, row: int, status: int) -> str:
         """Why an image cannot be decoded."""
-        from beit.images.decode import Status
-
         return Status(status).reason
 
 
@@ -100,9 +100,6 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
     batch brings "tokens", they are passed on in place of the token view. A classifier's samples have a
     "label", and in "erase" the rectangle that the training device fills with noise.
     """
-    from beit.images.views import make_view
-    from beit.pretraining.masking import draw_mask
-
     token_px = config.patch_px if config.token_px is None else config.token_px
     if "tokens" in batch:
         token_px = max(
@@ -148,7 +145,6 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
 def _augment(
     samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig
 ) -> None:
-    from beit.classification.views import augment, draw_erased
 
     samples["erase"] = np.zeros((len(keys), 4), np.int16)
     for i in np.flatnonzero(samples["status"] == 0).tolist():

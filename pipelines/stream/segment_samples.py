@@ -9,7 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from beit.images.decode import Status, UndecodableImage, decode
+from beit.segmentation.annotations import AnnotationStatus, BadAnnotation, decode_annotation
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig
+from beit.segmentation.views import make_segment_view
 from pipelines import seeds
 from pipelines.sources import Unit
 from pipelines.stream.samples import KEYS, Batch
@@ -39,8 +42,6 @@ class SegmentSampleConfig:
         An image or annotation that cannot be used becomes a zero view without a pixel that counts and a
         non-zero status.
         """
-        from beit.segmentation.views import make_segment_view
-
         keys = zip(*(batch[name].tolist() for name in KEYS), strict=True)
         made = [
             make_segment_view(
@@ -64,9 +65,6 @@ class SegmentSampleConfig:
         """Why a sample cannot be used, in figures: it is read again, for the stream carries the
         status only.
         """
-        from beit.images.decode import Status
-        from beit.segmentation.annotations import AnnotationStatus
-
         if status in [known.value for known in Status]:
             return f"image: {Status(status).reason}"
         try:
@@ -81,9 +79,6 @@ class SegmentSampleConfig:
 
 def fault(image: bytes, annotation: bytes, *, view: SegmentViewConfig, ids: AnnotationConfig) -> str | None:
     """What is wrong with an image or its annotation; None where nothing is."""
-    from beit.images.decode import UndecodableImage, decode
-    from beit.segmentation.annotations import BadAnnotation, decode_annotation
-
     try:
         pixels = decode(image, view)
         decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])

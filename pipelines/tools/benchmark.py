@@ -7,25 +7,33 @@ Only the ratios of one run mean anything; absolute times belong to the machine t
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
 
-if TYPE_CHECKING:
-    from beit.config import ViewConfig
-    from beit.images.views import ViewParameters
-    from pipelines.config.pretrain import PretrainConfig
+from beit.config import ViewConfig
+from beit.images.views import FACTOR_UNIT, ViewParameters, draw_parameters, make_view
+from beit.plain import override
+from beit.pretraining.masking import draw_mask
+from beit.pretraining.objective import MimObjective
+from beit.pretraining.targets import VisualTokens
+from pipelines.cluster import session
+from pipelines.cluster.hardware import machine_line
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.presets.pretrain import pretrain_preset
+from pipelines.sources import open_source
+from pipelines.stream.graph import open_tokenizer
+from pipelines.tools.benchmark_coordinator import BLOCK_ROWS, ROW_BYTES, measure_coordinator
 
 Views = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -57,10 +65,6 @@ def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, tok
         patch_px: Side of the patch view.
         token_px: Side of the token view.
     """
-    from PIL import Image, ImageEnhance, ImageOps
-
-    from beit.images.views import FACTOR_UNIT
-
     enhance = {
         "brightness": ImageEnhance.Brightness,
         "contrast": ImageEnhance.Contrast,
@@ -82,8 +86,6 @@ def to_floats(views: Views) -> None:
     """What the released transform does to its views on the host, and ours leave to the device: to float,
     channels first, normalise, map.
     """
-    import torch
-
     patch_view, token_view = (
         torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous().float().div(255) for view in views
     )
@@ -101,10 +103,6 @@ def measure_views(
     """Time the ways to make views by the CPU time of this process, in turn, until `seconds` are over (one
     round at least).
     """
-    import torch
-    from PIL import Image
-
-    from beit.images.views import draw_parameters, make_view
 
     def parameters_of(width: int, height: int, row: int) -> ViewParameters:
         return draw_parameters(
@@ -159,7 +157,7 @@ def measure_views(
 def views_table(result: ViewsResult, *, title: str) -> list[str]:
     """The result as lines, a verdict at the end."""
     base = statistics.mean(result.milliseconds[RELEASED])
-    lines = [title, header("torch", "pillow", "simplejpeg", "numpy")]
+    lines = [title, machine_line("torch", "pillow", "simplejpeg", "numpy")]
     for name, rounds in result.milliseconds.items():
         mean = statistics.mean(rounds)
         spread = statistics.stdev(rounds) / mean if len(rounds) > 1 else float("nan")
@@ -188,13 +186,6 @@ def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> Token
     """Time the tokenizer and the training step by the CPU time of this process, in turn, on one thread and
     random images.
     """
-    import torch
-
-    from beit.pretraining.masking import draw_mask
-    from beit.pretraining.objective import MimObjective
-    from beit.pretraining.targets import VisualTokens
-    from pipelines.stream.graph import open_tokenizer
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -241,7 +232,7 @@ def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> Token
 
 def tokens_table(result: TokensResult, *, title: str) -> list[str]:
     """The result as lines, a verdict at the end."""
-    lines = [title, header("torch", "numpy")]
+    lines = [title, machine_line("torch", "numpy")]
     for name, rounds in (("tokenizer", result.encode), ("training step", result.step)):
         lines.append(
             f"{name:<22}{1e3 * statistics.mean(rounds):9.0f} ms/image +- "
@@ -257,30 +248,8 @@ def tokens_table(result: TokensResult, *, title: str) -> list[str]:
     return lines
 
 
-def header(*packages: str) -> str:
-    """Machine and versions, without which a figure means nothing."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"{os.cpu_count()} x {_processor()} | python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def read_images(path: str, count: int) -> list[bytes]:
     """The first images of evenly spread units of a data path."""
-    from pipelines.sources import open_source
-
     source = open_source(path, option="data")
     units = source.manifest.rows
     wanted = np.linspace(0, len(units) - 1, min(len(units), 8)).round().astype(int)
@@ -297,10 +266,6 @@ def main(arguments: list[str]) -> None:
 
     `coordinator`: what one stream passes on.
     """
-    from beit.config import ViewConfig
-    from beit.plain import override
-    from pipelines.presets.pretrain import pretrain_preset
-
     parser = argparse.ArgumentParser(prog="python -m pipelines.tools.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     views = commands.add_parser(
@@ -333,11 +298,10 @@ def main(arguments: list[str]) -> None:
     coordinator.add_argument("--rounds", type=int, default=2, help="measure so often")
     given = parser.parse_args(arguments)
     if given.command == "coordinator":
-        from pipelines.cluster import session
-        from pipelines.tools.benchmark_coordinator import BLOCK_ROWS, ROW_BYTES, measure_coordinator
-
         print(
-            f"one stream's coordinator, blocks of {BLOCK_ROWS} rows x {ROW_BYTES:,} bytes\n{header('ray')}",
+            f"one stream's coordinator, blocks of {BLOCK_ROWS} rows x {ROW_BYTES:,} bytes",
+            machine_line("ray"),
+            sep="\n",
             flush=True,
         )
         with session.start(cpus=4):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 BLOCK_ROWS, ROW_BYTES = 64, 1024
 BLOCKS_PER_TASK = 50
@@ -62,7 +63,6 @@ def measure_coordinator(
         blocks: Of each execution; rounded up to whole reading tasks.
         rounds: Executions to measure.
     """
-    import pyarrow as pa
     import ray
     import ray.data
 

@@ -6,6 +6,7 @@ cores of a cluster.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections import Counter
@@ -25,6 +26,8 @@ from beit.config import ViewConfig
 from beit.images.decode import Status, UndecodableImage, decode
 from beit.images.pictures import contact_sheet
 from pipelines import seeds, storage
+from pipelines.cluster import session
+from pipelines.command_line.options import parse
 from pipelines.sources import Manifest, open_source
 from pipelines.sources.base import Columns
 
@@ -292,3 +295,12 @@ def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> N
     contact_sheet(pictures, columns=10, side=96, captions=captions).save(sheet, "PNG")
     assert config.sheet is not None
     storage.write_bytes(config.sheet, sheet.getvalue())
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit data check PATH`."""
+    config = parse(arguments, CheckConfig, command="data check PATH", positional=("source",))
+    with session.start(debug=debug) if config.all else contextlib.nullcontext():
+        result = check(config)
+    for line in result.lines():
+        print(line)

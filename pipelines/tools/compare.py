@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.command_line.options import parse
 from pipelines.evaluation.every_image import FOLDER
 from pipelines.reports.charts import Chart, Line, chart_picture
 from pipelines.runs import evaluations, run_folder
@@ -299,3 +300,13 @@ def _csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
                 for run, value in zip(one.runs, values, strict=True)
             )
     return text.getvalue()
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit compare [NAME=]RUN…`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    elif not {"-h", "--help", "--runs"} & set(arguments):
+        raise UserError("beit compare: RUN is missing", "write beit compare RUN RUN")
+    for line in compare(parse(arguments, CompareConfig, command="compare [NAME=]RUN…", positional=())):
+        print(line)

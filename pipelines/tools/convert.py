@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from beit.tokenizer.convert import convert
+from pipelines.command_line.options import parse
 from pipelines.tools.weights import COPY, DOWNLOAD, check_local
 
 
@@ -36,8 +38,6 @@ def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
     Raises:
         UserError: For addresses, and for files that are not what they should be.
     """
-    from beit.tokenizer.convert import convert
-
     check_local(config.file, DOWNLOAD)
     check_local(config.out, COPY)
     done = convert(
@@ -53,3 +53,10 @@ def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
     )
     yield f"digest {done.digest}"
     yield f"written: {done.folder} (use it as --tokenizer.path {done.folder})"
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit tokenizer convert FILE OUT`."""
+    config = parse(arguments, ConvertConfig, command="tokenizer convert FILE OUT", positional=("file", "out"))
+    for line in convert_tokenizer(config):
+        print(line)

@@ -13,6 +13,7 @@ import resource
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -23,8 +24,13 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
+from packaging.requirements import Requirement
+
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.cluster import session
+from pipelines.command_line.options import parse
 from pipelines.runs import tracking
 
 PACKAGE = "beit-pretraining"
@@ -96,8 +102,6 @@ def exit_code(findings: list[Finding]) -> int:
 
 def versions() -> Iterator[Finding]:
     """Python, and what the package asks for against what is installed."""
-    from packaging.requirements import Requirement
-
     try:
         metadata = importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -159,8 +163,6 @@ def machine() -> Iterator[Finding]:
 
 def gpus() -> Iterator[Finding]:
     """GPUs that PyTorch can use, and those that it cannot."""
-    import torch
-
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -278,7 +280,6 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
             Level.PROBLEM, f"RAY_ADDRESS={address}: {trouble}", "start the cluster, or unset RAY_ADDRESS"
         )
         return
-    from pipelines.cluster import session
 
     try:
         with session.start():
@@ -420,3 +421,13 @@ def _memory() -> float:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit doctor`."""
+    findings = []
+    for finding in examine(parse(arguments, DoctorConfig, command="doctor", positional=())):
+        findings.append(finding)
+        print("\n".join(finding.lines()), flush=True)
+    if code := exit_code(findings):
+        sys.exit(code)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
+from beit.classification.views import make_centre_view
 from beit.config import ViewConfig
 from beit.errors import UserError
+from beit.images.views import Status
 from pipelines import storage
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def read_square(image: str, px: int) -> NDArray[np.uint8]:
@@ -19,9 +18,6 @@ def read_square(image: str, px: int) -> NDArray[np.uint8]:
     Raises:
         UserError: If there is no such file, or it cannot be decoded.
     """
-    from beit.classification.views import make_centre_view
-    from beit.images.views import Status
-
     if storage.entry(image) is None:
         raise UserError(f"{image} is not there, or is no file", "give the paths of image files")
     square, status = make_centre_view(storage.read_bytes(image), view=ViewConfig(), image_size=px, share=1.0)

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from beit.checks import file_name, not_negative, positive
 from beit.errors import UserError
 from pipelines import seeds, storage
+from pipelines.cluster import session
+from pipelines.command_line.options import parse
 from pipelines.sources import Manifest, Source, open_source
 from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
@@ -339,4 +341,14 @@ def _files(contents: NDArray[Any], paths: NDArray[Any], kind: pa.DataType) -> pa
     return pa.StructArray.from_arrays(
         [pa.array(contents.tolist(), pa.binary()), pa.array(paths.tolist(), pa.string())],
         fields=[kind.field("bytes"), kind.field("path")],
+    )
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit data pack SRC OUT`."""
+    config = parse(arguments, PackConfig, command="data pack SRC OUT", positional=("source", "out"))
+    with session.start(debug=debug):
+        result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
+    print(
+        f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}"
     )

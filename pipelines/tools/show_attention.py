@@ -8,16 +8,19 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from beit.checks import positive
 from beit.errors import UserError
+from beit.loading import load_model
+from beit.probing.attention import check_size, figure_size, look
+from beit.probing.attention_sheet import attention_sheet
+from beit.vit.backbone import backbone_of
+from beit.vit.checkpoints import SavedConfig, read_config
+from beit.vit.model import VitModel
 from pipelines import storage
+from pipelines.command_line.options import parse
 from pipelines.runs.models import MODEL_FILES, find_model, view_of
 from pipelines.tools.image_files import check_picture, read_square
-
-if TYPE_CHECKING:
-    from beit.vit.checkpoints import Model, SavedConfig
 
 MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 
@@ -89,10 +92,6 @@ def show(config: AttentionConfig) -> Iterator[str]:
         UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no
             whole number of patches.
     """
-    from beit.probing.attention import check_size, figure_size, look
-    from beit.probing.attention_sheet import attention_sheet
-    from beit.vit.backbone import backbone_of
-
     if not config.images:
         raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")
     check_picture(config.out)
@@ -122,9 +121,15 @@ def show(config: AttentionConfig) -> Iterator[str]:
     yield f"written: {config.out}"
 
 
-def _open_model(run: str) -> tuple[Model, SavedConfig]:
+def _open_model(run: str) -> tuple[VitModel, SavedConfig]:
     """The model of a run or checkpoint folder, and its config.json."""
-    from beit.vit.checkpoints import load_model, read_config
-
     with storage.local_copy(find_model(run), MODEL_FILES) as folder:
         return load_model(folder), read_config(folder)
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit attention RUN IMAGE…`."""
+    if len(arguments) > 1 and not any(argument.startswith("-") for argument in arguments[:2]):
+        arguments = [arguments[0], "--images", *arguments[1:]]
+    for line in show(parse(arguments, AttentionConfig, command="attention RUN IMAGE…", positional=("run",))):
+        print(line)

@@ -7,18 +7,22 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from beit.checks import positive
 from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
+from beit.tokenizer.figures import measure
+from beit.tokenizer.pictures import token_sheet
 from pipelines import storage
+from pipelines.command_line.options import parse
+from pipelines.sources import open_source
+from pipelines.stream.graph import open_tokenizer
+from pipelines.stream.samples import SampleConfig, draw_unseen
 from pipelines.tools.image_files import check_picture, read_square
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 CENTRE_SQUARE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
@@ -60,13 +64,6 @@ def show(config: ShowConfig) -> Iterator[str]:
         UserError: Without images, for one that cannot be decoded, or for a size that is no whole number of
             tokens.
     """
-    import numpy as np
-    import torch
-
-    from beit.tokenizer.figures import measure
-    from beit.tokenizer.pictures import token_sheet
-    from pipelines.stream.graph import open_tokenizer
-
     if bool(config.images) == (config.data is not None):
         what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
         raise UserError(
@@ -114,9 +111,6 @@ def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
     """The middles of random images of a data path, [n, size, size, 3]; those that cannot be decoded are
     passed over.
     """
-    from pipelines.sources import open_source
-    from pipelines.stream.samples import SampleConfig, draw_unseen
-
     source = open_source(data, option="data")
     squares: NDArray[np.uint8] = draw_unseen(
         source.manifest, SampleConfig(seed=0, view=CENTRE_SQUARE, patch_px=size), count
@@ -124,3 +118,13 @@ def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
     if not len(squares):
         raise UserError(f"data={data}: no image could be decoded", "beit data check PATH tells why")
     return squares
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit tokenizer show IMAGE… | --data PATH`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--images", *arguments]
+    for line in show(
+        parse(arguments, ShowConfig, command="tokenizer show IMAGE… | --data PATH", positional=())
+    ):
+        print(line)

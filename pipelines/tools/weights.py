@@ -5,17 +5,21 @@ projects' formats.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from beit.checks import not_negative, positive
 from beit.errors import UserError
-
-if TYPE_CHECKING:
-    from beit.foreign.layout import Described
+from beit.foreign import incoming, outgoing
+from beit.foreign.layout import Described
+from beit.foreign.translation import SPELLINGS
+from pipelines import storage
+from pipelines.command_line.options import parse
+from pipelines.runs.models import MODEL_FILES, find_model
 
 COPY = "give a local OUT, and copy it from there"
 DOWNLOAD = "download it first, and give the file"
@@ -70,9 +74,6 @@ class ExportConfig:
 
 def import_weights(config: ImportConfig) -> Iterator[str]:
     """Import, and say in lines what came of it."""
-    from beit.foreign.incoming import import_weights
-    from beit.foreign.translation import SPELLINGS
-
     check_local(config.file, DOWNLOAD)
     check_local(config.out, COPY)
     out = Path(config.out)
@@ -80,7 +81,7 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
         fresh = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         try:
-            done = import_weights(
+            done = incoming.import_weights(
                 Path(config.file),
                 out,
                 pixels=config.pixels,
@@ -155,10 +156,6 @@ def _refusals_told() -> Iterator[None]:
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
     """Export, and say in lines what came of it."""
-    from beit.foreign import outgoing
-    from pipelines import storage
-    from pipelines.runs.models import MODEL_FILES, find_model
-
     check_local(config.out, COPY)
     with _refusals_told():
         _check_own(config.run)
@@ -196,10 +193,22 @@ def _check_own(run: str) -> None:
 
 def _says_model_type(path: Path) -> bool:
     """Whether a config.json is one of Hugging Face's."""
-    import json
-
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and "model_type" in values
+
+
+def import_command(arguments: list[str], debug: bool) -> None:
+    """`beit import FILE OUT`."""
+    config = parse(arguments, ImportConfig, command="import FILE OUT", positional=("file", "out"))
+    for line in import_weights(config):
+        print(line)
+
+
+def export_command(arguments: list[str], debug: bool) -> None:
+    """`beit export RUN OUT`."""
+    config = parse(arguments, ExportConfig, command="export RUN OUT", positional=("run", "out"))
+    for line in export_weights(config):
+        print(line)

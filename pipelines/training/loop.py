@@ -22,6 +22,7 @@ from beit.cores import compute_with
 from beit.objectives.base import Objective
 from pipelines import seeds
 from pipelines.runs.run_folder import PROGRESS_FILE
+from pipelines.stream.division import own_shard
 from pipelines.stream.shuffle import shuffle
 from pipelines.training.step import Stepper, share_of
 
@@ -159,8 +160,6 @@ class Worker:
         """The worker's batches of a round, on the host and on the device; an empty one at the end, for the
         others may have more.
         """
-        from pipelines.stream.division import own_shard
-
         batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
             batch_size=self.batch_size,
             batch_format="numpy",

@@ -5,17 +5,17 @@ and what `--dry-run` prints.
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beit.config import OptimConfig
+from beit.objectives.optim import learning_rate
+from beit.pretraining.masking import draw_mask
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.presets.pretrain import PRESETS
-
-if TYPE_CHECKING:
-    from pipelines.sources import Manifest
-    from pipelines.stream.token_cache import TokenCache
+from pipelines.sources import Manifest
+from pipelines.stream.token_cache import TokenCache
+from pipelines.training.training import MICRO_BATCH
 
 MASKS_DRAWN = 1000
 
@@ -99,8 +99,6 @@ def target_line(config: PretrainConfig) -> str:
 
 def mask_line(config: PretrainConfig) -> str:
     """How many patches of an image are hidden: at most, and on average, counted over masks."""
-    from beit.pretraining.masking import draw_mask
-
     mask, grid, patches = config.mask, config.model.grid, config.model.patches
     if not mask.budget(grid):
         return f"mask: none, all {patches} patches are visible"
@@ -162,8 +160,6 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int, scen
     Raises:
         UserError: If the data is less than one step.
     """
-    from beit.objectives.optim import learning_rate
-
     view, model, optim = config.view, config.model, config.optim
     total = config.total_steps(images, optim.global_batch_size)
     warmup = optim.warmup
@@ -210,8 +206,6 @@ def _epoch_line(config: PretrainConfig, images: int) -> str:
 
 def _batch_line(config: PretrainConfig) -> str:
     """How a step's images are divided, as far as it is known before the cluster is seen."""
-    from pipelines.training.training import MICRO_BATCH
-
     batch, workers = config.optim.global_batch_size, config.resources.worker_range
     micro = config.resources.micro_batch_size or MICRO_BATCH
     if workers is None:

@@ -20,6 +20,7 @@ from pipelines.runs import evaluations, run_folder, tracking
 from pipelines.runs.metrics import last_metrics, read_metrics
 from pipelines.runs.tracking import MlflowRun
 from pipelines.stream.dispatcher import Dispatcher, Plan
+from pipelines.stream.division import DividedWorkers, stream_name
 from pipelines.stream.graph import block_rows, build_stream
 from pipelines.stream.rounds import slots_of_round
 from pipelines.training.loop import LoopConfig, train_worker
@@ -174,8 +175,6 @@ def run_training(
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
-
-    from pipelines.stream.division import DividedWorkers, stream_name
 
     config = training.config
     checkpoint = run_folder.latest_checkpoint(folder.uri) if resume else None

@@ -4,13 +4,32 @@ model is judged.
 
 from __future__ import annotations
 
+import html
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import nn
+
+from beit.config import AbsoluteMode, ViewConfig
 from beit.errors import UserError
+from beit.loading import load_model
+from beit.objectives.optim import check_schedule
+from beit.vit.checkpoints import read_config
+from beit.vit.transfer import Transfer, finetuning_config, start_from_folder
 from pipelines import storage
+from pipelines.cluster.placement import Placement
 from pipelines.config.supervised import SupervisedConfig
+from pipelines.config.workers import check_batch
+from pipelines.datasets import checked_data, open_data, open_val
+from pipelines.evaluation.every_image import FOLDER
+from pipelines.reports.attention import IMAGES, attention_picture
+from pipelines.reports.page import Picture
+from pipelines.reports.run import write_report
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.models import (
     MODEL_FILES,
@@ -22,18 +41,12 @@ from pipelines.runs.models import (
     model_step,
     view_of,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
-
-    from beit.config import AbsoluteMode, ViewConfig
-    from beit.vit.transfer import Transfer
-    from pipelines.cluster.placement import Placement
-    from pipelines.reports.page import Picture
-    from pipelines.sources import Manifest
-    from pipelines.training.training import Result, Training
+from pipelines.sources import Manifest
+from pipelines.stream.fixed_samples import centre
+from pipelines.stream.samples import SampleConfig, draw_unseen
+from pipelines.training.recipe import warmup_line, warmup_warnings
+from pipelines.training.run import run_job, write_report_of
+from pipelines.training.training import Result, Training
 
 Config = TypeVar("Config", bound=SupervisedConfig)
 Evaluations = Sequence[dict[str, Any]]
@@ -65,8 +78,6 @@ class Prepared:
         """The run in a few lines, derived numbers with their arithmetic; `model` says what the backbone ends
         in.
         """
-        from pipelines.training.recipe import warmup_line
-
         training, data = self.training, self.training.source.manifest
         config = training.config
         assert isinstance(config, SupervisedConfig)
@@ -100,9 +111,6 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
         image_size: Another one than the model's. None: the same.
         pixels: Take mean and std from the model; else they are the recipe's.
     """
-    from beit.vit.checkpoints import read_config
-    from beit.vit.transfer import finetuning_config
-
     with storage.local_copy(find_model(start), MODEL_FILES) as folder:
         saved = read_config(folder)
     model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
@@ -117,9 +125,6 @@ def checked(config: Config, *, job: str, say: Callable[[str], None]) -> Config:
     Raises:
         UserError: For what cannot be.
     """
-    from pipelines.config.workers import check_batch
-    from pipelines.datasets import checked_data
-
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
     return replace(config, data=data, start=None if config.start is None else find_model(config.start))
@@ -176,9 +181,6 @@ def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[s
     Raises:
         UserError: Naming a warmup that fits.
     """
-    from beit.objectives.optim import check_schedule
-    from pipelines.training.recipe import warmup_warnings
-
     if config.steps is None:
         check_schedule(config.optim, total_steps)
     for line in warmup_warnings(config.optim, total_steps):
@@ -195,8 +197,6 @@ def take_weights(
     model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic"
 ) -> Transfer | None:
     """Put the weights to begin with into a model; returns what was taken, None without a start."""
-    from beit.vit.transfer import start_from_folder
-
     if start is None:
         return None
     with storage.local_copy(start, MODEL_FILES) as folder:
@@ -229,8 +229,6 @@ def run_judged(
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
     """
-    from pipelines.evaluation.every_image import FOLDER
-    from pipelines.training.run import run_job, write_report_of
 
     def at_pause(folder: run_folder.RunFolder, placement: Placement, checkpoint: str) -> dict[str, float]:
         step = run_folder.step_of(checkpoint)
@@ -293,10 +291,6 @@ def write_run_report(
     Raises:
         UserError: If there is no run of this job, or it has no model yet.
     """
-    from beit.vit.checkpoints import load_model, read_config
-    from pipelines.evaluation.every_image import FOLDER
-    from pipelines.reports.run import write_report
-
     config, _ = run_folder.saved_config(run, kind, job=job)
     uri = storage.absolute(run)
     with storage.local_copy(find_model(uri), MODEL_FILES) as folder:
@@ -317,12 +311,6 @@ def _attention(
     """What a model attends to in some of its images, and a note instead where they cannot be shown: no run is
     lost over a picture.
     """
-    import html
-
-    import pyarrow as pa
-
-    from pipelines.reports.attention import attention_picture
-
     try:
         images = _some_images(config, view, root=root)
         why = "" if len(images) else "none of the images that were looked at can be decoded"
@@ -337,11 +325,6 @@ def _some_images(config: SupervisedConfig, view: ViewConfig, *, root: str) -> ND
     """Centre squares of some images that the run is judged by, or else trained on; rendered scenes lie in
     `root`, beside the run.
     """
-    from pipelines.datasets import open_data, open_val
-    from pipelines.reports.attention import IMAGES
-    from pipelines.stream.fixed_samples import centre
-    from pipelines.stream.samples import SampleConfig, draw_unseen
-
     size = config.model.image_size
     config = replace(
         config, output=replace(config.output, root=root)
@@ -355,8 +338,6 @@ def _some_images(config: SupervisedConfig, view: ViewConfig, *, root: str) -> ND
 
 def next_commands(config: SupervisedConfig, job: str, run: str) -> list[tuple[str, str]]:
     """(what for, command) pairs to go on with."""
-    import shlex
-
     again = f"beit {job} {shlex.quote(run)}/config.json"
     commands = [
         (

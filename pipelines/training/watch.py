@@ -11,13 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines import storage
 from pipelines.runs import run_folder
-
-if TYPE_CHECKING:
-    from pipelines.training.training import Training
+from pipelines.training.training import Training
 
 Follow = Callable[[list[dict[str, Any]]], bool]
 """Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a

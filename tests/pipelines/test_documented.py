@@ -53,7 +53,7 @@ def model(tmp_path_factory):
     "command", [command for command in COMMANDS if command.startswith(TRAINING) and "--resume" not in command]
 )
 def test_a_training_of_the_pages_can_be_configured_as_it_is_written(command, model, capsys, monkeypatch):
-    for explained in ("pipelines.pretrain", "tune.explain", "tune.ablation.ablate"):  # They look at the data.
+    for explained in ("pipelines.pretrain", "tune.sweep", "tune.ablation.ablate"):  # They look at the data.
         monkeypatch.setattr(f"{explained}.explain", lambda config, preset: ())
     words = [NUMBERS.get(word, word) for word in re.sub(r"(--\S+ )?…", "", command).split()]
     job = words[: 1 + command.startswith("tokenizer")]

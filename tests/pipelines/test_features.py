@@ -15,8 +15,9 @@ from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.images.decode import Status
 from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.pretraining.model import Beit
-from beit.vit.checkpoints import SavedConfig, load_model, save_model
+from beit.vit.checkpoints import SavedConfig, save_model
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.extract import Embed, views_of_pieces
 from pipelines.evaluation.feature_files import Description, FeatureFiles, plan_files

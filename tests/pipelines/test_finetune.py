@@ -17,9 +17,10 @@ from beit.classification.views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import JobFailedError, UserError
 from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.plain import from_dict, override
 from beit.pretraining.model import Beit
-from beit.vit.checkpoints import load_model, read_config, save_model
+from beit.vit.checkpoints import read_config, save_model
 from pipelines.cli import main
 from pipelines.config.supervised import FinetuneConfig
 from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
@@ -251,7 +252,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
     lines = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.evaluation.classification.evaluate",
+            "pipelines.finetune.evaluate",
             lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
@@ -259,7 +260,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
     assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.evaluation.classification.evaluate",
+            "pipelines.finetune.evaluate",
             lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError),
         )
         with pytest.raises(

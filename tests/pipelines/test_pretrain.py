@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.plain import override
 from beit.tokenizer.registry import load_tokenizer
-from beit.vit.checkpoints import load_model
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.evaluation.knn import KnnSets
 from pipelines.presets import pretrain as presets

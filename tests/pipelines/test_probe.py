@@ -13,11 +13,12 @@ from beit.classification.views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.plain import override
 from beit.pretraining.model import Beit
 from beit.probing.features import pooled_features
 from beit.probing.probe import Labelled, probe_knn, probe_linear
-from beit.vit.checkpoints import load_model, save_model
+from beit.vit.checkpoints import save_model
 from pipelines import probe as job
 from pipelines.cluster.placement import place
 from pipelines.cluster.session import nodes
@@ -211,7 +212,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     assert [one["step"] for one in evaluations.read(str(tmp_path), "knn")] == [7]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
 
-    monkeypatch.setattr("pipelines.evaluation.extract.extract", None)
+    monkeypatch.setattr("pipelines.evaluation.knn.extract", None)
     assert sets.evaluate(lines.append, folder, placement, str(given / "model")) == figures
     assert sum(line.startswith("k-NN at step 7") for line in lines) == 1
 

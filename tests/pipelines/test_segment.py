@@ -16,6 +16,7 @@ from torchmetrics import classification
 from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
+from beit.loading import load_model
 from beit.plain import from_dict, override, to_dict
 from beit.pretraining.model import Beit
 from beit.segmentation import sliding
@@ -23,7 +24,7 @@ from beit.segmentation.annotations import IGNORED
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from beit.segmentation.model import Segmenter
 from beit.segmentation.views import scaled_size, whole_view
-from beit.vit.checkpoints import load_model, read_config, save_model
+from beit.vit.checkpoints import read_config, save_model
 from pipelines.config.supervised import SegmentConfig
 from pipelines.config.workers import WorkerRange
 from pipelines.evaluation.segmentation import PixelJudge, add_up, whole_views
@@ -356,7 +357,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
     lines = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.evaluation.segmentation.evaluate",
+            "pipelines.segment.evaluate",
             lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,6 @@
 """`python -m tune.ablation [PRESET] [--rows …] [--seeds N] [--option value …]`, as `beit ablate` does."""
 
-import sys
+from pipelines.command_line.run import run
+from tune.ablation.ablate import command
 
-from pipelines.cli import main
-
-main(["ablate", *sys.argv[1:]])
+run(command)

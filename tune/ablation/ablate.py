@@ -16,6 +16,7 @@ from typing import Any
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.command_line.options import parse_job
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
 from tune.ablation.chain import (
@@ -28,9 +29,11 @@ from tune.ablation.chain import (
     read_state,
     write_state,
 )
+from tune.ablation.chain_progress import ChainProgress
 from tune.ablation.chain_run import CHAIN, Setup, run_chain
-from tune.ablation.config import AblationConfig
+from tune.ablation.config import ABLATIONS, AblationConfig, ablation_preset
 from tune.ablation.prepare import Prepared, prepare
+from tune.ablation.report import write_ablation_report
 from tune.ablation.table import ROWS_FILE, TABLE_FILE, Table, read_table, to_markdown, write_table
 from tune.ablation.table4 import FULL, ROWS, changes_of
 from tune.concurrency import Schedule, schedule
@@ -38,6 +41,7 @@ from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
 from tune.space import described
 from tune.tokens import prepare_tokens
 from tune.tracking import ParentLog, check_store
+from tune.tuner import run_tuner
 
 JOB = "ablate"
 
@@ -203,9 +207,6 @@ class _Ablation:
     def _run_chains(self) -> None:
         import ray.tune
 
-        from tune.ablation.chain_progress import ChainProgress
-        from tune.tuner import run_tuner
-
         waiting = [chain for chain in self.chains if self._left(chain)]
         if not waiting:
             return
@@ -297,8 +298,6 @@ def _failure(result: AblationResult) -> str | None:
 
 def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
     """The page of an ablation, from its folder; returns its path."""
-    from tune.ablation.report import write_ablation_report
-
     how, link = read_how(folder, job=JOB), link_of(folder, config)
     return write_ablation_report(
         folder, config, table, preset=preset, seconds=how.seconds, lines=how.lines, mlflow=link
@@ -339,3 +338,18 @@ def explain(config: AblationConfig, preset: str) -> list[str]:
 def _name_of(trial: Any) -> str:
     """Ray Tune's folder of a chain."""
     return Chain(**trial.config[CHAIN]).name
+
+
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit ablate [PRESET] [--rows …] [--seeds N] [--option value …]`."""
+    parsed = parse_job(
+        arguments,
+        AblationConfig,
+        job=JOB,
+        default="quickstart",
+        presets=ABLATIONS,
+        preset=ablation_preset,
+        explain=explain,
+    )
+    if parsed is not None:
+        ablate(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)

@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from pipelines import finetune as classification
+from pipelines import segment as segmentation
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.supervised import FinetuneConfig, SegmentConfig, SupervisedConfig
+from pipelines.pretrain import pretrain
 from pipelines.runs import run_folder
 from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
 from tune.ablation.config import AblationConfig, ProtocolConfig
@@ -58,21 +61,23 @@ def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
 
 def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     """Fine-tuning of a chain for classification, which begins with what its pretraining has left."""
-    from pipelines.finetune import config_for
-
     protocol = setup.config.classify
     return _of_chain(
-        with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "classify"
+        with_protocol(classification.config_for(_start(setup, chain), protocol.recipe), protocol),
+        setup,
+        chain,
+        "classify",
     )
 
 
 def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     """Fine-tuning of a chain for segmentation, which begins with what its pretraining has left."""
-    from pipelines.segment import config_for
-
     protocol = setup.config.segment
     return _of_chain(
-        with_protocol(config_for(_start(setup, chain), protocol.recipe), protocol), setup, chain, "segment"
+        with_protocol(segmentation.config_for(_start(setup, chain), protocol.recipe), protocol),
+        setup,
+        chain,
+        "segment",
     )
 
 
@@ -143,10 +148,6 @@ def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
 
 def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]) -> None:
     """Run one job of a chain, or go on with what an earlier start of the ablation has left of it."""
-    from pipelines.finetune import finetune
-    from pipelines.pretrain import pretrain
-    from pipelines.segment import segment
-
     folder = storage.join(setup.folder, chain.job_name(job))
     options: dict[str, Any] = {
         "resume": folder if storage.exists(storage.join(folder, run_folder.CONFIG_FILE)) else None,
@@ -156,6 +157,6 @@ def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]
     if job == "pretrain":
         pretrain(pretrain_config(setup, chain), preset=setup.preset, **options)
     elif job == "classify":
-        finetune(classify_config(setup, chain), preset=setup.config.classify.recipe, **options)
+        classification.finetune(classify_config(setup, chain), preset=setup.config.classify.recipe, **options)
     else:
-        segment(segment_config(setup, chain), preset=setup.config.segment.recipe, **options)
+        segmentation.segment(segment_config(setup, chain), preset=setup.config.segment.recipe, **options)

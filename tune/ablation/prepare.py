@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from beit.errors import UserError
-from pipelines import storage
+from pipelines import finetune, segment, storage
+from pipelines.config.data import SupervisedDataConfig, check_has_data
+from pipelines.datasets import open_data, open_val
+from pipelines.presets.finetune import finetune_preset
+from pipelines.presets.segment import segment_preset
+from pipelines.pretrain import check_config, check_grid, checked_length, with_absolute_paths
+from pipelines.sources import Source
+from pipelines.stream.graph import px_per_token
+from pipelines.training.supervised import Prepared as PreparedTask
 from tune.ablation.chain import JobName
 from tune.ablation.chain_run import with_protocol
 from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.ablation.table4 import RowName, Task
-
-if TYPE_CHECKING:
-    from pipelines.config.data import SupervisedDataConfig
-    from pipelines.sources import Source
-    from pipelines.training.supervised import Prepared as PreparedTask
 
 Protocol = TypeVar("Protocol", bound=ProtocolConfig)
 
@@ -70,10 +73,6 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
     Raises:
         UserError: As `ablate`.
     """
-    from pipelines.datasets import open_data
-    from pipelines.pretrain import check_grid, with_absolute_paths
-    from pipelines.stream.graph import px_per_token
-
     config = with_absolute_paths(config)
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     _check_data(config)
@@ -100,9 +99,6 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
     """The preset of a task."""
-    from pipelines.presets.finetune import finetune_preset
-    from pipelines.presets.segment import segment_preset
-
     return (
         finetune_preset(config.classify.recipe)
         if task == "classify"
@@ -112,8 +108,6 @@ def _recipe(config: AblationConfig, task: Task) -> Any:
 
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask:
     """Data, labels and length of a task, by a model from scratch of the recipe's own."""
-    from pipelines import finetune, segment
-
     protocol: ProtocolConfig = getattr(config, task)
     module: Any = finetune if task == "classify" else segment
     try:
@@ -131,8 +125,6 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask
 
 def _check_data(config: AblationConfig) -> None:
     """Whether there is something to learn from and to be judged by, for every task."""
-    from pipelines.config.data import check_has_data
-
     check_has_data(config.data.train, config.model.image_size, works="beit ablate quickstart")
     for task in config.tasks:
         protocol = getattr(config, task)
@@ -154,7 +146,6 @@ def _check_data(config: AblationConfig) -> None:
 
 
 def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
-    from pipelines.pretrain import check_config, checked_length
 
     pretraining = config.pretraining(row, config.seed)
     try:
@@ -175,8 +166,6 @@ def _found(
     """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where
     it names none.
     """
-    from pipelines.datasets import open_val
-
     given = {
         name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")
     }

@@ -13,8 +13,9 @@ from torch import Tensor
 from beit.classification.model import Classifier
 from beit.errors import UserError
 from beit.foreign.incoming import import_weights
+from beit.loading import load_model
 from beit.vit.backbone import Backbone
-from beit.vit.checkpoints import load_model, read_config, save_model
+from beit.vit.checkpoints import read_config, save_model
 from beit.vit.transfer import finetuning_config, start_from_folder
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from beit.config import ModelConfig
 from beit.foreign.incoming import import_weights
 from beit.foreign.layout import describe, kind_of
-from beit.vit.checkpoints import class_of, load_model
+from beit.loading import KINDS, load_model
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -196,7 +196,7 @@ def test_a_published_file_is_told_from_its_names_and_shapes_and_is_all_of_the_mo
     assert described.kind == kind
     assert described.model == ModelConfig(**fields)
     with torch.device("meta"):
-        model = class_of(kind).laid_out(described.model, described.head)
+        model = KINDS[kind].from_config(described.model, described.head)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == held
     numbers = sum(
         math.prod(shape) for name, shape in held.items() if "running" not in name and "tracked" not in name

@@ -15,8 +15,9 @@ from beit.errors import UserError
 from beit.foreign import outgoing
 from beit.foreign.incoming import import_weights
 from beit.foreign.outgoing import export_weights
+from beit.loading import load_model
 from beit.plain import to_dict
-from beit.vit.checkpoints import load_model, read_config, save_model
+from beit.vit.checkpoints import read_config, save_model
 
 MODELS = (
     "mim, paper",

@@ -7,9 +7,10 @@ import torch
 
 from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.loading import load_model
 from beit.pretraining.model import Beit
 from beit.segmentation.model import Segmenter, default_taps
-from beit.vit.checkpoints import load_model, save_model
+from beit.vit.checkpoints import save_model
 from beit.vit.resolution import at_size
 from beit.vit.transfer import finetuning_config, start_from, start_from_folder
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.loading import load_model
 from beit.pretraining.model import Beit
-from beit.vit.checkpoints import load_model, load_weights, read_config, save_model
+from beit.vit.checkpoints import load_weights, read_config, save_model
 
 CONFIG = ModelConfig(image_size=32, dim=8, depth=2, heads=2, position="relative", layer_scale=0.1)
 

@@ -10,7 +10,8 @@ from scipy.interpolate import RectBivariateSpline
 from beit.classification.model import Classifier
 from beit.config import ModelConfig
 from beit.errors import UserError
-from beit.vit.checkpoints import load_model, save_model
+from beit.loading import load_model
+from beit.vit.checkpoints import save_model
 from beit.vit.resolution import (
     at_size,
     growth,

@@ -8,9 +8,10 @@ import torch
 from beit.classification.model import Classifier
 from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.loading import load_model
 from beit.pretraining.model import Beit
 from beit.segmentation.model import Segmenter
-from beit.vit.checkpoints import load_model, save_model
+from beit.vit.checkpoints import save_model
 from beit.vit.resolution import resample_absolute, resample_table
 from beit.vit.transfer import finetuning_config, start_from, start_from_folder
 

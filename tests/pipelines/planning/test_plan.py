@@ -15,6 +15,7 @@ from pipelines.cli import main
 from pipelines.cluster.node_types import NodeType, node_types_of, read_node_types
 from pipelines.cluster.placement import Node, place
 from pipelines.cluster.session import to_come
+from pipelines.planning.config import PlanConfig, config_of, parse_prices
 from pipelines.planning.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
 from pipelines.planning.machines import (
     cores_of,
@@ -24,7 +25,7 @@ from pipelines.planning.machines import (
     most_of,
     with_tokenizers,
 )
-from pipelines.planning.plan import PlanConfig, config_of, parse_prices, plan
+from pipelines.planning.plan import plan
 from pipelines.planning.rates import Rates, _time
 from pipelines.presets.pretrain import PRESETS, quickstart
 from pipelines.scenes.shards import write_scenes

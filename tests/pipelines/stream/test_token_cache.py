@@ -14,12 +14,12 @@ from PIL import Image
 
 from beit.config import TokenizerConfig
 from beit.errors import UserError
+from beit.loading import load_model
 from beit.plain import override
 from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
 from beit.tokenizer.first_tokens import spread_tokens
 from beit.tokenizer.frozen import save_tokenizer
 from beit.tokenizer.registry import load_tokenizer
-from beit.vit.checkpoints import load_model
 from pipelines.cli import main
 from pipelines.cluster.placement import Node
 from pipelines.config.data import DataConfig

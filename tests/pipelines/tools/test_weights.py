@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from beit.config import ModelConfig
+from beit.loading import load_model
 from beit.pretraining.model import Beit
-from beit.vit.checkpoints import load_model, save_model
+from beit.vit.checkpoints import save_model
 from pipelines.cli import main
 
 
