@@ -1,6 +1,7 @@
 """The direction of imports: a module imports what is below it, never what is above, and no circle stands.
 
-Imports inside functions count like all others. `pipelines/cli.py` names its commands as strings and imports none.
+Imports inside functions count like all others. `pipelines/cli.py` names its commands as strings and imports
+none.
 """
 
 import ast
@@ -48,7 +49,8 @@ LAYERS = [
     "tune",
     "pipelines.cli",
 ]
-"""From the bottom to the top. A wing is one layer; "jobs" are the modules that `python -m pipelines.JOB` runs."""
+"""From the bottom to the top. A wing is one layer; "jobs" are the modules that `python -m
+pipelines.JOB` runs."""
 
 NOT_IN_BEIT = {"ray", "mlflow", "pyarrow"}
 
@@ -68,7 +70,9 @@ MODULES = modules()
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Every module or package that is imported anywhere in a file; of `from a import b`, a.b where that is one of ours."""
+    """Every module or package that is imported anywhere in a file; of `from a import b`, a.b where
+    that is one of ours.
+    """
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

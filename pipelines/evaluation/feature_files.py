@@ -2,9 +2,10 @@
 only when all of them are.
 
 features.json                      what the features were made from; missing until every file is there
-unfinished.json                    the same, until then part-00000-of-00040.parquet        unit, row, path,
-label, class_name, layer_9_mean, …: a row for each image that could be decoded undecodable.csv
-the others, with the reason
+unfinished.json                    the same, until then
+part-00000-of-00040.parquet        a row for each image that could be decoded: unit, row, path, label,
+                                   class_name, layer_9_mean, …
+undecodable.csv                    the others, with the reason
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The token cache: visual tokens of the views of K epochs, computed once (`beit tokenizer encode`), read by
 pretraining.
 
-    cache.json                       what the tokens were made from epoch-00000/part-00000.parquet   16
-    neighbouring units, a row group each, in the unit's row order extra/NAME.npy                   tokens of
-    views that are no part of an epoch, such as those of an evaluation
+    cache.json                       what the tokens were made from
+    epoch-00000/part-00000.parquet   16 neighbouring units, a row group each, in the unit's row order
+    extra/NAME.npy                   tokens of views that are in no epoch, such as those of an evaluation
 
 A part appears under its name only when complete, so what is there need not be computed again.
 """

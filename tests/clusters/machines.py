@@ -2,12 +2,11 @@
 common bridge.
 
     python tests/clusters/machines.py two FOLDER [OPTION of beit pretrain …]
-                                                          two machines train one model, through a folder that
-                                                          both see
-    python tests/clusters/machines.py elastic FOLDER      a machine comes, a machine is lost: the group of
-    workers grows and shrinks
-    python tests/clusters/machines.py nothing FOLDER      only what both need of this machine; says whether it
-    can be had
+        Two machines train one model, through a folder that both see.
+    python tests/clusters/machines.py elastic FOLDER
+        A machine comes, a machine is lost: the group of workers grows and shrinks.
+    python tests/clusters/machines.py nothing FOLDER
+        Only what both need of this machine; says whether it can be had.
 
 Needs `unshare` and `setpriv` (Linux) and no rights beyond. The program goes into namespaces of its own first,
 so it touches no network but that, and all that it has started ends with it, whatever it dies of: it is the
