@@ -17,7 +17,7 @@ def compute_with(threads: int, *, device: str) -> None:
 
     glibc gives large blocks back to the system at once, and the system fills each new one with zeros, page by
     page. For a tokenizer, whose activations take tens of megabytes, that is a fifth to a third of the time
-    (docs/measurements.md). Other allocators are left as they are.
+    (docs/log/speed.md). Other allocators are left as they are.
     """
     torch.set_num_threads(threads)
     if device == "cpu":

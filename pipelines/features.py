@@ -171,7 +171,7 @@ def default_layer(saved: SavedConfig) -> int:
     """The layer whose features are worth most, as far as can be known without a probe."""
     deep = (
         saved.model.depth >= DEEP
-    )  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/probing.md).
+    )  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/log/probing.md).
     return middle_layer(saved.model.depth) if saved.kind == "mim" and deep else saved.model.depth
 
 

@@ -25,11 +25,11 @@ two bare processes' rate in the stream's prototype."""
 
 RUN_SHARE = 0.8
 """What Ray leaves to the stages of cores that do all of a run, its driver and control included: fitted to
-runs (docs/measurements.md)."""
+runs (docs/log/speed.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
 """Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with
-a tokenizer): the least measured (docs/clusters.md)."""
+a tokenizer): the least measured (docs/log/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
 """Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a

@@ -30,7 +30,7 @@ def scenes64() -> TrainTokenizerConfig:
 
 
 def photo64() -> TrainTokenizerConfig:
-    """1,024 tokens for photographs of 64 px, in half an hour on two cores (docs/tokenizer.md has the
+    """1,024 tokens for photographs of 64 px, in half an hour on two cores (docs/log/tokenizers.md has the
     comparison it comes from).
     """
     return TrainTokenizerConfig(

@@ -6,7 +6,7 @@ processes.
 A head without cores for work, Ray's own autoscaler, and three types of nodes as in clusters/aws.yaml: for
 views, for tokens (tag), for training (tag, one worker a node). `--kill` kills every process of one training
 node when some steps are done. Prints when nodes come and go, checks the ledger at the end, and ends its own
-processes only. Slow, and made to be watched: docs/clusters.md has a transcript.
+processes only. Slow, and made to be watched: docs/log/clusters.md has a transcript.
 """
 
 import argparse

@@ -11,7 +11,7 @@ common bridge.
 Needs `unshare` and `setpriv` (Linux) and no rights beyond. The program goes into namespaces of its own first,
 so it touches no network but that, and all that it has started ends with it, whatever it dies of: it is the
 first process there. A machine is ended by killing the processes of its own network. Prints what happens,
-checks the samples at the end, and is slow: docs/clusters.md has transcripts.
+checks the samples at the end, and is slow: docs/log/clusters.md has transcripts.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/clusters.md
+"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/log/clusters.md
 what it prints.
 """
 

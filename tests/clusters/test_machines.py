@@ -1,4 +1,4 @@
-"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how, docs/clusters.md
+"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how, docs/log/clusters.md
 what it prints.
 """
 

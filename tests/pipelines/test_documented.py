@@ -18,7 +18,7 @@ from beit.vit.checkpoints import save_model
 from pipelines.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "clusters" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "clusters" / "README.md"]
 TRAINING = ("pretrain", "finetune", "segment", "probe", "sweep", "ablate", "tokenizer train")
 NUMBERS = {"LR": "1e-3", "STEPS": "9", "PART": "0.5"}
 

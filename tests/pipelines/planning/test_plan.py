@@ -1,5 +1,5 @@
 """The command: what it measures is a cost, what it prints the arithmetic's. How good forecasts are:
-docs/measurements.md.
+docs/log/speed.md.
 """
 
 import math

@@ -1,5 +1,5 @@
 """Each finding, in a situation made for it. Ray itself is not started: clusters that answer are in the
-transcript of docs/clusters.md.
+transcript of docs/log/clusters.md.
 """
 
 import http.server
