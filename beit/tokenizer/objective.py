@@ -37,7 +37,7 @@ NOISE = 0x6E6F6973
 
 @dataclass(frozen=True, kw_only=True)
 class DvaeTrainConfig:
-    """The bound's schedules. Defaults: found at small scale (docs/log/tokenizers.md); DALL-E's in brackets."""
+    """Schedules of the bound. Defaults: found at small scale (docs/log/tokenizers.md). Brackets: DALL-E."""
 
     kl_weight: float = 6.6
     """Weight beta of the divergence between a position's token distribution and the uniform one, at the end

@@ -1,5 +1,5 @@
-"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how, docs/log/clusters.md
-what it prints.
+"""Trainings over machines with addresses of their own: tests/clusters/machines.py says how,
+docs/log/clusters.md what it prints.
 """
 
 import os
