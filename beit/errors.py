@@ -1,13 +1,12 @@
-"""Exceptions that the command line shows in two lines."""
+"""Exceptions that the command line shows as two lines, without a traceback."""
 
 from __future__ import annotations
 
 
 class TwoLineError(Exception):
-    """One line of cause, one line of remedy: the command line prints both without a traceback. Raised as one
-    of its kinds below.
+    """An error with a cause and a remedy, one line each. Only its subclasses below are raised.
 
-    No `ValueError`: parsers of options catch those, and would tell it their own way.
+    It is no `ValueError`, because parsers of options catch those and print them in their own way.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
@@ -16,22 +15,23 @@ class TwoLineError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[type[TwoLineError], tuple[str, str]]:
-        # An exception with two arguments that shows one does not survive pickling between processes
-        # otherwise.
+        # By default, unpickling would call the class with the one string that went to `Exception`, and fail.
         return (type(self), (self.cause, self.remedy))
 
 
 class UserError(TwoLineError):
-    """Something was asked for that cannot be. Raised on the driver before any resource is asked for; the
-    command exits with 2.
+    """The user asked for something impossible.
+
+    Raised on the driver, before any resource is reserved. The command exits with 2.
     """
 
 
 class TerminatedError(KeyboardInterrupt):
-    """A job was ended by SIGTERM and has cleaned up, a training with a last checkpoint. The command exits
-    with 143, as shells count.
+    """SIGTERM ended a job, which has cleaned up; a training has written a last checkpoint.
+
+    The command exits with 143, the shell's code for SIGTERM.
     """
 
 
 class JobFailedError(TwoLineError):
-    """A job that was well asked for and failed all the same; the command exits with 1."""
+    """A job failed although its configuration was valid. The command exits with 1."""

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to its model: the one place that knows every kind of model."""
+"""Load the model of a checkpoint folder: the one place that knows every kind of model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beit.vit.model import VitModel
 Kind = TypeVar("Kind", bound=VitModel)
 
 KINDS: dict[str, type[VitModel]] = {kind.kind: kind for kind in (Beit, Classifier, Segmenter, Backbone)}
-"""The models of this package, by the name that their checkpoints give them."""
+"""The models of this package, by their names in checkpoints."""
 
 
 @overload
@@ -28,11 +28,11 @@ def load_model(folder: Path | str, kind: type[Any] | None = None) -> VitModel:
 
     Args:
         folder: Written by `save_model`.
-        kind: The class that is needed. None: any.
+        kind: The class that the model must have. None: any.
 
     Raises:
-        UserError: If the folder is no checkpoint, or not of this kind, or its weights are damaged or not
-            those of its config.
+        UserError: If the folder is no checkpoint or one of another kind, or if its weights are damaged or do
+            not fit its config.
     """
     folder = Path(folder)
     saved = read_config(folder)
@@ -52,14 +52,14 @@ def load_model(folder: Path | str, kind: type[Any] | None = None) -> VitModel:
 
 
 def class_of(kind: str, folder: Path | str) -> type[VitModel]:
-    """The class of a kind of model.
+    """Return the class of a kind of model.
 
     Args:
-        kind: As a checkpoint's `config.json` has it.
+        kind: The "kind" in a checkpoint's `config.json`.
         folder: The checkpoint, for the message.
 
     Raises:
-        UserError: For a kind that is not one of this package's.
+        UserError: If this package has no such kind.
     """
     if kind not in KINDS:
         raise UserError(

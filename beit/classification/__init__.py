@@ -1,1 +1,1 @@
-"""A class for every image."""
+"""Image classification."""

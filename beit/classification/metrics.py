@@ -1,4 +1,4 @@
-"""How good a classifier is: exact counts over a whole set, nothing averaged over batches."""
+"""Accuracy and loss of a classifier: exact counts over a whole set, not averages over batches."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 
 
 def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What there is to know about each image.
+    """Return the prediction, the label's rank and the loss of each image.
 
     Args:
         logits: Float [B, K].
         labels: int64 [B].
 
     Returns:
-        "prediction" int64 [B]; "rank" int64 [B]: classes before the label's, by logit and, where these are
-        equal, by number, so that a classifier that says nothing gains nothing, nor one whose logits are not
-        numbers; "loss" float64 [B]: cross-entropy in nats.
+        "prediction" int64 [B]. "rank" int64 [B]: how many classes rank before the label's, by logit; among
+        equal logits the lower class number ranks first, and NaN ranks last. So a classifier with constant
+        logits, or with NaN, gets no accuracy above chance. "loss" float64 [B]: cross-entropy in nats.
     """
     logits = logits.double()
     own = logits.gather(1, labels[:, None])
     after = torch.arange(logits.shape[1], device=logits.device) > labels[:, None]
-    # Classes behind are counted, not those before: nothing is greater than NaN, which would make it the
-    # first.
+    # The classes after the label's are counted, not those before it: nothing is greater than NaN, so a label
+    # with the logit NaN would rank first.
     behind = (logits < own).sum(1) + ((logits == own) & after).sum(1)
     return {
         "prediction": logits.argmax(1),
@@ -39,10 +39,10 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classification:
-    """The result on a set of images."""
+    """The result of a classifier on a set of images."""
 
     images: int
-    """That could be decoded, and count."""
+    """Number of images that could be decoded. Only these count."""
     top1: float
     """Share of the images whose largest logit is the label's."""
     top5: float
@@ -50,12 +50,12 @@ class Classification:
     loss: float
     """Mean cross-entropy in nats."""
     confusion: NDArray[np.int64]
-    """int64 [n, 3]: label, prediction, and how many images have both, of the pairs that occur: of 21,841
-    classes there are 477 million."""
+    """int64 [n, 3]: label, prediction and number of images, for every pair that occurs. A full matrix of
+    21,841 classes would have 477 million entries."""
 
 
 def summarise(labels: NDArray[np.int64], judged: dict[str, NDArray[Any]], classes: int) -> Classification:
-    """Add up what `judge` says about all images of a set, given as arrays [images]."""
+    """Combine the results of `judge` for all images of a set, given as arrays [images]."""
     pairs, images = np.unique(labels * classes + judged["prediction"], return_counts=True)
     confusion = np.stack([pairs // classes, pairs % classes, images], axis=1).astype(np.int64)
     count = len(labels)

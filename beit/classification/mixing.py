@@ -1,6 +1,4 @@
-"""Mixup and cutmix: a batch and itself in reverse order become one, with both labels (timm/data/mixup.py,
-batch mode).
-"""
+"""Mixup and cutmix: a batch is mixed with itself in reverse order (timm/data/mixup.py, batch mode)."""
 
 from __future__ import annotations
 
@@ -20,17 +18,18 @@ class Mix:
     """How a batch is mixed."""
 
     share: float
-    """Of each image's own pixels, and so of its own label."""
+    """Share of an image's own pixels in the mixed image, and of its own label in the target."""
 
     box: tuple[int, int, int, int] | None
-    """Top, bottom, left and right of the rectangle that comes from the other image. None: the two are
-    blended."""
+    """Cutmix: top, bottom, left and right of the rectangle that comes from the other image. None: mixup,
+    which blends the two images."""
 
 
 def draw_mix(rng: np.random.Generator, config: MixConfig, side: int) -> Mix | None:
-    """Draw how a batch of images of side x side pixels is mixed; None: not at all.
+    """Draw how to mix a batch of images of side x side pixels; None: not at all.
 
-    Of a cut the share is that of the rectangle as it lies within the image, around a centre drawn uniformly.
+    In cutmix, the centre of the rectangle is drawn uniformly, and `share` is computed from the part of the
+    rectangle that lies within the image.
     """
     mixed, cut = rng.random() < config.probability, rng.random() < config.switch
     if not mixed or not (config.mixup or config.cutmix):
@@ -50,12 +49,12 @@ def draw_mix(rng: np.random.Generator, config: MixConfig, side: int) -> Mix | No
 
 
 def mix_pixels(pixels: Tensor, usable: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Mix each image with its partner, that of the batch in reverse order.
+    """Mix each image with its partner, the image at the same place of the batch in reverse order.
 
     Args:
         pixels: Float [B, 3, H, W].
-        usable: Bool [B]: images without it are nobody's partner.
-        mix: What `draw_mix` gave.
+        usable: Bool [B]; where it is False, the image is not mixed into its partner.
+        mix: From `draw_mix`.
 
     Returns:
         Pixels [B, 3, H, W], and the share [B] of each image's own label.
@@ -67,21 +66,21 @@ def mix_pixels(pixels: Tensor, usable: Tensor, mix: Mix) -> tuple[Tensor, Tensor
         return pixels * weight + pixels.flip(0) * (1 - weight), own
     top, bottom, left, right = mix.box
     mixed = pixels.clone()
-    there = pixels.flip(0)[:, :, top:bottom, left:right]
+    other = pixels.flip(0)[:, :, top:bottom, left:right]
     mixed[:, :, top:bottom, left:right] = torch.where(
-        partnered[:, None, None, None], there, mixed[:, :, top:bottom, left:right]
+        partnered[:, None, None, None], other, mixed[:, :, top:bottom, left:right]
     )
     return mixed, own
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, own: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy [B] in nats against the mixed and smoothed targets.
+    """Return the cross-entropy [B] in nats with mixed and smoothed targets.
 
     Args:
         logits: Float [B, K].
-        labels: int64 [B]; the partners' are the same in reverse order.
-        own: Float [B], share of an image's own label.
-        smoothing: Share of the target that is spread over all classes.
+        labels: int64 [B]; those of the partners are the same in reverse order.
+        own: Float [B], share of an image's own label in its target.
+        smoothing: Share of the target that is spread evenly over all classes.
     """
     logs = F.log_softmax(logits, 1)
     first = logs.gather(1, labels[:, None])[:, 0]

@@ -1,5 +1,6 @@
-"""Image classification with a BEiT backbone (BEiT, arXiv 2106.08254, section 2.6; microsoft/unilm,
-beit/modeling_finetune.py).
+"""Image classification: a BEiT backbone with a linear head.
+
+BEiT, arXiv 2106.08254, section 2.6; microsoft/unilm, beit/modeling_finetune.py.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Block, Linear
 from beit.vit.pooling import Pooling
 
 FINETUNING_HEAD_SCALE = 1e-3
-"""The authors' factor on a fresh head behind pretrained blocks: its first logits are nearly 0, and so are its
-gradients to the blocks."""
+"""The authors' factor on a new head after pretrained blocks: its initial logits are nearly 0, and so are the
+gradients that it sends to the blocks."""
 
 
 class Classifier(Backbone):
     """Backbone, pooling and a linear layer to the classes.
 
-    B images, K classes, D width. Pooling "mean": mean of the patch tokens, then `fc_norm`; there is no
+    B images, K classes, D width. Pooling "mean": the mean of the patch tokens, then `fc_norm`; there is no
     `norm`. Pooling "cls": `norm`, then the class token.
     """
 
@@ -44,11 +45,12 @@ class Classifier(Backbone):
         Args:
             config: Sizes and variant of the backbone.
             classes: K.
-            pooling: What of the tokens the head sees.
+            pooling: How tokens become the vector that the head takes.
             class_names: K names, in the order of the logits.
-            head_scale: Factor on the head's first weights: the authors' for a head behind pretrained blocks,
+            head_scale: Factor on the head's initial weights: the authors' for a head after pretrained blocks,
                 1 to train from scratch.
-            generator: Draws the weights (see `initialise_for_finetuning`). None: they are left to be loaded.
+            generator: Draws the initial weights (see `initialise_for_finetuning`). None: they stay
+                uninitialised, to be loaded.
         """
         if class_names is not None and len(class_names) != classes:
             raise ValueError(f"{len(class_names)} class names for {classes} classes")
@@ -64,26 +66,27 @@ class Classifier(Backbone):
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says about the head."""
+        """What `from_config` needs to build the head."""
         names = None if self.class_names is None else list(self.class_names)
         return {"classes": self.head.out_features, "pooling": self.pooling, "class_names": names}
 
     @classmethod
     def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
-        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        """Build the model that `config` and `head_config` describe, with uninitialised weights."""
         return cls(config, **head)
 
     def forward(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, K].
+        """Return logits [B, K].
 
         Args:
             pixels: Float [B, 3, height, width], normalised as in pretraining.
-            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+            generator: Decides which branches are skipped. Needed in training mode if `model.drop_path` is
+                above 0.
         """
         return self.head(self.pooled(pixels, generator=generator))  # type: ignore[no-any-return]
 
     def pooled(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """What the head sees, [B, D]; the arguments are those of `forward`."""
+        """Return the head's input, [B, D]; the arguments are those of `forward`."""
         if self.fc_norm is not None:
             (tokens,) = self.features(pixels, generator=generator)
             return self.fc_norm(tokens[:, 1:].mean(1))  # type: ignore[no-any-return]
@@ -94,18 +97,18 @@ class Classifier(Backbone):
 
 @torch.no_grad()
 def initialise_for_finetuning(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights as the authors do for fine-tuning and for training from scratch (microsoft/unilm,
-    beit/modeling_finetune.py).
+    """Initialise all weights as the authors do for fine-tuning and for training from scratch.
 
-    Weights of linear layers, the class token and positions: normal with standard deviation 0.02, here
-    truncated at 100 of them, so not at all, unlike in pretraining. The layers that write into the residual
-    stream of block l = 1 .. L are divided by sqrt(2 l). The convolution that embeds patches: uniform within 1
-    / sqrt(values of a patch), bias included, torch's default. Biases and bias tables are 0, gains of norms 1,
-    LayerScale as configured.
+    As in microsoft/unilm, beit/modeling_finetune.py. Weights of linear layers, the class token and positions:
+    normal with standard deviation 0.02, truncated at 100 standard deviations, which is not at all
+    (pretraining truncates at one). The layers that write into the residual stream of block l = 1 .. L are
+    divided by sqrt(2 l). The convolution of the patch embedding: torch's default, uniform within 1 /
+    sqrt(values of a patch), bias included. Biases and bias tables: 0. Gains of norms: 1. LayerScale: as
+    configured.
 
     Args:
-        model: A `Backbone`, or a model that has one; linear layers of its head are drawn as well.
-        generator: On the CPU, or where the model is.
+        model: A `Backbone`, or a model that contains one; linear layers of its head are initialised as well.
+        generator: On the CPU, or on the model's device.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -1,5 +1,6 @@
-"""Classification as an objective: fine-tuning of a pretrained backbone, or training from scratch (BEiT, arXiv
-2106.08254, appendix H).
+"""The classification objective: fine-tune a pretrained backbone, or train from scratch.
+
+BEiT, arXiv 2106.08254, appendix H.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from beit.images.pixels import normalise
 from beit.objectives.base import derive, worker_rank
 from beit.objectives.vit import VitObjective
 
-# Purposes that keep this module's generators apart: [seed, purpose, step, worker].
+# [seed, purpose, step, worker]: the purpose keeps this module's generators apart from others.
 DEVICE, MIX = 11, 12
 
 
 class ClassifyObjective(VitObjective[Classifier]):
-    """Cross-entropy between a classifier's logits and labels: smoothed, and mixed where images are.
+    """Cross-entropy of a classifier, with label smoothing, mixup and cutmix.
 
-    What is random about a sample comes with it from the stream; what is random about a batch is drawn here
-    from (seed, step, worker): skipped branches and noise of erased rectangles on the device, mixing on the
-    host. So it depends on how a global batch is divided among workers and micro-batches, each of which is
-    mixed on its own, but not on when a run was interrupted.
+    Random choices about a sample come with it from the stream. Random choices about a batch are made here,
+    seeded by (seed, step, worker): skipped branches and the noise of erased rectangles on the device, mixing
+    on the host. Each micro-batch of each worker is mixed on its own. So results depend on how a global batch
+    is divided, but not on when a run was interrupted.
     """
 
     purpose: ClassVar = DEVICE
@@ -50,18 +51,19 @@ class ClassifyObjective(VitObjective[Classifier]):
         seed: int,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train a model.
+        """Take over a model to train.
 
         Args:
-            model: With its first weights.
+            model: With its initial weights.
             optim: Optimizer and schedule.
             view: Its mean and std normalise the pixels.
             mix: Mixup, cutmix and label smoothing.
-            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see
-                `optim.build_optimizer`.
+            layer_decay: Factor of the learning rate from each layer to the one before it, towards the pixels;
+                see `optim.build_optimizer`.
             total_steps: Length of the schedule.
-            seed: What is random about a batch is drawn from it.
-            extra: JSON types to keep in the checkpoint's config.json, such as what the model began with.
+            seed: Seeds every random choice about a batch.
+            extra: JSON types to keep in the checkpoint's config.json, such as the weights that training
+                started from.
         """
         super().__init__(
             model, optim, view, layer_decay=layer_decay, total_steps=total_steps, seed=seed, extra=extra
@@ -70,24 +72,24 @@ class ClassifyObjective(VitObjective[Classifier]):
         self._rng = np.random.default_rng(0)
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Images of the batch that could be decoded."""
+        """Return the number of images of the batch that could be decoded."""
         return float(np.count_nonzero(batch["status"] == 0))
 
     def start_step(self, step: int) -> None:
-        """Seed what is random about the batch, on the device and on the host."""
+        """Seed the random choices about the batch, on the device and on the host."""
         super().start_step(step)
         self._rng = np.random.default_rng(derive(self.seed, MIX, step, worker_rank()))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the batch.
+        """Return loss and correct predictions, summed over the batch.
 
         Args:
             batch: "patch_view" uint8 [B, H, W, 3], "label" int64 [B], "erase" int16 [B, 4], "status" uint8
-                [B]. An image with a status other than 0 weighs nothing, and no image is mixed with it.
+                [B]. An image with a status other than 0 has weight 0 and is not mixed into another one.
 
         Returns:
-            "loss", float32: cross-entropy in nats, summed over the images. "correct", int64: images whose
-            largest logit is that of the label that weighs most in them.
+            "loss", float32: cross-entropy in nats. "correct", int64: images whose largest logit is that of
+            the label with the larger share.
         """
         usable = batch["status"] == 0
         pixels, own = self._prepare(batch["patch_view"], batch["erase"], usable)
@@ -98,9 +100,9 @@ class ClassifyObjective(VitObjective[Classifier]):
         correct = (logits.detach().argmax(1) == main) & usable
         return {"loss": torch.where(usable, loss, 0.0).sum(), "correct": correct.sum()}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # What is drawn on the host changes with every step: compiled code would be compiled again.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # The host's random numbers differ in every step; compiled code would be compiled again each time.
     def _prepare(self, views: Tensor, erased: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, H, W] as the model gets them, and the share [B] of each image's own label."""
+        """Return the model's input [B, 3, H, W], and the share [B] of each image's own label."""
         pixels = normalise(views, self.view)
         own = torch.ones(len(pixels), device=pixels.device)
         if not self.training:
@@ -110,8 +112,9 @@ class ClassifyObjective(VitObjective[Classifier]):
         return (pixels, own) if mix is None else mix_pixels(pixels, usable, mix)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Loss in nats and accuracy on the augmented and mixed images that are trained on, so both look worse
-        than on plain ones.
+        """Return the loss in nats and the accuracy on the training images.
+
+        These are augmented and mixed, so both figures look worse than on plain images.
         """
         return {
             "loss": float(sums["loss"]) / weight if weight else math.nan,

@@ -1,9 +1,8 @@
-"""RandAugment (arXiv 1909.13719) with operations that grow with the magnitude: the policy
-`rand-m9-mstd0.5-inc1` of timm.
+"""RandAugment (arXiv 1909.13719), in timm's version `rand-m9-mstd0.5-inc1`: strength grows with magnitude.
 
-timm's facts (timm/data/auto_augment.py): fifteen operations, drawn with replacement, each applied with
-probability 0.5, its magnitude normal about 9 with standard deviation 0.5 within [0, 10]. The names below are
-timm's. Pictures are changed by Pillow.
+From timm (timm/data/auto_augment.py): fifteen operations, drawn with replacement, each applied with
+probability 0.5. Its magnitude is normal with mean 9 and standard deviation 0.5, clipped to [0, 10]. The names
+of operations are timm's; Pillow does the work.
 """
 
 from __future__ import annotations
@@ -29,19 +28,20 @@ def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Imag
 
 
 def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
-    """Add to values below 128."""
+    """Add to values below 128, which stay at most 255."""
     return image.point([min(255, value + amount) if value < 128 else value for value in range(256)] * 3)
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keep the first bits of each value. With none left the image is black, as timm's is; Pillow's own
-    function refuses that by now.
+    """Keep the first bits of each value.
+
+    With no bits left the image is black, as in timm; Pillow's own function no longer accepts that.
     """
     return image.point([value >> 8 - bits << 8 - bits for value in range(256)] * 3)
 
 
-# (image, strength in [0, 1], its sign where an operation goes both ways, colour of what comes in from
-# outside) -> image
+# (image, strength in [0, 1], sign of an operation that has two directions, colour for pixels from outside the
+# image) -> image
 Operation = Callable[[Image.Image, float, int, Colour], Image.Image]
 
 OPERATIONS: dict[str, Operation] = {
@@ -84,13 +84,14 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def _factor(strength: float, sign: int) -> float:
-    """Of an enhancement: 1 changes nothing."""
+    """Return the factor of one of Pillow's enhancements; 1 changes nothing."""
     return max(0.1, 1 + sign * 0.9 * strength)
 
 
 def draw_operations(rng: np.random.Generator, config: AugmentConfig) -> list[tuple[str, float, int]]:
-    """Draw (name, magnitude 0 to 10, sign) of what is to be done to one image, in order. How much is drawn
-    depends on the config only.
+    """Draw (name, magnitude 0 to 10, sign) of each operation for one image, in order.
+
+    How many random numbers are drawn depends on the config only.
     """
     names = list(OPERATIONS)
     drawn = []
@@ -109,9 +110,7 @@ def draw_operations(rng: np.random.Generator, config: AugmentConfig) -> list[tup
 def randaugment(
     view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, fill: Colour
 ) -> NDArray[np.uint8]:
-    """A view [H, W, 3] with operations drawn for it applied; `fill` is the colour of what comes in from
-    outside.
-    """
+    """Apply random operations to a view [H, W, 3]; `fill` is the colour for pixels from outside the image."""
     operations = draw_operations(rng, config)
     if not operations:
         return view

@@ -1,5 +1,6 @@
-"""Views for classification: augmented crops to train on, the centre to be judged by (microsoft/unilm,
-beit/datasets.py).
+"""Views for classification: augmented for training, the centre for evaluation.
+
+As in microsoft/unilm, beit/datasets.py.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from beit.images.decode import Status, UndecodableImage, decode
 
 ERASE_TRIES = 10
 ERASE_ASPECT = 0.3
-"""Erased rectangles are between 0.3 and 1 / 0.3 high for their width."""
+"""An erased rectangle's height is between 0.3 and 1 / 0.3 times its width."""
 
 MOST_ASPECT = 8
-"""How much longer than wide an image is resized as a whole."""
+"""An image that is longer than this many times its width is cropped before it is resized."""
 
 FULL_CENTRE_PX = 384
-"""From this size on the authors evaluate on the whole short side; below, on 0.875 of it."""
+"""From this image size on, the authors evaluate on the whole short side; below it, on 0.875 of it."""
 
 
 def augment(
     view: NDArray[np.uint8], rng: np.random.Generator, config: AugmentConfig, view_config: ViewConfig
 ) -> NDArray[np.uint8]:
-    """RandAugment of a training view [P, P, 3]; what comes in from outside has the mean colour."""
+    """Apply RandAugment to a training view [P, P, 3]; pixels from outside the view get the mean colour."""
     red, green, blue = (min(255, round(255 * mean)) for mean in view_config.mean)
     return randaugment(view, rng, config, (red, green, blue))
 
 
 def draw_erased(rng: np.random.Generator, config: AugmentConfig, side: int) -> tuple[int, int, int, int]:
-    """Draw the rectangle of a view that is erased: top, left, height and width in pixels, all 0 for none.
+    """Draw the rectangle of a view to erase: top, left, height and width in pixels, all 0 for none.
 
-    timm's random erasing (timm/data/random_erasing.py): a share of the area, log-uniform aspect, ten tries to
-    fit.
+    timm's random erasing (timm/data/random_erasing.py): a share of the area, a log-uniform aspect ratio, ten
+    tries.
     """
     if rng.random() >= config.erase:
         return 0, 0, 0, 0
@@ -54,12 +55,12 @@ def draw_erased(rng: np.random.Generator, config: AugmentConfig, side: int) -> t
 
 
 def erase(pixels: Tensor, erased: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace rectangles by noise, a normal number for each value: "pixel" mode.
+    """Replace rectangles by noise, with a normal number for each value (timm's mode "pixel").
 
     Args:
         pixels: Float [B, 3, H, W], normalised.
         erased: Int [B, 4] from `draw_erased`.
-        generator: Draws the noise, on the device of `pixels`.
+        generator: Source of the noise, on the device of `pixels`.
     """
     top, left, height, width = erased.long().T[:, :, None]
     rows = torch.arange(pixels.shape[2], device=pixels.device)
@@ -71,24 +72,26 @@ def erase(pixels: Tensor, erased: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def centre_share(image_size: int) -> float:
-    """The share of the short side that the authors evaluate on."""
+    """Return the share of the short side that the authors evaluate on."""
     return 1.0 if image_size >= FULL_CENTRE_PX else 0.875
 
 
 def make_centre_view(
     encoded: bytes, *, view: ViewConfig, image_size: int, share: float | None = None
 ) -> tuple[NDArray[np.uint8], Status]:
-    """Decode an image and take its centre: short side resized to int(size / share), bicubic, then a square of
-    `image_size`.
+    """Decode an image and return its centre.
+
+    The short side is resized bicubically to int(`image_size` / `share`), then the central square of
+    `image_size` is cut out.
 
     Args:
         encoded: The image file's bytes.
-        view: How decoding treats what is not plain RGB.
+        view: How to decode images that are not plain RGB.
         image_size: Side S of the view, in pixels.
-        share: None: the authors' for this size.
+        share: Share of the short side that the view covers. None: the authors' for this size.
 
     Returns:
-        uint8 [S, S, 3] and DECODED; zeros and the reason for an image that cannot be decoded.
+        uint8 [S, S, 3] and DECODED; for an image that cannot be decoded, zeros and the reason.
     """
     try:
         image = decode(encoded, view)
@@ -106,9 +109,7 @@ def make_centre_view(
 
 
 def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image without the ends of a thin strip: of 10 x 10,000 pixels a whole one would be resized to 256 x
-    256,000.
-    """
+    """Cut the ends off a very long image: one of 10 x 10,000 pixels would be resized to 256 x 256,000."""
     height, width = image.shape[:2]
     most = MOST_ASPECT * min(height, width)
     top, left = max(0, height - most) // 2, max(0, width - most) // 2

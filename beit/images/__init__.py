@@ -1,1 +1,1 @@
-"""From encoded images to views, and from arrays to pictures."""
+"""Decode images, make views of them, and draw sheets of images."""

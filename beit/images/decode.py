@@ -1,6 +1,4 @@
-"""Encoded image -> RGB pixels, whatever people keep in their folders. What cannot be decoded gets a
-reason.
-"""
+"""Decode images of any common format to RGB pixels, or say why an image cannot be decoded."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from beit.config import PixelConfig
 
 JPEG = b"\xff\xd8\xff"
 SIGNATURES = (JPEG, b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-"""How files of the commonest formats begin: one that begins so and still cannot be opened is damaged, not
-something else."""
+"""First bytes of common image formats. A file that starts with one of them but cannot be opened is damaged;
+any other is not an image."""
 
 
 class Status(IntEnum):
-    """What became of an encoded image."""
+    """The outcome of decoding an image."""
 
     DECODED = 0
     EMPTY = 1
@@ -35,7 +33,7 @@ class Status(IntEnum):
 
     @property
     def reason(self) -> str:
-        """The status as one phrase for people."""
+        """The outcome as a short phrase."""
         return REASONS[self]
 
 
@@ -50,8 +48,8 @@ REASONS = {
 }
 
 
-class UndecodableImage(Exception):  # noqa: N818 - it is the image that is named, not an error of the program
-    """An image that has no pixels to give; `status` says why."""
+class UndecodableImage(Exception):  # noqa: N818 - named after the image: it is not an error of the program
+    """Raised for an image that cannot be decoded; `status` says why."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status)
@@ -64,9 +62,9 @@ class UndecodableImage(Exception):  # noqa: N818 - it is the image that is named
 def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     """Decode an image as uint8 RGB [H, W, 3].
 
-    Turned as its EXIF orientation says (`view.exif_rotate`), transparent pixels on `view.background`, the
-    first frame of an animation, 16-bit grey scaled to 8 bits. The size is read from the header before
-    anything is decoded.
+    The image is turned as its EXIF orientation says (if `view.exif_rotate`). Transparent pixels are put on
+    `view.background`. An animation gives its first frame. 16-bit grey is scaled to 8 bits. The size is
+    checked from the header, before any pixel is decoded.
 
     Raises:
         UndecodableImage: With the reason.
@@ -79,9 +77,7 @@ def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
 
 
 def _decode_plain_jpeg(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8] | None:
-    """The fast way for upright, undamaged JPEG files in RGB or grey. None: somebody else has to
-    look at it.
-    """
+    """Decode an upright, undamaged RGB or grey JPEG file quickly; return None for any other file."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if height * width > view.max_pixels:
@@ -102,7 +98,7 @@ def _is_turned(encoded: bytes) -> bool:
     try:
         exif.load(encoded[start : start + (1 << 16)])
         return bool(exif.get(0x0112, 1) != 1)
-    except Exception:  # damaged EXIF data raise whatever the parser meets; Pillow ignores such data, too
+    except Exception:  # The parser raises anything on damaged EXIF data; Pillow ignores such data, too.
         return False
 
 
@@ -111,8 +107,8 @@ _pillow_limit = threading.Lock()
 
 def _decode_any(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     try:
-        # Pillow refuses images by a limit of its own while it reads the header; ours, compared before
-        # anything is decoded, stands instead.
+        # Pillow has its own size limit while it reads the header. It is switched off: ours, below, is checked
+        # before any pixel is decoded.
         with _pillow_limit, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -130,14 +126,13 @@ def _decode_any(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage(_what_it_is(encoded)) from None
-    # a damaged file makes a decoder raise almost anything: OSError, SyntaxError, struct.error, IndexError,
-    # ...
+    # A damaged file can make a decoder raise almost anything: OSError, SyntaxError, struct.error, IndexError.
     except Exception:
         raise UndecodableImage(Status.TRUNCATED) from None
 
 
 def _what_it_is(encoded: bytes) -> Status:
-    """Why Pillow could not identify it."""
+    """Return why Pillow could not identify a file."""
     head = encoded[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not encoded:
         return Status.EMPTY
@@ -147,7 +142,7 @@ def _what_it_is(encoded: bytes) -> Status:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Pixels of any of Pillow's modes as uint8 [H, W, 3]."""
+    """Convert an image of any Pillow mode to uint8 [H, W, 3]."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_grey16(image)
     if image.mode in ("I", "F"):
@@ -161,10 +156,11 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> NDArray[np.
 
 
 def _from_grey16(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit grey scaled to 8 bits. Pillow's own conversion cuts everything above 255 off: such images come
-    out white.
+    """Scale 16-bit grey to 8 bits.
+
+    Pillow's own conversion clips everything above 255, so such images come out white.
     """
-    tags = getattr(image, "tag_v2", {})  # TIFF: detectors of 12 or 14 bits say so
+    tags = getattr(image, "tag_v2", {})  # In TIFF, images of 12-bit or 14-bit detectors say so.
     bits = int(tags.get(258, (16,))[0])
     white = (1 << bits) - 1
     grey = (np.asarray(image).astype(np.uint32) * 510 + white) // (2 * white)

@@ -1,16 +1,12 @@
-"""Sheets of pictures: images in rows, and tables with a title over each column."""
+"""Sheets of images: a contact sheet in rows, and a table with a title over each column."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:
-    pass
 
 Pixels = NDArray[np.uint8]
 
@@ -25,13 +21,13 @@ FAINT = (120, 120, 120)
 def contact_sheet(
     images: Sequence[Pixels], *, columns: int, side: int, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Images in rows, each as high as its highest image, a caption under each.
+    """Return a sheet of images in rows, each row as high as its highest image, a caption under each image.
 
     Args:
-        images: uint8 [H, W, 3] each, of any sizes: scaled to fit a square without being distorted.
+        images: uint8 [H, W, 3] each, of any size; each is scaled to fit a square, its proportions kept.
         columns: Images in a row.
         side: Longer side of an image, in pixels.
-        captions: One for each image; cut to its width.
+        captions: One for each image, shortened to its width.
     """
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(captions)} captions for {len(images)} images")
@@ -60,8 +56,9 @@ def contact_sheet(
 def table(
     columns: Sequence[tuple[str, Sequence[Pixels]]], *, side: int, captions: Mapping[int, Sequence[str]]
 ) -> Image.Image:
-    """Columns of pictures, a title over each and, for the columns named in `captions`, a line under each
-    picture.
+    """Return a sheet with one column of images under each title.
+
+    Columns named in `captions` have a line of text under each image.
     """
     step, rows = side + GAP_PX, len(columns[0][1])
     sheet = Image.new(
@@ -80,8 +77,9 @@ def table(
 
 
 def fit(pixels: Pixels, side: int) -> Image.Image:
-    """Scale [H, W, 3] so that its longer side is `side`; small pictures by whole pixels, so that one sees
-    what they are made of.
+    """Scale [H, W, 3] so that its longer side is `side`.
+
+    Where that is a whole factor of at least 2, pixels are repeated, so that they can be seen one by one.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
@@ -92,7 +90,7 @@ def fit(pixels: Pixels, side: int) -> Image.Image:
 
 
 def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cut the text to a width in pixels."""
+    """Shorten a text to a width in pixels, with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,4 +1,4 @@
-"""From the uint8 pixels of the stream to what a model reads, on the training device."""
+"""Normalise the uint8 pixels of the stream for a model, on the training device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from beit.config import PixelConfig
 
 
 def normalise(images: Tensor, view: PixelConfig) -> Tensor:
-    """Images uint8 [B, H, W, 3] -> float32 [B, 3, H, W], channels in [0, 1] minus `view.mean`, divided by
-    `view.std`.
-    """
+    """Convert images uint8 [B, H, W, 3] to float32 [B, 3, H, W]: (value / 255 - `view.mean`) / `view.std`."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    # Channel by channel with plain numbers: a small tensor of constants would have to be copied to the device
-    # and waited for.
+    # Channel by channel, with plain numbers: a tensor of constants would have to be copied to the device
+    # first, and that copy waits.
     for channel, mean, std in zip(pixels.unbind(1), view.mean, view.std, strict=True):
         channel.mul_(1 / (255 * std)).sub_(mean / std)
     return pixels

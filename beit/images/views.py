@@ -1,13 +1,12 @@
-"""One random crop of an image at two sizes: the patch view for the Transformer, the token view for the
-tokenizer.
+"""One random crop of an image at two sizes: patch view for the Transformer, token view for the tokenizer.
 
-The transform of BEiT's pretraining (microsoft/unilm, `beit/datasets.py` and `beit/transforms.py`): colour
-jitter, flip, one random-resized crop; bicubic to the patch view, Lanczos to the token view. There, jitter
-comes first, on the whole image, and the crop is resized twice. Here the crop and the resize to the larger
-view come first, then jitter, and the smaller view is made from the larger one. That gives the same picture to
-within a grey level (`python -m pipelines.tools.benchmark views` measures it) at a third of the time: jitter
-is nearly linear, so it may follow a resize, and only its contrast step needs to know something of the whole
-image, its mean.
+This is the transform of BEiT's pretraining (microsoft/unilm, `beit/datasets.py` and `beit/transforms.py`):
+colour jitter, flip, one random-resized crop; the crop is resized bicubically to the patch view, by Lanczos to
+the token view. The authors' code jitters the whole image first and resizes the crop twice. Here the crop is
+resized to the larger view first, then jittered, and the smaller view is made from the larger one. That gives
+the same image to within a grey level (`python -m pipelines.tools.benchmark views` measures it) in a third of
+the time. It works because jitter is nearly linear, so it may follow a resize; only its contrast step needs
+something of the whole image, namely its mean.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = [
 
 CROP_TRIES = 10
 FACTOR_UNIT = 128
-"""Jitter factors are multiples of 1/128: then a factor of up to 2 times a pixel fits in 16 bits, exactly."""
+"""Jitter factors are multiples of 1/128: a pixel times a factor of up to 2 then fits in 16 bits exactly."""
 
 TORCH_HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
@@ -65,10 +64,10 @@ class ViewParameters:
     height: int
 
     flip: bool
-    """Mirror the crop."""
+    """Whether the crop is mirrored."""
 
     jitter: tuple[tuple[Jitter, int], ...]
-    """The steps in their order, each with its factor in units of 1/128 (128: nothing changes)."""
+    """The steps in order, each with its factor in units of 1/128 (128 changes nothing)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +78,10 @@ class View:
     """[P, P, 3]"""
 
     token_view: NDArray[np.uint8]
-    """[T, T, 3]. The same array as `patch_view` where the two sizes are equal."""
+    """[T, T, 3]. The same array as `patch_view` if the two sizes are equal."""
 
     status: Status
-    """Why the views are all zeros, or DECODED."""
+    """DECODED, or why the views are all zeros."""
 
 
 def make_view(
@@ -90,12 +89,12 @@ def make_view(
 ) -> View:
     """Decode an image and take one random crop of it at two sizes.
 
-    An image that cannot be decoded gives views of zeros and the reason; it never raises.
+    An image that cannot be decoded gives views of zeros and the reason; no exception is raised.
 
     Args:
         encoded: The image file's bytes.
-        rng: Source of all randomness. How much is drawn from it does not depend on the image.
-        view: What is random, and how decoding treats what is not plain RGB.
+        rng: Source of all randomness. How many numbers are drawn from it does not depend on the image.
+        view: Ranges of the random choices, and how to decode images that are not plain RGB.
         patch_px: Side P of the patch view.
         token_px: Side T of the token view.
     """
@@ -113,12 +112,11 @@ def make_view(
 def draw_parameters(
     rng: np.random.Generator, *, width: int, height: int, view: ViewConfig, side: int
 ) -> ViewParameters:
-    """Draw all that is random about a view: a function of the generator, the sizes of image and view and the
-    config.
+    """Draw all random choices about a view, from the generator, the sizes of image and view, and the config.
 
-    The crop is torchvision's random-resized crop: a share of the area U(min, max), log-uniform aspect, ten
-    tries, then the largest centre crop of an allowed aspect. With `view.short_side` it is DALL-E's (arXiv
-    2102.12092, listing 1). Always 45 numbers are drawn.
+    The crop is torchvision's random-resized crop: a share of the area from U(min, max), a log-uniform aspect
+    ratio, ten tries, then the largest centre crop of an allowed aspect ratio. With `view.short_side` it is
+    DALL-E's crop (arXiv 2102.12092, listing 1). Exactly 45 numbers are drawn in every case.
     """
     uniforms = rng.random(4 * CROP_TRIES + 5).tolist()
     flip, order, *factors = uniforms[:5]
@@ -136,7 +134,7 @@ def draw_parameters(
 
 
 def _crop(uniforms: list[float], width: int, height: int, view: ViewConfig) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the crop."""
+    """Return left, top, width and height of the random-resized crop."""
     log_aspect = math.log(view.aspect)
     for one in range(0, len(uniforms), 4):
         share, skew, right, down = uniforms[one : one + 4]
@@ -159,8 +157,9 @@ def _crop(uniforms: list[float], width: int, height: int, view: ViewConfig) -> t
 def _square(
     uniforms: list[float], width: int, height: int, short_side: tuple[int, int], side: int
 ) -> tuple[int, int, int, int]:
-    """Left, top, width and height of DALL-E's crop: a random square of the short side, scaled, and a random
-    square of that.
+    """Return left, top, width and height of DALL-E's crop.
+
+    That is a random square as large as the short side, scaled, and a random square of that.
     """
     scale, right, down, further_right, further_down = uniforms[:5]
     short = min(width, height)
@@ -174,7 +173,7 @@ def _square(
 def apply(
     image: NDArray[np.uint8], parameters: ViewParameters, *, patch_px: int, token_px: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Make the views that `parameters` describe.
+    """Make the two views that `parameters` describe.
 
     Args:
         image: uint8 [H, W, 3].
@@ -183,13 +182,13 @@ def apply(
         token_px: Side T of the token view.
 
     Returns:
-        The patch view, uint8 [P, P, 3], and the token view, uint8 [T, T, 3]: the same array, where T is P.
+        The patch view, uint8 [P, P, 3], and the token view, uint8 [T, T, 3]; one array if T is P.
     """
     crop = image[
         parameters.top : parameters.top + parameters.height,
         parameters.left : parameters.left + parameters.width,
     ]
-    crop = crop.copy()  # torch resizes a part of a larger image slower than it copies it
+    crop = crop.copy()  # Copying and resizing is faster than torch's resize of a part of a larger image.
     if token_px > patch_px:
         token_view = _recolour(_resize(crop, token_px, "lanczos"), image, parameters)
         return _resize(token_view, patch_px, "bicubic"), token_view
@@ -198,7 +197,7 @@ def apply(
 
 
 def _resize(image: NDArray[np.uint8], side: int, filter: Literal["bicubic", "lanczos"]) -> NDArray[np.uint8]:
-    """Resize [H, W, 3] to [side, side, 3] as Pillow does, in a third of its time where torch can."""
+    """Resize [H, W, 3] to [side, side, 3] as Pillow does; where torch can, in a third of Pillow's time."""
     if filter == "lanczos" and not TORCH_HAS_LANCZOS:
         return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -215,12 +214,12 @@ def _recolour(
     steps = [(step, factor) for step, factor in parameters.jitter if factor != FACTOR_UNIT]
     if not steps:
         return np.ascontiguousarray(resized[:, ::-1]) if parameters.flip else resized
-    # A grid of about 40 pixels along the shorter side stands for the whole image where its mean is asked for.
+    # The mean of the whole image is estimated from a grid of about 40 pixels along the shorter side.
     apart = max(1, min(image.shape[:2]) // 40)
     sample = image[apart // 2 :: apart, apart // 2 :: apart]
     side = resized.shape[0]
-    # One plane a colour, the pixels of the sample after those of the crop: in this form numpy works on 16
-    # values at once.
+    # One plane per colour, the pixels of the sample after those of the crop: with this layout numpy works on
+    # 16 values at once.
     planes = np.empty((3, side * side + sample.size // 3), dtype=np.uint16)
     planes[:, : side * side] = resized.reshape(-1, 3).T
     planes[:, side * side :] = sample.reshape(-1, 3).T
@@ -233,13 +232,14 @@ def _recolour(
 
 
 def _jitter(planes: NDArray[np.uint16], steps: list[tuple[Jitter, int]], *, sample: int) -> None:
-    """Change brightness, contrast and saturation in place, each step as Pillow's `ImageEnhance` does: cut to
-    0..255, truncated.
+    """Change brightness, contrast and saturation in place.
+
+    Each step is Pillow's `ImageEnhance`: clipped to 0..255, truncated.
 
     Args:
         planes: uint16 [3, pixels], values up to 255.
-        steps: What to do, in order, with factors in units of 1/128.
-        sample: So many pixels at the end stand for the whole image: contrast turns about their mean.
+        steps: The steps in order, with their factors in units of 1/128.
+        sample: This many pixels at the end are a sample of the whole image; contrast is around their mean.
     """
     for step, factor in steps:
         if step == "brightness":
@@ -252,7 +252,7 @@ def _jitter(planes: NDArray[np.uint16], steps: list[tuple[Jitter, int]], *, samp
 
 
 def _luma(planes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """ITU-R 601-2 grey, uint16 [pixels], values up to 255."""
+    """Return ITU-R 601-2 grey, uint16 [pixels], values up to 255."""
     grey: NDArray[np.uint16] = planes[0] * np.uint16(77)
     grey += planes[1] * np.uint16(150)
     grey += planes[2] * np.uint16(29)
@@ -262,8 +262,9 @@ def _luma(planes: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def _blend(planes: NDArray[np.uint16], other: NDArray[np.uint16] | None, factor: int) -> None:
-    """Set planes to other + (planes - other) * factor / 128 in place, cut to 0..255 and truncated. Nothing
-    exceeds 16 bits on the way.
+    """Set planes to other + (planes - other) * factor / 128, in place, clipped to 0..255 and truncated.
+
+    No intermediate value exceeds 16 bits.
 
     Args:
         planes: uint16 [3, pixels], values up to 255.
@@ -276,8 +277,8 @@ def _blend(planes: NDArray[np.uint16], other: NDArray[np.uint16] | None, factor:
         if factor <= FACTOR_UNIT:
             planes += share
         else:
-            # A subtraction that stops at 0. (numpy's maximum with a number takes eight times as long as with
-            # an array.)
+            # A subtraction that stops at 0. With a number in place of an array, numpy's maximum takes eight
+            # times as long.
             np.maximum(planes, share, out=planes)
             planes -= share
     planes >>= np.uint16(7)

@@ -1,4 +1,4 @@
-"""The one interface between a method and the training loop."""
+"""`Objective`: the interface between a method and the training loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 class Objective(nn.Module, ABC):
-    """A model together with its loss: what one worker trains.
+    """A model with its loss, as one worker trains it.
 
-    The training loop knows batches, steps, workers and checkpoints; an objective knows the method.
-    The loop calls, on every worker and for every step: `weight` of the host batch (added up over the
+    The training loop handles batches, steps, workers and checkpoints; an objective implements the method. On
+    every worker and for every step, the loop calls `weight` of the host batch (and adds it up over the
     workers), `start_step`, `forward` on one or more parts of the batch, backward on
-    `sums["loss"] * workers / total weight`, the optimizer, `finish_step`. So the loss is the mean over the
-    global batch, whatever the number of workers or parts.
+    `sums["loss"] * workers / total weight`, the optimizer, and `finish_step`. So the loss is the mean over
+    the global batch, whatever the number of workers or parts.
     """
 
     @property
@@ -30,39 +30,44 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Terms that the summed loss of this batch has (hidden patches, images). Reads host arrays only: no
-        device is waited for.
+        """Return the number of terms in the summed loss of this batch, such as hidden patches or images.
+
+        Reads host arrays only, so it waits for no device.
         """
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the batch: "loss" carries the gradient, all others are detached and of a fixed shape, so
-        that workers can add them.
+        """Return sums over the batch.
+
+        "loss" carries the gradient. All others are detached and of a fixed shape, so that workers can add
+        them up.
         """
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer over this module's parameters."""
+        """Return the optimizer over this module's parameters."""
 
     @abstractmethod
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...; a parameter group's "lr_scale" multiplies it."""
+        """Return the learning rate of step 0, 1, ...; a parameter group multiplies it by its "lr_scale"."""
 
     def start_step(self, step: int) -> None:
-        """Set what changes with the step (temperatures, weights of terms)."""
+        """Set everything that depends on the step (temperatures, weights of terms)."""
 
     def finish_step(self, step: int) -> None:
-        """After the optimizer has stepped (moving averages)."""
+        """Update everything that follows an optimizer step (moving averages)."""
 
     @abstractmethod
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """What is reported, from sums over all workers and all steps since the last report. Called on rank 0
-        only.
+        """Return the metrics to report, from sums over all workers and all steps since the last report.
+
+        Called on rank 0 only.
         """
 
     def unseen_metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """`metrics` of samples that are not trained on, from `forward` in evaluation mode: what training has
-        gathered plays no part.
+        """Return the `metrics` of samples that are not trained on, from `forward` in evaluation mode.
+
+        Nothing that `metrics` accumulates in training is used or changed.
         """
         raise NotImplementedError(
             f"{type(self).__name__} is not measured on samples that it is not trained on"
@@ -70,8 +75,9 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the model, and what `metrics` has gathered, into a checkpoint folder. Called on
-        rank 0 only.
+        """Write the model, and everything that `metrics` accumulates, into a checkpoint folder.
+
+        Called on rank 0 only.
         """
 
     @abstractmethod
@@ -80,12 +86,12 @@ class Objective(nn.Module, ABC):
 
 
 def derive(seed: int, purpose: int, step: int, worker: int) -> int:
-    """A seed for torch, from four numbers."""
+    """Derive a seed for torch from four numbers."""
     return int(np.random.SeedSequence([seed, purpose, step, worker]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def worker_rank() -> int:
-    """Number of this worker; 0 where there is one."""
+    """Return this worker's rank; 0 without `torch.distributed`."""
     return (
         torch.distributed.get_rank()
         if torch.distributed.is_available() and torch.distributed.is_initialized()

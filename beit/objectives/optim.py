@@ -1,6 +1,4 @@
-"""AdamW with the authors' parameter groups, and the learning rate of every step (BEiT, arXiv 2106.08254,
-Table 12).
-"""
+"""AdamW with the authors' parameter groups, and learning-rate schedules (arXiv 2106.08254, Table 12)."""
 
 from __future__ import annotations
 
@@ -17,26 +15,25 @@ NO_DECAY = ("pos_embed", "cls_token")
 EMBEDDING = ("patch_embed", "cls_token", "mask_token", "pos_embed")
 
 
-def decays(name: str, parameter: torch.Tensor, *, tokens: bool = False) -> bool:
-    """Whether a parameter is drawn towards 0.
+def has_weight_decay(name: str, parameter: torch.Tensor, *, tokens: bool = False) -> bool:
+    """Return whether weight decay applies to a parameter.
 
-    As the authors have it (microsoft/unilm, beit/optim_factory.py): nothing with one dimension (biases, gains
-    of norms and LayerScale), nor position embeddings, nor the class token, unless `tokens` do. The mask token
-    and relative position biases do decay.
+    As in the authors' code (microsoft/unilm, beit/optim_factory.py): not to parameters with one dimension
+    (biases, gains of norms and LayerScale), and not to position embeddings and the class token unless
+    `tokens`. It does apply to the mask token and to relative position biases.
     """
     return parameter.ndim > 1 and (tokens or name.rpartition(".")[2] not in NO_DECAY)
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer that a parameter belongs to, for layer-wise decay of the learning rate.
+    """Return the layer that a parameter belongs to, for layer-wise learning-rate decay.
 
-    As the authors have it (microsoft/unilm, beit/optim_factory.py): 0 for what makes tokens of patches
-    (embedding, class and mask token, positions), k + 1 for block k, depth + 1 for all else: heads, norms
-    behind the blocks, a bias table that all blocks share.
+    As in the authors' code (microsoft/unilm, beit/optim_factory.py): 0 for the input (patch embedding, class
+    token, mask token, positions), k + 1 for block k, depth + 1 for everything else: heads, norms after the
+    blocks, a bias table that all blocks share.
 
     Args:
-        name: As `named_parameters` gives it, for a `Backbone` or a model that has one under the name
-            `backbone`.
+        name: From `named_parameters` of a `Backbone` or of a model with one as its attribute `backbone`.
         depth: Blocks of the backbone.
     """
     parts = name.removeprefix("backbone.").split(".")
@@ -53,23 +50,24 @@ def build_optimizer(
     depth: int = 0,
     tokens_decay: bool = False,
 ) -> torch.optim.AdamW:
-    """AdamW over a module's trainable parameters, in a group with and a group without decay; for layer-wise
-    rates, two for each layer.
+    """Return AdamW over a module's trainable parameters.
+
+    It has one parameter group with weight decay and one without; with layer-wise decay, two for each layer.
 
     Args:
-        module: A `Backbone`, or a model with one under the name `backbone`.
-        config: The optimizer's.
-        layer_decay: d: the learning rate of layer i is d ** (depth + 1 - i) of the head's. Kept in each group
-            as "lr_scale". 1: all alike.
-        depth: Blocks of the backbone; needed for a decay other than 1.
-        tokens_decay: Whether position embeddings and the class token do.
+        module: A `Backbone`, or a model with one as its attribute `backbone`.
+        config: The optimizer's config.
+        layer_decay: d: the learning rate of layer i is d ** (depth + 1 - i) times the head's. Kept in each
+            group as "lr_scale". 1: the same rate for all layers.
+        depth: Number of blocks of the backbone; needed for a `layer_decay` other than 1.
+        tokens_decay: Whether weight decay applies to position embeddings and the class token too.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
-        decayed = decays(name, parameter, tokens=tokens_decay)
+        decayed = has_weight_decay(name, parameter, tokens=tokens_decay)
         empty = {
             "params": [],
             "weight_decay": config.weight_decay if decayed else 0.0,
@@ -86,11 +84,11 @@ def build_optimizer(
 
 
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
-    """Learning rate of step 0, 1, ... of a run.
+    """Return the learning rate of step 0, 1, ... of a run: linear warmup, then cosine decay.
 
-    With W warmup steps and N = total_steps - W: from 0 to the peak in equal steps, both ends included, then
-    min + (peak - min) / 2 * (1 + cos(pi i / N)) for i = 0 .. N - 1. So the peak is used twice, and the
-    minimum only behind the end. A run shorter than its warmup keeps the warmup's slope and ends on it;
+    With W warmup steps and N = total_steps - W: first W equal steps from 0 to the peak, both included, then
+    min + (peak - min) / 2 * (1 + cos(pi i / N)) for i = 0 .. N - 1. So two steps have the peak rate, and the
+    minimum would come one step after the last. A run shorter than its warmup ends during the warmup;
     `check_schedule` refuses that for real runs.
     """
     warmup = config.warmup
@@ -105,12 +103,12 @@ WARMUP_RATIO = 1e-6
 
 
 def linear_learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
-    """Learning rate of step 0, 1, ... of a run that segments (microsoft/unilm, beit/semantic_segmentation, by
-    mmcv).
+    """Return the learning rate of step 0, 1, ... of a segmentation run: linear warmup, linear decay.
 
-    Over all N steps from the peak to the minimum on a straight line, which step N would reach (poly with
-    power 1; the authors' minimum is 0). In the W warmup steps that is multiplied by a factor that rises on a
-    straight line from 1e-6 at step 0 to 1 at step W.
+    As in microsoft/unilm, beit/semantic_segmentation, through mmcv. The rate falls linearly from the peak at
+    step 0 to the minimum at step N, one step after the last (mmcv's "poly" with power 1; the authors' minimum
+    is 0). During the W warmup steps it is multiplied by a factor that rises linearly from 1e-6 at step 0 to 1
+    at step W.
     """
     decayed = config.min_lr + (config.peak_lr - config.min_lr) * max(0.0, 1 - step / total_steps)
     if step < config.warmup:
@@ -119,17 +117,14 @@ def linear_learning_rate(step: int, config: OptimConfig, total_steps: int) -> fl
 
 
 def check_schedule(config: OptimConfig, total_steps: int) -> None:
-    """Refuse a warmup that leaves nothing of the run.
+    """Refuse a warmup that is not shorter than the run.
 
     Raises:
-        UserError: Naming the option, the length of the run and a warmup that fits.
+        UserError: It names the option, the length of the run, and a warmup that fits.
     """
     if config.warmup >= total_steps:
         raise UserError(
-            (
-                f"optim.warmup_steps={config.warmup} takes all of the run's {total_steps} steps: the "
-                "learning "
-                "rate would never decay"
-            ),
+            f"optim.warmup_steps={config.warmup} takes all of the run's {total_steps} steps: the learning "
+            "rate would never decay",
             f"set optim.warmup_steps={total_steps // 20}",
         )

@@ -1,6 +1,4 @@
-"""What all objectives over a Vision Transformer have in common: optimizer, schedule, what is random in a
-step, checkpoint.
-"""
+"""Base class of the objectives for a Vision Transformer: optimizer, schedule, generator, checkpoint."""
 
 from __future__ import annotations
 
@@ -21,15 +19,16 @@ Model = TypeVar("Model", bound=VitModel)
 
 
 class VitObjective(Objective, Generic[Model]):
-    """An objective that trains a `Backbone` and its head by AdamW, and keeps them as a checkpoint that
-    `load_model` reads.
+    """An objective that trains a backbone and its head with AdamW.
+
+    `load_model` reads the checkpoints that it saves.
     """
 
     purpose: ClassVar[int]
-    """Keeps the generators of the objectives apart: [seed, purpose, step, worker]."""
+    """[seed, purpose, step, worker] seeds the generator: no two objectives have the same purpose."""
 
     tokens_decay: ClassVar[bool] = False
-    """Whether weight decay takes position embeddings and the class token too."""
+    """Whether weight decay applies to position embeddings and the class token too."""
 
     def __init__(
         self,
@@ -42,17 +41,18 @@ class VitObjective(Objective, Generic[Model]):
         seed: int,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train a model.
+        """Take over a model to train.
 
         Args:
-            model: With its first weights.
+            model: With its initial weights.
             optim: Optimizer and schedule.
             view: Its mean and std normalise the pixels.
-            layer_decay: How the learning rate falls from layer to layer, towards the pixels; see
-                `optim.build_optimizer`.
+            layer_decay: Factor of the learning rate from each layer to the one before it, towards the pixels;
+                see `optim.build_optimizer`.
             total_steps: Length of the schedule.
-            seed: What is random about a batch is drawn from it.
-            extra: JSON types to keep in the checkpoint's config.json, such as what the model began with.
+            seed: Seeds every random choice about a batch.
+            extra: JSON types to keep in the checkpoint's config.json, such as the weights that training
+                started from.
         """
         super().__init__()
         self.model: Model = model
@@ -62,9 +62,7 @@ class VitObjective(Objective, Generic[Model]):
         self._generator: torch.Generator | None = None
 
     def start_step(self, step: int) -> None:
-        """Seed what is random on the device by step and worker, so that a resumed run draws what an unbroken
-        one would.
-        """
+        """Seed the device's generator from step and worker, so that a resumed run draws the same numbers."""
         device = next(self.model.parameters()).device
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
@@ -72,29 +70,27 @@ class VitObjective(Objective, Generic[Model]):
 
     @property
     def generator(self) -> torch.Generator:
-        """Draws on the device what is random in the current step; in step 0 before the first one
-        was started.
-        """
+        """The device's generator for the current step; before the first `start_step`, that of step 0."""
         if self._generator is None:
             self.start_step(0)
         assert self._generator is not None
         return self._generator
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with the authors' groups, and a learning rate for each layer where `layer_decay` is not 1."""
+        """Return AdamW with the authors' parameter groups, and a rate per layer if `layer_decay` is not 1."""
         depth, tokens = self.model.config.depth, self.tokens_decay
         return optim.build_optimizer(
             self.model, self.optim_config, layer_decay=self.layer_decay, depth=depth, tokens_decay=tokens
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warmup, cosine decay."""
+        """Return the learning rate of a step: linear warmup, then cosine decay."""
         return optim.learning_rate(step, self.optim_config, self.total_steps)
 
     def save(self, folder: Path) -> None:
-        """Write the model's checkpoint."""
+        """Write the model as a checkpoint."""
         checkpoints.save_model(self.model, folder, extra={**self.extra, "view": to_dict(self.view)})
 
     def load(self, folder: Path) -> None:
-        """Read weights back into this objective; its model must be the saved one."""
+        """Read weights into the model, which must be of the kind and config that were saved."""
         checkpoints.load_weights(self.model, folder)

@@ -12,12 +12,12 @@ from beit.config import ModelConfig, TargetKind
 from beit.objectives.base import derive
 from beit.vit.backbone import Backbone, Linear, initialise
 
-# Purposes that keep this module's generators apart: [seed, purpose, step, worker].
+# [seed, purpose, step, worker]: the purpose keeps this module's generator apart from others.
 WEIGHTS = 1
 
 
 class Beit(Backbone):
-    """Backbone, mask token and the head that predicts visual tokens, or another target.
+    """Backbone with a mask token, and a head that predicts visual tokens or another target.
 
     B images, N patches of an image, M hidden patches of the batch, S slots of an image for its hidden
     patches, V visual tokens, D width.
@@ -32,9 +32,9 @@ class Beit(Backbone):
 
         Args:
             config: Sizes and variant of the backbone.
-            vocab_size: V, visual tokens that the tokenizer knows; for another target, `Target.outputs`.
-            target: What the head's outputs stand for.
-            seed: Weights are drawn from it. None: they are left to be loaded.
+            vocab_size: V, the tokenizer's number of visual tokens; for another target, `Target.outputs`.
+            target: What the head's outputs are.
+            seed: Seed of the initial weights. None: they stay uninitialised, to be loaded.
         """
         super().__init__(config, with_mask_token=True)
         self.vocab_size = vocab_size
@@ -45,12 +45,12 @@ class Beit(Backbone):
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says about the head."""
+        """What `from_config` needs to build the head."""
         return {"vocab_size": self.vocab_size, "target": self.target}
 
     @classmethod
     def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
-        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        """Build the model that `config` and `head_config` describe, with uninitialised weights."""
         return cls(config, **head, seed=None)
 
     def forward(self, pixels: Tensor, mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -59,7 +59,8 @@ class Beit(Backbone):
         Args:
             pixels: Float [B, 3, H, W], from `normalise`.
             mask: Bool [B, N], True where the patch is hidden.
-            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+            generator: Decides which branches are skipped. Needed in training mode if `model.drop_path` is
+                above 0.
 
         Returns:
             Logits [M, V], ordered by image, then by row and column.
@@ -70,29 +71,28 @@ class Beit(Backbone):
     def predict(
         self, pixels: Tensor, mask: Tensor, positions: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Logits [B, S, V] for the patches at int64 positions [B, S]; the other arguments are those of
-        `forward`.
+        """Return logits [B, S, V] for the patches at int64 positions [B, S].
 
-        Only these positions ask in the last block and pass its MLP, the final norm and the head: nothing
-        reads the others. This is exact, and saves a twelfth of the arithmetic of ViT-B at the paper's mask
-        ratio.
+        The other arguments are those of `forward`. Only these patches are queries of the last block, and only
+        they pass its MLP, the final norm and the head: no other output is used. The result is the same, and
+        at the paper's mask ratio this saves a twelfth of ViT-B's arithmetic.
         """
-        rows = positions + 1  # behind the class token
+        rows = positions + 1  # The class token comes first.
         (tokens,) = self.features(pixels, mask, rows=rows, generator=generator)
         return self.lm_head(tokens)  # type: ignore[no-any-return]
 
 
 def hidden_slots(mask: Tensor, slots: int | None = None) -> tuple[Tensor, Tensor]:
-    """Positions of the hidden patches, the same number of slots for every image.
+    """Return the positions of the hidden patches, padded to the same number of slots for every image.
 
     Args:
         mask: Bool [B, N], True where the patch is hidden.
-        slots: S, at least the largest count of hidden patches in an image. None: that count, for which a GPU
-            is waited for.
+        slots: S, at least the largest number of hidden patches in an image. None: that number; reading it
+            from a GPU waits for the GPU.
 
     Returns:
-        Positions int64 [B, S] in row-major order, visible patches in the slots left over, and bool [B, S],
-        False for those.
+        Positions, int64 [B, S], in row-major order; slots left over hold visible patches. And bool [B, S],
+        False in slots left over.
     """
     if slots is None:
         slots = max(1, int(mask.sum(1).max()))

@@ -24,7 +24,7 @@ FIGURE_GRID = 30
 PAPER_GRID = 14
 """Patches along a side of the paper's model, 224 px."""
 MOST_GRID = 64
-"""Patches along a side that are still asked: every one of them attends to all."""
+"""Most patches along a side that are accepted: memory grows with the square of their number."""
 
 KEPT_MASS = 0.6
 """Share of the attention that the masked view keeps."""
@@ -32,33 +32,33 @@ KEPT_MASS = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class PointAttention:
-    """What chosen patches of one image attend to."""
+    """The attention of chosen patches of one image."""
 
     image: NDArray[np.uint8]
     """[size, size, 3]."""
 
     points: Sequence[tuple[float, float]]
-    """P places as shares of the width from the left and of the height from the top."""
+    """P points, as shares of the width from the left and of the height from the top."""
 
     patches: Sequence[tuple[int, int]]
     """Row and column of the patch under each point."""
 
     weights: NDArray[np.float32]
-    """Softmax weights of every head on the patches, [P, H, grid, grid]: what they lack to a sum of 1 is on
-    the class token."""
+    """Softmax weights of every head on the patches, [P, H, grid, grid]. The rest, up to 1, is on the class
+    token."""
 
     kept: NDArray[np.bool_]
-    """The smallest set of patches that holds `KEPT_MASS` of the mean over heads, [P, grid, grid]."""
+    """The smallest set of patches that holds `KEPT_MASS` of the mean over heads, bool [P, grid, grid]."""
 
 
 def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tensor | None = None) -> Tensor:
-    """Softmax attention of one block, computed again from what goes into it: `forward` need not keep it.
+    """Return the softmax attention of one block, recomputed from the block's input.
 
     Args:
         backbone: In evaluation mode.
         pixels: Float [B, 3, height, width], normalised, of the size that the backbone's positions are for.
         block: Number of the block from 0, or from the end if negative.
-        rows: int64 [B, S], the asking tokens (a patch's number + 1). None: all.
+        rows: int64 [B, S], the query tokens (number of a patch + 1). None: all.
 
     Returns:
         Float [B, H, S, T]; a row sums to 1.
@@ -83,21 +83,20 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
 
 
 def figure_size(backbone: Backbone) -> int:
-    """Side of the image that a figure is made of, in pixels: of the model's grid what the paper's 30 patches
-    are of its 14, 30 at most.
+    """Return the side of a figure's image in pixels.
 
-    Positions are resampled as far as in the paper, so a small grid is not stretched beyond what its model can
-    place. Never less than the model's own size.
+    The paper's figure has 30 patches a side for a model of 14; a model's grid is scaled likewise, to 30 at
+    most, and never below the model's own. So positions are resampled no further than in the paper.
     """
     grid = backbone.config.grid
     return backbone.config.patch_size * max(grid, min(FIGURE_GRID, round(grid * FIGURE_GRID / PAPER_GRID)))
 
 
 def check_size(size: int, patch_size: int) -> None:
-    """Refuse a size of the figure's image that is not made of whole patches, or of more than 64 x 64.
+    """Refuse a size of the figure's image that is not a multiple of the patch size, or too large.
 
     Raises:
-        UserError: Naming the nearest size that is taken.
+        UserError: It names the nearest size that is accepted.
     """
     if size % patch_size:
         near = max(1, round(size / patch_size)) * patch_size
@@ -116,13 +115,13 @@ def check_size(size: int, patch_size: int) -> None:
 
 
 def patch_under(point: tuple[float, float], grid: int) -> tuple[int, int]:
-    """Row and column of the patch that a point lies on: x and y in 0..1, from the left and from the top."""
+    """Return row and column of the patch that contains a point: x from the left, y from the top, in 0..1."""
     x, y = (min(int(share * grid), grid - 1) for share in point)
     return y, x
 
 
 def smallest_set(mass: Tensor, share: float) -> Tensor:
-    """The fewest entries that together hold a share of a row's mass.
+    """Mark the fewest entries of each row that together hold a share of its sum.
 
     Args:
         mass: Float [..., N], not negative. Among equal entries, the first are taken.
@@ -133,7 +132,7 @@ def smallest_set(mass: Tensor, share: float) -> Tensor:
     """
     ordered, order = mass.double().sort(dim=-1, descending=True, stable=True)
     held = ordered.cumsum(-1)
-    # An entry is needed as long as those before it hold too little.
+    # An entry is needed if the larger ones hold less than the share.
     needed = torch.nn.functional.pad(held[..., :-1], (1, 0)) < share * held[..., -1:]
     return torch.zeros_like(needed).scatter(-1, order, needed)
 
@@ -142,7 +141,7 @@ def smallest_set(mass: Tensor, share: float) -> Tensor:
 def look(
     model: nn.Module, image: NDArray[np.uint8], points: Sequence[tuple[float, float]], view: ViewConfig
 ) -> PointAttention:
-    """The last block's attention of the patches under some points of an image, nothing hidden.
+    """Return the last block's attention of the patches under some points of an image; no patch is hidden.
 
     Args:
         model: In evaluation mode. Its positions are resampled to the image's size.

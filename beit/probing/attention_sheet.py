@@ -1,4 +1,4 @@
-"""The picture of `beit.probing.attention`: a row a point, a map a head."""
+"""Draw the results of `beit.probing.attention`: one row per point, one map per head."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from beit.probing.attention import KEPT_MASS, PointAttention
 
 RED, WHITE = (235, 30, 30), (255, 255, 255)
 COLOURS = np.array([(8, 8, 32), (66, 20, 104), (158, 42, 99), (226, 93, 60), (250, 175, 52), (252, 252, 190)])
-"""From no attention to the most, evenly spaced; lightness grows all the way, so that the order survives in
-grey."""
+"""From no attention to the largest, evenly spaced. Lightness increases throughout, so the order is visible in
+grey as well."""
 
 
 def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, side: int = 180) -> Image.Image:
-    """A row a point: the image with the asking patch in red, the mean over heads on it, every head's map, the
-    patches that hold most.
+    """Draw one row per point: the query patch, the mean over heads, each head's map, the kept patches.
 
-    Each map goes from 0 to its own largest weight, which stands below it; below the mean stands the class
-    token's, too, and below the kept patches how many even weights would keep. Patches are enlarged as
+    The query patch is a red square on the image. The mean is drawn over the image. Each map is scaled from 0
+    to its own largest weight, which is written below it; below the mean, the class token's weight is written
+    too. The last column shows the smallest set of patches that holds 60% of the mean; below it is written how
+    many patches that takes, and how many it would take if all weights were equal. Patches are enlarged as
     squares, without smoothing.
 
     Args:
-        shown: From `beit.probing.attention.look`, an image each, all of one size and model.
-        names: What to call each image.
-        side: About the side of a picture, in pixels: the nearest multiple of the patches along a side is
-            taken.
+        shown: From `beit.probing.attention.look`, one per image, all of one size and model.
+        names: A name for each image.
+        side: Approximate side of a picture in pixels; rounded to a multiple of the patches along a side.
     """
     heads, grid = shown[0].weights.shape[1:3]
     zoom = max(1, round(side / grid))
@@ -64,7 +64,7 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
                 columns[place].append(picture)
                 captions[place].append(line)
     titles = [
-        "asking patch",
+        "query patch",
         "mean over heads",
         *(f"head {number + 1}" for number in range(heads)),
         f"{KEPT_MASS:.0%} of the mean",
@@ -73,12 +73,12 @@ def attention_sheet(shown: Sequence[PointAttention], names: Sequence[str], *, si
 
 
 def _percent(share: float) -> str:
-    """Short enough for a caption, with a digit behind the point where it counts."""
+    """Format a share for a caption, with one digit after the point if it is small."""
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def heat(weights: NDArray[np.float32], zoom: int) -> Pixels:
-    """Weights [grid, grid] as colours, the largest the lightest, each patch a square of `zoom` pixels."""
+    """Colour weights [grid, grid], the largest the lightest, each patch a square of `zoom` pixels."""
     scaled = weights / max(float(weights.max()), 1e-30)
     at = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(scaled, at, channel) for channel in COLOURS.T], axis=-1)
@@ -87,8 +87,9 @@ def heat(weights: NDArray[np.float32], zoom: int) -> Pixels:
 
 
 def overlay(image: Pixels, weights: NDArray[np.float32]) -> Pixels:
-    """The colours of `heat` over a grey copy of an image [side, side, 3], of which the side is a multiple of
-    the grid.
+    """Draw the colours of `heat` over a grey copy of an image [side, side, 3].
+
+    The side is a multiple of the grid.
     """
     grey = image.mean(axis=2, keepdims=True)
     blended: Pixels = (0.4 * grey + 0.6 * heat(weights, image.shape[0] // weights.shape[0])).astype(np.uint8)
@@ -96,7 +97,7 @@ def overlay(image: Pixels, weights: NDArray[np.float32]) -> Pixels:
 
 
 def mark(image: Pixels, patch: tuple[int, int], zoom: int) -> Pixels:
-    """The image with one patch as a red square, in a white frame."""
+    """Draw a red square with a white frame over one patch of an image."""
     marked = Image.fromarray(image)
     row, column = patch
     left, top = column * zoom, row * zoom

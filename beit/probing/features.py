@@ -1,4 +1,4 @@
-"""Features of images: what a frozen backbone makes of them, one vector an image."""
+"""Features of images: one vector per image from a frozen backbone."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from beit.vit.pooling import Pooling
 def pooled_features(
     backbone: Backbone, pixels: Tensor, layers: Sequence[int], poolings: Sequence[Pooling]
 ) -> dict[tuple[int, Pooling], Tensor]:
-    """One vector an image for each layer and pooling.
+    """Return one vector per image for each layer and pooling.
 
-    Layers are what blocks give, without any norm behind them, as in the authors' linear probe
-    (microsoft/unilm, beit/run_linear_eval.py).
+    A layer is the output of a block, without a norm, as in the authors' linear probe (microsoft/unilm,
+    beit/run_linear_eval.py).
 
     Args:
         backbone: In evaluation mode.
         pixels: Float [B, 3, height, width], normalised as in pretraining; nothing is hidden.
         layers: Numbers of blocks from 1.
-        poolings: mean: of the patch tokens, the class token left out. cls: the class token.
+        poolings: mean: the mean of the patch tokens, without the class token. cls: the class token.
 
     Returns:
-        Float32 [B, D] by layer and pooling.
+        Float32 [B, D] for each layer and pooling.
     """
     found = backbone.features(pixels, blocks=[layer - 1 for layer in layers], norm=False)
     pooled: dict[tuple[int, Pooling], Tensor] = {}
@@ -40,18 +40,20 @@ def pooled_features(
 
 
 def middle_layer(depth: int) -> int:
-    """The layer to take for a pretrained model where nobody has probed it: the paper's best, the 9th of 12
-    and the 14th of 24 (App. D).
+    """Return the layer whose features are likely the best of a pretrained model.
+
+    The paper's best layers are the 9th of 12 and the 14th of 24 (App. D).
     """
     return max(1, round(depth * (9 / 12 if depth <= 12 else 14 / 24)))
 
 
 def check_layers(layers: Sequence[int], depth: int, *, option: str = "--layers") -> tuple[int, ...]:
-    """Layers from 1 that the user asked for, in ascending order and each once; negative ones count from the
-    end.
+    """Return the layers that a user named, counted from 1, in ascending order and without duplicates.
+
+    Negative numbers count from the end.
 
     Raises:
-        UserError: For a layer that the model does not have.
+        UserError: If the model does not have a layer.
     """
     for layer in layers:
         if layer == 0 or abs(layer) > depth:

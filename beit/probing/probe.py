@@ -1,7 +1,7 @@
-"""What frozen features know about labels: nearest neighbours, and a linear classifier (BEiT, arXiv
-2106.08254, appendix D).
+"""Evaluate frozen features: k nearest neighbours and a linear classifier (arXiv 2106.08254, appendix D).
 
-N training images, M images to judge, D width of a feature, K classes. Everything is deterministic on a CPU.
+N training images, M images to evaluate, D width of a feature, K classes. On a CPU everything is
+deterministic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beit.probing.config import KnnConfig, LinearConfig
 QUERIES_AT_ONCE = 256
 ROWS_AT_ONCE = 4096
 LOGITS_AT_ONCE = 1 << 22
-"""Judging them takes about 20 bytes each."""
+"""Evaluating one logit takes about 20 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class Labelled:
     labels: NDArray[np.int64]
 
     def tensors(self, device: str) -> tuple[Tensor, Tensor]:
-        """Both on a device."""
+        """Return both as tensors on a device."""
         return torch.from_numpy(self.features).to(device), torch.from_numpy(self.labels).to(device)
 
 
 def knn_votes(
     train: Tensor, labels: Tensor, queries: Tensor, classes: int, config: KnnConfig
 ) -> Iterator[Tensor]:
-    """Yield what the nearest training images say about the queries, some at a time.
+    """Yield the votes of the nearest training images for each class, some queries at a time.
 
     Args:
         train: Float [N, D], of any precision; similarities are computed in float32.
@@ -60,13 +60,12 @@ def knn_votes(
         config: How many neighbours vote, and how.
 
     Yields:
-        Float32 [m, K], M rows in all: the sum of the votes for each class. Needs 4 N (D + 256) bytes beside
-        its arguments.
+        Float32 [m, K], M rows in total: the sum of the votes for each class. This needs 4 N (D + 256) bytes
+        beside the arguments.
     """
     known = train.to(torch.float32, copy=True)
-    for rows in torch.split(
-        known, ROWS_AT_ONCE
-    ):  # In place: a second copy would be all the memory that there is.
+    # In place, because a second copy might not fit into memory.
+    for rows in torch.split(known, ROWS_AT_ONCE):
         rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     for part in torch.split(queries, QUERIES_AT_ONCE):
         similarity = F.normalize(part.float(), dim=1) @ known.T
@@ -81,16 +80,17 @@ def fit_linear(
 ) -> tuple[Tensor, Tensor]:
     """Train a linear classifier on features.
 
-    Each number of a feature is brought to mean 0 and standard deviation 1 over the training images first:
-    layers differ in scale by far, and one learning rate then suits all. (MAE, arXiv 2111.06377, appendix A,
-    does the same by a BatchNorm.) What is returned works on features as they are.
+    Each number of a feature is first standardised over the training images, to mean 0 and standard deviation
+    1. Layers differ much in scale, and this way one learning rate suits all of them. (MAE, arXiv 2111.06377,
+    appendix A, uses a BatchNorm for the same purpose.) The result applies to features that are not
+    standardised.
 
     Args:
-        train: Float [N, D], of any precision; a batch at a time is made float32.
+        train: Float [N, D], of any precision; converted to float32 one batch at a time.
         labels: int64 [N].
         classes: K.
         config: Optimizer and schedule.
-        seed: Draws the order of the images; weights begin at 0.
+        seed: Seeds the order of the images. Weights begin at 0.
 
     Returns:
         Weight [K, D] and bias [K], float32.
@@ -124,7 +124,7 @@ def fit_linear(
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D]; a number that never changes keeps its scale."""
+    """Return mean and standard deviation [D]; a number that does not vary gets the standard deviation 1."""
     count = len(features)
     parts = [features[start : start + ROWS_AT_ONCE] for start in range(0, count, ROWS_AT_ONCE)]
     mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
@@ -134,12 +134,13 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score(logits: Iterable[Tensor], labels: NDArray[np.int64]) -> Score:
-    """Accuracies of logits [m, K], or votes, some images at a time, on labels [M]; classes of equal logits
-    rank by their numbers.
+    """Compute accuracies on labels [M] from logits or votes [m, K], some images at a time.
+
+    Among equal logits, the lower class number ranks first.
     """
     judged: list[dict[str, NDArray[Any]]] = []
     start, classes = 0, 0
-    for part in logits:  # Of 50,000 images and 22,000 classes, all logits would be 4 GiB.
+    for part in logits:  # All logits of 50,000 images and 22,000 classes would take 4 GiB.
         found = judge(part.cpu(), torch.from_numpy(labels[start : start + len(part)]))
         judged.append({name: value.numpy() for name, value in found.items()})
         start, classes = start + len(part), part.shape[1]
@@ -152,7 +153,7 @@ def score(logits: Iterable[Tensor], labels: NDArray[np.int64]) -> Score:
 def probe_knn(
     train: Labelled, val: Labelled, classes: int, config: KnnConfig, *, device: str = "cpu"
 ) -> Score:
-    """How often the nearest training images are right about images."""
+    """Return the accuracy of k nearest neighbours from `train` on `val`."""
     return score(knn_votes(*train.tensors(device), val.tensors(device)[0], classes, config), val.labels)
 
 
@@ -165,6 +166,6 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
 def probe_linear(
     train: Labelled, val: Labelled, classes: int, config: LinearConfig, *, seed: int, device: str = "cpu"
 ) -> Score:
-    """How often a linear classifier, trained on the one, is right about the other."""
+    """Return the accuracy on `val` of a linear classifier trained on `train`."""
     weight, bias = fit_linear(*train.tensors(device), classes, config, seed=seed)
     return score(_logits(val.tensors(device)[0], weight, bias), val.labels)

@@ -1,6 +1,4 @@
-"""Encoded annotation -> a class for every pixel. What is not one gets a reason, as images do in
-`beit/images/decode.py`.
-"""
+"""Decode an annotation to a class for every pixel, or say why it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -15,14 +13,15 @@ from beit.segmentation.config import AnnotationConfig
 
 PNG = b"\x89PNG\r\n\x1a\n"
 IGNORED = -1
-"""Label of pixels that count nowhere. No id of a file: files have numbers from 0."""
+"""Label of pixels that are left out of loss and metrics. It cannot occur in a file, where ids start at 0."""
 
 Labels = NDArray[np.int16]
 
 
 class AnnotationStatus(IntEnum):
-    """What is wrong with an annotation. The numbers are none of `beit.images.decode.Status`, so that one
-    column can hold either.
+    """What is wrong with an annotation.
+
+    No number occurs in `beit.images.decode.Status`, so one column can hold either.
     """
 
     EMPTY = 32
@@ -34,7 +33,7 @@ class AnnotationStatus(IntEnum):
 
     @property
     def reason(self) -> str:
-        """The status as one phrase for people."""
+        """The status as a short phrase."""
         return REASONS[self]
 
 
@@ -48,8 +47,8 @@ REASONS = {
 }
 
 
-class BadAnnotation(Exception):  # noqa: N818 - it is the annotation that is named, not an error of the program
-    """An annotation that says nothing about its image; `status` says why, `detail` in figures."""
+class BadAnnotation(Exception):  # noqa: N818 - named after the annotation: it is not an error of the program
+    """Raised for an annotation that cannot be used; `status` says why, `detail` adds numbers."""
 
     def __init__(self, status: AnnotationStatus, detail: str = "") -> None:
         super().__init__(status, detail)
@@ -61,13 +60,12 @@ class BadAnnotation(Exception):  # noqa: N818 - it is the annotation that is nam
 
 
 def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, width: int) -> Labels:
-    """Decode a PNG of class ids, by palette or grey of up to 16 bits, as labels.
+    """Decode a PNG of class ids (a palette, or grey of up to 16 bits) to labels.
 
     Args:
         encoded: The file's bytes.
-        config: What the ids stand for.
-        height: Of the image that is annotated, in pixels; for an image that was turned by its EXIF data, as
-            it is shown.
+        config: What the ids mean.
+        height: Of the image that it belongs to, in pixels, after the image was turned as its EXIF data say.
         width: Likewise.
 
     Returns:
@@ -82,7 +80,8 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
         raise BadAnnotation(AnnotationStatus.NOT_A_PNG)
     try:
         image = Image.open(io.BytesIO(encoded))
-        # The sizes are compared before anything is unpacked: no file can unpack to more than its image has.
+        # Sizes are compared before anything is decompressed, so no file can decompress to more than its
+        # image.
         if image.size != (width, height):
             raise BadAnnotation(
                 AnnotationStatus.SIZE_DIFFERS, f"{image.width} x {image.height}, the image {width} x {height}"
@@ -92,7 +91,7 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
         ids = np.asarray(image).astype(np.int32)
     except (BadAnnotation, MemoryError):
         raise
-    except Exception:  # a damaged file makes a decoder raise almost anything
+    except Exception:  # A damaged file can make a decoder raise almost anything.
         raise BadAnnotation(AnnotationStatus.TRUNCATED) from None
     if image.mode == "L":
         ids //= _grey_step(encoded)
@@ -100,8 +99,8 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
 
 
 def _grey_step(encoded: bytes) -> int:
-    """What Pillow multiplies grey of 2 or 4 bits by, to make it as bright as grey of 8."""
-    bits = encoded[24]  # in the header, which is always the first chunk
+    """Return the factor by which Pillow multiplies grey of 2 or 4 bits to scale it to 8 bits."""
+    bits = encoded[24]  # In the header, which is always the first chunk.
     return 255 // ((1 << bits) - 1) if bits < 8 else 1
 
 

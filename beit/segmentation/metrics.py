@@ -1,6 +1,4 @@
-"""How good a segmenter is: pixels counted by true and predicted class over a whole set, nothing averaged over
-images.
-"""
+"""IoU and accuracy of a segmenter, from pixel counts over a whole set (not averaged over images)."""
 
 from __future__ import annotations
 
@@ -13,7 +11,9 @@ from beit.segmentation.annotations import IGNORED
 
 
 def confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Pixels of an image, int64 [K, K], by class (row) and predicted class (column). Of more images: the sum.
+    """Count an image's pixels by true class (row) and predicted class (column), int64 [K, K].
+
+    The counts of several images can be added up.
 
     Args:
         labels: [H, W]: classes from 0, or IGNORED for pixels that do not count.
@@ -36,31 +36,32 @@ def confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], class
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
-    """The result on a set of images."""
+    """The result of a segmenter on a set of images."""
 
     iou: NDArray[np.float64]
-    """[K]: pixels of a class predicted right, as a share of those that are of the class or predicted to be.
-    NaN: neither occurs."""
+    """[K]: intersection over union: correctly predicted pixels of a class, as a share of the pixels that have
+    the class or are predicted to have it. NaN: there are none."""
 
     accuracy: NDArray[np.float64]
-    """[K]: share of a class's pixels predicted right. NaN: the class does not occur."""
+    """[K]: share of a class's pixels that are predicted correctly. NaN: the class does not occur."""
 
     mean_iou: float
-    """Over the classes where it is defined."""
+    """Mean of `iou` over the classes where it is defined."""
 
     mean_accuracy: float
-    """Over the classes that occur."""
+    """Mean of `accuracy` over the classes that occur."""
 
     overall_accuracy: float
-    """Share of all pixels predicted right."""
+    """Share of all pixels that are predicted correctly."""
 
     confusion: NDArray[np.int64]
-    """int64 [K, K]: pixels by class (row) and predicted class (column)."""
+    """int64 [K, K]: pixels by true class (row) and predicted class (column)."""
 
 
 def summarise(confusion: NDArray[np.int64]) -> Segmentation:
-    """The figures of a confusion int64 [K, K] that was added up over a set. What is not defined is NaN, and
-    left out of means.
+    """Compute the metrics from the counts of `confusion`, int64 [K, K], added up over a set.
+
+    Undefined values are NaN, and means leave them out.
     """
     right = np.diag(confusion).astype(np.float64)
     of_class, guessed = confusion.sum(1), confusion.sum(0)

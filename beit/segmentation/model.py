@@ -1,4 +1,4 @@
-"""A class for every pixel: a BEiT backbone with one of two heads.
+"""Segmentation model: a BEiT backbone with one of two heads.
 
 upernet: as in the released code (microsoft/unilm, beit/semantic_segmentation). setr-pup: as in the paper
 (arXiv 2106.08254, table 14).
@@ -23,19 +23,20 @@ from beit.vit.backbone import Backbone
 from beit.vit.model import VitModel
 
 TAPS = (4 / 12, 6 / 12, 8 / 12, 12 / 12)
-"""Share of the blocks that is behind each of UPerNet's maps: the authors tap blocks 3, 5, 7, 11 of 12 and 7,
-11, 15, 23 of 24, from 0."""
+"""UPerNet reads the tokens after these shares of the blocks. The authors read blocks 3, 5, 7, 11 of 12 and 7,
+11, 15, 23 of 24, counted from 0."""
 
 
 def default_taps(head: Head, depth: int) -> tuple[int, ...]:
-    """Blocks, from 0, whose tokens the head sees: the authors' for UPerNet, scaled to the depth; the last for
-    SETR-PUP.
+    """Return the blocks, from 0, whose tokens a head reads by default.
+
+    For UPerNet the authors' four, scaled to the depth; for SETR-PUP the last.
     """
     return tuple(max(1, round(share * depth)) - 1 for share in (TAPS if head == "upernet" else TAPS[-1:]))
 
 
 class Segmenter(VitModel):
-    """Backbone without final norm, and a head that sees the patches' tokens behind some blocks as maps.
+    """Backbone without final norm, and a head that reads the patch tokens after some blocks as feature maps.
 
     B images, K classes, D width. Submodules have the names of the published checkpoints: `backbone`,
     `decode_head`, `auxiliary_head`.
@@ -59,13 +60,13 @@ class Segmenter(VitModel):
         Args:
             config: Sizes and variant of the backbone; `image_size` is the crop's.
             classes: K.
-            head: upernet comes with an auxiliary head for training.
-            taps: Blocks, from 0, whose tokens the head sees: four for upernet, one for setr-pup. None: see
+            head: upernet has an auxiliary head for training.
+            taps: Blocks, from 0, whose tokens the head reads: four for upernet, one for setr-pup. None:
                 `default_taps`.
-            channels: Inside the head. None: the authors', D for upernet and 256 for setr-pup.
+            channels: Width of the head. None: the authors', D for upernet and 256 for setr-pup.
             class_names: K names, in the order of the logits.
-            generator: Draws the weights (see `initialise_for_finetuning` and `initialise_head`). None: they
-                are left to be loaded.
+            generator: Draws the initial weights (see `initialise_for_finetuning` and `initialise_head`).
+                None: they stay uninitialised, to be loaded.
         """
         if class_names is not None and len(class_names) != classes:
             raise ValueError(f"{len(class_names)} class names for {classes} classes")
@@ -102,7 +103,7 @@ class Segmenter(VitModel):
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says about the head."""
+        """What `from_config` needs to build the head."""
         names = None if self.class_names is None else list(self.class_names)
         return {
             "classes": self.classes,
@@ -114,20 +115,21 @@ class Segmenter(VitModel):
 
     @classmethod
     def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
-        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        """Build the model that `config` and `head_config` describe, with uninitialised weights."""
         return cls(config, **head)
 
     def forward(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, K, height, width].
+        """Return logits [B, K, height, width].
 
         Args:
             pixels: Float [B, 3, height, width], normalised as in pretraining.
-            generator: Draws skipped branches and dropped channels; needed in training mode.
+            generator: Decides which branches are skipped and which channels are dropped; needed in training
+                mode.
         """
         return resized(self.decode_head(self.maps(pixels, generator=generator), generator), pixels.shape[2:])
 
     def training_logits(self, pixels: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, K, height, width] of the head and of the auxiliary head, where there is one."""
+        """Return logits [B, K, height, width] of the head, and of the auxiliary head if there is one."""
         maps = self.maps(pixels, generator=generator)
         logits = resized(self.decode_head(maps, generator), pixels.shape[2:])
         if self.auxiliary_head is None:
@@ -135,8 +137,9 @@ class Segmenter(VitModel):
         return logits, resized(self.auxiliary_head(maps, generator), pixels.shape[2:])
 
     def maps(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> list[Tensor]:
-        """What the heads see: a pyramid of four maps [B, D, ., .] for upernet, one map [B, D, rows, columns]
-        for setr-pup.
+        """Return the heads' input.
+
+        For upernet a pyramid of four maps [B, D, ., .], for setr-pup one map [B, D, rows, columns].
         """
         tokens = self.backbone.features(pixels, blocks=self.taps, norm=False, generator=generator)
         maps = [each[:, 1:].transpose(1, 2).reshape(len(pixels), -1, *self.backbone.grid) for each in tokens]

@@ -1,5 +1,6 @@
-"""Segmentation as an objective: a class for every pixel (BEiT, arXiv 2106.08254, table 14; microsoft/unilm,
-beit/semantic_segmentation).
+"""The segmentation objective: a class for every pixel.
+
+BEiT, arXiv 2106.08254, table 14; microsoft/unilm, beit/semantic_segmentation.
 """
 
 from __future__ import annotations
@@ -20,42 +21,44 @@ from beit.segmentation.annotations import IGNORED
 from beit.segmentation.model import Segmenter
 
 AUXILIARY_WEIGHT = 0.4
-"""Of the auxiliary head's loss, beside 1 of the head's (the authors')."""
+"""Weight of the auxiliary head's loss; that of the main head is 1. The authors' value."""
 
-# Purpose that keeps this module's generators apart: [seed, purpose, step, worker].
+# [seed, purpose, step, worker]: the purpose keeps this module's generator apart from others.
 DEVICE = 21
 
 
 class SegmentObjective(VitObjective[Segmenter]):
-    """Cross-entropy of every pixel that is not ignored, of the head and, weighed less, of the auxiliary head.
+    """Cross-entropy of all pixels that are not ignored, for the main head and for the auxiliary head.
 
-    Weighed by pixels, so the loss is the mean over the pixels of the global batch. A BatchNorm's statistics
-    are those of what goes through the model at once, on all workers if the model was `synchronised`
-    (beit/segmentation/heads/norms.py); with UPerNet that must be two images at least.
+    A batch's weight is its number of such pixels, so the loss is the mean over the pixels of the global
+    batch. A BatchNorm's statistics are those of one forward pass on one worker, or on all workers if the
+    model was `synchronised` (beit/segmentation/heads/norms.py). With UPerNet that pass needs at least two
+    images.
     """
 
     purpose: ClassVar = DEVICE
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "labels")
-    # The authors' list of what is left out compares names without the backbone's prefix here (spec section
-    # 7.1).
+    # The authors exclude these by name, but here their list lacks the backbone's prefix and so has no effect
+    # (spec section 7.1).
     tokens_decay: ClassVar = True
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Pixels of the batch that are not ignored. An image or annotation that could not be decoded has
-        none.
+        """Return the number of pixels of the batch that are not ignored.
+
+        An image that could not be decoded, or whose annotation could not be, has none.
         """
         return float(np.count_nonzero(batch["labels"] != IGNORED))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the batch.
+        """Return losses and correct predictions, summed over the batch.
 
         Args:
             batch: "patch_view" uint8 [B, H, W, 3], "labels" int16 [B, H, W]: classes from 0, or IGNORED.
 
         Returns:
-            "loss", float32: cross-entropies in nats, the auxiliary head's times 0.4, summed over the pixels
-            that count. "main", float32: the head's alone. "correct", int64: pixels that count whose largest
-            logit is their class's.
+            "loss", float32: cross-entropy in nats of the main head plus 0.4 times that of the auxiliary head.
+            "main", float32: that of the main head alone. "correct", int64: pixels whose largest logit is that
+            of their class. All are over pixels that are not ignored.
         """
         labels = batch["labels"].long()
         pixels = normalise(batch["patch_view"], self.view)
@@ -71,13 +74,11 @@ class SegmentObjective(VitObjective[Segmenter]):
         return {"loss": loss, "main": main.detach(), "correct": (logits.detach().argmax(1) == labels).sum()}
 
     def learning_rate(self, step: int) -> float:
-        """Linear warmup, linear decay."""
+        """Return the learning rate of a step: linear warmup, then linear decay."""
         return optim.linear_learning_rate(step, self.optim_config, self.total_steps)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Of the augmented crops that are trained on: "loss" of the head in nats a pixel, without the
-        auxiliary head's, and "accuracy".
-        """
+        """Return the main head's loss in nats per pixel and its accuracy, on the augmented training crops."""
         return {
             "loss": float(sums["main"]) / weight if weight else math.nan,
             "accuracy": float(sums["correct"]) / weight if weight else math.nan,

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: image, truth and prediction side by side, and which colour is which class."""
+"""Draw segmentations: image, ground truth and prediction side by side, and a legend of the classes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ IGNORED_COLOUR = (225, 225, 225)
 
 
 def palette(classes: int) -> Pixels:
-    """A colour for each class, uint8 [K, 3]: the same one whatever the number of classes."""
+    """Return a colour for each class, uint8 [K, 3]. A class has the same colour whatever their number."""
     colours: Pixels = colour_of(np.arange(1, classes + 1)[None])[0]
     return colours
 
 
 def paint(labels: NDArray[np.integer], classes: int) -> Pixels:
-    """Labels [H, W] as colours, uint8 [H, W, 3]; IGNORED is a light grey."""
+    """Colour labels [H, W], uint8 [H, W, 3]; IGNORED is light grey."""
     colours = np.vstack([palette(classes), np.array([IGNORED_COLOUR], np.uint8)])
     painted: Pixels = colours[np.where(labels == IGNORED, classes, labels)]
     return painted
@@ -36,7 +36,7 @@ def segmentation_sheet(
     *,
     side: int = 240,
 ) -> Image.Image:
-    """A row an image: image, truth, prediction; below them the classes that occur, in their colours.
+    """Draw one row per image: image, ground truth, prediction; below the rows, the colours of the classes.
 
     Args:
         images: uint8 [H, W, 3] each.
@@ -68,7 +68,7 @@ def segmentation_sheet(
 
 
 def _with_legend(rows: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
-    """The sheet with a coloured square and a name for each entry below, as many in a line as fit."""
+    """Add a legend below a sheet: a coloured square and a name for each entry, as many on a line as fit."""
     font = ImageFont.load_default(FONT_PX)
     places, x, y = [], GAP_PX, rows.height + GAP_PX
     for name, _ in entries:

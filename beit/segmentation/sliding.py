@@ -1,7 +1,7 @@
-"""Segment images of any size with a model of one crop size: windows that overlap, several scales, mirrored.
+"""Segment images of any size with a model of one crop size: overlapping windows, several scales, mirroring.
 
-As the released code tests (microsoft/unilm, beit/semantic_segmentation, by mmseg): windows of 512 pixels 341
-apart, logits averaged where they overlap; ratios 0.5 to 1.75 with flip, probabilities averaged.
+As the released code tests (microsoft/unilm, beit/semantic_segmentation, with mmseg): windows of 512 pixels
+every 341 pixels, logits averaged where they overlap; ratios 0.5 to 1.75 with flip, probabilities averaged.
 """
 
 from __future__ import annotations
@@ -15,34 +15,32 @@ from torch.nn.functional import interpolate, pad
 from beit.segmentation.heads.layers import resized
 
 PIXELS_AT_ONCE = 1 << 21
-"""Pixels of windows that go through the model together: eight windows of 512. What the model holds of them
-bounds the memory."""
+"""Pixels of the windows that go through the model in one pass: eight windows of 512. This bounds the memory
+that the model needs."""
 
 MOST_CROPS = 8
-"""Crops along the longer side of an image that is scaled up to the crop: one of 10 x 1000 pixels would take
-100."""
+"""Limit on how many crops fit along the longer side of an image that is enlarged to the crop size. Without
+it, an image of 10 x 1000 pixels would need 100."""
 
 # Float [B, 3, crop, crop] -> logits [B, K, crop, crop]
 Model = Callable[[Tensor], Tensor]
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along a side: `stride` apart, the last moved back so that it ends with
-    the image.
-    """
+    """Return where windows begin along a side: every `stride`, the last one ending with the image."""
     last = max(0, length - crop)
     return [*range(0, last, stride), last]
 
 
 def slide(model: Model, pixels: Tensor, *, crop: int, stride: int) -> Tensor:
-    """Logits [B, K, H, W], averaged over the windows that a pixel lies in.
+    """Return logits [B, K, H, W], averaged over the windows that contain a pixel.
 
     Args:
-        model: Sees windows, all of the crop's size.
-        pixels: Float [B, 3, H, W], normalised. Smaller sides are padded with 0, the mean colour, below and to
-            the right.
+        model: Takes windows, all of the crop's size.
+        pixels: Float [B, 3, H, W], normalised. Sides shorter than the crop are padded with 0, the mean
+            colour, at the bottom and on the right.
         crop: Side of a window.
-        stride: From window to window, at most the crop.
+        stride: Distance from window to window, at most the crop.
     """
     if not 0 < stride <= crop:
         raise ValueError(
@@ -70,7 +68,7 @@ def slide(model: Model, pixels: Tensor, *, crop: int, stride: int) -> Tensor:
 
 
 def scaled_to(height: int, width: int, *, ratio: float, crop: int) -> tuple[int, int]:
-    """Height and width of an image at a scale, as `segment` raises it."""
+    """Return height and width of an image at a ratio, raised as in `segment`."""
     factor = max(ratio, min(crop / min(height, width), MOST_CROPS * crop / max(height, width)))
     return round(height * factor), round(width * factor)
 
@@ -86,20 +84,18 @@ def segment(
     ratios: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Tensor:
-    """Probabilities [B, K, height, width], averaged over scales and, if asked, over the image and its mirror
-    image.
+    """Return probabilities [B, K, height, width], averaged over scales and, if asked, over mirroring.
 
     Args:
-        model: Sees windows, all of the crop's size, in evaluation mode.
-        pixels: Float [B, 3, H, W], normalised: the images as `whole_view` gives them. Each scale is made of
-            these, not of another scale.
+        model: Takes windows, all of the crop's size; in evaluation mode.
+        pixels: Float [B, 3, H, W], normalised: images from `whole_view`. Every scale is resized from these.
         size: Height and width of the result: those of the annotation.
         scaled: Height and width at ratio 1.
         crop: Side of a window.
-        stride: From window to window.
-        ratios: Scales, as multiples of `scaled`. Each is raised so that the shorter side is at least the
-            crop, unless the longer one would have more than 8 crops: a thin strip is padded.
-        flip: Add the mirror image.
+        stride: Distance from window to window.
+        ratios: Scales, as multiples of `scaled`. Each is raised until the shorter side is at least the crop,
+            but not beyond 8 crops along the longer side: a thin strip is padded instead.
+        flip: Whether to add the mirrored image.
     """
     total: Tensor | None = None
     for ratio in ratios:

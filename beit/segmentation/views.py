@@ -1,9 +1,9 @@
-"""One random crop of an image and of its annotation, with the colours of the image changed.
+"""One random crop of an image and of its annotation, with random colours.
 
-The transform of BEiT's segmentation (microsoft/unilm, `beit/semantic_segmentation`, which takes it from
-mmseg): scale, crop with a limit on one class, flip, photometric distortion, padding. Images are resized
-bilinearly, annotations to the nearest pixel. Two differences: a shrinking image is smoothed (OpenCV, which
-mmseg resizes by, picks pixels), and colours are rounded once at the end, not after each step.
+This is the transform of BEiT's segmentation (microsoft/unilm, `beit/semantic_segmentation`, with mmseg):
+scale, crop with a limit on the share of one class, flip, photometric distortion, padding. Images are resized
+bilinearly; an annotation takes the nearest pixel. There are two differences: images are smoothed when they
+shrink (OpenCV, which mmseg uses, picks pixels), and colours are rounded once at the end, not after each step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentView:
-    """A crop to train on."""
+    """A crop for training."""
 
     patch_view: Pixels
     """[P, P, 3]"""
@@ -33,7 +33,7 @@ class SegmentView:
     """[P, P]: classes from 0, or IGNORED."""
 
     status: Status | AnnotationStatus
-    """DECODED, or why there is nothing: then all pixels are 0 and all labels are IGNORED."""
+    """DECODED, or why there is no crop: then all pixels are 0 and all labels are IGNORED."""
 
 
 def make_segment_view(
@@ -45,15 +45,17 @@ def make_segment_view(
     ids: AnnotationConfig,
     side: int,
 ) -> SegmentView:
-    """Decode an image and its annotation and take one random crop of both. Never raises for what the files
-    hold.
+    """Decode an image and its annotation and take one random crop of both.
+
+    Whatever the files hold, no exception is raised.
 
     Args:
         encoded: The image file's bytes.
         annotation: The annotation file's bytes.
-        rng: Source of all randomness. How much is drawn from it does not depend on the files.
-        view: What is random, how decoding treats what is not plain RGB, and the mean colour for padding.
-        ids: What the annotation's ids stand for.
+        rng: Source of all randomness. How many numbers are drawn from it does not depend on the files.
+        view: Ranges of the random choices, how to decode images that are not plain RGB, and the mean colour
+            for padding.
+        ids: What the annotation's ids mean.
         side: P, in pixels.
     """
     draws = rng.random(DRAWS)
@@ -69,31 +71,32 @@ def make_segment_view(
     return SegmentView(patch_view=patch_view, labels=labels, status=Status.DECODED)
 
 
-# Scale, flip; order, four chances and four amounts of colour; two for each crop.
+# Two for scale and flip, nine for colour (the order, four yes-or-no choices, four amounts), two for each
+# crop.
 DRAWS = 2 + 9 + 2 * CROP_TRIES
 
 
 def transform(
     image: Pixels, labels: Labels, draws: NDArray[np.float64], *, view: SegmentViewConfig, side: int
 ) -> tuple[Pixels, Labels]:
-    """One random crop of an image and of its labels.
+    """Take one random crop of an image and of its labels.
 
     Args:
         image: uint8 [H, W, 3].
         labels: int16 [H, W].
-        draws: float64 [DRAWS], in [0, 1): all that is random.
-        view: What is random. What lies outside of an image smaller than the crop has its mean colour: 0 after
-            normalisation, to within half a level.
+        draws: float64 [DRAWS], in [0, 1): the random numbers to use.
+        view: Ranges of the random choices. If the image is smaller than the crop, the rest is filled with the
+            mean colour, which is 0 after normalisation to within half a grey level.
         side: P, in pixels.
 
     Returns:
-        uint8 [P, P, 3] and int16 [P, P]; outside of the image labels are IGNORED.
+        uint8 [P, P, 3] and int16 [P, P]; outside of the image, labels are IGNORED.
     """
     height, width = labels.shape
     low, high = view.scale
     rows, columns = scaled_size(height, width, view, low + float(draws[0]) * (high - low))
     inner_rows, inner_columns = min(side, rows), min(side, columns)
-    # A scaled pixel's label is that of the pixel that its centre lies in.
+    # A scaled pixel has the label of the pixel that contains its centre.
     row_of = ((np.arange(rows) + 0.5) * height / rows).astype(np.int64)
     column_of = ((np.arange(columns) + 0.5) * width / columns).astype(np.int64)
     for down, right in draws[11:].reshape(-1, 2):
@@ -101,7 +104,7 @@ def transform(
         inner = labels[np.ix_(row_of[top : top + inner_rows], column_of[left : left + inner_columns])]
         if _is_mixed(inner, view.most_of_one_class):
             break
-    # Pillow resizes a part as it would resize the whole: what lies around the box still counts at its edge.
+    # Pillow resizes a box as part of the whole image: pixels just outside the box still count at its edge.
     across, along = width / columns, height / rows
     box = (
         left * across,
@@ -123,8 +126,9 @@ def transform(
 
 
 def whole_view(image: Pixels, view: SegmentViewConfig, *, largest: float = 1.0) -> Pixels:
-    """An image uint8 [H, W, 3] to be tested on, whole: as large as the largest of the test's ratios asks for,
-    but not enlarged.
+    """Return a whole image uint8 [H, W, 3] for testing, at the size for the largest test ratio.
+
+    It is never enlarged.
     """
     rows, columns = scaled_size(image.shape[0], image.shape[1], view, largest)
     if rows >= image.shape[0]:
@@ -133,7 +137,7 @@ def whole_view(image: Pixels, view: SegmentViewConfig, *, largest: float = 1.0) 
 
 
 def scaled_size(height: int, width: int, view: SegmentViewConfig, factor: float) -> tuple[int, int]:
-    """Rows and columns of an image scaled as for training with a factor, sides in proportion."""
+    """Return rows and columns of an image scaled as in training, by a factor, with its proportions kept."""
     factor *= min(view.short_side / min(height, width), view.long_side / max(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
@@ -146,7 +150,7 @@ def _is_mixed(labels: Labels, most: float) -> bool:
 
 
 def _distort(crop: Pixels, draws: NDArray[np.float64], view: SegmentViewConfig) -> Pixels:
-    """Brightness, contrast, saturation and hue, each or not; contrast second or last."""
+    """Change brightness, contrast, saturation and hue, each at random; contrast comes second or last."""
     brighter, contrasted, saturated, turned = (draws[1:5] < view.distort).tolist()
     shares = draws[5:].tolist()
     factor = view.contrast[0] + shares[1] * (view.contrast[1] - view.contrast[0])
@@ -168,8 +172,9 @@ def _distort(crop: Pixels, draws: NDArray[np.float64], view: SegmentViewConfig) 
 
 
 def recoloured(values: NDArray[np.float32], *, saturation: float, degrees: float) -> NDArray[np.float32]:
-    """Colours [..., 3] with the saturation, as HSV has it, multiplied (1 at most) and the hue turned; the
-    largest channel's value stays.
+    """Multiply the saturation of colours [..., 3] and turn their hue.
+
+    Saturation is that of HSV, at most 1 afterwards. The value of the largest channel stays.
     """
     value = values.max(-1)
     spread = value - values.min(-1)

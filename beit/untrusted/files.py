@@ -1,4 +1,4 @@
-"""Weights that others published: what a file is, and its tensors, without running anything in it."""
+"""Read weights that others published without running any code in them, or say what a file is instead."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _BEGINNINGS = {
 
 
 def read_bytes(path: Path, sha256: str | None, *, largest: int, what: str, sources: str) -> tuple[bytes, str]:
-    """A file's bytes and their SHA-256 in hexadecimal.
+    """Return a file's bytes and their SHA-256 in hexadecimal.
 
     Args:
         path: The file.
-        sha256: What its SHA-256 must be. None: anything.
-        largest: Bytes that no file of this kind exceeds.
-        what: The kind, for messages.
+        sha256: The SHA-256 that it must have. None: any.
+        largest: No file of this kind has more bytes.
+        what: The kind of file, for messages.
         sources: Which files can be given, for messages.
 
     Raises:
-        UserError: For a file that is too large, or another than was expected.
+        UserError: If the file is too large, or its SHA-256 is a different one.
     """
     if (size := path.stat().st_size) > largest:
         raise UserError(f"{path} has {size / 2**30:.0f} GiB, more than any known {what}", f"give {sources}")
@@ -54,13 +54,13 @@ def read_bytes(path: Path, sha256: str | None, *, largest: int, what: str, sourc
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a file that `torch.save` wrote, by name.
+    """Return the tensors of a safetensors file or of a file of `torch.save`, by name.
 
     Raises:
-        NotWeightsError: When it is anything else; its text says what ("an HTML page", "a pickle with the
+        NotWeightsError: If it is anything else; its text says what ("an HTML page", "a pickle with the
             global os.system").
     """
-    if (found := _no_weights(data)) is not None:
+    if (found := _describe_non_weights(data)) is not None:
         raise NotWeightsError(found)
     if _is_safetensors(data):
         try:
@@ -69,9 +69,8 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
             raise NotWeightsError(
                 f"a damaged safetensors file, as of a download that broke off ({error})"
             ) from None
-    if not data.startswith((b"PK", b"\x80")) and not data.endswith(
-        b"."
-    ):  # every pickle ends so, the oldest are text
+    # Every pickle ends with a dot; the oldest ones are text.
+    if not data.startswith((b"PK", b"\x80")) and not data.endswith(b"."):
         raise NotWeightsError(f"{len(data):,} bytes of an unknown kind, the first 0x{data[:8].hex()}")
     return read_torch(data)
 
@@ -80,8 +79,8 @@ def _is_safetensors(data: bytes) -> bool:
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 100_000_000
 
 
-def _no_weights(data: bytes) -> str | None:
-    """What a file is that a download left in place of weights; None if it might be weights."""
+def _describe_non_weights(data: bytes) -> str | None:
+    """Say what a file is that a failed download left in place of weights; None if it may hold weights."""
     if not data:
         return "an empty file"
     head = data[:_HEAD]

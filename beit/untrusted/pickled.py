@@ -1,16 +1,17 @@
-"""Files that `torch.save` wrote, read without running anything in them.
+"""Read files of `torch.save` without running any code in them.
 
 A pickle is a program: it names functions of any installed package and calls them. Published weights come as
-such programs, some of them whole modules, others with the options of the training beside them. Three doors
-stand between a file and its tensors:
+such programs; some hold whole modules, others training options next to the weights. A file's tensors are read
+in three steps:
 
-1. The program is read as a list of instructions, without following them. One that names anything outside a
-   short list, or uses an instruction that `torch.save` has no need of, is refused here, with what it named.
-2. The programs that remain run against stand-ins: classes that keep what they are given and do nothing. In
-   the zip container of today (`torch.save` since 1.6) that is PyTorch's own `weights_only` reader with our
-   stand-ins for modules; in the older container, which that reader does not open for modules, every name is a
-   stand-in, down to the functions that would build a tensor.
-3. Only tensors are taken from the result.
+1. Inspect: the instructions of the program are listed, not executed. A program that names anything outside a
+   short list, or uses an instruction that `torch.save` does not need, is refused; the error says which.
+2. Load: the remaining programs run, with stand-ins in place of the classes that they name. A stand-in stores
+   its arguments and does nothing. In today's zip container (`torch.save` since 1.6), PyTorch's own
+   `weights_only` reader does this with our stand-ins for modules. That reader does not open modules in the
+   older container; there, our own unpickler has a stand-in for every name, even for the functions that would
+   build a tensor.
+3. Collect: only tensors are taken from the result.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MODULES = (
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.upsampling.Upsample",
 )
-"""Classes of the modules that the authors of DALL-E pickled whole."""
+"""Classes of DALL-E's published files, which are whole pickled modules."""
 
 BESIDE_WEIGHTS = (
     "argparse.Namespace",
@@ -56,8 +57,8 @@ BESIDE_WEIGHTS = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
 )
-"""What training checkpoints hold beside the weights (options, scores, scalers). It is passed over: stand-ins
-take it in."""
+"""What training checkpoints hold next to the weights: options, scores, loss scalers. They are loaded as
+stand-ins and ignored."""
 
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 
@@ -73,8 +74,8 @@ _DTYPES = {
 }
 
 WRAPPERS = ("state_dict", "weights", "model", "module")
-"""Under which a checkpoint keeps its state dict: mmsegmentation's and mmpretrain's, unilm's tokenizer's,
-unilm's, DeepSpeed's."""
+"""Keys under which checkpoints keep their state dict. In order: mmsegmentation and mmpretrain; unilm's
+tokenizer; unilm; DeepSpeed."""
 
 _CONTAINERS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
@@ -83,50 +84,50 @@ _CONTAINERS: dict[str, Any] = {
 }
 
 ALLOWED = frozenset({*MODULES, *BESIDE_WEIGHTS, *_DTYPES, *_CONTAINERS, _TENSOR, _PARAMETER, "torch.device"})
-"""All that a file may name."""
+"""All names that a file may use."""
 
 _SECOND_PROTOCOL = """
-    PROTO STOP GLOBAL BINPERSID NEWOBJ REDUCE BUILD MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT EMPTY_LIST
-    SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BINSTRING SHORT_BINSTRING
-    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT LONG1
-"""  # noqa: E501
+    PROTO STOP GLOBAL BINPERSID NEWOBJ REDUCE BUILD MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT
+    EMPTY_LIST SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BINSTRING
+    SHORT_BINSTRING NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT LONG1
+"""
 
 _INSTRUCTIONS = frozenset(_SECOND_PROTOCOL.split())
-"""All that `torch.save` needs of pickle's second protocol."""
+"""All instructions of pickle's protocol 2 that `torch.save` needs."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""First of the five pickles of the older container; the version, the machine, the object and the keys of its
-storages follow."""
+"""The first of the five pickles of the older container. The others are the version, the machine, the object,
+and the keys of its storages."""
 
 
 class NotWeightsError(Exception):
-    """A file is no weights. The text says what it is, to follow "FILE is"."""
+    """Raised for a file that holds no weights; its text says what the file is, to complete "FILE is"."""
 
 
 def read_torch(data: bytes) -> dict[str, Tensor]:
-    """The tensors in a file of `torch.save`, by name: of a state dict, also within a checkpoint, or of a
-    whole module.
+    """Return the tensors in a file of `torch.save`, by name.
 
-    Tensors may share memory, and be views larger than it: look at their shapes before copying them.
+    The file may hold a state dict, a checkpoint with a state dict in it, or a whole module. The tensors may
+    share memory, and may be views larger than that memory: check their shapes before copying them.
 
     Args:
         data: The file's contents.
 
     Raises:
-        NotWeightsError: When it is anything else; its text says what.
+        NotWeightsError: If it is anything else; its text says what.
     """
     try:
         content = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
         return dict(_tensors(content))
     except NotWeightsError:
         raise
-    except Exception as error:  # whatever a damaged or hostile file makes a reader stumble over
+    except Exception as error:  # A damaged or hostile file can make a reader raise anything.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise NotWeightsError(f"a damaged file of torch.save ({reason})") from error
 
 
 class _Inert:
-    """Takes the place of a named class or function: keeps what it is given, does nothing."""
+    """Stands in for a named class or function: it stores its arguments and does nothing."""
 
     name: ClassVar[str] = ""
 
@@ -142,21 +143,21 @@ def _inert(name: str) -> type[_Inert]:
     return type(name.rpartition(".")[2], (_Inert,), {"name": name})
 
 
-# ---- The first door
+# ---- Step 1: inspect
 
 
 def _inspect(data: bytes, start: int = 0) -> int:
-    """Look through one pickle without following it.
+    """Check the instructions of one pickle, without executing them.
 
     Args:
-        data: The bytes it lies in.
+        data: The bytes that contain it.
         start: Where it begins.
 
     Returns:
         Where it ends.
 
     Raises:
-        NotWeightsError: When it names or uses anything that is not allowed.
+        NotWeightsError: If it uses a name or an instruction that is not allowed.
     """
     stream = io.BytesIO(data)
     stream.seek(start)
@@ -181,7 +182,7 @@ def _inspect(data: bytes, start: int = 0) -> int:
     return stream.tell()
 
 
-# ---- The second door
+# ---- Step 2: load
 
 
 def _read_zip(data: bytes) -> Any:
@@ -207,7 +208,7 @@ def _read_zip(data: bytes) -> Any:
 
 @dataclass
 class _Storage:
-    """Where a tensor's numbers are."""
+    """The memory that a tensor is a view of."""
 
     dtype: torch.dtype
     key: str
@@ -216,12 +217,12 @@ class _Storage:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes containers and stand-ins; nothing it could be told to call does anything else."""
+    """Builds containers and stand-ins only, whatever the pickle calls."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self.storages: dict[str, _Storage] = {}
-        # New ones for every file, as an instruction may change what it is given.
+        # New stand-ins for every file, because an instruction may change a class.
         self._named = {name: _CONTAINERS.get(name) or _inert(name) for name in ALLOWED}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -233,7 +234,7 @@ class _Unpickler(pickle.Unpickler):
         kind, named, *rest = pid if isinstance(pid, tuple) and len(pid) > 1 else (None, None)
         name = named.name if isinstance(named, type) and issubclass(named, _Inert) else None
         if kind == "module" and name in MODULES:
-            return named  # a class, with its source code, which is not looked at
+            return named  # The third entry is the class's source code, which is ignored.
         if kind == "storage" and name in _DTYPES and len(rest) == 4 and rest[3] is None:
             key, _, numel, _ = rest
             return self.storages.setdefault(str(key), _Storage(_DTYPES[name], str(key), int(numel)))
@@ -264,13 +265,11 @@ def _read_legacy(data: bytes) -> Any:
     return content
 
 
-# ---- The third door
+# ---- Step 3: collect
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a module or of a state dict, which may lie in a checkpoint under one of
-    `WRAPPERS`.
-    """
+    """Yield the names and tensors of a module, or of a state dict, possibly inside one of `WRAPPERS`."""
     if isinstance(content, _Inert):
         yield from _of_module(content)
         return
@@ -304,7 +303,7 @@ def _of_module(module: _Inert) -> Iterator[tuple[str, Tensor]]:
 
 
 def _as_tensor(value: Any) -> Tensor | None:
-    """A tensor, or what stands in for one; None for all else."""
+    """Return a tensor, or build the one that a stand-in describes; None for anything else."""
     if isinstance(value, Tensor):
         return value.detach()
     name = type(value).name if isinstance(value, _Inert) else None

@@ -1,13 +1,13 @@
 """The Vision Transformer of BEiT, in its two published variants.
 
-The paper's (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. The released code's
-(microsoft/unilm, beit/modeling_pretrain.py and modeling_finetune.py): no absolute positions, relative
-position biases from a table that all blocks share in pretraining and each has a copy of in fine-tuning,
-LayerScale. Modules and parameters have the names of the published checkpoints.
+Paper (arXiv 2106.08254, Tables 1 to 4): learned absolute positions. Released code (microsoft/unilm,
+beit/modeling_pretrain.py and modeling_finetune.py): LayerScale, and relative position biases in place of
+absolute positions. In pretraining all blocks share one table of biases; in fine-tuning each block has its own
+copy. Modules and parameters have the names of the published checkpoints.
 
 Letters in shapes:
     B images, N patches of an image, T = N + 1 tokens of an image (the class token first),
-    S tokens of an image that ask (all T of them, or those whose result is wanted),
+    S query tokens of an image (all T of them, or only those whose output is wanted),
     D width of a token, H heads, C = D / H width of a head, L blocks.
 """
 
@@ -30,23 +30,24 @@ CHANNELS = 3
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without weights of its own drawing: `initialise`, or a checkpoint, sets them."""
+    """`nn.Linear` that skips PyTorch's default initialisation; `initialise` or a checkpoint sets it."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's default would cost as much as the real draw and use its global
-        generator.
+        """Leave the parameters uninitialised.
+
+        The default would take as long as the real initialisation, and would use torch's global generator.
         """
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` without weights of its own drawing: `initialise`, or a checkpoint, sets them."""
+    """`nn.Conv2d` that skips PyTorch's default initialisation; `initialise` or a checkpoint sets it."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the parameters uninitialised."""
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into squares and project each to a token."""
+    """Cut an image into patches and project each to a token."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -59,8 +60,9 @@ class PatchEmbed(nn.Module):
 
 
 def cut(pixels: Tensor, size: int) -> Tensor:
-    """Images [B, 3, height, width] -> their squares of so many pixels, row by row: [B, N, 3 size size], a
-    square channel by channel.
+    """Cut images [B, 3, height, width] into patches of `size` x `size` pixels, [B, N, 3 size size].
+
+    Patches are in row order, the values of a patch channel by channel.
     """
     images, channels, height, width = pixels.shape
     squares = pixels.reshape(images, channels, height // size, size, width // size, size)
@@ -68,13 +70,14 @@ def cut(pixels: Tensor, size: int) -> Tensor:
 
 
 def relative_position_index(rows: int, columns: int) -> Tensor:
-    """Row of the bias table for every pair of tokens of a grid, int64 [T, T]: entry [i, j] is for token i
-    asking token j.
+    """Return the row of the bias table for every pair of tokens of a grid, int64 [T, T].
 
-    Patches use row (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the asking
-    patch's row and column minus the other's. The last three rows of the table serve the class token: it asks
-    a patch, a patch asks it, it asks itself.
+    Entry [i, j] is for query token i and key token j. Two patches use row
+    (dy + rows - 1) * (2 columns - 1) + dx + columns - 1, where dy and dx are the row and column of the query
+    patch minus those of the key patch. The last three rows of the table are for the class token: as a query
+    of patches, as a key for patches, and with itself.
     """
+    # The CPU is named explicitly: this needs real values even while a model is built on the meta device.
     # On the CPU by name: the values must be real even while a model is laid out on torch's meta device.
     y = torch.arange(rows, device="cpu").repeat_interleave(columns)
     x = torch.arange(columns, device="cpu").repeat(rows)
@@ -87,15 +90,17 @@ def relative_position_index(rows: int, columns: int) -> Tensor:
 
 
 def bias_table(config: ModelConfig) -> nn.Parameter:
-    """A table of relative position biases, [(2 grid - 1)^2 + 3, H]: a number for every offset between two
-    tokens and every head.
+    """Return a zero table of relative position biases, [(2 grid - 1)^2 + 3, H].
+
+    It has one number for every head and every offset between two tokens.
     """
     return nn.Parameter(torch.zeros((2 * config.grid - 1) ** 2 + 3, config.heads))
 
 
 class SharedBias(nn.Module):
-    """The one table of relative position biases that all blocks share. A module, because the published
-    weights name it as one.
+    """The table of relative position biases that all blocks share.
+
+    It is a module of its own because the published weights name it as one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -116,23 +121,23 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
-        # The block's own, read by `Backbone`: the index into it is the same for all blocks and kept once.
+        # `Backbone` reads it: the index into the table is the same for all blocks and is kept there, once.
         self.relative_position_bias_table = (
             bias_table(config) if config.position == "relative-per-block" else None
         )
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
-        """Attend to all tokens.
+    def forward(self, tokens: Tensor, bias: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        """Let the query tokens attend to all tokens.
 
         Args:
             tokens: Float [B, T, D].
             bias: Added to the logits, [H, T, T] or [B, H, S, T].
-            asking: Float [B, S, D], those of the tokens whose result is wanted. None: all.
+            queries: Float [B, S, D], the tokens whose output is wanted. None: all.
 
         Returns:
             Float [B, S, D].
         """
-        q, k, v = self._project(tokens, asking)
+        q, k, v = self._project(tokens, queries)
         if tokens.device.type == "cpu":
             # On a CPU the fused kernel cannot give a bias its gradient, and its fallback is slower than this.
             mixed = _softmax(q, k, bias) @ v
@@ -142,24 +147,25 @@ class Attention(nn.Module):
             )
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def weights(self, tokens: Tensor, bias: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
-        """What the asking tokens take from each token, [B, H, S, T], rows summing to 1; the arguments are
-        those of `forward`.
+    def weights(self, tokens: Tensor, bias: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        """Return the attention weights of each query token on all tokens, [B, H, S, T].
+
+        Each row sums to 1. The arguments are those of `forward`.
         """
-        q, k, _ = self._project(tokens, asking)
+        q, k, _ = self._project(tokens, queries)
         return _softmax(q, k, bias)
 
-    def _project(self, tokens: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, S, C], keys and values [B, H, T, C]."""
+    def _project(self, tokens: Tensor, queries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, H, S, C], keys and values [B, H, T, C]."""
         dim = tokens.shape[-1]
         no_bias = torch.zeros_like(self.v_bias)
-        if asking is None:
+        if queries is None:
             projected = F.linear(tokens, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
             q, k, v = projected.reshape(*tokens.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             return q, k, v
         q = (
-            F.linear(asking, self.qkv.weight[:dim], self.q_bias)
-            .reshape(*asking.shape[:2], self.heads, -1)
+            F.linear(queries, self.qkv.weight[:dim], self.q_bias)
+            .reshape(*queries.shape[:2], self.heads, -1)
             .transpose(1, 2)
         )
         projected = F.linear(tokens, self.qkv.weight[dim:], torch.cat([no_bias, self.v_bias]))
@@ -168,7 +174,7 @@ class Attention(nn.Module):
 
 
 def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Weights [B, H, S, T] of queries [B, H, S, C] on keys [B, H, T, C]."""
+    """Return the weights [B, H, S, T] of queries [B, H, S, C] on keys [B, H, T, C]."""
     logits: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits += bias
@@ -208,45 +214,45 @@ class Block(nn.Module):
         paths: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Apply the block, to all tokens or for some of them only.
+        """Apply the block, and return its output for all tokens or only for some.
 
         Args:
             tokens: Float [B, T, D].
             bias: Relative position biases [H, T, T].
             paths: Factors [B, 2] of the attention and the MLP branch of every image (see `draw_paths`). None:
-                1.
-            rows: int64 [B, S], the tokens whose result is wanted; each at most once an image. None: all, in
-                order.
+                all 1.
+            rows: int64 [B, S], positions of the tokens whose output is wanted, none twice in an image. None:
+                all, in order.
 
         Returns:
-            Float [B, S, D]: what the block gives for all tokens, at `rows`.
+            Float [B, S, D], the output at `rows`.
         """
         normed = self.norm1(tokens)
-        asking = None
+        queries = None
         if rows is not None:
-            asking, tokens = take_tokens(normed, rows), take_tokens(tokens, rows)
+            queries, tokens = take_tokens(normed, rows), take_tokens(tokens, rows)
             bias = None if bias is None else take_biases(bias, rows)
         attention_path, mlp_path = (None, None) if paths is None else paths.unbind(1)
-        tokens = _add_branch(tokens, self.attn(normed, bias, asking), self.gamma_1, attention_path)
+        tokens = _add_branch(tokens, self.attn(normed, bias, queries), self.gamma_1, attention_path)
         return _add_branch(tokens, self.mlp(self.norm2(tokens)), self.gamma_2, mlp_path)
 
 
 def take_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
-    """The tokens [B, S, D] that stand at `rows` [B, S] of tokens [B, T, D]."""
+    """Return the tokens [B, S, D] at the positions `rows` [B, S] of tokens [B, T, D]."""
     images, length, dim = tokens.shape
     first = torch.arange(0, images * length, length, device=rows.device)[:, None]
     return tokens.flatten(0, 1).index_select(0, (rows + first).flatten()).reshape(images, -1, dim)
 
 
 def take_biases(bias: Tensor, rows: Tensor) -> Tensor:
-    """The biases [B, H, S, T] of the asking tokens `rows` [B, S], from [H, T, T]."""
+    """Return the biases [B, H, S, T] of the query tokens `rows` [B, S], from [H, T, T]."""
     heads, length, _ = bias.shape
     by_row = bias.transpose(0, 1).reshape(length, heads * length)
     return F.embedding(rows, by_row).reshape(*rows.shape, heads, length).transpose(1, 2)
 
 
 def _add_branch(tokens: Tensor, branch: Tensor, gain: Tensor | None, path: Tensor | None) -> Tensor:
-    """Tokens [B, S, D] + gain [D] * path [B] * branch [B, S, D], in one pass over the branch."""
+    """Return tokens [B, S, D] + gain [D] * path [B] * branch [B, S, D], in one pass over the branch."""
     factor = None if path is None else path[:, None, None]
     if gain is not None:
         factor = gain if factor is None else gain * factor
@@ -254,14 +260,14 @@ def _add_branch(tokens: Tensor, branch: Tensor, gain: Tensor | None, path: Tenso
 
 
 def draw_paths(generator: torch.Generator, *, images: int, blocks: int, rate: float) -> Tensor:
-    """Draw which branches are skipped for which image (stochastic depth), on the generator's device.
+    """Draw which branches each image skips (stochastic depth), on the generator's device.
 
-    Block l of 0 .. L-1 skips a branch with probability rate * l / (L - 1); a branch that stays is scaled up
-    by the inverse of the probability that it stays, so that its expectation is unchanged.
+    Block l of 0 .. L-1 skips a branch with probability rate * l / (L - 1). A branch that is kept is divided
+    by the probability of keeping it, so its expectation does not change.
 
     Returns:
-        Factors [B, L, 2], 0 where a branch is skipped. Images come first: two halves of a batch, drawn one
-        after the other on a CPU, skip what the whole batch would.
+        Factors [B, L, 2], 0 where a branch is skipped. The image dimension comes first: on a CPU, two halves
+        of a batch drawn one after the other skip the same branches as the whole batch.
     """
     device = generator.device
     keep = 1 - torch.linspace(0, rate, blocks, device=device)[:, None]
@@ -269,29 +275,29 @@ def draw_paths(generator: torch.Generator, *, images: int, blocks: int, rate: fl
 
 
 class Backbone(VitModel):
-    """Patches to tokens, through all blocks.
+    """A Vision Transformer without a head: from pixels to the tokens after each block.
 
-    Its weights are memory as it was found until `initialise` or a checkpoint sets them.
+    Its weights are uninitialised until `initialise` or a checkpoint sets them.
     """
 
     kind: ClassVar[str] = "backbone"
 
     relative_position_index: Tensor
-    """None with absolute positions, which never read it."""
+    """None with absolute positions, which do not use it."""
 
     def __init__(self, config: ModelConfig, *, with_mask_token: bool = False, with_norm: bool = True) -> None:
-        """Lay the modules out.
+        """Build the modules, with uninitialised weights.
 
         Args:
             config: Sizes and variant.
-            with_mask_token: Whether patches can be hidden, as pretraining does.
-            with_norm: Whether a LayerNorm follows the last block. Without, `norm` leaves tokens as they are.
+            with_mask_token: Whether patches can be hidden, as in pretraining.
+            with_norm: Whether a LayerNorm follows the last block. If not, `norm` is the identity.
         """
         super().__init__()
         self.config = config
         self.grid = (config.grid, config.grid)
-        """Rows and columns of patches that the positions are made for; `beit.vit.resolution.at_size` makes
-        them for others."""
+        """Rows and columns of patches that the positions are for. `beit.vit.resolution.at_size` resamples
+        them for another grid."""
         dim = config.dim
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -309,28 +315,26 @@ class Backbone(VitModel):
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says beside the sizes: of a backbone alone, whether it has a last
-        norm.
-        """
+        """What `from_config` needs beside the sizes: for a backbone, whether it has a final norm."""
         return {"norm": isinstance(self.norm, nn.LayerNorm)}
 
     @classmethod
     def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
-        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        """Build the model that `config` and `head_config` describe, with uninitialised weights."""
         return cls(config, with_norm=head["norm"])
 
     def embed(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens [B, T, D] of pixels [B, 3, height, width].
+        """Return the tokens [B, T, D] of pixels [B, 3, height, width], as the first block takes them.
 
-        Patches hidden by bool mask [B, N] are replaced before positions are added.
+        Where mask [B, N] is True, the patch is replaced by the mask token, before positions are added.
         """
         size = self.config.patch_size
         height, width = size * self.grid[0], size * self.grid[1]
         if pixels.shape[2:] != (height, width):
             raise ValueError(
                 f"images of {pixels.shape[2]} x {pixels.shape[3]} pixels given to a model whose positions "
-                f"are for {height} x {width}: "
-                "resize them, or make it a model of their size with beit.vit.resolution.at_size"
+                f"are for {height} x {width}: resize them, or make it a model of their size with "
+                "beit.vit.resolution.at_size"
             )
         tokens = self.patch_embed(pixels)
         if mask is not None:
@@ -352,18 +356,19 @@ class Backbone(VitModel):
         norm: bool = True,
         generator: torch.Generator | None = None,
     ) -> list[Tensor]:
-        """Tokens [B, T, D] behind each of `blocks`.
+        """Return the tokens [B, T, D] after each of `blocks`.
 
         Args:
             pixels: Float [B, 3, height, width], normalised.
             mask: Bool [B, N], True where the patch is hidden.
-            blocks: Numbers of blocks from 0, or from the end if negative. Blocks behind the last of them are
+            blocks: Numbers of blocks from 0, or from the end if negative. Blocks after the last of them are
                 not computed.
-            rows: int64 [B, S], the only tokens wanted behind the last of them, each at most once an image:
-                that result is [B, S, D]. This is exact and saves the last block's work for the others. None:
-                all tokens, in order.
+            rows: int64 [B, S], positions of the tokens wanted after the last of them, none twice in an image;
+                that result is [B, S, D]. It equals the full result at `rows`, and the last block does no work
+                for the other tokens. None: all tokens, in order.
             norm: Whether the final norm is applied to each result.
-            generator: Draws the branches to skip; needed in training mode if `model.drop_path` is above 0.
+            generator: Decides which branches are skipped. Needed in training mode if `model.drop_path` is
+                above 0.
         """
         depth = self.config.depth
         if not all(-depth <= number < depth for number in blocks):
@@ -374,7 +379,7 @@ class Backbone(VitModel):
         shared = (
             None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
         )
-        behind: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: last + 1]):
             assert isinstance(block, Block)
             own = block.attn.relative_position_bias_table
@@ -383,16 +388,16 @@ class Backbone(VitModel):
                 tokens, bias, None if paths is None else paths[:, number], rows if number == last else None
             )
             if number in wanted:
-                behind[number] = tokens
-        return [self.norm(behind[number]) if norm else behind[number] for number in wanted]
+                outputs[number] = tokens
+        return [self.norm(outputs[number]) if norm else outputs[number] for number in wanted]
 
     def biases(self, table: Tensor) -> Tensor:
-        """Biases [H, T, T] of all pairs of tokens, from a table."""
-        # An embedding, because its gradient adds in a fixed order on every device; indexing does not.
+        """Return the biases [H, T, T] of all pairs of tokens, from a table."""
+        # F.embedding, not indexing: the gradient of an embedding is summed in a fixed order on every device.
         return F.embedding(self.relative_position_index, table).permute(2, 0, 1).contiguous()
 
     def _paths(self, images: int, generator: torch.Generator | None) -> Tensor | None:
-        """Factors of the branches [B, L, 2]. None: all 1."""
+        """Return the factors of the branches, [B, L, 2]; None where all are 1."""
         if not self.training or self.config.drop_path == 0:
             return None
         if generator is None:
@@ -403,27 +408,27 @@ class Backbone(VitModel):
 
 
 def backbone_of(model: nn.Module) -> Backbone:
-    """The one `Backbone` that a model is, or has."""
+    """Return the one `Backbone` that a model is or contains."""
     (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
     return backbone
 
 
 @torch.no_grad()
 def initialise(model: Backbone, generator: torch.Generator) -> None:
-    """Draw all weights as the authors do for pretraining (microsoft/unilm, beit/modeling_pretrain.py).
+    """Initialise all weights as the authors do for pretraining (microsoft/unilm, beit/modeling_pretrain.py).
 
-    Weights of linear layers and the convolution, the class and mask tokens and positions: normal with
+    Weights of linear layers and of the convolution, class token, mask token and positions: normal with
     standard deviation 0.02, truncated at one standard deviation. The layers that write into the residual
-    stream of block l = 1 .. L are divided by sqrt(2 l). Biases and bias tables are 0, gains of norms 1,
-    LayerScale as configured.
+    stream of block l = 1 .. L are divided by sqrt(2 l). Biases and bias tables: 0. Gains of norms: 1.
+    LayerScale: as configured.
     """
-    drawn: list[Tensor | None] = [model.cls_token, model.mask_token, model.pos_embed]
+    normal: list[Tensor | None] = [model.cls_token, model.mask_token, model.pos_embed]
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            drawn.append(module.weight)
+            normal.append(module.weight)
             if module.bias is not None:
                 module.bias.zero_()
-    for parameter in drawn:
+    for parameter in normal:
         if parameter is not None:
             nn.init.trunc_normal_(parameter, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=generator)
     for number, block in enumerate(model.blocks, start=1):

@@ -1,8 +1,7 @@
-"""A model as a folder: `model.safetensors` with its weights, `config.json` with what builds it.
-
+"""Checkpoint folders: `model.safetensors` holds the weights, `config.json` what it takes to build the model.
 `config.json` has four parts: "kind" (mim, classifier, segmenter or backbone), "model" (the backbone's
-`ModelConfig`), "head" (what else that kind takes), "extra" (what the weights were trained with and on, for
-those who use them).
+`ModelConfig`), "head" (the other arguments of that kind of model), and "extra" (how the weights were trained,
+for those who use them).
 """
 
 from __future__ import annotations
@@ -26,39 +25,39 @@ from beit.vit.model import VitModel
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-# Fields that change how a model is trained, not what its weights mean.
+# Fields that change how a model is trained, but not what its weights mean.
 TRAINING_ONLY = ("drop_path", "layer_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedConfig:
-    """What `config.json` of a checkpoint folder says."""
+    """The contents of a checkpoint's `config.json`."""
 
     kind: str
-    """mim, classifier, segmenter, or backbone: one without a head, to start others from."""
+    """mim, classifier, segmenter, or backbone (no head; other models are started from it)."""
     model: ModelConfig
     head: dict[str, Any]
     """The model's `head_config`."""
     extra: dict[str, Any]
-    """What else was given to `save_model`: the view's config, the tokenizer's name and digest."""
+    """What else was passed to `save_model`: the view's config, the tokenizer's name and digest."""
 
 
 def save_model(model: VitModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint folder.
+    """Write a model as a checkpoint folder.
 
-    A file gets its name once it is complete, `config.json` last: a folder with one was written to the end.
+    Each file gets its name only when it is complete, `config.json` last. So a folder that has a `config.json`
+    is complete.
 
     Args:
         model: Its weights are written in their own precision.
-        folder: Made if it does not exist.
+        folder: Created if it does not exist.
         extra: JSON types to keep in `config.json`.
     """
     grid = backbone_of(model).grid
     if grid != (model.config.grid, model.config.grid):
         raise ValueError(
             f"positions are for {grid[0]} x {grid[1]} patches, and a config.json can only say square "
-            "grids: "
-            "save the first model"
+            "grids: save the first model"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -78,7 +77,7 @@ def save_model(model: VitModel, folder: Path, *, extra: Mapping[str, Any] | None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON under a temporary name, then give it its own: readers see all of it or nothing."""
+    """Write JSON to a temporary file, then rename it: a reader never sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_text(json.dumps(values, indent=2) + "\n")
@@ -91,7 +90,7 @@ def read_config(folder: Path) -> SavedConfig:
     """Read a checkpoint folder's `config.json`.
 
     Raises:
-        UserError: If the folder is no checkpoint, saying what is missing or wrong.
+        UserError: If the folder is no checkpoint; the message says what is missing or wrong.
     """
     path = folder / CONFIG_FILE
     try:
@@ -107,12 +106,13 @@ def read_config(folder: Path) -> SavedConfig:
 
 
 def load_weights(model: VitModel, folder: Path) -> None:
-    """Read a checkpoint folder's weights into a model that was built alike; nothing is changed if they do not
-    fit.
+    """Read a checkpoint's weights into a model of the same kind and config.
+
+    Nothing is changed if they do not fit.
 
     Raises:
-        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is another one,
-            naming what differs.
+        UserError: If the folder is no checkpoint, its weights are damaged, or the saved model is a different
+            one; the message names what differs.
     """
     saved = read_config(folder)
     ours = {"kind": model.kind, **to_dict(model.config), **model.head_config}
@@ -134,7 +134,7 @@ def load_weights(model: VitModel, folder: Path) -> None:
 
 
 def fill(model: VitModel, folder: Path) -> None:
-    """Copy the folder's tensors into the model's, after checking that names and shapes are the same."""
+    """Copy a checkpoint's tensors into a model, after checking that names and shapes are the same."""
     tensors = read_tensors(folder)
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in tensors]
@@ -154,10 +154,10 @@ def fill(model: VitModel, folder: Path) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """A checkpoint folder's weights by name, on the CPU.
+    """Return a checkpoint's weights by name, on the CPU.
 
     Raises:
-        UserError: If there are none, or they are damaged.
+        UserError: If there are none, or if they are damaged.
     """
     path = folder / WEIGHTS_FILE
     try:
@@ -172,7 +172,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder was written by `save_model`, by its `config.json`."""
+    """Return whether `save_model` wrote a folder, by its `config.json`."""
     try:
         read_config(folder)
     except (UserError, OSError):

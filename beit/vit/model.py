@@ -1,4 +1,4 @@
-"""The base of every model: what those who train, save and load one need of it."""
+"""The base class of all models: what it takes to train, save and load one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from beit.config import ModelConfig
 
 
 class VitModel(nn.Module):
-    """A Vision Transformer with or without a head, that a checkpoint folder can hold."""
+    """A Vision Transformer, with or without a head, that can be saved as a checkpoint folder."""
 
     kind: ClassVar[str]
     """Its name in a checkpoint's `config.json`: mim, classifier, segmenter, backbone, or one of your own."""
@@ -23,9 +23,9 @@ class VitModel(nn.Module):
     @property
     @abstractmethod
     def head_config(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` says beside the sizes, as JSON types."""
+        """What `from_config` needs beside `config`, as JSON types; saved in a checkpoint's `config.json`."""
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: ModelConfig, head: Mapping[str, Any]) -> Self:
-        """The model that `config` and `head_config` describe, its weights left to be loaded."""
+        """Build the model that `config` and `head_config` describe, with uninitialised weights."""

@@ -1,5 +1,6 @@
-"""How the tokens of an image become one vector. Imports nothing heavy: the command line reads this file
-first.
+"""How the tokens of an image become one vector.
+
+Imports nothing heavy, because parsing a command line imports it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def check_poolings(poolings: Sequence[Pooling]) -> None:
-    """Refuse none at all.
+    """Refuse an empty list.
 
     Raises:
-        UserError: If so.
+        UserError: If no pooling is named.
     """
     if not poolings:
         raise UserError("--poolings is given without a name", "write --poolings mean, cls, or both")

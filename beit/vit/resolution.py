@@ -1,9 +1,8 @@
-"""Positions for another image size: those that a model has learned, resampled (microsoft/unilm,
-beit/run_class_finetuning.py).
+"""Positions for another image size, resampled from learned ones.
 
-Absolute positions are a picture of the grid, and are resized like one. A table of relative biases is a
-picture of offsets: near offsets matter most and keep their values almost unchanged, far ones are stretched to
-reach the new distances.
+As in microsoft/unilm, beit/run_class_finetuning.py. Absolute positions are resized like an image of the grid.
+A table of relative biases is an image of offsets: near offsets matter most and keep their values almost
+unchanged; far ones are stretched to reach the new distances.
 """
 
 from __future__ import annotations
@@ -27,23 +26,24 @@ Grid = tuple[int, int]
 """Rows and columns of patches."""
 
 CLASS_ROWS = 3
-"""Rows at the end of a bias table that serve the class token, whatever the grid."""
+"""Rows at the end of a bias table that are for the class token, whatever the grid."""
 
 SMALLEST_GROWTH, LARGEST_GROWTH, GROWTH_PRECISION = 1.01, 1.5, 1e-6
-"""Between what, and how closely, the authors search the growth of offsets."""
+"""The range in which the authors search the growth of offsets, and the precision of that search."""
 
 
 def growth(source: int, target: int) -> float:
-    """The ratio q by which successive steps between old offsets grow, so that 1 + q + ... reaches the new
-    grid's farthest offset.
+    """Return the ratio q of successive steps between old offsets, so that they reach the new grid's farthest.
+
+    The farthest new offset is then 1 + q + q^2 + ..., one term for each old offset to one side.
 
     Args:
         source: Offsets along an axis of the old table, 2 * grid - 1.
         target: Offsets along an axis of the new one.
 
     Returns:
-        q in [1.01, 1.5], by bisection to 1e-6 as the authors do: the last middle that was tried. Smaller
-        grids, and much larger ones, are met at an end of that range.
+        q in [1.01, 1.5], by bisection to 1e-6 as the authors do: the last midpoint tried. For smaller grids
+        and for much larger ones it is an end of that range.
     """
     low, high = SMALLEST_GROWTH, LARGEST_GROWTH
     q = (low + high) / 2
@@ -55,12 +55,11 @@ def growth(source: int, target: int) -> float:
 
 
 def spline_weights(points: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The linear map from values at `points` [S] to the values at `at` [T] of the cubic spline through them,
-    [T, S].
+    """Return the linear map [T, S] from values at `points` [S] to a cubic spline's values at `at` [T].
 
-    The third derivative is continuous at the second and the last but one point ("not-a-knot"), as in FITPACK
-    and SciPy. Through fewer than four points goes the polynomial that they determine. Beyond the outermost
-    points their values stay.
+    The spline's third derivative is continuous at the second and at the last but one point ("not-a-knot"), as
+    in FITPACK and SciPy. Fewer than four points are interpolated by the polynomial that they determine.
+    Beyond the outermost points, the value stays that of the nearest point.
     """
     count = len(points)
     at = at.clip(points[0], points[-1])
@@ -85,8 +84,7 @@ def spline_weights(points: NDArray[np.float64], at: NDArray[np.float64]) -> NDAr
 
 
 def offset_weights(source: int, target: int) -> NDArray[np.float64]:
-    """The linear map [target, source] from a bias table's values along one axis to those for another number
-    of offsets.
+    """Return the linear map [target, source] along one axis of a bias table, for another number of offsets.
 
     Old offsets are placed at 0, +-1, +-(1 + q), +-(1 + q + q^2), ..., new ones at the integers.
     """
@@ -98,10 +96,10 @@ def offset_weights(source: int, target: int) -> NDArray[np.float64]:
 
 
 def resample_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """A table of relative biases [rows, H] of the grid `source` for the grid `target`; the class token's rows
-    are kept.
+    """Resample a table of relative biases [rows, H] from grid `source` to grid `target`.
 
-    The authors define this for square grids; the axes of others are treated one by one in the same way.
+    The class token's rows are kept. The authors define this for square grids; for other grids, each axis is
+    resampled in the same way.
     """
     if source == target:
         return table
@@ -120,14 +118,13 @@ def resample_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
 def resample_absolute(
     positions: Tensor, source: Grid, target: Grid, mode: AbsoluteMode = "bicubic"
 ) -> Tensor:
-    """Position embeddings [1, 1 + N, D] of the grid `source` for the grid `target`; the class token's is
-    kept.
+    """Resample position embeddings [1, 1 + N, D] from grid `source` to grid `target`.
 
     Args:
-        positions: One a token, the class token first.
+        positions: One embedding per token, the class token first; the class token's is kept.
         source: Their grid.
-        target: The grid wanted.
-        mode: bicubic, as the authors' code; the paper's segmentation (table 14) has bilinear.
+        target: The new grid.
+        mode: bicubic in the authors' code; bilinear in the paper's segmentation (table 14).
     """
     if source == target:
         return positions
@@ -137,7 +134,7 @@ def resample_absolute(
 
 
 def resample(name: str, tensor: Tensor, source: Grid, target: Grid, mode: AbsoluteMode = "bicubic") -> Tensor:
-    """A model's tensor for another grid: positions resampled, all others as they are."""
+    """Return a model's tensor for another grid: positions are resampled, others are returned as they are."""
     match name.rpartition(".")[2]:
         case "relative_position_bias_table":
             return resample_table(tensor, source, target)
@@ -148,16 +145,16 @@ def resample(name: str, tensor: Tensor, source: Grid, target: Grid, mode: Absolu
 
 @torch.no_grad()
 def at_size(model: Model, height: int, width: int) -> Model:
-    """A model for images of another size, such as whole photographs that are not square.
+    """Return the model for images of another size, such as photographs that are not square.
 
     Args:
-        model: Any model with a `Backbone`, or one itself.
+        model: A `Backbone`, or a model that contains one.
         height: In pixels, a multiple of the patch size.
         width: Likewise.
 
     Returns:
-        A model whose positions are resampled, and which shares every other weight with `model`. For
-        inference: a training run is built at its size, and only square models can be saved.
+        A model with resampled positions that shares every other weight with `model`. Use it for inference
+        only: a model to be trained is built at its size, and only square models can be saved.
 
     Raises:
         UserError: If the size is no multiple of the patch size.

@@ -1,8 +1,8 @@
-"""Start one model from the weights of another: fine-tuning from pretraining, a higher resolution from a lower
-one, new classes.
+"""Start a model from the weights of another one.
 
-What the authors do (microsoft/unilm: beit/run_class_finetuning.py,
-beit/semantic_segmentation/mmcv_custom/checkpoint.py), with an account.
+For fine-tuning after pretraining, for a higher resolution, or for new classes. As the authors do
+(microsoft/unilm: beit/run_class_finetuning.py, beit/semantic_segmentation/mmcv_custom/checkpoint.py), with a
+report of every tensor.
 """
 
 from __future__ import annotations
@@ -23,62 +23,64 @@ from beit.vit.resolution import resample
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 TABLE_OF_BLOCK = "blocks.{}.attn.relative_position_bias_table"
-# Layers with an output for each class, in front of their parameters' names.
-OF_CLASSES = ("head.", "decode_head.conv_seg.", "auxiliary_head.conv_seg.")
-# What two models must have in common for the weights of one to mean something in the other.
+# Prefixes of the parameters of layers with one output for each class.
+CLASS_LAYERS = ("head.", "decode_head.conv_seg.", "auxiliary_head.conv_seg.")
+# Two backbones must agree in these fields: otherwise weights of one mean nothing in the other.
 SAME = ("patch_size", "dim", "depth", "heads", "mlp_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What became of the tensors of both models, by name."""
+    """What happened to each tensor of the old and of the new model, by name."""
 
     taken: list[str] = field(default_factory=list)
-    """In the new model as they were, except `resampled`."""
+    """Copied into the new model, unchanged except for those in `resampled`."""
     resampled: list[str] = field(default_factory=list)
     """Those of `taken` that were resampled for another grid."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """In the old model only, with the reason."""
+    """Only in the old model, with the reason."""
     fresh: list[str] = field(default_factory=list)
-    """In the new model only: its own first values stay."""
+    """Only in the new model, which keeps its own initial values."""
     unnamed: int | None = None
-    """Classes of a head that was taken although one of the models does not name them: they may be others."""
+    """Number of classes of a head that was taken although one of the two models has no class names: they may
+    be different classes."""
 
     def lines(self) -> list[str]:
-        """The account, for people."""
-        said = [f"taken: {len(self.taken)} tensors"]
+        """Return the report as lines of text."""
+        lines = [f"taken: {len(self.taken)} tensors"]
         if self.resampled:
-            said[0] += f", {len(self.resampled)} of them positions resampled for another grid"
-        said += [f"dropped: {name} ({why})" for name, why in self.dropped.items()]
+            lines[0] += f", {len(self.resampled)} of them positions resampled for another grid"
+        lines += [f"dropped: {name} ({why})" for name, why in self.dropped.items()]
         if self.fresh:
-            said.append(f"fresh: {', '.join(_grouped(self.fresh))}")
+            lines.append(f"fresh: {', '.join(_grouped(self.fresh))}")
         if self.unnamed is not None:
-            said.append(f"head taken: both have {self.unnamed:,} classes, names unknown")
-        return said
+            lines.append(f"head taken: both have {self.unnamed:,} classes, names unknown")
+        return lines
 
 
 def _grouped(names: list[str]) -> list[str]:
-    """The names, or one for all that begin alike where these are many."""
+    """Return the names, but one entry in place of more than four names with the same first part."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(".")[0], []).append(name)
     return [
-        said
+        entry
         for top, group in groups.items()
-        for said in (group if len(group) <= 4 else [f"{top} ({len(group)} tensors)"])
+        for entry in (group if len(group) <= 4 else [f"{top} ({len(group)} tensors)"])
     ]
 
 
 def finetuning_config(
     pretrained: ModelConfig, *, image_size: int | None = None, drop_path: float | None = None
 ) -> ModelConfig:
-    """The backbone to fine-tune a pretrained one in: its own, but with a bias table for every block where it
-    shares one.
+    """Return the config for fine-tuning a pretrained backbone.
+
+    It is the backbone's own config; but where all blocks share one bias table, each block gets its own.
 
     Args:
-        pretrained: The backbone whose weights are to be taken.
-        image_size: Another one. None: the same.
-        drop_path: Likewise.
+        pretrained: Config of the pretrained backbone.
+        image_size: A new image size. None: the same.
+        drop_path: A new rate. None: the same.
     """
     return dataclasses.replace(
         pretrained,
@@ -89,36 +91,37 @@ def finetuning_config(
 
 
 def per_block_tables(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The weights of a model with the shared bias table, a copy of it for each of `depth` blocks instead."""
+    """Replace the bias table that all blocks share by one copy for each of `depth` blocks."""
     copied = dict(tensors)
     table = copied.pop(SHARED_TABLE)
     return copied | {TABLE_OF_BLOCK.format(number): table.clone() for number in range(depth)}
 
 
 def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode = "bicubic") -> Transfer:
-    """Start a model from a checkpoint folder of any kind; see `start_from`.
+    """Start a model from a checkpoint folder of any kind, as `start_from` does.
 
-    Layers that tell classes apart are dropped if both models name their classes and not by the same list: as
-    many are not the same ones. Where one of them names none they are taken, and the account says so.
+    Layers with one output per class are dropped if both models name their classes and the names differ: the
+    same number of classes does not make them the same classes. If one of the models has no class names, those
+    layers are taken and the report says so.
     """
     saved = read_config(folder)
     tensors = read_tensors(folder)
     if saved.kind == "segmenter":
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     theirs, ours = saved.head.get("class_names"), getattr(model, "class_names", None)
-    other = (
-        [name for name in tensors if name.startswith(OF_CLASSES)]
+    other_classes = (
+        [name for name in tensors if name.startswith(CLASS_LAYERS)]
         if theirs and ours and tuple(theirs) != tuple(ours)
         else []
     )
     report = start_from(
         model,
-        {name: tensor for name, tensor in tensors.items() if name not in other},
+        {name: tensor for name, tensor in tensors.items() if name not in other_classes},
         saved.model,
         absolute=absolute,
     )
-    dropped = {**report.dropped, **dict.fromkeys(other, "of other classes")}
-    heads = [name for name in report.taken if name.startswith(OF_CLASSES)]
+    dropped = {**report.dropped, **dict.fromkeys(other_classes, "of other classes")}
+    heads = [name for name in report.taken if name.startswith(CLASS_LAYERS)]
     unnamed = len(tensors[heads[0]]) if heads and not (theirs and ours) else None
     return dataclasses.replace(report, dropped=dropped, unnamed=unnamed)
 
@@ -131,15 +134,15 @@ def start_from(
     *,
     absolute: AbsoluteMode = "bicubic",
 ) -> Transfer:
-    """Copy into a model what it has in common with another.
+    """Copy weights into a model, as far as it has the same tensors.
 
-    Positions are resampled to the model's grid, a shared bias table is cloned into every block if the model
-    has one a block. What belongs to the old task is dropped: the mask token and its head, a final norm that
-    the model does not have, a head of another shape.
+    Positions are resampled to the model's grid. A bias table that all blocks share is copied into every block
+    if each block of the model has its own. Tensors of the old task are dropped: the mask token and its head,
+    a final norm that the model does not have, a head of another shape.
 
     Args:
-        model: A `Backbone`, or a model with one under the name `backbone`; changed in place.
-        tensors: The other model's, by the names of a `Backbone`.
+        model: A `Backbone`, or a model with one as its attribute `backbone`; changed in place.
+        tensors: The other model's, under the names of a `Backbone`.
         config: The other model's backbone.
         absolute: How absolute positions are resampled.
 

@@ -29,7 +29,7 @@ def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewCon
     model.eval()
     shown = [look(model, image, POINTS, view) for image in images[:IMAGES]]
     legend = [
-        ("asking patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
+        ("query patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
         (
             "mean over heads",
             (

@@ -29,7 +29,7 @@ MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 class AttentionConfig:
     """Which patches of which images to ask, and which model.
 
-    The largest centred square of an image is shown, nothing hidden. One row a point: the asking patch in red,
+    The largest centred square of an image is shown, nothing hidden. One row a point: the query patch in red,
     the mean over heads, each head's map, and the fewest patches that hold 60 % of the mean's attention to
     patches.
     """

@@ -1,3 +1,1 @@
-"""Heads that turn the backbone's maps into a class for every pixel. Names of modules are those of the
-published mmseg checkpoints.
-"""
+"""Segmentation heads. Their modules have the names of published mmseg checkpoints."""

@@ -1,4 +1,4 @@
-"""What the segmentation heads are made of."""
+"""Layers that the segmentation heads share."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch import Tensor, nn
 from beit.vit.backbone import Conv2d
 
 DROPOUT = 0.1
-"""Share of the channels that a head in training does not see in front of its last layer (microsoft/unilm,
+"""Share of the channels that is dropped before a head's last layer in training (microsoft/unilm,
 beit/semantic_segmentation)."""
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` without weights of its own drawing, of side and stride 2: it doubles a map's
-    resolution.
+    """`nn.ConvTranspose2d` of side and stride 2, which doubles a map's resolution.
+
+    It skips PyTorch's default initialisation; `initialise_head` or a checkpoint sets its values.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=2, stride=2)
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Leave the parameters uninitialised."""
 
 
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm, ReLU: [B, c_in, h, w] -> [B, c_out, h, w].
 
-    The authors' BatchNorm gathers its statistics from all workers, as
-    `beit.segmentation.heads.norms.synchronised` makes this one do.
+    The authors' BatchNorm takes its statistics from all workers; for that, pass the model through
+    `beit.segmentation.heads.norms.synchronised`.
     """
 
     def __init__(self, c_in: int, c_out: int, side: int) -> None:
@@ -40,13 +41,14 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(c_out)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Apply it."""
+        """Apply the three layers."""
         return F.relu(self.bn(self.conv(maps)))
 
 
 def drop_channels(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """Maps [B, C, h, w] with a tenth of the channels of every image 0 and the others scaled up, so that the
-    expectation stays.
+    """Set a tenth of each image's channels to 0 in maps [B, C, h, w].
+
+    The others are scaled up, so that the expectation stays the same.
     """
     kept = (
         torch.rand(*maps.shape[:2], 1, 1, generator=generator, device=generator.device).to(maps.device)
@@ -56,7 +58,7 @@ def drop_channels(maps: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Maps [B, C, h, w] at another size, bilinear, pixels at the centres of their squares."""
+    """Resize maps [B, C, h, w] bilinearly, with pixel values at pixel centres."""
     if maps.shape[2:] == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
@@ -64,11 +66,12 @@ def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 @torch.no_grad()
 def initialise_head(head: nn.Module, generator: torch.Generator) -> None:
-    """Draw a head's weights as mmseg does for the authors.
+    """Initialise a head's weights as mmseg does for the authors.
 
     Convolutions before a BatchNorm: He's rule (arXiv 1502.01852) over outgoing connections. The last layer:
-    deviation 0.01. Transposed convolutions: uniform within 1 / sqrt(outputs of a pixel), bias included,
-    torch's default. Norms are 1 and 0 with no history.
+    normal with standard deviation 0.01. Transposed convolutions: torch's default, uniform within
+    1 / sqrt(outputs of a pixel), bias included. BatchNorms keep torch's initial values: weight 1, bias 0, no
+    running statistics.
     """
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):

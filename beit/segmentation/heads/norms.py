@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all workers."""
+"""BatchNorm with statistics over the batches of all workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def synchronised(model: Model) -> Model:
-    """The model with BatchNorms whose statistics are those of all workers, if there is more than one; names
-    and weights stay.
+    """Make a model's BatchNorms use the statistics of all workers, if there is more than one.
 
-    torch's own where the workers speak NCCL, that is on GPUs: it refuses CPUs.
+    Names and weights stay the same. On GPUs (NCCL) torch's own `SyncBatchNorm` is used; it does not work on
+    CPUs, where `HostSyncNorm` takes its place.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return model
@@ -30,17 +30,17 @@ def synchronised(model: Model) -> Model:
 
 
 class HostSyncNorm(nn.BatchNorm2d):
-    """BatchNorm on CPUs with the statistics of all workers, by two sums over them."""
+    """BatchNorm on CPUs with the statistics of all workers, computed by two sums over the workers."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> HostSyncNorm:
-        """The same norm, its parameters and buffers shared."""
+        """Return the same norm as a `HostSyncNorm` that shares its parameters and buffers."""
         copy = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         copy._parameters, copy._buffers, copy.training = norm._parameters, norm._buffers, norm.training
         return copy
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps [B, C, h, w] -> the same, normalised."""
+        """Normalise maps [B, C, h, w]."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
@@ -64,6 +64,6 @@ class HostSyncNorm(nn.BatchNorm2d):
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
-    """The sum, with the gradients of all workers added up on the way back."""
+    """Sum values over all workers; the backward pass sums the gradients of all workers."""
     total: Tensor = distributed.all_reduce(values)  # type: ignore[no-untyped-call]
     return total

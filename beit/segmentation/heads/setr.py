@@ -1,11 +1,10 @@
-"""SETR's progressive upsampling (arXiv 2012.15840, section 3.2), the head of the paper's segmentation results
-(table 14).
+"""SETR-PUP (arXiv 2012.15840, section 3.2): progressive upsampling, the head of the paper's table 14.
 
-The authors never released theirs. Sizes are those of SETR's own code (fudan-zvg/SETR, VisionTransformerUpHead
-with four convolutions): for patches of 16 pixels three times convolution and doubling, then a convolution,
-the classes, and a last doubling. Its convolutions have a bias before their BatchNorm, which takes it away
-again; these have none. SETR also trains auxiliary heads; whether BEiT's authors did is not said, and this has
-none.
+The BEiT authors did not release their version. Sizes are those of SETR's own code (fudan-zvg/SETR,
+VisionTransformerUpHead with four convolutions): for patches of 16 pixels, three times a convolution and a
+doubling of the resolution, then a convolution, the class layer, and a last doubling. There are two
+differences. SETR's convolutions have a bias before their BatchNorm, which cancels it; these have none. SETR
+also trains auxiliary heads; the BEiT paper does not mention any, and this has none.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ CHANNELS = 256
 
 
 class SetrPupHead(nn.Module):
-    """Norm, then convolutions with the resolution doubled behind each but the last."""
+    """A norm, then convolutions; after each but the last, the resolution is doubled."""
 
     def __init__(self, dim: int, channels: int, classes: int, *, patch_size: int) -> None:
-        """Lay the modules out.
+        """Build the modules, with uninitialised convolutions.
 
         Args:
             dim: Width of a token.
-            channels: Between the convolutions.
+            channels: Width between the convolutions.
             classes: K.
-            patch_size: The logits are at half the resolution of pixels, for any power of two from 4.
+            patch_size: A power of two from 4. The logits have half the resolution of the pixels.
         """
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -43,8 +42,9 @@ class SetrPupHead(nn.Module):
         self.conv_seg = Conv2d(channels, classes, 1)
 
     def forward(self, maps: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, K, h, w] from the last of the maps [B, D, rows, columns]. No channels are dropped, so
-        nothing is drawn.
+        """Return logits [B, K, h, w] from the last of the maps [B, D, rows, columns].
+
+        The generator is not used, because no channels are dropped.
         """
         inner = self.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         for conv in self.convs[:-1]:

@@ -1,6 +1,4 @@
-"""UPerNet (arXiv 1807.10221) on a feature pyramid, as the released code segments (microsoft/unilm,
-beit/semantic_segmentation).
-"""
+"""UPerNet (arXiv 1807.10221) on a feature pyramid, as in microsoft/unilm, beit/semantic_segmentation."""
 
 from __future__ import annotations
 
@@ -17,12 +15,13 @@ from beit.vit.backbone import Backbone, Conv2d
 POOL_SIDES = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256
 AUXILIARY_MAP = 2
-"""Which of the four maps the auxiliary head sees: the one at the patches' own resolution."""
+"""Index of the map that the auxiliary head reads: the one at the resolution of the patch grid."""
 
 
 class PyramidBackbone(Backbone):
-    """A backbone without final norm whose four taps become maps of four resolutions: 4, 2, 1 and 1/2 of the
-    patch grid's.
+    """A backbone without final norm that makes a pyramid of four maps.
+
+    Their resolutions are 4, 2, 1 and 1/2 times that of the patch grid.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,22 +31,21 @@ class PyramidBackbone(Backbone):
         self.fpn2 = nn.Sequential(ConvTranspose2d(dim))
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Four maps [B, D, rows, columns] -> the same at 4, 2, 1 and 1/2 times the resolution."""
+        """Resize four maps [B, D, rows, columns] to 4, 2, 1 and 1/2 times their resolution."""
         return [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2], F.max_pool2d(maps[3], 2)]
 
 
 class _DecodeHead(nn.Module):
-    """What both heads end with: some channels dropped while training, and a layer `conv_seg` from what is
-    left to logits.
-    """
+    """The last layers of both heads: dropped channels in training, then `conv_seg` to the logits."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.conv_seg = Conv2d(channels, classes, 1)
 
     def classify(self, maps: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Logits [B, K, h, w] from maps [B, channels, h, w]; in training mode the generator draws the
-        channels to drop.
+        """Return logits [B, K, h, w] from maps [B, channels, h, w].
+
+        In training mode the generator decides which channels are dropped.
         """
         if self.training:
             if generator is None:
@@ -57,7 +55,7 @@ class _DecodeHead(nn.Module):
 
 
 class UperHead(_DecodeHead):
-    """Pools the coarsest map at several sides, then joins all maps from coarse to fine."""
+    """Pool the coarsest map at several sides, then merge all maps from coarse to fine."""
 
     def __init__(self, dim: int, channels: int, classes: int) -> None:
         super().__init__(channels, classes)
@@ -70,7 +68,7 @@ class UperHead(_DecodeHead):
         self.fpn_bottleneck = ConvNorm(4 * channels, channels, 3)
 
     def forward(self, maps: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, K, h, w] at the resolution of the first of four maps [B, D, ., .], fine to coarse."""
+        """Return logits [B, K, h, w] at the first map's resolution, from four maps, fine to coarse."""
         coarsest = maps[-1]
         pooled = [resized(pool(coarsest), coarsest.shape[2:]) for pool in self.psp_modules]
         joined = [self.bottleneck(torch.cat([coarsest, *pooled], 1))]
@@ -82,12 +80,12 @@ class UperHead(_DecodeHead):
 
 
 class FcnHead(_DecodeHead):
-    """One convolution and the last layer (arXiv 1411.4038): the auxiliary head, for training only."""
+    """The auxiliary head, for training only: one convolution and the last layer (arXiv 1411.4038)."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__(AUXILIARY_CHANNELS, classes)
         self.convs = nn.ModuleList([ConvNorm(dim, AUXILIARY_CHANNELS, 3)])
 
     def forward(self, maps: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Logits [B, K, h, w] at the resolution of the third of the maps."""
+        """Return logits [B, K, h, w] at the resolution of the third of the maps."""
         return self.classify(self.convs[0](maps[AUXILIARY_MAP]), generator)
