@@ -92,7 +92,7 @@ def cut_short(folder: Path) -> None:
             lambda folder: (folder / "config.json").write_text(json.dumps({"model": {}, "data": {}})),
             "its config.json describes something else",
         ),
-        (lambda folder: edit_config(folder, kind="detector"), "its config.json describes something else"),
+        (lambda folder: edit_config(folder, kind="detector"), "holds a detector, which is none of mim"),
         (
             lambda folder: edit_config(folder, head={"classes": 3}),
             "the head in its config.json is not one of a mim",
