@@ -30,6 +30,7 @@ LAYERS = [
     "beit.foreign",
     "beit",
     "pipelines.storage",
+    "pipelines.csv_files",
     "pipelines.seeds",
     "pipelines.config",
     "pipelines.presets",

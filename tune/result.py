@@ -4,8 +4,6 @@ accepts.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from collections.abc import Sequence
 from beit.plain import override, to_dict
 from pipelines import storage
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.csv_files import write_csv
 from pipelines.presets.pretrain import PRESETS, pretrain_preset
 from pipelines.runs import run_folder
 from tune.goal import Goal
@@ -28,18 +27,17 @@ batch size."""
 
 def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
     """Write `trials.csv`: a row a trial, in the order of their numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text)
     parameters = values_of(list(trials))
-    writer.writerow(["trial", "status", *parameters, "points", "steps", goal.name, "best", "folder", "error"])
+    columns = ["trial", "status", *parameters, "points", "steps", goal.name, "best", "folder", "error"]
+    rows = []
     for index, trial in enumerate(trials):
         values = [value for _, _, value in trial.points]
         row = [trial.number, trial.status, *(column[index] for column in parameters.values()), len(values)]
         row += (
             [trial.points[-1][1], f"{values[-1]:.6g}", f"{goal.best(values):.6g}"] if values else ["", "", ""]
         )
-        writer.writerow([*row, storage.join(sweep, trial.name), trial.error])
-    storage.write_text(storage.join(sweep, TRIALS_FILE), text.getvalue())
+        rows.append([*row, storage.join(sweep, trial.name), trial.error])
+    write_csv(storage.join(sweep, TRIALS_FILE), columns, rows)
 
 
 def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:

@@ -10,8 +10,6 @@ undecodable.csv                    the others, with the reason
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -28,6 +26,7 @@ from beit.errors import UserError
 from beit.images.decode import Status
 from beit.vit.pooling import Pooling
 from pipelines import storage
+from pipelines.csv_files import read_csv, write_csv
 from pipelines.runs.run_folder import flatten
 from pipelines.sources.base import READERS, Kind
 
@@ -250,11 +249,7 @@ class FeatureFiles:
                     f"{self.images_of(number)}"
                 )
         if bad:
-            text = io.StringIO()
-            writer = csv.writer(text)
-            writer.writerow(["image", "reason"])
-            writer.writerows(bad)
-            storage.write_text(storage.join(self.path, UNDECODABLE_FILE), text.getvalue())
+            write_csv(storage.join(self.path, UNDECODABLE_FILE), ["image", "reason"], bad)
         storage.write_text(
             storage.join(self.path, FEATURES_FILE), json.dumps(asdict(self.description), indent=1) + "\n"
         )
@@ -262,9 +257,8 @@ class FeatureFiles:
 
     def undecodable(self) -> list[tuple[str, str]]:
         """(image, reason) of the images without features."""
-        file = storage.join(self.path, UNDECODABLE_FILE)
-        entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
-        return [(entry["image"], entry["reason"]) for entry in entries]
+        listed = read_csv(storage.join(self.path, UNDECODABLE_FILE))
+        return [(entry["image"], entry["reason"]) for entry in listed]
 
     def read(self, layer: int, pooling: Pooling) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """One feature of all images that could be decoded, in the order of units and rows: [n, D] as written,

@@ -4,15 +4,14 @@ terminal and in MLflow.
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from beit.vit.pooling import POOLINGS, Pooling
 from pipelines import storage
+from pipelines.csv_files import read_csv, write_csv
 
 TABLE_FILE = "probe.csv"
 
@@ -38,9 +37,6 @@ class ProbeRow:
 
 def read_table(run: str) -> list[ProbeRow]:
     """What a run has judged so far: trained weights first, then by layer and pooling."""
-    file = storage.join(run, TABLE_FILE)
-    if not storage.exists(file):
-        return []
     kinds: dict[str, Callable[[str], Any]] = {
         "weights": str,
         "pooling": str,
@@ -48,24 +44,17 @@ def read_table(run: str) -> list[ProbeRow]:
         "train_images": int,
         "val_images": int,
     }
-    entries = csv.DictReader(io.StringIO(storage.read_text(file)))
     return [
         ProbeRow(**{name: kinds.get(name, float)(value) for name, value in entry.items()})
-        for entry in entries
+        for entry in read_csv(storage.join(run, TABLE_FILE))
     ]
 
 
 def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(ProbeRow.__dataclass_fields__))
-    writer.writeheader()
-    writer.writerows(
-        asdict(row)
-        for row in sorted(
-            rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling))
-        )
-    )
-    storage.write_text(storage.join(run, TABLE_FILE), text.getvalue())
+    """Write the table of a run anew, in the order that `read_table` promises."""
+    ordered = sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
+    columns = [field.name for field in fields(ProbeRow)]
+    write_csv(storage.join(run, TABLE_FILE), columns, [list(asdict(row).values()) for row in ordered])
 
 
 def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -20,6 +18,7 @@ from beit.plain import from_dict
 from beit.pretraining.masking import draw_mask
 from beit.pretraining.objective import TARGETS_FILE
 from pipelines import storage
+from pipelines.csv_files import read_csv
 from pipelines.reports.charts import Line, line_chart
 from pipelines.reports.page import (
     MOST_LISTED,
@@ -301,7 +300,7 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
 
 def _quarantine(run: str) -> str:
     file = storage.join(run, "quarantine.csv")
-    entries = list(csv.DictReader(io.StringIO(storage.read_text(file)))) if storage.exists(file) else []
+    entries = read_csv(file)
     if not entries:
         return "<h2>Quarantine</h2><p>Every image could be used.</p>"
     reasons = Counter(entry["reason"] for entry in entries).most_common()

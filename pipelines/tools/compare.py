@@ -4,9 +4,7 @@ seeds averaged.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.command_line.options import parse
+from pipelines.csv_files import write_csv
 from pipelines.evaluation.every_image import FOLDER
 from pipelines.reports.charts import Chart, Line, chart_picture
 from pipelines.runs import evaluations, run_folder
@@ -159,7 +158,11 @@ def compare(config: CompareConfig) -> list[str]:
         charts = [_chart(groups, metric) for metric in curves]
     storage.write_bytes(storage.absolute(config.out), chart_picture(charts))
     figures = config.out.removesuffix(".png") + ".csv"
-    storage.write_text(storage.absolute(figures), _csv(groups, metrics))
+    write_csv(
+        storage.absolute(figures),
+        ["name", "run", "seed", "metric", "step", "value"],
+        _rows(groups, metrics),
+    )
     return [*_table(groups, metrics), f"picture: {config.out}", f"figures: {figures}"]
 
 
@@ -287,19 +290,17 @@ def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
     return lines
 
 
-def _csv(groups: Sequence[Group], metrics: Sequence[str]) -> str:
+def _rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[Any]]:
     """A row a run and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["name", "run", "seed", "metric", "step", "value"])
+    rows = []
     for one in groups:
         for metric in metrics:
             step, values = _last(one, metric)
-            writer.writerows(
+            rows += [
                 [one.name, run.uri, run.options.get("seed"), metric, step, float(value)]
                 for run, value in zip(one.runs, values, strict=True)
-            )
-    return text.getvalue()
+            ]
+    return rows
 
 
 def command(arguments: list[str], debug: bool) -> None:

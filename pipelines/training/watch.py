@@ -4,8 +4,6 @@ wish to end.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import signal
 import threading
@@ -13,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipelines import storage
+from pipelines.csv_files import write_csv
 from pipelines.runs import run_folder
 from pipelines.training.training import Training
 
@@ -125,8 +123,5 @@ class Watch:
                 source.describe(row),
                 self._training.samples.reason(source, row, status),
             )
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["image", "reason"])
-        writer.writerows(self._quarantine[key] for key in sorted(self._quarantine))
-        storage.write_text(self._folder.path(QUARANTINE_FILE), text.getvalue())
+        listed = [self._quarantine[key] for key in sorted(self._quarantine)]
+        write_csv(self._folder.path(QUARANTINE_FILE), ["image", "reason"], listed)

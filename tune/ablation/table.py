@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import statistics
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines import storage
+from pipelines.csv_files import write_csv
 from tune.ablation.chain import JobState, chains_of, read_state, value_of
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, RowName, Task
 
@@ -252,16 +251,18 @@ def paper_words(row: RowName, task: Task) -> str:
     return "not in the table" if figures is None else f"{figures[task]:.2f}"
 
 
-def to_csv(table: Table) -> str:
-    """A line a row: of every task mean, standard deviation, each seed's value and the paper's figure, in per
-    cent.
+def write_rows(file: str, table: Table) -> None:
+    """Write a CSV file with a line a row: of every task mean, standard deviation, each seed's value and the
+    paper's figure, in per cent.
     """
-    text = io.StringIO()
-    writer = csv.writer(text)
-    columns = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
-    writer.writerow(
-        ["row", "title", *(f"{task}_{column}" for task in table.tasks for column in columns), "missing"]
-    )
+    figures_of_task = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
+    columns = [
+        "row",
+        "title",
+        *(f"{task}_{figure}" for task in table.tasks for figure in figures_of_task),
+        "missing",
+    ]
+    rows = []
     for line in table.lines:
         cells: list[str] = []
         for task in table.tasks:
@@ -272,11 +273,11 @@ def to_csv(table: Table) -> str:
                 "" if number is None else f"{number:.4f}"
                 for number in [*numbers, None if figures is None else figures[task]]
             ]
-        writer.writerow([line.row, ROWS[line.row].title, *cells, "; ".join(line.missing)])
-    return text.getvalue()
+        rows.append([line.row, ROWS[line.row].title, *cells, "; ".join(line.missing)])
+    write_csv(file, columns, rows)
 
 
 def write_table(folder: str, table: Table) -> None:
     """Write `rows.csv` and `table.md` into the ablation's folder."""
-    storage.write_text(storage.join(folder, ROWS_FILE), to_csv(table))
+    write_rows(storage.join(folder, ROWS_FILE), table)
     storage.write_text(storage.join(folder, TABLE_FILE), to_markdown(table))

@@ -1,5 +1,4 @@
 import csv
-import io
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from tune.ablation.table import (
     order_words,
     orders_of,
     residual_spread,
-    to_csv,
     to_markdown,
+    write_table,
 )
 from tune.ablation.table4 import ROWS
 
@@ -126,7 +125,7 @@ def test_with_one_seed_nothing_is_said_about_chance():
     assert "nothing can be said about chance" in order_words(order)[0]
 
 
-def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours():
+def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours(tmp_path):
     table = make_table(
         {"beit": 20.0, "mean-colour": 19.0, "pixels": None},
         pixels=("pixels-seed0-pretrain failed: it broke",),
@@ -136,7 +135,9 @@ def test_the_table_says_what_is_missing_and_that_the_paper_has_no_mean_colours()
     assert lines[3].endswith("| 19.00 ± 1.00 | not in the table |")
     assert lines[4].endswith("| missing | 81.04 |")
     assert lines[-1] == "- Missing: pixels-seed0-pretrain failed: it broke."
-    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    write_table(str(tmp_path), table)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [rows[0][f"classify_{name}"] for name in ("mean", "std", "seed0", "seed1", "seed2", "paper")] == [
         "20.0000",
         "1.0000",
