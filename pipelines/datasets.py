@@ -103,7 +103,6 @@ def open_labelled(
     source = label_source(
         open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes
     )
-    assert isinstance(source.manifest, LabelledManifest)
     count, names = class_count(source.manifest, classes), source.manifest.class_names
     if names is not None and len(names) != count:
         names = None
@@ -113,7 +112,6 @@ def open_labelled(
         labelled = label_source(
             found, option="data.val", column=config.data.label, classes=count, follows=source.manifest
         ).manifest
-        assert isinstance(labelled, LabelledManifest)
         for line in unnamed(source.manifest, labelled, "data.val"):
             say(line)
         val = labelled

@@ -1,37 +1,132 @@
-"""Classify: `beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.finetune
-…` with the same options.
+"""Classify: `beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m
+pipelines.finetune` with the same options.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from beit.classification.model import FINETUNING_HEAD_SCALE, Classifier
 from beit.classification.objective import ClassifyObjective
+from beit.config import ModelConfig
 from beit.vit.transfer import Transfer
 from pipelines.cluster.placement import Placement
-from pipelines.command_line.options import parse_supervised
-from pipelines.command_line.run import run
+from pipelines.command_line.run import run as run_program
 from pipelines.config.supervised import FinetuneConfig
 from pipelines.datasets import open_labelled
 from pipelines.evaluation.classification import commonest, evaluate
-from pipelines.presets.finetune import PRESETS, finetune_preset, recipe_for
+from pipelines.presets.finetune import PRESETS, recipe_for
 from pipelines.reports.classification import classification_section
-from pipelines.runs import run_folder
 from pipelines.runs.models import find_model, model_config
+from pipelines.runs.run_folder import RunFolder
 from pipelines.sources.labels import LabelledManifest
 from pipelines.stream.samples import SampleConfig
+from pipelines.training import run as frame
 from pipelines.training import supervised
-from pipelines.training.run import check_room
-from pipelines.training.supervised import Prepared
-from pipelines.training.training import Result, Training
+from pipelines.training.starts import compare_pixels, keep_start, take_weights
+from pipelines.training.supervised import SupervisedTask, SupervisedTraining
+from pipelines.training.training import Result
 
-JOB = "finetune"
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTraining(SupervisedTraining[FinetuneConfig]):
+    """A training whose validation images have labels."""
+
+    val: LabelledManifest | None
+
+
+class Classification(SupervisedTask[FinetuneConfig, ClassificationTraining]):
+    """Fine-tune a pretrained model for classification, or train one from scratch."""
+
+    name = "finetune"
+    config_type = FinetuneConfig
+    presets = PRESETS
+    model_type = Classifier
+    figures = ("top1", "top5", "loss")
+
+    def prepare(
+        self, config: FinetuneConfig, *, preset: str, say: Callable[[str], None]
+    ) -> ClassificationTraining:
+        """Open labelled images, render the built-in scenes if none are given, and build the model once."""
+        config = supervised.checked(config, job=self.name)
+        compare_pixels(config, say=say)
+        labelled = open_labelled(
+            config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say
+        )
+        train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
+        if val is not None and (line := _unjudged(val, classes, names)):
+            say(line)
+        total_steps = config.total_steps(train.total, config.optim.global_batch_size)
+        config = config.with_warmup_counted(total_steps)
+        supervised.check_warmup(config, total_steps, say=say)
+        config = keep_start(config, say=say)
+        return ClassificationTraining(
+            job=self.name,
+            config=config,
+            preset=preset,
+            source=labelled.source,
+            samples=SampleConfig(
+                seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment
+            ),
+            tokenizer=None,
+            make_objective=functools.partial(_make_objective, config, classes, names, total_steps),
+            global_batch_size=config.optim.global_batch_size,
+            total_steps=total_steps,
+            clip_norm=config.optim.clip_norm,
+            inputs=supervised.inputs_of(config, train, val),
+            shown=supervised.PROGRESS,
+            val=val,
+            classes=classes,
+            transfer=None if config.start is None else _build(config, classes, names)[1],
+        )
+
+    def evaluate(
+        self,
+        training: ClassificationTraining,
+        folder: RunFolder,
+        checkpoint: str,
+        placement: Placement,
+        step: int,
+    ) -> dict[str, Any]:
+        """Count right answers and confusions over all validation images."""
+        if training.val is None:
+            raise ValueError("there is no validation set to judge by")
+        share, classes = training.config.centre, training.classes
+        return evaluate(training.val, checkpoint, placement, share=share, step=step, classes=classes)
+
+    def evaluation_line(self, found: Mapping[str, Any]) -> str:
+        """Put accuracies and loss beside the majority-class baseline."""
+        top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
+        baseline = f"commonest class {commonest(found):.2%}"
+        figures = f"top-1 {found['top1']:.2%} ({baseline}), {top5}loss {found['loss']:.3f}"
+        return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
+
+    def section(self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+        """Validation curves, accuracies and the confusion matrix."""
+        return classification_section(found, class_names)
+
+    def head(self, config: FinetuneConfig) -> str:
+        """Name the pooling before the head."""
+        return f"{config.pooling} pooling"
+
+    def recipe_for(self, model: ModelConfig, kind: str) -> str:
+        """Choose by the model's size; a classifier was fine-tuned already."""
+        return recipe_for(model, kind)
+
+    def begin(
+        self, config: FinetuneConfig, start: str, preset: str, *, image_size: int | None = None
+    ) -> FinetuneConfig:
+        """Take the model's sizes; a classifier keeps the pooling that its head was trained with."""
+        if image_size is None and preset.endswith("-384"):
+            image_size = config.model.image_size
+        config = super().begin(config, start, preset, image_size=image_size)
+        saved = model_config(find_model(start))
+        return replace(config, pooling=saved.head["pooling"]) if saved.kind == "classifier" else config
 
 
 def finetune(
@@ -44,95 +139,9 @@ def finetune(
 ) -> Result:
     """Train a classifier, judge it on the validation set, and write its run folder.
 
-    Args:
-        config: The whole run.
-        preset: Name that the run folder starts with when `output.name` is not given.
-        resume: Run folder to go on with; `config` must be its own but for resources and output.
-        debug: Let Ray's own messages through.
-        say: Takes the lines for the user.
-
-    Raises:
-        UserError: For every mistake in the configuration or the data that can be seen before training.
+    The arguments are those of `pipelines.training.run.run`.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
-
-    if resume is None:
-        run_folder.check_free(config)
-    check_room(config)
-    prepared = prepare(config, preset=preset, say=say)
-    for line in summary(prepared):
-        say(line)
-    return supervised.run_judged(
-        prepared,
-        judge=functools.partial(_judge, prepared),
-        figures=("top1", "top5", "loss"),
-        line=evaluation_line,
-        write_report=rebuild_report,
-        resume=resume,
-        debug=debug,
-        say=say,
-    )
-
-
-def config_for(start: str | None, name: str) -> FinetuneConfig:
-    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
-
-    A classifier goes on with the pooling that its head knows, whatever the recipe's.
-    """
-    recipe = finetune_preset(name)
-    if start is None:
-        return recipe
-    return _begun(recipe, start, image_size=recipe.model.image_size if name.endswith("-384") else None)
-
-
-def with_start(config: FinetuneConfig, start: str, name: str) -> FinetuneConfig:
-    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same
-    image size.
-    """
-    return _begun(config, start, image_size=config.model.image_size)
-
-
-def _begun(recipe: FinetuneConfig, start: str, *, image_size: int | None) -> FinetuneConfig:
-
-    config = supervised.for_start(recipe, start, image_size=image_size)
-    saved = model_config(find_model(start))
-    return replace(config, pooling=saved.head["pooling"]) if saved.kind == "classifier" else config
-
-
-def prepare(config: FinetuneConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
-    if no data is given.
-    """
-    config = supervised.checked(config, job=JOB, say=say)
-    supervised.compare_pixels(config, say=say)
-    labelled = open_labelled(
-        config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say
-    )
-    train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
-    if val is not None and (line := _unjudged(val, classes, names)):
-        say(line)
-    total_steps = config.total_steps(train.total, config.optim.global_batch_size)
-    config = config.with_warmup_counted(total_steps)
-    supervised.check_warmup(config, total_steps, say=say)
-    config = supervised.keep_start(config, say=say)
-    training = Training(
-        job=JOB,
-        config=config,
-        preset=preset,
-        source=labelled.source,
-        samples=SampleConfig(
-            seed=config.seed, view=config.view, patch_px=config.model.image_size, augment=config.augment
-        ),
-        tokenizer=None,
-        make_objective=functools.partial(_make_objective, config, classes, names, total_steps),
-        global_batch_size=config.optim.global_batch_size,
-        total_steps=total_steps,
-        clip_norm=config.optim.clip_norm,
-        inputs=supervised.inputs_of(config, train, val),
-        shown=supervised.SHOWN,
-    )
-    transfer = None if config.start is None else _build(config, classes, names)[1]
-    return Prepared(training=training, val=val, classes=classes, transfer=transfer)
+    return frame.run(Classification(), config, preset=preset, resume=resume, debug=debug, say=say)
 
 
 def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None) -> str | None:
@@ -159,7 +168,7 @@ def _build(
         head_scale=1.0 if config.start is None else FINETUNING_HEAD_SCALE,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    return model, supervised.take_weights(model, config.start)
+    return model, take_weights(model, config.start)
 
 
 def _make_objective(
@@ -178,53 +187,15 @@ def _make_objective(
     )
 
 
-def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-
-    config = prepared.training.config
-    assert isinstance(config, FinetuneConfig)
-    assert prepared.val is not None
-    return evaluate(
-        prepared.val, checkpoint, placement, share=config.centre, step=step, classes=prepared.classes
-    )
-
-
-def evaluation_line(found: dict[str, Any]) -> str:
-    """The result in a line."""
-    top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
-    figures = (
-        f"top-1 {found['top1']:.2%} (commonest class {commonest(found):.2%}), {top5}loss {found['loss']:.3f}"
-    )
-    return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
-
-
-def summary(prepared: Prepared) -> list[str]:
-    """The run in a few lines, derived numbers with their arithmetic."""
-    config = prepared.training.config
-    assert isinstance(config, FinetuneConfig)
-    return prepared.summary(f"{config.pooling} pooling")
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`."""
+    frame.run_command(Classification(), arguments, debug)
 
 
 def rebuild_report(run: str) -> str:
-    """Write the report of a run, also again, from its folder; returns its path."""
-    return supervised.write_run_report(
-        run, FinetuneConfig, JOB, lambda _, found, names: classification_section(found, names)
-    )
-
-
-def command(arguments: list[str], debug: bool) -> None:
-    """`beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`."""
-    parsed = parse_supervised(
-        arguments,
-        FinetuneConfig,
-        job=JOB,
-        presets=PRESETS,
-        config_for=config_for,
-        with_start=with_start,
-        recipe_for=recipe_for,
-    )
-    if parsed is not None:
-        finetune(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
+    """Write the report of a run again; returns its path."""
+    return frame.rebuild_report(Classification(), run)
 
 
 if __name__ == "__main__":
-    run(command)
+    run_program(command)

@@ -1,17 +1,18 @@
-"""Segment: `beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.segment …`
+"""Segment: `beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`, or `python -m pipelines.segment`
 with the same options.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from beit.config import ModelConfig
 from beit.errors import UserError
 from beit.segmentation.heads.norms import synchronised
 from beit.segmentation.model import Segmenter
@@ -19,32 +20,188 @@ from beit.segmentation.objective import SegmentObjective
 from beit.vit.transfer import Transfer
 from pipelines import storage
 from pipelines.cluster.placement import Placement
-from pipelines.command_line.options import parse_supervised
-from pipelines.command_line.run import run
+from pipelines.command_line.run import run as run_program
 from pipelines.config.supervised import SegmentConfig
 from pipelines.config.workers import WorkerRange
 from pipelines.datasets import open_data, open_val
 from pipelines.evaluation.segmentation import evaluate
-from pipelines.presets.segment import PRESETS, recipe_for, segment_preset
+from pipelines.presets.segment import PRESETS, recipe_for
 from pipelines.reports.segmentation import segmentation_section
-from pipelines.runs import run_folder
+from pipelines.runs.run_folder import RunFolder
 from pipelines.sources import Source
 from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 from pipelines.sources.pairs import with_annotations
 from pipelines.sources.part import take_part
 from pipelines.stream.segment_samples import SegmentSampleConfig, fault
+from pipelines.training import run as frame
 from pipelines.training import supervised
-from pipelines.training.run import check_room
-from pipelines.training.supervised import Prepared
-from pipelines.training.training import MICRO_BATCH, Result, Training
-
-JOB = "segment"
+from pipelines.training.starts import compare_pixels, for_start, keep_start, take_weights
+from pipelines.training.supervised import SupervisedTask, SupervisedTraining
+from pipelines.training.training import MICRO_BATCH, Result
 
 LOOKED_AT = 8
 """Images that are looked at before anything starts: a wrong option spoils all of them."""
 
 VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown")
 """Names of classes that are most likely no class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationTraining(SupervisedTraining[SegmentConfig]):
+    """A training with the names of its classes."""
+
+    class_names: tuple[str, ...] | None
+    """K names. None: the data has none."""
+
+
+class Segmentation(SupervisedTask[SegmentConfig, SegmentationTraining]):
+    """Train a model that finds a class for every pixel, from a pretrained one or from scratch."""
+
+    name = "segment"
+    config_type = SegmentConfig
+    presets = PRESETS
+    model_type = Segmenter
+    figures = ("mean_iou", "mean_accuracy", "overall_accuracy")
+
+    def prepare(
+        self, config: SegmentConfig, *, preset: str, say: Callable[[str], None]
+    ) -> SegmentationTraining:
+        """Open annotated images, render the built-in scenes if none are given, and look at the first few."""
+        config = supervised.checked(config, job=self.name)
+        if _pixels_of_start(preset):
+            compare_pixels(config, say=say)
+        annotations, val_annotations = (
+            None if path is None else storage.absolute(path)
+            for path in (config.data.annotations, config.data.val_annotations)
+        )
+        data = replace(config.data, annotations=annotations, val_annotations=val_annotations)
+        config = replace(config, data=data)
+        if config.resources.worker_range is not None:
+            check_parts(config, config.resources.worker_range)
+        source = open_data(config, image_size=config.model.image_size, say=say)
+        source = with_annotations(source, annotations, option="data.annotations", say=say)
+        check_annotations(source)
+        ids, names = annotated_classes(source.manifest, config.annotation)
+        config = replace(config, annotation=ids)
+        for line in _void_lines(names):
+            say(line)
+        _look(source, config)
+        source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
+        val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
+        if val is not None:
+            val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
+            check_annotations(val, option="data.val")
+            check_same_names(names, val.manifest, ids)
+            _look(val, config, option="data.val")
+        total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
+        supervised.check_warmup(config, total_steps, say=say)
+        config = keep_start(config, say=say)
+        val_manifest = None if val is None else val.manifest
+        return SegmentationTraining(
+            job=self.name,
+            config=config,
+            preset=preset,
+            source=source,
+            samples=SegmentSampleConfig(
+                seed=config.seed, view=config.view, ids=ids, patch_px=config.model.image_size
+            ),
+            tokenizer=None,
+            make_objective=functools.partial(_make_objective, config, names, total_steps),
+            global_batch_size=config.optim.global_batch_size,
+            total_steps=total_steps,
+            clip_norm=config.optim.clip_norm,
+            inputs=supervised.inputs_of(config, source.manifest, val_manifest),
+            shown=supervised.PROGRESS,
+            check_workers=functools.partial(check_parts, config),
+            val=val_manifest,
+            classes=_classes(config),
+            class_names=names,
+            transfer=None if config.start is None else _build(config, names)[1],
+        )
+
+    def evaluate(
+        self,
+        training: SegmentationTraining,
+        folder: RunFolder,
+        checkpoint: str,
+        placement: Placement,
+        step: int,
+    ) -> dict[str, Any]:
+        """Count pixels by class and predicted class over all validation images."""
+        if training.val is None:
+            raise ValueError("there is no validation set to judge by")
+        config = training.config
+        return evaluate(
+            training.val,
+            checkpoint,
+            placement,
+            run=folder.uri,
+            step=step,
+            view=config.view,
+            ids=config.annotation,
+            test=config.test,
+            names=training.class_names or tuple(str(number) for number in range(training.classes)),
+        )
+
+    def evaluation_line(self, found: Mapping[str, Any]) -> str:
+        """Put the mean IoU and the accuracies into a line."""
+        figures = (
+            f"mIoU {found['mean_iou']:.2%}, mean accuracy {found['mean_accuracy']:.2%}, "
+            f"overall accuracy {found['overall_accuracy']:.2%}"
+        )
+        return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
+
+    def section(self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+        """Validation curves, the figures of every class, and pictures."""
+        return segmentation_section(run, found, class_names)
+
+    def head(self, config: SegmentConfig) -> str:
+        """Name the head."""
+        return f"{config.head} head"
+
+    def variant(self, config: SegmentConfig) -> str:
+        """Name the way of the test: windows, scales, mirrored or not."""
+        return config.test.name
+
+    def summary(self, training: SegmentationTraining) -> list[str]:
+        """Add the sizes of views in training and in the test."""
+        config = training.config
+        crop, view, test = config.model.image_size, config.view, config.test
+        low, high = (scale * view.short_side for scale in view.scale)
+        mirrored = " and mirrored" * test.flip
+        ratios = ", ".join(f"{ratio:g}" for ratio in test.ratios)
+        scales = f", at {ratios} times that" if test.ratios != (1.0,) else ""
+        return [
+            *super().summary(training),
+            f"views: crops of {crop} px of images {low:g} to {high:g} px high; judged at {view.short_side} px"
+            f"{mirrored}{scales}, in windows of {crop} px, {test.stride_for(crop)} apart",
+        ]
+
+    def recipe_for(self, model: ModelConfig, kind: str) -> str:
+        """Choose by the model's size."""
+        return recipe_for(model, kind)
+
+    def begin(
+        self, config: SegmentConfig, start: str, preset: str, *, image_size: int | None = None
+    ) -> SegmentConfig:
+        """Take the model's sizes; a recipe's image size too, but for ADE20K's, which have their own.
+
+        Scales of images grow in proportion. The released recipes of ADE20K normalise pixels by ImageNet's
+        mean and std whatever the model saw before, as the authors do.
+        """
+        pixels = _pixels_of_start(preset)
+        if image_size is not None:
+            return for_start(config, start, image_size=image_size, pixels=pixels)
+        side = config.model.image_size
+        config = for_start(
+            replace(config, test=replace(config.test, stride=None)),
+            start,
+            image_size=side if preset.startswith("ade20k") else None,
+            pixels=pixels,
+        )
+        view, times = config.view, config.model.image_size / side
+        short, long = round(times * view.short_side), round(times * view.long_side)
+        return replace(config, view=replace(view, short_side=short, long_side=long))
 
 
 def segment(
@@ -57,133 +214,22 @@ def segment(
 ) -> Result:
     """Train a segmenter, judge it on the validation set, and write its run folder.
 
-    Args:
-        config: The whole run.
-        preset: Name that the run folder starts with when `output.name` is not given.
-        resume: Run folder to go on with; `config` must be its own but for resources, output and test. A
-            finished run is judged again if `test` differs.
-        debug: Let Ray's own messages through.
-        say: Takes the lines for the user.
-
-    Raises:
-        UserError: For every mistake in the configuration or the data that can be seen before training.
+    A finished run that is resumed with another `test` is judged again. The arguments are those of
+    `pipelines.training.run.run`.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
-
-    if resume is None:
-        run_folder.check_free(config)
-    check_room(config)
-    prepared = prepare(config, preset=preset, say=say)
-    for line in summary(prepared):
-        say(line)
-    return supervised.run_judged(
-        prepared,
-        judge=functools.partial(_judge, prepared),
-        way=config.test.name,
-        figures=("mean_iou", "mean_accuracy", "overall_accuracy"),
-        line=evaluation_line,
-        write_report=rebuild_report,
-        resume=resume,
-        debug=debug,
-        say=say,
-    )
+    return frame.run(Segmentation(), config, preset=preset, resume=resume, debug=debug, say=say)
 
 
-def config_for(start: str | None, name: str) -> SegmentConfig:
-    """A preset's recipe for the model of a run or checkpoint; without one the preset as it is.
-
-    The small recipes take the model's image size, and scale images in proportion; those of ADE20K have a size
-    of their own. The released ones normalise pixels by ImageNet's mean and std whatever the model saw before,
-    as the authors do.
-    """
-    recipe = segment_preset(name)
-    if start is None:
-        return recipe
-    side = recipe.model.image_size
-    config = supervised.for_start(
-        replace(recipe, test=replace(recipe.test, stride=None)),
-        start,
-        image_size=side if name.startswith("ade20k") else None,
-        pixels=_pixels_of_start(name),
-    )
-    view, times = config.view, config.model.image_size / side
-    return replace(
-        config,
-        view=replace(
-            view, short_side=round(times * view.short_side), long_side=round(times * view.long_side)
-        ),
-    )
+def _pixels_of_start(preset: str) -> bool:
+    """Whether pixels are normalised as the weights to begin with are used to."""
+    return not preset.startswith("ade20k-upernet")
 
 
-def with_start(config: SegmentConfig, start: str, name: str) -> SegmentConfig:
-    """The configuration of an earlier run, by the preset `name`, for another model to begin with, at the same
-    image size.
-    """
-    return supervised.for_start(
-        config, start, image_size=config.model.image_size, pixels=_pixels_of_start(name)
-    )
-
-
-def _pixels_of_start(name: str) -> bool:
-    return not name.startswith("ade20k-upernet")
-
-
-def prepare(config: SegmentConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Check everything that can be checked without a cluster, and open the data; renders the built-in scenes
-    if no data is given.
-    """
-    config = supervised.checked(config, job=JOB, say=say)
-    if _pixels_of_start(preset):
-        supervised.compare_pixels(config, say=say)
-    annotations, val_annotations = (
-        None if path is None else storage.absolute(path)
-        for path in (config.data.annotations, config.data.val_annotations)
-    )
-    config = replace(
-        config, data=replace(config.data, annotations=annotations, val_annotations=val_annotations)
-    )
-    if config.resources.worker_range is not None:
-        check_parts(config, config.resources.worker_range)
-    source = open_data(config, image_size=config.model.image_size, say=say)
-    source = with_annotations(source, annotations, option="data.annotations", say=say)
-    check_annotations(source)
-    ids, names = annotated_classes(source.manifest, config.annotation)
-    config = replace(config, annotation=ids)
-    assert ids.classes is not None
-    for line in _void_lines(names):
-        say(line)
-    _look(source, config)
-    source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
-    val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
-    if val is not None:
-        val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
-        check_annotations(val, option="data.val")
-        check_same_names(names, val.manifest, ids)
-        _look(val, config, option="data.val")
-    total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
-    supervised.check_warmup(config, total_steps, say=say)
-    config = supervised.keep_start(config, say=say)
-    training = Training(
-        job=JOB,
-        config=config,
-        preset=preset,
-        source=source,
-        samples=SegmentSampleConfig(
-            seed=config.seed, view=config.view, ids=ids, patch_px=config.model.image_size
-        ),
-        tokenizer=None,
-        make_objective=functools.partial(_make_objective, config, names, total_steps),
-        global_batch_size=config.optim.global_batch_size,
-        total_steps=total_steps,
-        clip_norm=config.optim.clip_norm,
-        inputs=supervised.inputs_of(config, source.manifest, None if val is None else val.manifest),
-        shown=supervised.SHOWN,
-        check_workers=functools.partial(check_parts, config),
-    )
-    transfer = None if config.start is None else _build(config, names)[1]
-    return Prepared(
-        training=training, val=None if val is None else val.manifest, classes=ids.classes, transfer=transfer
-    )
+def _classes(config: SegmentConfig) -> int:
+    """K, which `annotated_classes` has filled in."""
+    if config.annotation.classes is None:
+        raise ValueError("the number of classes is not known before the annotations are looked at")
+    return config.annotation.classes
 
 
 def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
@@ -269,16 +315,15 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
 
 def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmenter, Transfer | None]:
     """The segmenter with its first weights, and what was taken of others."""
-    assert config.annotation.classes is not None
     model = Segmenter(
         config.model,
-        config.annotation.classes,
+        _classes(config),
         head=config.head,
         channels=config.channels,
         class_names=names,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    return model, supervised.take_weights(model, config.start, absolute=config.positions)
+    return model, take_weights(model, config.start, absolute=config.positions)
 
 
 def _make_objective(
@@ -296,76 +341,15 @@ def _make_objective(
     )
 
 
-def _names(prepared: Prepared) -> tuple[str, ...]:
-    """K class names; numbers where the data has none."""
-    config = prepared.training.config
-    assert isinstance(config, SegmentConfig)
-    names = annotated_classes(prepared.training.source.manifest, config.annotation)[1]
-    return names or tuple(str(number) for number in range(prepared.classes))
-
-
-def _judge(prepared: Prepared, run: str, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-
-    config = prepared.training.config
-    assert isinstance(config, SegmentConfig)
-    assert prepared.val is not None
-    return evaluate(
-        prepared.val,
-        checkpoint,
-        placement,
-        run=run,
-        step=step,
-        view=config.view,
-        ids=config.annotation,
-        test=config.test,
-        names=_names(prepared),
-    )
-
-
-def evaluation_line(found: dict[str, Any]) -> str:
-    """The result in a line."""
-    figures = (
-        f"mIoU {found['mean_iou']:.2%}, mean accuracy {found['mean_accuracy']:.2%}, overall accuracy "
-        f"{found['overall_accuracy']:.2%}"
-    )
-    return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
-
-
-def summary(prepared: Prepared) -> list[str]:
-    """The run in a few lines, derived numbers with their arithmetic."""
-    config = prepared.training.config
-    assert isinstance(config, SegmentConfig)
-    crop, view, test = config.model.image_size, config.view, config.test
-    ways = " and mirrored" * test.flip + (
-        f", at {', '.join(f'{ratio:g}' for ratio in test.ratios)} times that" if test.ratios != (1.0,) else ""
-    )
-    return [
-        *prepared.summary(f"{config.head} head"),
-        f"views: crops of {crop} px of images {view.scale[0] * view.short_side:g} to "
-        f"{view.scale[1] * view.short_side:g} px high; judged "
-        f"at {view.short_side} px{ways}, in windows of {crop} px, {test.stride_for(crop)} apart",
-    ]
+def command(arguments: list[str], debug: bool) -> None:
+    """`beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`."""
+    frame.run_command(Segmentation(), arguments, debug)
 
 
 def rebuild_report(run: str) -> str:
-    """Write the report of a run, also again, from its folder; returns its path."""
-    return supervised.write_run_report(run, SegmentConfig, JOB, segmentation_section)
-
-
-def command(arguments: list[str], debug: bool) -> None:
-    """`beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`."""
-    parsed = parse_supervised(
-        arguments,
-        SegmentConfig,
-        job=JOB,
-        presets=PRESETS,
-        config_for=config_for,
-        with_start=with_start,
-        recipe_for=recipe_for,
-    )
-    if parsed is not None:
-        segment(parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
+    """Write the report of a run again; returns its path."""
+    return frame.rebuild_report(Segmentation(), run)
 
 
 if __name__ == "__main__":
-    run(command)
+    run_program(command)

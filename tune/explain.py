@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.pretrain import explain as explain_pretraining
+from pipelines.training.pretraining import explain as explain_pretraining
 from tune.config import SweepConfig
 from tune.prepare import Design, make_design
 from tune.space import described

@@ -12,8 +12,8 @@ from pipelines.config.data import check_has_data
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
 from pipelines.datasets import held_out_scenes, open_data
 from pipelines.evaluation.knn import open_knn
-from pipelines.pretrain import checked_cache, checked_tokenizer, with_absolute_paths
 from pipelines.sources import Source
+from pipelines.training.pretraining import checked_cache, checked_tokenizer, with_absolute_paths
 from tune.concurrency import Schedule, schedule
 from tune.config import SweepConfig
 from tune.goal import Goal, check_goal, evaluated

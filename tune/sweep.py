@@ -20,7 +20,7 @@ from pipelines.cluster import session
 from pipelines.command_line.options import parse_job
 from pipelines.command_line.run import run
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.pretrain import prepare as prepare_pretraining
+from pipelines.pretrain import Pretraining
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
 from tune.concurrency import Schedule
@@ -201,7 +201,7 @@ class _Sweep:
             keep(self.folder, self.tokens)
         # Those of the evaluation too are computed once, and left in the cache.
         trial = Trial(number=0, params=self.design.examples[0])
-        prepare_pretraining(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+        Pretraining().prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
 
     def _computed_tokens(self) -> Tokens:
         """For as many epochs as the longest trial that is known takes."""

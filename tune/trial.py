@@ -15,9 +15,10 @@ from beit.plain import from_dict, override, to_dict
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.pretrain import check_config, check_grid, checked_length, pretrain
+from pipelines.pretrain import pretrain
 from pipelines.runs import run_folder
 from pipelines.stream.graph import px_per_token
+from pipelines.training.pretraining import check_config, check_grid, checked_length
 from tune.failures import cause
 from tune.goal import GOALS, evaluated
 from tune.space import described

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,9 @@ def evaluate(
     }
 
 
-def commonest(found: dict[str, Any]) -> float:
-    """The share of the images, of those that `evaluate` found, that is of the commonest class: the top-1 of
-    who always names it.
+def commonest(found: Mapping[str, Any]) -> float:
+    """The majority-class baseline: the share of the commonest class among the images that
+    `evaluate` counted.
     """
     confusion = np.array(found["confusion"], np.int64).reshape(-1, 3)
     return float(np.bincount(confusion[:, 0], confusion[:, 2], minlength=1).max() / max(1, found["images"]))

@@ -14,7 +14,7 @@ from pipelines.cluster.placement import Placement
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
 from pipelines.datasets import held_out_scenes, open_data
 from pipelines.evaluation.extract import extract
-from pipelines.runs import evaluations, run_folder
+from pipelines.runs import run_folder
 from pipelines.runs.models import model_digest
 from pipelines.sources import open_source
 from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_at_most, unnamed
@@ -35,29 +35,21 @@ class KnnSets:
     classes: int
     layers: tuple[int, ...]
 
-    def evaluate(
-        self, say: Callable[[str], None], folder: run_folder.RunFolder, placement: Placement, checkpoint: str
-    ) -> dict[str, float]:
-        """Judge a checkpoint, unless that was done before the run was interrupted.
+    def pauses(self, total_steps: int) -> list[int]:
+        """Steps after which k-NN is measured, before the last."""
+        every = self.config.every_steps
+        return [] if every is None else list(range(every, total_steps, every))
+
+    def judge(
+        self, folder: run_folder.RunFolder, checkpoint: str, placement: Placement, step: int
+    ) -> dict[str, Any]:
+        """Judge a checkpoint.
 
         Features are written below the run folder, read back one layer at a time, and deleted.
 
         Returns:
-            Top-1 by "knn/layer_N".
+            "top1" and "top5" by layer, "train_images" and "val_images".
         """
-        step = run_folder.step_of(checkpoint)
-        found = evaluations.saved_at(folder.uri, FOLDER, step)
-        if found is None:
-            found = self._judge(folder, placement, checkpoint, step)
-            evaluations.save(folder.uri, FOLDER, step, found)
-            figures = ", ".join(f"{value:.2%} at layer {layer}" for layer, value in found["top1"].items())
-            say(f"k-NN at step {step:,}: {figures}, on {found['val_images']:,} images")
-        return {f"knn/layer_{layer}": value for layer, value in found["top1"].items()}
-
-    def _judge(
-        self, folder: run_folder.RunFolder, placement: Placement, checkpoint: str, step: int
-    ) -> dict[str, Any]:
-
         # Named by the weights: of a step that was taken again after an interruption they can be others.
         place = folder.path(f"{FOLDER}-features", f"step-{step:08d}-{model_digest(checkpoint)[:12]}")
         train, val = (
@@ -84,13 +76,6 @@ class KnnSets:
         return {"top1": top1, "top5": top5, "train_images": images[0], "val_images": images[1]}
 
 
-def pauses(config: KnnWhileConfig, total_steps: int) -> list[int]:
-    """Steps after which k-NN is measured, before the last."""
-    return (
-        [] if config.every_steps is None else list(range(config.every_steps, total_steps, config.every_steps))
-    )
-
-
 def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets | None:
     """Open the labelled images; None where no k-NN is asked for.
 
@@ -111,7 +96,6 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         source = open_data(config, image_size=side, say=say)
     option = "data.train" if knn.train is None else "knn.train"
     train = label_source(source, option=option, column=knn.label).manifest
-    assert isinstance(train, LabelledManifest)
     classes = class_count(train, None)
     if knn.val is not None:
         held_out = open_source(knn.val, option="knn.val", split="val", say=say)
@@ -129,7 +113,6 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
             "set --knn.val to labelled images, or leave out --knn.every-steps",
         )
     val = label_source(held_out, option="knn.val", column=knn.label, classes=classes, follows=train).manifest
-    assert isinstance(val, LabelledManifest)
     for line in unnamed(train, val, "knn.val"):
         say(line)
     say(

@@ -32,12 +32,12 @@ from pipelines.planning.lines import (
 from pipelines.planning.machines import machine_of_its_own, machines_of, machines_of_nodes
 from pipelines.planning.rates import Rates, gpu_kind, measure
 from pipelines.presets.pretrain import PRESETS, pretrain_preset
-from pipelines.pretrain import check_config
 from pipelines.runs import run_folder
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import Source, open_source
 from pipelines.stream.samples import SampleConfig
 from pipelines.training import recipe
+from pipelines.training.pretraining import check_config
 
 # Scenes to measure on where `data.train` is not given.
 SCENES = 200

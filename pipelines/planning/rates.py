@@ -20,11 +20,11 @@ from pipelines.cluster.hardware import machine_line
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.planning import forecast
 from pipelines.planning.forecast import DENSE_TFLOPS, Costs, GpuRates
-from pipelines.pretrain import make_objective
 from pipelines.sources import Source
 from pipelines.stream.graph import Tokenize, open_tokenizer, read_slot
 from pipelines.stream.rounds import Part
 from pipelines.stream.samples import SampleConfig, make_samples
+from pipelines.training.pretraining import make_objective
 from pipelines.training.step import Stepper
 from pipelines.training.training import MICRO_BATCH
 

@@ -67,6 +67,13 @@ class LabelledManifest(Manifest):
         return np.cumsum(self.rows, dtype=np.int64)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledSource(Source):
+    """A source whose labels are known to be good."""
+
+    manifest: LabelledManifest
+
+
 def label_source(
     source: Source,
     *,
@@ -74,7 +81,7 @@ def label_source(
     column: str | None = None,
     classes: int | None = None,
     follows: LabelledManifest | None = None,
-) -> Source:
+) -> LabelledSource:
     """The same source with labels that are known to be good.
 
     Where labels are names, the classes are numbered in alphabetical order, or as in the set that is followed.
@@ -141,7 +148,7 @@ def label_source(
         kept=np.concatenate([np.arange(rows) for rows in manifest.rows]),
         labels=labels.astype(np.int32),
     )
-    return replace(source, manifest=labelled)
+    return LabelledSource(**{**vars(source), "manifest": labelled})
 
 
 def class_count(manifest: LabelledManifest, classes: int | None) -> int:

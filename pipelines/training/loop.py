@@ -46,10 +46,10 @@ class LoopConfig:
     micro_batch_size: int | None
     stop_at: int
     """Step to end at."""
-    ends_at: int
-    """Step that the run ends at, behind any pauses: the time left is counted to it."""
+    last_step: int
+    """Last step of the whole run, behind any pauses: the time left is counted to it."""
     after_pause: bool
-    """Whether this part goes on from a pause of the same run, not from an interruption."""
+    """Whether this segment follows a pause of the same run, not an interruption."""
     streams: int
     """That the workers are divided over."""
     clip_norm: float | None
@@ -283,7 +283,7 @@ class Worker:
             **{f"eval/{name}": value for name, value in self.evaluation.items()},
         }
         self.evaluation = {}
-        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.ends_at - self.step))
+        self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.last_step - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(

@@ -1,58 +1,150 @@
-"""What every job that trains does around its training: check, place, start, watch, finish."""
+"""The one frame of all jobs that train.
+
+Check the name and the room, prepare, summarise, train with pauses in which the model is judged, keep the
+model, write the report, say what to do next. What differs between jobs is a `Task`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from beit.errors import JobFailedError, TerminatedError, UserError
+from beit.errors import UserError
+from pipelines import storage
 from pipelines.cluster import session
-from pipelines.cluster.failures import cause_of, going_on, job_failed
+from pipelines.cluster.failures import going_on
 from pipelines.cluster.placement import Placement, place
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import check_batch
 from pipelines.reports.page import REPORT_FILE
+from pipelines.reports.run import write_report
 from pipelines.runs import evaluations, run_folder, tracking
-from pipelines.runs.metrics import last_metrics, read_metrics
+from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
-from pipelines.stream.dispatcher import Dispatcher, Plan
-from pipelines.stream.division import DividedWorkers, stream_name
-from pipelines.stream.graph import block_rows, build_stream
-from pipelines.stream.rounds import slots_of_round
-from pipelines.training.loop import LoopConfig, train_worker
-from pipelines.training.recorder import Recorder
-from pipelines.training.training import BLOCKS_PER_ROUND, MICRO_BATCH, AtPause, Result, Training
-from pipelines.training.watch import Follow, Watch
-
-Config = TypeVar("Config", bound=JobConfig)
+from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
+from pipelines.training.task import Finished, Judge, Ready, Task
+from pipelines.training.training import Config, Result, Training
+from pipelines.training.watch import Follow
 
 
-def run_job(
-    training: Training,
+def run(
+    task: Task[Config, Ready],
+    config: Config,
+    *,
+    preset: str = "custom",
+    resume: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+    follow: Follow | None = None,
+) -> Result:
+    """Run a job from its configuration to its report.
+
+    Args:
+        task: Which job.
+        config: The whole run.
+        preset: Name that the run folder starts with when `output.name` is not given.
+        resume: Run folder to resume; `config` must be its own but for what `free_on_resume` names.
+        debug: Let Ray's own messages through.
+        say: Takes the lines for the user.
+        follow: Takes the rows of metrics as they come. It may end the run before its last step; model and
+            report are then written all the same.
+
+    Raises:
+        UserError: For every mistake in the configuration or the data that can be seen before training.
+        JobFailedError: When training fails.
+    """
+    import ray.data  # noqa: F401 (sets up its loggers, which session.start then quietens)
+
+    if resume is None:
+        run_folder.check_free(config)
+    check_room(config)
+    training = task.prepare(config, preset=preset, say=say)
+    for line in task.summary(training):
+        say(line)
+    judge = task.judge(training, say)
+    folder, result = train(training, resume=resume, debug=debug, say=say, follow=follow, judge=judge)
+    finished = Finished(
+        config=training.config,
+        preset=preset,
+        run=folder.uri,
+        checkpoint=result.checkpoint,
+        training=training,
+    )
+    reached = [*task.conclusion(finished, result), *task.keep(finished, result)]
+    report = task.report(finished)
+    page = write_report(folder.uri, **vars(report))
+    place_in_mlflow = mlflow_place(training, folder.uri)
+    if place_in_mlflow is not None:
+        files = [REPORT_FILE, run_folder.CONFIG_FILE]
+        if not tracking.attach(folder.uri, place_in_mlflow, files):
+            say("warning: MLflow cannot be reached; the report is in the run folder only")
+    for line in (*reached, f"report: {page}"):
+        say(line)
+    for what, command in report.commands:
+        say(f"next, {what[0].lower()}{what[1:]}: {command}")
+    return result
+
+
+def run_command(task: Task[Any, Any], arguments: list[str], debug: bool) -> None:
+    """Parse the command line of a task, and run it."""
+    parsed = task.parse(arguments)
+    if parsed is not None:
+        run(task, parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
+
+
+def rebuild_report(task: Task[Config, Ready], path: str) -> str:
+    """Write the report of a run again, from its folder and its data; returns the page's path.
+
+    Raises:
+        UserError: If there is no run of this job, or it has no checkpoint yet.
+    """
+    config, preset = run_folder.saved_config(path, task.config_type, job=task.name)
+    uri = storage.absolute(path)
+    checkpoint = run_folder.latest_checkpoint(uri)
+    if checkpoint is None:
+        raise UserError(
+            f"{path} has no complete checkpoint yet",
+            "wait for its first one (output.checkpoint_steps), or --resume it",
+        )
+    finished: Finished[Config, Ready] = Finished(
+        config=config, preset=preset, run=uri, checkpoint=checkpoint, training=None
+    )
+    return write_report(uri, **vars(task.report(finished)))
+
+
+def check_room(config: JobConfig) -> None:
+    """Refuse what one machine has no room for, before anything is rendered or read. A cluster is asked once
+    it is joined.
+
+    Raises:
+        UserError: With the arithmetic.
+    """
+    if here := session.this_machine(config.resources.cpus):
+        place(config.resources, here, tokenize=False)
+
+
+def train(
+    training: Training[Any],
     *,
     resume: str | None,
     debug: bool,
     say: Callable[[str], None],
     follow: Follow | None = None,
-    pauses: Sequence[int] = (),
-    at_pause: AtPause | None = None,
-) -> tuple[run_folder.RunFolder, Result]:
-    """Open the run folder, join or start Ray, and train.
+    judge: Judge | None = None,
+) -> tuple[RunFolder, Result]:
+    """Open the run folder, start or join Ray, and train with pauses in which the model is judged.
+
+    The judge's figures go to MLflow; those of the end are part of the result. A run that was interrupted
+    while it was judged is judged again when it is resumed.
 
     Args:
         training: What to run.
-        resume: Run folder to go on with.
+        resume: Run folder to resume.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
         follow: Takes the rows of metrics as they come, and may end the run.
-        pauses: Steps at which the training ends with a checkpoint and goes on from it, so that the whole
-            cluster is free in between.
-        at_pause: Called there and at the end; again for a run that is resumed there. Its figures go to
-            MLflow, those of the end into the result.
+        judge: Judges the model at its pauses and at the end.
     """
     config = training.config
     with session.start(cpus=config.resources.cpus, debug=debug):
@@ -74,223 +166,54 @@ def run_job(
             say(tracking.NO_PLACE)
         elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
             tracking.check(folder.uri, place_in_mlflow)
-        stop_at = min(training.total_steps, config.stop_at or training.total_steps)
-        goes_on = resume is not None
-
-        def judged(checkpoint: str) -> Mapping[str, float]:
-            assert at_pause is not None
-            remedy = (
-                f"go on by --resume {folder.uri}: the training until step "
-                f"{run_folder.step_of(checkpoint):,} is kept"
-            )
-            with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
-                return at_pause(folder, placement, checkpoint)
-
-        paused = False
-        for step in [*(step for step in pauses if step < stop_at), stop_at]:
-            checkpoint = run_folder.latest_checkpoint(folder.uri) if goes_on else None
-            if checkpoint is not None and step < stop_at and run_folder.step_of(checkpoint) > step:
+        last_step = min(training.total_steps, config.stop_at or training.total_steps)
+        pauses = [step for step in (judge.pauses if judge else ()) if step < last_step]
+        resumes, paused = resume is not None, False
+        for step in [*pauses, last_step]:
+            checkpoint = run_folder.latest_checkpoint(folder.uri) if resumes else None
+            reached = -1 if checkpoint is None else run_folder.step_of(checkpoint)
+            if step < last_step and reached > step:
                 continue
-            if (
-                goes_on
-                and at_pause is not None
-                and checkpoint is not None
-                and run_folder.step_of(checkpoint) == step < stop_at
-            ):
-                evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, judged(checkpoint), say)
+            if judge is not None and checkpoint is not None and reached == step < last_step:
+                _judge(judge, folder, checkpoint, placement, place_in_mlflow, say)
                 continue
-            part = replace(
-                training, config=replace(config, stop_at=step), ends_at=stop_at, after_pause=paused
+            segment = Segment(stop_at=step, last_step=last_step, after_pause=paused)
+            folder, result = fit_while_it_advances(
+                training, segment, folder, placement, say=say, follow=follow, resume=resumes
             )
-            folder, result = train_while_it_advances(
-                part, folder, placement, say=say, follow=follow, resume=goes_on
-            )
-            if at_pause is not None:
-                figures = judged(result.checkpoint)
-                evaluations.tell_mlflow(folder.uri, place_in_mlflow, result.step, figures, say)
+            if judge is not None:
+                figures = _judge(judge, folder, result.checkpoint, placement, place_in_mlflow, say)
                 result = replace(result, metrics={**result.metrics, **figures})
             if result.step < step:
-                break  # Whoever follows has ended it: no later part goes on.
-            folder, goes_on, paused = run_folder.RunFolder(folder.uri, folder.attempt + 1), True, True
+                break  # `follow` has ended the run: no later segment is trained.
+            folder, resumes, paused = RunFolder(folder.uri, folder.attempt + 1), True, True
         return folder, result
 
 
-def check_room(config: JobConfig) -> None:
-    """Refuse what one machine has no room for, before anything is rendered or read; a cluster is asked once
-    it is joined.
-
-    Raises:
-        UserError: With the arithmetic.
-    """
-    if here := session.this_machine(config.resources.cpus):
-        place(config.resources, here, tokenize=False)
-
-
-def train_while_it_advances(
-    training: Training,
-    folder: run_folder.RunFolder,
+def _judge(
+    judge: Judge,
+    folder: RunFolder,
+    checkpoint: str,
     placement: Placement,
-    *,
+    place_in_mlflow: MlflowRun | None,
     say: Callable[[str], None],
-    follow: Follow | None = None,
-    resume: bool,
-) -> tuple[run_folder.RunFolder, Result]:
-    """Train to the last step; returns the last attempt's folder too.
-
-    Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that
-    may be taken away loses many. What tells a fault from bad luck is whether there were new checkpoints in
-    between.
-
-    Raises:
-        UserError: For data of which too much is broken.
-        JobFailedError: When the workers died more often than `resources.max_failures` allows, without a new
-            checkpoint.
-    """
-    while True:
-        before = run_folder.latest_checkpoint(folder.uri)
-        try:
-            return folder, run_training(training, folder, placement, say=say, follow=follow, resume=resume)
-        except JobFailedError as error:
-            if run_folder.latest_checkpoint(folder.uri) == before:
-                raise
-            say(f"warning: {error.cause}; it has advanced in between, and goes on from its last checkpoint")
-            folder, resume = run_folder.RunFolder(folder.uri, folder.attempt + 1), True
+) -> Mapping[str, float]:
+    """Judge a checkpoint unless that was done before an interruption; returns the figures."""
+    step = run_folder.step_of(checkpoint)
+    remedy = f"go on by --resume {folder.uri}: the training until step {step:,} is kept"
+    with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
+        found = evaluations.saved_at(folder.uri, judge.folder, step, way=judge.variant)
+        if found is None:
+            found = judge.judge(folder, checkpoint, placement, step)
+            evaluations.save(folder.uri, judge.folder, step, found, way=judge.variant)
+            say(judge.line({"step": step, **found}))
+    figures = judge.figures(found)
+    evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, figures, say)
+    return figures
 
 
-def run_training(
-    training: Training,
-    folder: run_folder.RunFolder,
-    placement: Placement,
-    *,
-    say: Callable[[str], None],
-    follow: Follow | None = None,
-    resume: bool,
-) -> Result:
-    """Train on a connected Ray until the last step, and return where everything is.
-
-    Raises:
-        UserError: For data of which too much is broken.
-        JobFailedError: When the workers died more often than `resources.max_failures` allows.
-    """
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    config = training.config
-    checkpoint = run_folder.latest_checkpoint(folder.uri) if resume else None
-    rows = training.source.manifest.rows
-    total_rows = (
-        training.total_steps * training.global_batch_size
-        if config.steps or config.whole_steps
-        else int(config.epochs * int(rows.sum()) + 1e-9)
-    )
-    worker_batch = max(1, training.global_batch_size // placement.most_workers)
-    epochs = -(-total_rows // int(rows.sum()))
-    streams = placement.streams
-    cores = int(sum(node.cpus for node in session.nodes()))
-    each = slots_of_round(-(-epochs * len(rows) // streams), cores=-(-cores // streams))
-    plan = Plan(
-        seed=config.seed,
-        epochs=epochs,
-        total_rows=total_rows,
-        max_rows=streams * BLOCKS_PER_ROUND * block_rows(worker_batch),
-        slots=streams * each,
-        streams=streams,
-    )
-    # Ray starts the dispatcher again wherever it dies; it then waits for the workers to bring their
-    # checkpoint's ledger.
-    dispatcher = session.start_beside_driver(
-        Dispatcher, training.source.manifest, plan, max_restarts=-1, max_task_retries=-1
-    )
-    recorder = session.start_beside_driver(
-        Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri)
-    )
-    stop_at = min(training.total_steps, config.stop_at or training.total_steps)
-    loop = LoopConfig(
-        make_objective=training.make_objective,
-        dispatcher=dispatcher,
-        recorder=recorder,
-        seed=config.seed,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
-        stop_at=stop_at,
-        ends_at=training.ends_at or stop_at,
-        after_pause=training.after_pause,
-        streams=streams,
-        clip_norm=training.clip_norm,
-        device=placement.device,
-        threads=placement.worker_threads,
-        precision=config.resources.precision,
-        compile=config.resources.compile,
-        checkpoint_steps=config.output.checkpoint_steps,
-        log_seconds=config.output.log_seconds,
-        max_bad=config.data.max_bad,
-        resume_from=checkpoint,
-        fixed=None if training.fixed is None else ray.put(training.fixed),
-        evaluate_at=frozenset(training.evaluate_at),
-    )
-    data: dict[str, Any] = {
-        stream_name(index): build_stream(
-            dispatcher,
-            slots=range(index * each, (index + 1) * each),
-            config=training.samples,
-            tokenizer=training.tokenizer,
-            placement=placement.of_stream,
-            batch_rows=worker_batch,
-            in_order=config.resources.in_order,
-        )
-        for index in range(streams)
-    }
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"loop": loop},
-        datasets=data,
-        dataset_config=DividedWorkers(streams),
-        scaling_config=_scaling(placement),
-        run_config=ray.train.RunConfig(
-            name=folder.attempt_name,
-            storage_path=folder.uri,
-            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
-        ),
-    )
-    status = "FAILED"
-    interrupt = signal.getsignal(signal.SIGINT)
-    watch = Watch(recorder, dispatcher, training, folder, say, follow)
-    try:
-        with watch, _on_sigterm(watch.stop):
-            trainer.fit()
-        if watch.stopping:
-            raise TerminatedError
-        if failure := ray.get(recorder.failure.remote()):
-            raise UserError(*failure)
-        # Whoever follows may have ended it, but it may have reached its end all the same.
-        reached = run_folder.latest_checkpoint(folder.uri) if watch.ending else None
-        status = "FINISHED" if reached is None or run_folder.step_of(reached) == loop.stop_at else "KILLED"
-    except ray.train.TrainingFailedError as error:
-        raise _failed(error, folder, config.resources.max_failures) from error
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
-        status = "KILLED"
-        say(f"stopped; go on by --resume {folder.uri}")
-        raise (
-            TerminatedError if watch.stopping or isinstance(stop, TerminatedError) else KeyboardInterrupt
-        ) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
-        ray.get(recorder.finish.remote(status))
-    ray.kill(dispatcher)
-    ray.kill(recorder)
-    path = run_folder.latest_checkpoint(folder.uri)
-    if path is None:
-        raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
-    run_folder.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
-    return Result(folder.uri, run_folder.step_of(path), last_metrics(read_metrics(folder.uri)), path)
-
-
-def _paths(training: Training, folder: run_folder.RunFolder) -> dict[str, str]:
-    """What every machine looks for, by the option that names it."""
+def _paths(training: Training[Any], folder: RunFolder) -> dict[str, str]:
+    """The paths that every machine must see, by the option that names them."""
     cache, tokenizer = training.samples.cache, training.tokenizer
     others = {
         "data.tokens": cache.path if cache else None,
@@ -301,65 +224,3 @@ def _paths(training: Training, folder: run_folder.RunFolder) -> dict[str, str]:
         **{name: path for name, path in others.items() if path},
         "output.root": folder.uri,
     }
-
-
-def _failed(error: Exception, folder: run_folder.RunFolder, restarts: int) -> JobFailedError:
-    """What the workers died of."""
-    first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return job_failed(
-        error,
-        folder.uri,
-        doing=f"after {restarts} restarts",
-        cause=cause_of(first),
-        remedy=f"go on by --resume {folder.uri}",
-    )
-
-
-@contextlib.contextmanager
-def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying; only the main thread can
-    have it so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _scaling(placement: Placement) -> Any:
-    import ray.train
-
-    resources = {"CPU": placement.worker_cpus, **placement.tag("train")}
-    if placement.worker_gpus:
-        resources["GPU"] = placement.worker_gpus
-    # Ray Train's annotation is that of its older version, which knew no range.
-    workers: Any = (
-        (placement.workers, placement.most_workers) if placement.worker_range.elastic else placement.workers
-    )
-    return ray.train.ScalingConfig(
-        num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources
-    )
-
-
-def mlflow_place(training: Training, run: str) -> MlflowRun | None:
-    """Where the run goes in MLflow; None if it does not."""
-    return tracking.place_of_job(run, training.config, job=training.job, preset=training.preset)
-
-
-def write_report_of(
-    training: Training, folder: run_folder.RunFolder, write: Callable[[], str], *, say: Callable[[str], None]
-) -> str:
-    """Write the report and attach it, with the configuration, to the MLflow run; returns the
-    report's path.
-    """
-    report = write()
-    place_in_mlflow = mlflow_place(training, folder.uri)
-    if place_in_mlflow is not None and not tracking.attach(
-        folder.uri, place_in_mlflow, [REPORT_FILE, run_folder.CONFIG_FILE]
-    ):
-        say("warning: MLflow cannot be reached; the report is in the run folder only")
-    return report

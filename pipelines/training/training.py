@@ -1,56 +1,59 @@
-"""A training that is checked and ready to run."""
+"""A training that is checked and ready to run, and what it leaves behind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from beit.config import TokenizerConfig
 from beit.objectives.base import Objective
-from pipelines.cluster.placement import Placement
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import WorkerRange
-from pipelines.runs import run_folder
 from pipelines.sources import Source
 from pipelines.stream.samples import Batch, Samples
 
-# Ray keeps about 1 kB a block and operator until an execution ends, so a round has at most so many blocks, of
-# 2 operators each.
-BLOCKS_PER_ROUND = 50_000
+Config = TypeVar("Config", bound=JobConfig)
 
-# Images that a worker puts through the model at once, unless it is told otherwise.
 MICRO_BATCH = 128
+"""Images that a worker puts through the model at once, unless `resources.micro_batch_size` says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Generic[Config]):
     """A job, ready to be run: everything is checked, nothing is started."""
 
     job: str
-    config: JobConfig
+    config: Config
+    """With absolute paths: it is saved with the run, which may be resumed from another folder."""
+
     preset: str
     source: Source
     samples: Samples
     tokenizer: TokenizerConfig | None
+    """What tokenises in the stream. None: nothing does."""
+
     make_objective: Callable[[], Objective]
+    """Builds the model and its loss, in each worker."""
+
     global_batch_size: int
     total_steps: int
     clip_norm: float | None
+
     inputs: dict[str, str]
-    """Digests of what the job reads, by the option that names it."""
+    """Digests of what the job reads, by the option that names it. A resumed run must find the same."""
+
     shown: list[tuple[str, str]]
-    """What the progress line shows: (format, names of metrics)."""
+    """The items of the progress line: (format, names of metrics)."""
+
     fixed: Batch | None = None
-    """Samples that are never trained on; the objective is measured on them after the steps of
+    """Samples that are never trained on. The objective is measured on them after the steps of
     `evaluate_at`."""
+
     evaluate_at: tuple[int, ...] = ()
+
     check_workers: Callable[[WorkerRange], None] = lambda workers: None
-    """Refuses numbers of workers that the job cannot do with."""
-    ends_at: int | None = None
-    """Of a part of a run, up to a pause: the step that the run ends at. None: that of `config`."""
-    after_pause: bool = False
-    """Of a part of a run: whether it goes on from a pause."""
+    """Refuses numbers of workers that do not suit the job."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,11 @@ class Result:
 
     run: str
     """Run folder."""
+
     step: int
+
     metrics: dict[str, Any]
-    """The last row of metrics; those of the training are means over the last twentieth of the steps."""
+    """The last row of metrics. Those of the training are means over the last twentieth of the steps."""
+
     checkpoint: str
     """The last checkpoint."""
-
-
-AtPause = Callable[[run_folder.RunFolder, Placement, str], Mapping[str, float]]
-"""Judges a checkpoint (run folder, placement, checkpoint) and returns figures by `group/name`."""

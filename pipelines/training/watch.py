@@ -1,5 +1,5 @@
-"""What the driver does while a training runs: shows lines, hands on rows, lists broken images, passes on a
-wish to end.
+"""Watch a training from the driver: print its lines, hand on its rows of metrics, list broken images, forward
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from pipelines.csv_files import write_csv
 from pipelines.runs import run_folder
-from pipelines.training.training import Training
+from pipelines.sources import Source
+from pipelines.stream.samples import Samples
 
 Follow = Callable[[list[dict[str, Any]]], bool]
 """Called twice a second with the rows of metrics since the last call; False asks the run to end early, with a
@@ -32,27 +33,24 @@ class Watch:
         self,
         recorder: Any,
         dispatcher: Any,
-        training: Training,
+        source: Source,
+        samples: Samples,
         folder: run_folder.RunFolder,
         say: Callable[[str], None],
         follow: Follow | None,
     ) -> None:
         self._follow = follow
-        self._recorder, self._dispatcher, self._training, self._folder, self._say = (
-            recorder,
-            dispatcher,
-            training,
-            folder,
-            say,
-        )
+        self._recorder, self._dispatcher = recorder, dispatcher
+        self._source, self._samples = source, samples
+        self._folder, self._say = folder, say
         self._ended = threading.Event()
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
         self._complained = False
         self.stopping = False
-        """Whether the run is to be broken off."""
+        """Whether SIGTERM ends the run."""
         self.ending = False
-        """Whether who follows it has ended it early."""
+        """Whether `follow` has ended the run early."""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Watch:
@@ -60,8 +58,9 @@ class Watch:
         return self
 
     def stop(self) -> None:
-        """Have the workers write a last checkpoint and leave; a second time, leave without. It does next to
-        nothing: a signal calls it.
+        """Let the workers write a last checkpoint and end; a second time, end without one.
+
+        A signal calls it, so it only sets a flag.
         """
         if self.stopping:
             signal.raise_signal(signal.SIGINT)
@@ -99,8 +98,8 @@ class Watch:
                 self._complained = True
 
     def _nobody_hears(self, told_at: float) -> bool:
-        """Whether the wish to end reaches nobody: the workers, or those that take the place of lost ones,
-        still wait for machines.
+        """Whether no worker hears of the end: they, or those in place of lost ones, still wait for
+        machines.
         """
         import ray
 
@@ -118,10 +117,7 @@ class Watch:
         if not new:
             return
         for (unit, row), status in new.items():
-            source = self._training.source.unit(unit)
-            self._quarantine[unit, row] = (
-                source.describe(row),
-                self._training.samples.reason(source, row, status),
-            )
+            found = self._source.unit(unit)
+            self._quarantine[unit, row] = (found.describe(row), self._samples.reason(found, row, status))
         listed = [self._quarantine[key] for key in sorted(self._quarantine)]
         write_csv(self._folder.path(QUARANTINE_FILE), ["image", "reason"], listed)

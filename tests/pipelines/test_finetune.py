@@ -23,7 +23,7 @@ from beit.pretraining.model import Beit
 from beit.vit.checkpoints import read_config, save_model
 from pipelines.cli import main
 from pipelines.config.supervised import FinetuneConfig
-from pipelines.finetune import config_for, finetune, prepare, rebuild_report, summary
+from pipelines.finetune import Classification, finetune, rebuild_report
 from pipelines.presets.finetune import PRESETS, recipe_for
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.models import keep_model
@@ -31,6 +31,8 @@ from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source
 from pipelines.stream.ledger import Ledger
+
+TASK = Classification()
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 
@@ -52,7 +54,7 @@ def break_image(path, row):
 
 
 def test_a_recipe_takes_model_and_pixels_from_the_run_and_all_else_from_the_preset(pretrained):
-    config = config_for(pretrained, "tiny64")
+    config = TASK.config_for(pretrained, "tiny64")
     assert (config.model.dim, config.model.position, config.model.drop_path) == (
         32,
         "relative-per-block",
@@ -72,12 +74,12 @@ def test_a_classifier_goes_on_at_a_higher_resolution_with_the_head_and_the_pooli
         replace(TINY, position="absolute"), 10, pooling=pooling, generator=torch.Generator().manual_seed(0)
     )
     save_model(low, tmp_path / "low", extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
-    config = config_for(str(tmp_path / "low"), "base-384")
+    config = TASK.config_for(str(tmp_path / "low"), "base-384")
     assert (config.pooling, config.model.image_size) == (pooling, 384)
     config = override(
         config, {"output.root": str(tmp_path / "runs"), "data.scenes": 20, "data.val_scenes": 10, "steps": 1}
     )
-    transfer = prepare(override(config, {"model.image_size": 64}), preset="test", say=print).transfer
+    transfer = TASK.prepare(override(config, {"model.image_size": 64}), preset="test", say=print).transfer
     assert (transfer.fresh, transfer.dropped, transfer.resampled) == ([], {}, ["pos_embed"])
 
 
@@ -100,7 +102,7 @@ def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
         "steps": 20_000,
     }
     config = override(PRESETS[name](), {**small, "data.train": str(tmp_path / "train")})
-    training = prepare(config, preset=name, say=print).training
+    training = TASK.prepare(config, preset=name, say=print)
     keys = {"epoch": np.zeros(12, int), "unit": np.zeros(12, int), "row": np.arange(12)}
     batch = training.samples.make({**training.source.unit(0).read(np.arange(12), ("image", "label")), **keys})
     objective = training.make_objective()
@@ -127,7 +129,7 @@ def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_
     config = override(PRESETS["tiny64"](), values)
 
     def warmup_of(config):
-        training = prepare(config, preset="test", say=print).training
+        training = TASK.prepare(config, preset="test", say=print)
         assert training.make_objective().optim_config == training.config.optim
         return training.config.warmup_epochs, training.config.optim.warmup_steps, training.total_steps
 
@@ -135,8 +137,8 @@ def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_
     assert warmup_of(override(config, {"steps": 40})) == (None, 2, 40)
     in_steps = {"warmup_epochs": None, "optim.warmup_steps": 7}
     assert warmup_of(override(config, in_steps)) == (None, 7, 100)
-    assert "warmup: 7 steps x 8 images = 1.4 epochs" in summary(
-        prepare(override(config, in_steps), preset="test", say=print)
+    assert "warmup: 7 steps x 8 images = 1.4 epochs" in TASK.summary(
+        TASK.prepare(override(config, in_steps), preset="test", say=print)
     )
     with pytest.raises(
         UserError,
@@ -156,7 +158,7 @@ def test_the_warmup_is_counted_in_epochs_or_in_steps_and_a_run_says_which_steps_
 
 def test_a_folder_without_a_model_is_told_so(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
-        config_for(str(tmp_path), "base")
+        TASK.config_for(str(tmp_path), "base")
 
 
 def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need_it_any_more(
@@ -164,14 +166,14 @@ def test_a_run_that_starts_from_a_checkpoint_of_a_running_training_does_not_need
 ):
     write_scenes(str(tmp_path / "train"), images=16, seed=0, image_size=32, rows_per_group=8)
     values = {"data.train": str(tmp_path / "train"), "steps": 2, "output.root": str(tmp_path / "runs")}
-    config, lines = override(config_for(pretrained, "quickstart"), values), []
-    assert prepare(config, preset="test", say=lines.append).training.config.start == pretrained
+    config, lines = override(TASK.config_for(pretrained, "quickstart"), values), []
+    assert TASK.prepare(config, preset="test", say=lines.append).config.start == pretrained
     Path(pretrained, "progress.json").write_text(json.dumps({"step": 7, "seconds": 1.0, "files": {}}))
-    training = prepare(config, preset="test", say=lines.append).training
+    training = TASK.prepare(config, preset="test", say=lines.append)
     assert sum(line.startswith("start: a copy of ") for line in lines) == 1
     first = training.make_objective().model.state_dict()
     shutil.rmtree(pretrained)
-    again = prepare(training.config, preset="test", say=lines.append).training
+    again = TASK.prepare(training.config, preset="test", say=lines.append)
     assert all(
         torch.equal(first[name], tensor) for name, tensor in again.make_objective().model.state_dict().items()
     )
@@ -182,16 +184,16 @@ def test_a_run_that_starts_from_a_run_keeps_its_weights_while_that_one_goes_on(p
     keep_model(pretrained, str(tmp_path / "earlier"))
     (tmp_path / "earlier" / "model" / "step.json").write_text('{"step": 7}')
     output = {"output.root": str(tmp_path / "runs"), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
-    config = override(config_for(str(tmp_path / "earlier"), "quickstart"), output)
-    training = prepare(config, preset="test", say=print).training
+    config = override(TASK.config_for(str(tmp_path / "earlier"), "quickstart"), output)
+    training = TASK.prepare(config, preset="test", say=print)
     assert training.config.start.startswith(f"{tmp_path}/runs/starts/earlier-step-7-")
     save_model(
         Beit(TINY, 16, seed=2),
         tmp_path / "earlier" / "model",
         extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}},
     )
-    assert prepare(training.config, preset="test", say=print).training.inputs == training.inputs
-    assert prepare(config, preset="test", say=print).training.inputs != training.inputs
+    assert TASK.prepare(training.config, preset="test", say=print).inputs == training.inputs
+    assert TASK.prepare(config, preset="test", say=print).inputs != training.inputs
 
 
 def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named(
@@ -204,7 +206,7 @@ def test_the_configuration_of_a_run_begins_with_another_model_where_one_is_named
         extra={"view": other},
     )
     config = override(
-        config_for(pretrained, "quickstart"),
+        TASK.config_for(pretrained, "quickstart"),
         {"output.root": str(tmp_path), "output.name": "earlier", "layer_decay": 0.5},
     )
     run_folder.create(config, job="finetune", preset="quickstart")
@@ -221,8 +223,8 @@ def test_other_pixels_than_those_of_the_weights_are_warned_of(pretrained, tmp_pa
     output = {"output.root": str(tmp_path), "data.scenes": 16, "data.val_scenes": 8, "steps": 1}
     for mean, warnings in (((0.5, 0.5, 0.5), 0), ((0.4, 0.5, 0.5), 1)):
         lines = []
-        prepare(
-            override(config_for(pretrained, "quickstart"), {**output, "view.mean": mean}),
+        TASK.prepare(
+            override(TASK.config_for(pretrained, "quickstart"), {**output, "view.mean": mean}),
             preset="test",
             say=lines.append,
         )
@@ -248,7 +250,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
         "optim.global_batch_size": 8,
     }
     output = {"output.root": str(tmp_path / "runs"), "output.name": "run", "output.mlflow": False}
-    config = override(config_for(pretrained, "quickstart"), {**values, **output})
+    config = override(TASK.config_for(pretrained, "quickstart"), {**values, **output})
     lines = []
     with monkeypatch.context() as patch:
         patch.setattr(

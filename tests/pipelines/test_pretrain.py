@@ -15,7 +15,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.evaluation.knn import KnnSets
 from pipelines.presets import pretrain as presets
 from pipelines.presets.tokenizer import scenes64
-from pipelines.pretrain import prepare, pretrain, rebuild_report
+from pipelines.pretrain import Pretraining, pretrain, rebuild_report
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.metrics import read_metrics
 from pipelines.scenes.shards import write_scenes
@@ -24,6 +24,8 @@ from pipelines.stream.samples import draw_unseen
 from pipelines.tools.weights import ExportConfig, export_weights
 from pipelines.train_tokenizer import rebuild_report as rebuild_tokenizer_report
 from pipelines.train_tokenizer import train_tokenizer
+
+TASK = Pretraining()
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -85,7 +87,7 @@ def assert_hugging_face_predicts_the_same(run, out):
         transformers.BeitForMaskedImageModeling.from_pretrained(out).eval(),
         load_model(Path(run, "model")),
     )
-    samples = prepare(
+    samples = TASK.prepare(
         run_folder.saved_config(run, PretrainConfig, job="pretrain")[0],
         preset="quickstart",
         say=lambda line: None,

@@ -30,9 +30,11 @@ from pipelines.config.workers import WorkerRange
 from pipelines.evaluation.segmentation import PixelJudge, add_up, whole_views
 from pipelines.presets.segment import PRESETS, recipe_for
 from pipelines.runs import evaluations, run_folder
-from pipelines.segment import check_parts, config_for, prepare, rebuild_report, segment, summary
+from pipelines.segment import Segmentation, check_parts, rebuild_report, segment
 from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
+
+TASK = Segmentation()
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 NAMES = ("sky", "road", "tree", "void")
@@ -112,7 +114,7 @@ def job_config(pretrained, tmp_path, **values):
         "output.name": "run",
         "output.mlflow": False,
     }
-    return override(config_for(pretrained, "quickstart"), {**fixed, **values})
+    return override(TASK.config_for(pretrained, "quickstart"), {**fixed, **values})
 
 
 def test_every_preset_survives_its_file():
@@ -137,7 +139,7 @@ def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
     }
     small |= {"model.image_size": 64, "view.short_side": 64, "view.long_side": 256}
     config = override(PRESETS[name](), {**small, "data.train": str(tmp_path / "train")})
-    training = prepare(config, preset=name, say=print).training
+    training = TASK.prepare(config, preset=name, say=print)
     keys = {"epoch": np.zeros(2, int), "unit": np.zeros(2, int), "row": np.arange(2)}
     batch = training.samples.make(
         {**training.source.unit(0).read(np.arange(2), ("image", "annotation")), **keys}
@@ -151,7 +153,7 @@ def test_every_recipe_takes_a_step_with_a_small_model(name, tmp_path):
 
 
 def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_size(pretrained):
-    config = config_for(pretrained, "camvid")
+    config = TASK.config_for(pretrained, "camvid")
     assert (config.model.image_size, config.model.position, config.view.short_side) == (
         32,
         "relative-per-block",
@@ -161,7 +163,7 @@ def test_a_recipe_takes_model_and_pixels_from_the_run_and_scales_images_for_its_
         (0.5, 0.5, 0.5),
         AnnotationConfig(classes=11, ignore_index=11),
     )
-    released = config_for(pretrained, "ade20k-upernet-22k-640")
+    released = TASK.config_for(pretrained, "ade20k-upernet-22k-640")
     assert (released.model.image_size, released.view.short_side, released.view.mean[0]) == (640, 640, 0.485)
     assert recipe_for(ModelConfig(position="relative"), "mim") == "ade20k-upernet"
     assert recipe_for(ModelConfig(position="relative"), "classifier") == "ade20k-upernet-22k"
@@ -198,13 +200,13 @@ def test_workers_that_come_and_go_must_go_through_their_shares_in_equally_many_p
 def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_starts(pretrained, tmp_path):
     write_streets(tmp_path / "train", range(16))
     write_streets(tmp_path / "val", range(16, 20))
-    prepared = prepare(job_config(pretrained, tmp_path), preset="test", say=print)
+    prepared = TASK.prepare(job_config(pretrained, tmp_path), preset="test", say=print)
     assert prepared.classes == 3, "void, the last id, is no class"
     other = write_streets(tmp_path / "other", range(4), names=("sky", "tree", "road", "void"))
     with pytest.raises(UserError, match=r"data.val calls class 1 of 3 tree, data.train road"):
-        prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
+        TASK.prepare(job_config(pretrained, tmp_path, **{"data.val": other}), preset="test", say=print)
     lines = []
-    prepare(
+    TASK.prepare(
         job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255}), preset="test", say=lines.append
     )
     assert [line for line in lines if "class 3 is called void" in line]
@@ -212,9 +214,9 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     with pytest.raises(
         UserError, match=r"data.val names 5 ids, which do not come to the 3 classes of data.train"
     ):
-        prepare(job_config(pretrained, tmp_path, **{"data.val": longer}), preset="test", say=print)
+        TASK.prepare(job_config(pretrained, tmp_path, **{"data.val": longer}), preset="test", say=print)
     lines = []
-    prepare(
+    TASK.prepare(
         job_config(pretrained, tmp_path, **{"steps": 3, "optim.warmup_steps": 3}),
         preset="test",
         say=lines.append,
@@ -226,7 +228,7 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
         UserError,
         match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels",
     ):
-        prepare(
+        TASK.prepare(
             job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}),
             preset="test",
             say=print,
@@ -235,14 +237,14 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     (tmp_path / "plain").mkdir()
     pq.write_table(plain, tmp_path / "plain" / "part.parquet")
     with pytest.raises(UserError, match="has no annotations, it is parquet with images only"):
-        prepare(
+        TASK.prepare(
             job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}),
             preset="test",
             say=print,
         )
     pq.write_table(plain.append_column("annotation", [["a.png"] * 16]), tmp_path / "plain" / "part.parquet")
     with pytest.raises(UserError, match="the column annotation holds str, not the bytes of files"):
-        prepare(
+        TASK.prepare(
             job_config(pretrained, tmp_path, **{"data.train": str(tmp_path / "plain")}),
             preset="test",
             say=print,
@@ -264,15 +266,15 @@ def test_image_files_take_their_annotations_from_a_folder_beside_them(pretrained
     }
     config = job_config(pretrained, tmp_path, **values)
     with pytest.raises(UserError, match=r"(?s)data.val=.* has no annotations.*--data.val-annotations"):
-        prepare(config, preset="test", say=print)
-    prepared = prepare(
+        TASK.prepare(config, preset="test", say=print)
+    prepared = TASK.prepare(
         override(config, {"data.val_annotations": str(tmp_path / "annotations" / "val")}),
         preset="test",
         say=print,
     )
-    assert (prepared.training.source.manifest.total, prepared.val.total) == (8, 4)
-    assert "data: 8 images, 3 classes (data.fraction 0.5)" in summary(prepared)
-    made = prepared.training.samples.make(
+    assert (prepared.source.manifest.total, prepared.val.total) == (8, 4)
+    assert "data: 8 images, 3 classes (data.fraction 0.5)" in TASK.summary(prepared)
+    made = prepared.samples.make(
         {
             **prepared.val.unit(0).read(np.arange(4), ("image", "annotation")),
             **{"epoch": np.zeros(4, int), "unit": np.zeros(4, int), "row": np.arange(4)},
@@ -333,7 +335,7 @@ def test_wrong_annotations_have_no_pixel_that_counts_and_are_named_with_figures(
     wrong = wrong_files()
     write_streets(tmp_path / "train", range(24), broken={row: files for row, (files, _) in wrong.items()})
     write_streets(tmp_path / "val", range(40, 44))
-    training = prepare(job_config(pretrained, tmp_path), preset="test", say=print).training
+    training = TASK.prepare(job_config(pretrained, tmp_path), preset="test", say=print)
     named = {}
     for index in range(3):
         unit = training.source.unit(index)

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipelines import finetune as classification
-from pipelines import segment as segmentation
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.supervised import FinetuneConfig, SegmentConfig, SupervisedConfig
+from pipelines.finetune import Classification, finetune
 from pipelines.pretrain import pretrain
 from pipelines.runs import run_folder
+from pipelines.segment import Segmentation, segment
 from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
 from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.failures import cause
@@ -63,7 +63,7 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     """Fine-tuning of a chain for classification, which begins with what its pretraining has left."""
     protocol = setup.config.classify
     return _of_chain(
-        with_protocol(classification.config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(Classification().config_for(_start(setup, chain), protocol.recipe), protocol),
         setup,
         chain,
         "classify",
@@ -74,7 +74,7 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     """Fine-tuning of a chain for segmentation, which begins with what its pretraining has left."""
     protocol = setup.config.segment
     return _of_chain(
-        with_protocol(segmentation.config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(Segmentation().config_for(_start(setup, chain), protocol.recipe), protocol),
         setup,
         chain,
         "segment",
@@ -157,6 +157,6 @@ def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]
     if job == "pretrain":
         pretrain(pretrain_config(setup, chain), preset=setup.preset, **options)
     elif job == "classify":
-        classification.finetune(classify_config(setup, chain), preset=setup.config.classify.recipe, **options)
+        finetune(classify_config(setup, chain), preset=setup.config.classify.recipe, **options)
     else:
-        segmentation.segment(segment_config(setup, chain), preset=setup.config.segment.recipe, **options)
+        segment(segment_config(setup, chain), preset=setup.config.segment.recipe, **options)

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from beit.errors import UserError
-from pipelines import finetune, segment, storage
+from pipelines import storage
 from pipelines.config.data import SupervisedDataConfig, check_has_data
 from pipelines.datasets import open_data, open_val
+from pipelines.finetune import Classification
 from pipelines.presets.finetune import finetune_preset
 from pipelines.presets.segment import segment_preset
-from pipelines.pretrain import check_config, check_grid, checked_length, with_absolute_paths
+from pipelines.segment import Segmentation
 from pipelines.sources import Source
 from pipelines.stream.graph import px_per_token
-from pipelines.training.supervised import Prepared as PreparedTask
+from pipelines.training.pretraining import check_config, check_grid, checked_length, with_absolute_paths
+from pipelines.training.supervised import SupervisedTraining
 from tune.ablation.chain import JobName
 from tune.ablation.chain_run import with_protocol
 from tune.ablation.config import AblationConfig, ProtocolConfig
@@ -91,9 +93,9 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
             replace(config, classify=protocol) if task == "classify" else replace(config, segment=protocol)
         )
         found = _check_task(config, task, recipe)
-        assert found.val is not None
-        steps[task] = found.training.total_steps
-        inputs |= {f"{task}.train": found.training.source.manifest.digest, f"{task}.val": found.val.digest}
+        steps[task] = found.total_steps
+        val = "" if found.val is None else found.val.digest
+        inputs |= {f"{task}.train": found.source.manifest.digest, f"{task}.val": val}
     return Prepared(config=config, preset=preset, source=source, steps=steps, inputs=inputs)
 
 
@@ -106,10 +108,10 @@ def _recipe(config: AblationConfig, task: Task) -> Any:
     )
 
 
-def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask:
+def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTraining[Any]:
     """Data, labels and length of a task, by a model from scratch of the recipe's own."""
     protocol: ProtocolConfig = getattr(config, task)
-    module: Any = finetune if task == "classify" else segment
+    job: Any = Classification() if task == "classify" else Segmentation()
     try:
         checked = replace(
             with_protocol(recipe, protocol),
@@ -117,7 +119,7 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> PreparedTask
             output=config.output,
             seed=config.seed,
         )
-        found: PreparedTask = module.prepare(checked, preset=protocol.recipe, say=lambda line: None)
+        found: SupervisedTraining[Any] = job.prepare(checked, preset=protocol.recipe, say=lambda line: None)
     except UserError as error:
         raise UserError(f"{task}: {error.cause}", error.remedy.replace("--data.", f"--{task}.")) from error
     return found

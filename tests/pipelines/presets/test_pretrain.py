@@ -11,8 +11,8 @@ from beit.errors import UserError
 from beit.objectives.optim import check_schedule, learning_rate
 from beit.plain import override
 from pipelines.presets.pretrain import PRESETS, meant_for, pretrain_preset
-from pipelines.pretrain import check_config, explain
 from pipelines.training import recipe
+from pipelines.training.pretraining import check_config, explain
 
 IMAGENET = [name for name in PRESETS if PRESETS[name]().model.image_size == 224]
 IMAGENET_1K = 1_281_167

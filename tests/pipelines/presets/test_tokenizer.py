@@ -9,7 +9,9 @@ from beit.tokenizer.dvae import DvaeConfig
 from beit.tokenizer.objective import DvaeObjective
 from pipelines.config.tokenizer import TrainTokenizerConfig
 from pipelines.presets.tokenizer import PRESETS, dalle, tokenizer_preset
-from pipelines.train_tokenizer import prepare
+from pipelines.train_tokenizer import TokenizerTask
+
+TASK = TokenizerTask()
 
 
 def test_dalles_schedules_are_those_of_its_appendix():
@@ -49,6 +51,6 @@ def test_a_preset_survives_its_json(name):
 
 def test_large_tokenizers_want_images_and_unknown_names_are_refused():
     with pytest.raises(UserError, match=r"data\.train is not given"):
-        prepare(dalle(), preset="dalle", say=lambda line: None)
+        TASK.prepare(dalle(), preset="dalle", say=lambda line: None)
     with pytest.raises(UserError, match="there is no tokenizer preset dale"):
         tokenizer_preset("dale")

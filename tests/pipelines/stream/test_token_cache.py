@@ -27,13 +27,15 @@ from pipelines.config.resources import ResourceConfig
 from pipelines.config.tokenizer import EncodeConfig
 from pipelines.encode_tokens import config_of, encode_tokens, place_encoding
 from pipelines.presets import pretrain as presets
-from pipelines.pretrain import prepare, pretrain, summary
+from pipelines.pretrain import Pretraining, pretrain
 from pipelines.runs.metrics import read_metrics
 from pipelines.sources import open_source
 from pipelines.stream.graph import Tokenize, read_slot
 from pipelines.stream.rounds import Part
 from pipelines.stream.samples import draw_unseen, make_samples
 from pipelines.stream.token_cache import PART_UNITS, CacheDescription
+
+TASK = Pretraining()
 
 UNITS, ROWS, EPOCHS = PART_UNITS + 2, 5, 2
 BROKEN = (3, 1)  # unit, row
@@ -100,7 +102,7 @@ def with_cache(config, cache):
 
 
 def prepared(config):
-    return prepare(config, preset="quickstart", say=lambda line: None)
+    return TASK.prepare(config, preset="quickstart", say=lambda line: None)
 
 
 def test_cached_tokens_are_those_of_tokenising_online_byte_for_byte(config, cache):
@@ -150,11 +152,11 @@ def test_views_and_tokens_repeat_after_the_epochs_of_the_cache_and_masks_do_not(
         np.testing.assert_array_equal(first[name], later[name])
     assert (first["mask"] != later["mask"]).any()
     assert later["epoch"].tolist() == [EPOCHS] * 2 * ROWS
-    shown = "\n".join(summary(cached))
+    shown = "\n".join(TASK.summary(cached))
     assert "2 epochs of views, computed in float32" in shown
     assert "the sets of 2 epochs repeat; masks still change" in shown
     assert "repeat" not in "\n".join(
-        summary(prepared(override(with_cache(config, cache), {"epochs": EPOCHS})))
+        TASK.summary(prepared(override(with_cache(config, cache), {"epochs": EPOCHS})))
     )
     np.testing.assert_array_equal(
         draw_unseen(cached.source.manifest, cached.samples, 4)["patch_view"],

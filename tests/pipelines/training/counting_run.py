@@ -38,7 +38,9 @@ from pipelines.runs import run_folder
 from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.samples import SampleConfig, make_samples
-from pipelines.training import run as job
+from pipelines.training import fit
+from pipelines.training.run import train
+from pipelines.training.training import Training
 
 SEED, EPOCHS, BATCH = 5, 3, 24
 SAMPLES = SampleConfig(seed=SEED, view=ViewConfig(), patch_px=32, token_px=32, mask=MaskConfig(), grid=4)
@@ -206,8 +208,8 @@ def main():
         ),
         output=OutputConfig(root=args.out, name="run", checkpoint_steps=4, mlflow=False, log_seconds=1.0),
     )
-    job.BLOCKS_PER_ROUND = 8  # several rounds in a run as small as this
-    training = job.Training(
+    fit.BLOCKS_PER_ROUND = 8  # several rounds in a run as small as this
+    training = Training(
         job="counting",
         config=config,
         preset="counting",
@@ -229,9 +231,7 @@ def main():
         inputs={"data.train": source.manifest.digest},
         shown=[],
     )
-    _, result = job.run_job(
-        training, resume=f"{args.out}/run" if args.resume else None, debug=False, say=print
-    )
+    _, result = train(training, resume=f"{args.out}/run" if args.resume else None, debug=False, say=print)
     print(dataclasses.asdict(result))
 
 

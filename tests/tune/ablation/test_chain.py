@@ -135,9 +135,11 @@ def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_prot
     )
     jobs = []
     monkeypatch.setattr(
-        "pipelines.finetune.finetune", lambda config, **options: jobs.append((config, options))
+        "tune.ablation.chain_run.finetune", lambda config, **options: jobs.append((config, options))
     )
-    monkeypatch.setattr("pipelines.segment.segment", lambda config, **options: jobs.append((config, options)))
+    monkeypatch.setattr(
+        "tune.ablation.chain_run.segment", lambda config, **options: jobs.append((config, options))
+    )
     chain = replace(CHAIN_0, seed=3)
     for task in chain.tasks:
         run_job(setup, chain, task, print)

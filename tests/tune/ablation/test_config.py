@@ -6,8 +6,8 @@ from beit.errors import UserError
 from beit.plain import from_dict, override, to_dict
 from pipelines.presets.finetune import finetune_preset
 from pipelines.presets.segment import segment_preset
-from pipelines.pretrain import check_config
 from pipelines.runs.run_folder import check_same
+from pipelines.training.pretraining import check_config
 from tune.ablation.config import ABLATIONS, AblationConfig, ablation_preset
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from beit.errors import JobFailedError
 from pipelines.runs import run_folder
-from pipelines.training import run as job
+from pipelines.training import fit
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def dying(tmp_path, monkeypatch):
     def train(*reached):
         left, starts = list(reached), []
 
-        def run_training(training, folder, placement, *, say, follow, resume):
+        def dies(training, segment, folder, placement, *, say, follow, resume):
             found = run_folder.latest_checkpoint(folder.uri)
             starts.append((folder.attempt, resume, None if found is None else run_folder.step_of(found)))
             step = left.pop(0)
@@ -33,11 +33,11 @@ def dying(tmp_path, monkeypatch):
                 raise JobFailedError("a machine was lost (after 3 restarts)", "go on by --resume")
             return SimpleNamespace(step=step)
 
-        monkeypatch.setattr(job, "run_training", run_training)
+        monkeypatch.setattr(fit, "fit", dies)
         lines = []
         folder = run_folder.RunFolder(str(tmp_path), 1)
         return (
-            lambda: job.train_while_it_advances(None, folder, None, say=lines.append, resume=False),
+            lambda: fit.fit_while_it_advances(None, None, folder, None, say=lines.append, resume=False),
             starts,
             lines,
         )

@@ -1,0 +1,270 @@
+"""Train on a connected Ray: plan the rounds, build the streams, start the actors, and let Ray Train run the
+workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from beit.errors import JobFailedError, TerminatedError, UserError
+from pipelines.cluster import session
+from pipelines.cluster.failures import cause_of, job_failed
+from pipelines.cluster.placement import Placement
+from pipelines.runs import run_folder, tracking
+from pipelines.runs.metrics import last_metrics, read_metrics
+from pipelines.runs.run_folder import RunFolder
+from pipelines.runs.tracking import MlflowRun
+from pipelines.stream.dispatcher import Dispatcher, Plan
+from pipelines.stream.division import DividedWorkers, stream_name
+from pipelines.stream.graph import block_rows, build_stream
+from pipelines.stream.rounds import slots_of_round
+from pipelines.training.loop import LoopConfig, train_worker
+from pipelines.training.recorder import Recorder
+from pipelines.training.training import MICRO_BATCH, Result, Training
+from pipelines.training.watch import Follow, Watch
+
+# Ray keeps about 1 kB a block and operator until an execution ends. So a round has at most this many blocks,
+# of 2 operators each.
+BLOCKS_PER_ROUND = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One segment of a run: pauses for the judge cut a run into several."""
+
+    stop_at: int
+    """Step at which the segment ends, with a checkpoint."""
+
+    last_step: int
+    """Last step of the whole run: the time left is counted to it."""
+
+    after_pause: bool
+    """Whether the segment follows a pause of the same run, not an interruption."""
+
+
+def fit_while_it_advances(
+    training: Training[Any],
+    segment: Segment,
+    folder: RunFolder,
+    placement: Placement,
+    *,
+    say: Callable[[str], None],
+    follow: Follow | None = None,
+    resume: bool,
+) -> tuple[RunFolder, Result]:
+    """Train to the end of a segment; returns the last attempt's folder too.
+
+    Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that
+    may be taken away loses many. New checkpoints in between tell bad luck from a fault.
+
+    Raises:
+        UserError: For data of which too much is broken.
+        JobFailedError: When the workers died more often than `resources.max_failures` allows, without a new
+            checkpoint.
+    """
+    while True:
+        before = run_folder.latest_checkpoint(folder.uri)
+        try:
+            result = fit(training, segment, folder, placement, say=say, follow=follow, resume=resume)
+        except JobFailedError as error:
+            if run_folder.latest_checkpoint(folder.uri) == before:
+                raise
+            say(f"warning: {error.cause}; it has advanced in between, and goes on from its last checkpoint")
+            folder, resume = RunFolder(folder.uri, folder.attempt + 1), True
+        else:
+            return folder, result
+
+
+def fit(
+    training: Training[Any],
+    segment: Segment,
+    folder: RunFolder,
+    placement: Placement,
+    *,
+    say: Callable[[str], None],
+    follow: Follow | None = None,
+    resume: bool,
+) -> Result:
+    """Train one attempt of a segment.
+
+    Raises:
+        UserError: For data of which too much is broken.
+        JobFailedError: When the workers died more often than `resources.max_failures` allows.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    config, manifest = training.config, training.source.manifest
+    checkpoint = run_folder.latest_checkpoint(folder.uri) if resume else None
+    plan = _plan(training, placement)
+    # Ray starts the dispatcher again wherever it dies. It then waits for the workers to bring their
+    # checkpoint's ledger.
+    dispatcher = session.start_beside_driver(Dispatcher, manifest, plan, max_restarts=-1, max_task_retries=-1)
+    recorder = session.start_beside_driver(
+        Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri)
+    )
+    loop = LoopConfig(
+        make_objective=training.make_objective,
+        dispatcher=dispatcher,
+        recorder=recorder,
+        seed=config.seed,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=config.resources.micro_batch_size or MICRO_BATCH,
+        stop_at=segment.stop_at,
+        last_step=segment.last_step,
+        after_pause=segment.after_pause,
+        streams=plan.streams,
+        clip_norm=training.clip_norm,
+        device=placement.device,
+        threads=placement.worker_threads,
+        precision=config.resources.precision,
+        compile=config.resources.compile,
+        checkpoint_steps=config.output.checkpoint_steps,
+        log_seconds=config.output.log_seconds,
+        max_bad=config.data.max_bad,
+        resume_from=checkpoint,
+        fixed=None if training.fixed is None else ray.put(training.fixed),
+        evaluate_at=frozenset(training.evaluate_at),
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"loop": loop},
+        datasets=_streams(training, plan, placement, dispatcher),
+        dataset_config=DividedWorkers(plan.streams),
+        scaling_config=_scaling(placement),
+        run_config=ray.train.RunConfig(
+            name=folder.attempt_name,
+            storage_path=folder.uri,
+            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
+        ),
+    )
+    status = "FAILED"
+    interrupt = signal.getsignal(signal.SIGINT)
+    watch = Watch(recorder, dispatcher, training.source, training.samples, folder, say, follow)
+    try:
+        with watch, _on_sigterm(watch.stop):
+            trainer.fit()
+        if watch.stopping:
+            raise TerminatedError
+        if failure := ray.get(recorder.failure.remote()):
+            raise UserError(*failure)
+        # `follow` may have ended the run, which may have reached its last step all the same.
+        reached = run_folder.latest_checkpoint(folder.uri) if watch.ending else None
+        ended_early = reached is not None and run_folder.step_of(reached) != segment.stop_at
+        status = "KILLED" if ended_early else "FINISHED"
+    except ray.train.TrainingFailedError as error:
+        raise _failed(error, folder, config.resources.max_failures) from error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
+        status = "KILLED"
+        say(f"stopped; go on by --resume {folder.uri}")
+        terminated = watch.stopping or isinstance(stop, TerminatedError)
+        raise (TerminatedError if terminated else KeyboardInterrupt) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+        ray.get(recorder.finish.remote(status))
+    ray.kill(dispatcher)
+    ray.kill(recorder)
+    path = run_folder.latest_checkpoint(folder.uri)
+    if path is None:
+        raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
+    run_folder.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
+    return Result(folder.uri, run_folder.step_of(path), last_metrics(read_metrics(folder.uri)), path)
+
+
+def mlflow_place(training: Training[Any], run: str) -> MlflowRun | None:
+    """Where the run goes in MLflow; None if it does not."""
+    return tracking.place_of_job(run, training.config, job=training.job, preset=training.preset)
+
+
+def _plan(training: Training[Any], placement: Placement) -> Plan:
+    """The rows of the whole run, and the slots of a round."""
+    config, rows = training.config, training.source.manifest.rows
+    images = int(rows.sum())
+    if config.steps or config.whole_steps:
+        total_rows = training.total_steps * training.global_batch_size
+    else:
+        total_rows = int(config.epochs * images + 1e-9)
+    epochs = -(-total_rows // images)
+    streams = placement.streams
+    cores = int(sum(node.cpus for node in session.nodes()))
+    slots = slots_of_round(-(-epochs * len(rows) // streams), cores=-(-cores // streams))
+    return Plan(
+        seed=config.seed,
+        epochs=epochs,
+        total_rows=total_rows,
+        max_rows=streams * BLOCKS_PER_ROUND * block_rows(_worker_batch(training, placement)),
+        slots=streams * slots,
+        streams=streams,
+    )
+
+
+def _streams(training: Training[Any], plan: Plan, placement: Placement, dispatcher: Any) -> dict[str, Any]:
+    """A Ray dataset for each stream, over its share of the slots."""
+    each = plan.slots // plan.streams
+    return {
+        stream_name(index): build_stream(
+            dispatcher,
+            slots=range(index * each, (index + 1) * each),
+            config=training.samples,
+            tokenizer=training.tokenizer,
+            placement=placement.of_stream,
+            batch_rows=_worker_batch(training, placement),
+            in_order=training.config.resources.in_order,
+        )
+        for index in range(plan.streams)
+    }
+
+
+def _worker_batch(training: Training[Any], placement: Placement) -> int:
+    return max(1, training.global_batch_size // placement.most_workers)
+
+
+def _failed(error: Exception, folder: RunFolder, restarts: int) -> JobFailedError:
+    """The error that ends a run whose workers died too often."""
+    first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    return job_failed(
+        error,
+        folder.uri,
+        doing=f"after {restarts} restarts",
+        cause=cause_of(first),
+        remedy=f"go on by --resume {folder.uri}",
+    )
+
+
+@contextlib.contextmanager
+def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying. Only the main
+    thread can.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _scaling(placement: Placement) -> Any:
+    import ray.train
+
+    resources = {"CPU": placement.worker_cpus, **placement.tag("train")}
+    if placement.worker_gpus:
+        resources["GPU"] = placement.worker_gpus
+    # Ray Train's annotation is that of its older version, which knew no range.
+    workers: Any = placement.workers
+    if placement.worker_range.elastic:
+        workers = (placement.workers, placement.most_workers)
+    return ray.train.ScalingConfig(
+        num_workers=workers, use_gpu=placement.worker_gpus > 0, resources_per_worker=resources
+    )

@@ -1,0 +1,196 @@
+"""Check a pretraining, and build its objective: used by the job, by sweeps and by `beit plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from beit.config import TargetKind
+from beit.errors import UserError
+from beit.objectives.optim import check_schedule
+from beit.plain import override
+from beit.pretraining.objective import MimObjective
+from beit.pretraining.targets import MeanColour, Pixels, Target, VisualTokens
+from beit.tokenizer.protocol import ImageTokenizer
+from pipelines import storage
+from pipelines.config.data import MOST_SCENE_PX
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.workers import check_batch
+from pipelines.presets.pretrain import meant_for
+from pipelines.scenes.shards import are_scenes
+from pipelines.sources import Manifest, open_source
+from pipelines.stream.graph import open_tokenizer, px_per_token
+from pipelines.stream.token_cache import TokenCache, view_fields
+from pipelines.training import recipe
+
+Config = TypeVar("Config", bound=PretrainConfig)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same with absolute paths to what is read: the saved configuration holds wherever the run is resumed
+    from.
+    """
+    paths = {
+        "data.train": config.data.train,
+        "data.tokens": config.data.tokens,
+        "tokenizer.path": config.tokenizer.path,
+        "knn.train": config.knn.train,
+        "knn.val": config.knn.val,
+    }
+    return override(
+        config, {name: storage.absolute(path) for name, path in paths.items() if path is not None}
+    )
+
+
+def check_config(config: PretrainConfig) -> None:
+    """What fields say to each other.
+
+    Raises:
+        UserError: Naming the first of them that does not go with another.
+    """
+    config.mask.check(config.model.grid)
+    config.target.check(config.mask)
+    if config.evaluation.images:
+        config.evaluation.mask.check(config.model.grid)
+        config.target.check(config.evaluation.mask)
+    if config.data.tokens is not None and config.target.kind != "tokens":
+        raise UserError(
+            (
+                f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} "
+                "predicts "
+                "none"
+            ),
+            "leave out --data.tokens, or set --target.kind tokens",
+        )
+    check_batch(config.optim.global_batch_size, config.resources.worker_range)
+
+
+def checked_length(config: PretrainConfig, images: int) -> int:
+    """Optimizer steps of a run over so many images an epoch.
+
+    Raises:
+        UserError: If the warmup takes all of them. A number of steps that was asked for may be as small as it
+            likes.
+    """
+    total_steps = config.total_steps(images, config.optim.global_batch_size)
+    if config.steps is None:
+        check_schedule(config.optim, total_steps)
+    return total_steps
+
+
+def check_grid(config: PretrainConfig, px_per_token: int) -> None:
+    """One visual token for each patch.
+
+    Raises:
+        UserError: If the tokenizer's tokens do not lie on the model's patches.
+    """
+    grid = config.tokenizer.image_size / px_per_token
+    if grid != config.model.grid:
+        raise UserError(
+            f"tokenizer.image_size={config.tokenizer.image_size} gives {grid:g} x {grid:g} visual tokens, "
+            "but model.image_size="
+            f"{config.model.image_size} gives {config.model.grid} x {config.model.grid} patches",
+            f"set --tokenizer.image-size {config.model.grid * px_per_token}",
+        )
+
+
+def checked_tokenizer(config: PretrainConfig) -> ImageTokenizer:
+    """The run's tokenizer, on this machine's CPU.
+
+    Raises:
+        UserError: If its tokens do not lie on the model's patches.
+    """
+    tokenizer = open_tokenizer(config.tokenizer)
+    check_grid(config, tokenizer.px_per_token)
+    return tokenizer
+
+
+def checked_cache(
+    path: str, config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer
+) -> TokenCache:
+    """The token cache that the run reads instead of tokenising.
+
+    Raises:
+        UserError: If it was made for other samples or by another tokenizer, or is not complete.
+    """
+    cache = TokenCache.open(path)
+    # How many epochs there are, and in which precision they were computed, is for the cache to say.
+    cache.check(
+        replace(
+            cache.description,
+            data=manifest.digest,
+            units=len(manifest.rows),
+            seed=config.seed,
+            view=view_fields(config.view),
+            patch_px=config.model.image_size,
+            token_px=config.tokenizer.image_size,
+            tokenizer=tokenizer.digest,
+            vocab_size=tokenizer.vocab_size,
+        )
+    )
+    if missing := cache.missing():
+        raise UserError(
+            f"data.tokens={path} lacks {len(missing):,} of {cache.epochs * cache.parts_of_epoch:,} parts",
+            "run its beit tokenizer encode again: it computes what is missing",
+        )
+    return cache
+
+
+def make_objective(
+    config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str
+) -> MimObjective:
+    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and ""
+    without one.
+    """
+    return MimObjective(
+        config.model,
+        config.optim,
+        config.view,
+        target=make_target(config, vocab_size),
+        asked=config.target.positions,
+        total_steps=total_steps,
+        seed=config.seed,
+        max_hidden=config.mask.budget(config.model.grid),
+        extra={
+            "tokenizer": {"name": config.tokenizer.path or config.tokenizer.name, "digest": tokenizer_digest}
+        }
+        if tokenizer_digest
+        else {},
+    )
+
+
+def make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
+
+    kinds: dict[TargetKind, Callable[[], Target]] = {
+        "tokens": lambda: VisualTokens(vocab_size, tokenizer),
+        "pixels": lambda: Pixels(config.model.patch_size, config.view),
+        "colour": lambda: MeanColour(config.model.patch_size),
+    }
+    return kinds[config.target.kind]()
+
+
+def explain(config: PretrainConfig, preset: str) -> list[str]:
+    """The whole recipe in lines, with its arithmetic; read are the listing of `data.train` and the
+    tokenizer's description.
+
+    Raises:
+        UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
+    """
+    check_config(config)
+    if config.target.kind == "tokens":
+        check_grid(config, px_per_token(config.tokenizer))
+    if config.data.train is not None:
+        manifest = open_source(config.data.train, split="train").manifest
+        images, data, scenes = manifest.total, recipe.data_line(manifest), are_scenes(manifest)
+    elif config.model.image_size <= MOST_SCENE_PX:
+        images, data, scenes = (
+            config.data.scenes,
+            f"data: {config.data.scenes:,} scenes, to be rendered (data.train is not given)",
+            True,
+        )
+    else:
+        (images, name), scenes = meant_for(preset), False
+        data = f"data: {images:,} images assumed, those of {name} (data.train is not given)"
+    checked_length(config, images)
+    return recipe.explain(config, preset=preset, data=data, images=images, scenes=scenes)

@@ -1,0 +1,101 @@
+"""The weights that a supervised training begins with: its model follows them, and they stay while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import nn
+
+from beit.config import AbsoluteMode
+from beit.vit.checkpoints import read_config
+from beit.vit.transfer import Transfer, finetuning_config, start_from_folder
+from pipelines import storage
+from pipelines.config.supervised import SupervisedConfig
+from pipelines.runs.models import (
+    MODEL_FILES,
+    find_model,
+    holds_model,
+    keep_model,
+    model_config,
+    model_digest,
+    model_step,
+    view_of,
+)
+
+Config = TypeVar("Config", bound=SupervisedConfig)
+
+STARTS = "starts"
+"""Folder, beside the runs, with copies of the weights that trainings begin with."""
+
+
+def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixels: bool = True) -> Config:
+    """A recipe for the model of a run or checkpoint.
+
+    Args:
+        recipe: Stays but for the model, its drop path apart, and for the mean and std of the pixels.
+        start: Run or checkpoint folder.
+        image_size: Another one than the model's. None: the same.
+        pixels: Take mean and std from the model; else they are the recipe's.
+    """
+    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
+        saved = read_config(folder)
+    model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
+    theirs = view_of(saved, start) if pixels else recipe.view
+    view = replace(recipe.view, mean=theirs.mean, std=theirs.std)
+    return replace(recipe, start=start, model=model, view=view)
+
+
+def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> None:
+    """Warn where pixels are normalised in another way than the weights to begin with are used to."""
+    if config.start is None:
+        return
+    theirs = view_of(model_config(config.start), config.start)
+    ours = (*config.view.mean, *config.view.std)
+    if any(abs(one - other) > 1e-3 for one, other in zip(ours, (*theirs.mean, *theirs.std), strict=True)):
+        options = " ".join(
+            f"--view.{name} {' '.join(f'{value:g}' for value in getattr(theirs, name))}"
+            for name in ("mean", "std")
+        )
+        say(
+            "warning: the weights to begin with are used to pixels of another mean and std; unless that "
+            "is "
+            f"meant, give {options}"
+        )
+
+
+def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
+    """The same with weights to begin with that stay: of those that a training may still delete or rewrite a
+    copy beside the runs.
+
+    Workers read them whenever they start, also after a pause or a failure.
+    """
+    if config.start is None:
+        return config
+    step = model_step(config.start)
+    if step is None or storage.name(storage.parent(storage.parent(config.start))) == STARTS:
+        return config
+    above = storage.parent(config.start)  # RUN/model, or RUN/attempt-1/step-00001000
+    run = storage.name(storage.parent(above) if storage.name(above).startswith("attempt-") else above)
+    place = storage.join(
+        storage.absolute(config.output.root), STARTS, f"{run}-step-{step}-{model_digest(config.start)[:12]}"
+    )
+    kept = storage.join(place, "model")
+    if not holds_model(kept):
+        say(
+            f"start: a copy of {config.start} goes into {place}: a training that goes on deletes or "
+            "replaces its own"
+        )
+        keep_model(config.start, place)
+    return replace(config, start=kept)
+
+
+def take_weights(
+    model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic"
+) -> Transfer | None:
+    """Put the weights to begin with into a model; returns what was taken, None without a start."""
+    if start is None:
+        return None
+    with storage.local_copy(start, MODEL_FILES) as folder:
+        return start_from_folder(model, folder, absolute=absolute)

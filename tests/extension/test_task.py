@@ -1,0 +1,51 @@
+"""A task in a file of one's own is a job like all others, without a change in `beit/` or `pipelines/`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beit.errors import UserError
+from beit.loading import load_model
+from beit.plain import override
+from pipelines.runs.metrics import read_metrics
+from pipelines.stream.ledger import Ledger
+from pipelines.training.run import rebuild_report, run, run_command
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_of_ones_own_trains_through_the_stream_and_has_a_report(extension, tmp_path):
+    rotation = extension("rotation")
+    output = {
+        "output.root": str(tmp_path),
+        "output.name": "turned",
+        "output.mlflow": False,
+        "output.log_seconds": 0.0,
+    }
+    lines = []
+    result = run(rotation.Rotation(), override(rotation.quickstart(), output), say=lines.append)
+    assert result.step == 3
+    assert "rotation: 4 turns, chance 25%" in lines
+    rows = read_metrics(result.run)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert 0.5 < rows[0]["train/loss"] < 3, "cross-entropy near that of guessing one of four"
+    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
+    assert ledger.settled == 3 * 16
+    model = load_model(Path(result.run, "model"), rotation.RotationModel)
+    assert model.head.out_features == 4
+    assert json.loads(Path(result.run, "config.json").read_text())["job"] == "rotation"
+    page = Path(result.run, "report", "index.html")
+    assert "One of 4 turns." in page.read_text()
+    page.unlink()
+    assert "One of 4 turns." in Path(rebuild_report(rotation.Rotation(), result.run)).read_text()
+
+
+def test_a_wrong_option_of_it_is_refused_before_anything_starts(extension, tmp_path):
+    rotation = extension("rotation")
+    with pytest.raises(UserError, match="--turns 3 is neither 2 nor 4"):
+        run_command(rotation.Rotation(), ["--turns", "3", "--output.root", str(tmp_path)], debug=False)
+    with pytest.raises(UserError, match="perhaps you meant --turns"):
+        run_command(rotation.Rotation(), ["--turn", "4"], debug=False)
+    with pytest.raises(UserError, match="there is no preset quick"):
+        run_command(rotation.Rotation(), ["quick"], debug=False)
+    assert not list(tmp_path.iterdir())
