@@ -1,5 +1,6 @@
-"""What every training worker runs: rounds of the stream, steps, reports, checkpoints. Knows no method: that
-is the `Objective`'s.
+"""The loop of a training worker: rounds of the stream, steps, reports, checkpoints.
+
+It knows no method: that is the `Objective`'s.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LEDGER_FILE = "ledger.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What the workers need to know. Handles are Ray actors."""
+    """The settings of the loop. Dispatcher and recorder are handles of Ray actors."""
 
     make_objective: Callable[[], Objective]
     dispatcher: Any
@@ -45,13 +46,13 @@ class LoopConfig:
     global_batch_size: int
     micro_batch_size: int | None
     stop_at: int
-    """Step to end at."""
+    """Step at which the workers end, with a checkpoint."""
     last_step: int
     """Last step of the whole run, behind any pauses: the time left is counted to it."""
     after_pause: bool
     """Whether this segment follows a pause of the same run, not an interruption."""
     streams: int
-    """That the workers are divided over."""
+    """Number of streams that the workers are divided over."""
     clip_norm: float | None
     device: str
     threads: int
@@ -109,7 +110,7 @@ class Worker:
         self.batch_size = share_of(config.global_batch_size, self.rank, self.workers)
         self.step = 0
         self.seconds = 0.0
-        """Time spent training over the whole run, without starts."""
+        """Seconds of training over the whole run, without starts."""
         self.generation, self.restarts = 0, 0
         self.keys: list[Batch] = []
         self.stop, self.training = False, False
@@ -123,7 +124,7 @@ class Worker:
         return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def run(self) -> None:
-        """Rounds until the last step, or until less than a global batch is left."""
+        """Train round by round until the last step, or until less than a global batch is left."""
         saved = self._resume()
         while self.step < self.config.stop_at and not self.stop and self._start_round():
             before = self.step
@@ -145,20 +146,25 @@ class Worker:
     # -- steps ---------------------------------------------------------------------------------------------
 
     def _start_round(self) -> bool:
-        """Have the next round planned, when all keys are entered. False: less than a global batch is left."""
+        """Settle all keys and let the dispatcher plan the next round.
+
+        Returns:
+            False if less than a global batch is left.
+        """
         import ray
 
         self._settle()
         rows = 0
         if self.rank == 0:
-            # An equal split must give the largest share to everybody.
+            # An equal split must give every worker the largest share.
             minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
             rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum, self.workers))
         return self.stepper.add_up([float(rows)])[0] > 0
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        """The worker's batches of a round, on the host and on the device; an empty one at the end, for the
-        others may have more.
+        """Yield the worker's batches of a round, on the host and on the device.
+
+        The last one is empty: other workers may have more batches, and all exchange sums at every step.
         """
         batches = own_shard(self.rank, streams=self.config.streams, workers=self.workers).iter_batches(
             batch_size=self.batch_size,
@@ -166,8 +172,8 @@ class Worker:
             drop_last=True,
             prefetch_batches=2,
         )
-        # Not Ray's shuffle buffer: what that gives depends on the sizes of blocks, and so on whether tokens
-        # come from a cache.
+        # Not Ray's shuffle buffer: its order depends on the sizes of blocks, and so on whether tokens come
+        # from a cache.
         mixed = shuffle(
             iter(batches), seeds.generator(self.config.seed, seeds.BUFFER, self.step, self.rank, 0)
         )
@@ -176,8 +182,7 @@ class Worker:
             if self.training:
                 self.wait_seconds += time.perf_counter() - waiting_since
             else:
-                # Starting the stream's processes is no part of the training's speed, nor of the time that is
-                # left.
+                # The start of the stream's processes counts neither in the speed nor in the time left.
                 self.training, self.logged_at = True, time.perf_counter()
             yield item
             waiting_since = time.perf_counter()
@@ -193,8 +198,10 @@ class Worker:
         return batch, tensors
 
     def _step(self, host: Batch, batch: dict[str, Tensor]) -> bool:
-        """One optimizer step on the global batch. False: a worker has no batch, or rank 0 wants to stop, so
-        nobody steps.
+        """Take one optimizer step on the global batch.
+
+        Returns:
+            False if no worker steps: one has no batch left, or rank 0 stops the run.
         """
         self.stop = self.stop or self._is_to_stop()
         due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
@@ -209,14 +216,14 @@ class Worker:
         self.step += 1
         self.keys.append({name: host[name] for name in SETTLED})
         evaluate = self.step in self.config.evaluate_at
-        if evaluate and self.rank == 0:  # The others meet it again at the next exchange.
+        if evaluate and self.rank == 0:  # The other workers wait for it at the next exchange of sums.
             self.evaluation = self._evaluate()
         if log or evaluate or self.step == 1:
             self._log()
         return True
 
     def _evaluate(self) -> dict[str, float]:
-        """The objective on the fixed samples. The time it takes is no part of the training's speed."""
+        """Measure the objective on the fixed samples. The time it takes does not count in the speed."""
         import ray
 
         started = time.perf_counter()
@@ -236,8 +243,9 @@ class Worker:
         return self.objective.unseen_metrics(sums, weight)
 
     def _is_to_stop(self) -> bool:
-        """Whether the driver wants a last checkpoint and the end. Rank 0 asks once a second, and never waits
-        for the answer.
+        """Whether the driver asks for a last checkpoint and the end.
+
+        Rank 0 asks the recorder once a second, and never waits for the answer.
         """
         import ray
 
@@ -253,8 +261,8 @@ class Worker:
         return bool(answer)
 
     def _log(self) -> None:
-        """Send rank 0's recorder a row: what has gathered on all workers since the last one, if
-        anything has.
+        """Send the recorder a row of metrics over all workers and all steps since the last row, if
+        there are any.
         """
         import ray
 
@@ -300,8 +308,9 @@ class Worker:
     # -- ledger and checkpoints ----------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Enter the keys of what the optimizer has stepped on into the ledger; returns when all workers' keys
-        are there.
+        """Enter the keys that the optimizer has stepped on into the ledger.
+
+        Returns when the keys of all workers are there.
         """
         import ray
 
@@ -312,7 +321,9 @@ class Worker:
         self.stepper.add_up([0.0])
 
     def _save(self, *, final: bool) -> None:
-        """A checkpoint: weights, optimizer, ledger, progress. Every worker calls it at the same step."""
+        """Write a checkpoint: weights, optimizer, ledger, progress. Every worker calls it at the
+        same step.
+        """
         import ray
         import ray.train
 
@@ -326,8 +337,8 @@ class Worker:
             (folder / LEDGER_FILE).write_bytes(
                 ray.get(self.config.dispatcher.snapshot.remote(self.generation))
             )
-            # Written last and listing all the others: a checkpoint without it, or with other sizes, is not
-            # complete.
+            # Written last, with the sizes of all other files: a checkpoint is complete if it has this file
+            # and the sizes agree.
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             (folder / PROGRESS_FILE).write_text(
                 json.dumps({"step": self.step, "seconds": self.seconds, "files": files})

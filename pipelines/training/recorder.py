@@ -1,4 +1,4 @@
-"""The actor beside the driver that writes what is reported: progress lines, metrics.jsonl, MLflow."""
+"""The actor beside the driver that writes progress lines, metrics.jsonl and MLflow."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pipelines.runs.tracking import MlflowLog, MlflowRun, trouble
 
 LOG_FILE = "train.log"
 
-# An object store has no append: what grows is written there as part files, one at most so often.
+# Objects cannot be truncated or appended to: on a bucket a growing file is a folder of part files, one a
+# minute at most.
 PART_SECONDS = 60
 
-# A tracking server that failed is left alone so long: every attempt may wait for it, and the progress lines
-# with it.
+# After a failure of the tracking server nothing is sent to it for this long: each attempt may wait, and the
+# progress lines with it.
 MLFLOW_PAUSE_SECONDS = 60
 
 
 class Recorder:
-    """Rank 0 sends metric rows; files and SQLite live where the driver is.
+    """Writes the rows of metrics that rank 0 sends: files and SQLite live where the driver is.
 
     Args:
         run: Run folder.
@@ -48,7 +49,7 @@ class Recorder:
 
     def log(self, row: dict[str, Any], seconds_left: float) -> None:
         """Enter a row of metrics: "step", "images", "time" and `group/name` values."""
-        # JSON has no NaN: what is not defined is null.
+        # JSON has no NaN: an undefined value is null.
         defined = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
@@ -77,7 +78,7 @@ class Recorder:
         return rows
 
     def give_up(self, cause: str, remedy: str) -> None:
-        """The workers stop for a reason that starting again would not mend."""
+        """End the run for a reason that a restart of the workers would not mend."""
         self._failure = (cause, remedy)
 
     def failure(self) -> tuple[str, str] | None:
@@ -85,23 +86,23 @@ class Recorder:
         return self._failure
 
     def stop(self) -> None:
-        """The driver has to end: the workers are to write a last checkpoint and leave."""
+        """Ask the workers to write a last checkpoint and end."""
         self._stopping = True
 
     def stopping(self) -> bool:
-        """Whether the workers are to leave; rank 0 asks between steps."""
+        """Whether the workers shall end; rank 0 asks between steps."""
         self._heard = self._stopping
         return self._stopping
 
     def workers(self) -> tuple[bool, bool]:
-        """Whether workers have begun, and whether they know that they are to leave."""
+        """Whether workers have begun, and whether they know that they shall end."""
         return self._starts > 0, self._heard
 
     def begin(self, step: int) -> int:
-        """Workers begin with the weights of this step: rows after it describe steps that never were.
+        """Drop the rows after the step whose weights the workers begin with: those steps are trained again.
 
         Returns:
-            How often workers began before, in this attempt.
+            How often workers have begun before, in this attempt.
         """
         self._starts += 1
         self._rewind(step)
@@ -119,13 +120,13 @@ class Recorder:
             storage.write_text(file, "".join(f"{line}\n" for line in rows))
 
     def finish(self, status: str) -> None:
-        """Write out what is pending and end the MLflow run as FINISHED, FAILED or KILLED."""
+        """Write pending lines and end the MLflow run as FINISHED, FAILED or KILLED."""
         self._metrics.flush()
         self._tell_mlflow(lambda mlflow: mlflow.finish(status))
         self._log.flush()
 
     def _tell_mlflow(self, tell: Callable[[MlflowLog], None]) -> None:
-        """A tracking server may come and go: that is said once, and ends no run."""
+        """Send something to MLflow. A failure of the server is said once, and ends no run."""
         if self._mlflow is None or self._place is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""The weights that a supervised training begins with: its model follows them, and they stay while it runs."""
+"""The first weights of a supervised training: its model follows them, and they stay while it runs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ STARTS = "starts"
 
 
 def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixels: bool = True) -> Config:
-    """A recipe for the model of a run or checkpoint.
+    """Adapt a recipe to the model of a run or checkpoint.
 
     Args:
-        recipe: Stays but for the model, its drop path apart, and for the mean and std of the pixels.
+        recipe: All of it is kept but the model (whose drop path is kept) and the mean and std of the pixels.
         start: Run or checkpoint folder.
-        image_size: Another one than the model's. None: the same.
-        pixels: Take mean and std from the model; else they are the recipe's.
+        image_size: For another image size. None: the model's.
+        pixels: Take mean and std from the model. False: keep the recipe's.
     """
     with storage.local_copy(find_model(start), MODEL_FILES) as folder:
         saved = read_config(folder)
@@ -48,7 +48,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
 
 
 def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> None:
-    """Warn where pixels are normalised in another way than the weights to begin with are used to."""
+    """Warn if pixels are normalised with another mean or std than in the training of the first weights."""
     if config.start is None:
         return
     theirs = view_of(model_config(config.start), config.start)
@@ -66,10 +66,10 @@ def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> N
 
 
 def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
-    """The same with weights to begin with that stay: of those that a training may still delete or rewrite a
-    copy beside the runs.
+    """Copy the first weights to a place where they stay, and return the configuration that names the copy.
 
-    Workers read them whenever they start, also after a pause or a failure.
+    Workers read the first weights whenever they start, also after a pause or a failure. A training that is
+    still running may delete or rewrite its own.
     """
     if config.start is None:
         return config
@@ -94,7 +94,7 @@ def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
 def take_weights(
     model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic"
 ) -> Transfer | None:
-    """Put the weights to begin with into a model; returns what was taken, None without a start."""
+    """Load the first weights into a model; returns an account of them, None without a start."""
     if start is None:
         return None
     with storage.local_copy(start, MODEL_FILES) as folder:

@@ -1,5 +1,6 @@
-"""The optimizer step on a global batch: workers, micro-batches, precision, clipping. Knows no method and no
-Ray.
+"""The optimizer step on a global batch: workers, micro-batches, precision, clipping.
+
+It knows neither method nor Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from beit.objectives.base import Objective
 
 
 class NotFiniteError(FloatingPointError):
-    """A gradient was infinite or not a number. The weights are those before it."""
+    """A gradient was infinite or NaN. The weights are those before that step."""
 
 
 def share_of(global_batch_size: int, rank: int, workers: int) -> int:

@@ -233,10 +233,10 @@ def _pauses(training: SupervisedTraining[Any]) -> list[int]:
 
 
 def checked(config: Config, *, job: str) -> Config:
-    """The configuration with absolute paths, after what can be checked without opening data.
+    """Check a configuration as far as that goes without data, and return it with absolute paths.
 
     Raises:
-        UserError: For what cannot be.
+        UserError: For the first mistake.
     """
     data = checked_data(config.data, image_size=config.model.image_size, job=job)
     check_batch(config.optim.global_batch_size, config.resources.worker_range)
@@ -244,8 +244,7 @@ def checked(config: Config, *, job: str) -> Config:
 
 
 def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[str], None]) -> None:
-    """Refuse a warmup that leaves nothing of a run of so many epochs; of a run whose steps were asked for one
-    by one, say it.
+    """Refuse a warmup as long as the run. Where `steps` sets the length, only warn.
 
     Raises:
         UserError: Naming a warmup that fits.
@@ -257,7 +256,7 @@ def check_warmup(config: SupervisedConfig, total_steps: int, *, say: Callable[[s
 
 
 def inputs_of(config: SupervisedConfig, train: Manifest, val: Manifest | None) -> dict[str, str]:
-    """Digests of what a run reads, by the option that names it."""
+    """Digests of the data and first weights that a run reads, by the option that names them."""
     start = "" if config.start is None else model_digest(config.start)
     return {"data.train": train.digest, "data.val": "" if val is None else val.digest, "start": start}
 
