@@ -181,8 +181,9 @@ class ViewConfig(PixelConfig):
 class MaskConfig:
     """Which patches are hidden (the paper's section 2.3). Budget and smallest block scale with the grid."""
 
-    kind: Literal["blockwise", "random"] = "blockwise"
-    """blockwise: rectangles (the paper's Algorithm 1). random: independent patches."""
+    kind: str = "blockwise"
+    """blockwise: rectangles (the paper's Algorithm 1). random: independent patches. Or the name of a kind of
+    your own (beit/pretraining/masking.py, `register_mask`)."""
 
     ratio: float = 75 / 196
     """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for
@@ -208,39 +209,7 @@ class MaskConfig:
         """Fewest patches a rectangle is drawn with."""
         return max(1, round(16 / 196 * grid**2)) if self.min_block is None else self.min_block
 
-    def check(self, grid: int) -> None:
-        """Refuse what often leaves nothing hidden: rectangles must fit into the budget, and into the grid in
-        most of their forms.
 
-        Of what passes, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a side).
-        """
-        budget, block = self.budget(grid), self.block(grid)
-        if budget == 0:
-            return
-        if self.kind == "blockwise" and (grid < 3 or block > grid**2 / 5):
-            raise UserError(
-                (
-                    f"mask.min_block: rectangles of at least {block} patches rarely fit a grid of {grid} x "
-                    f"{grid}: many masks would be empty"
-                ),
-                "set mask.kind=random"
-                if grid < 3
-                else f"set mask.min_block={max(1, grid**2 // 12)}, or mask.kind=random",
-            )
-        if self.kind == "blockwise" and block > budget:
-            raise UserError(
-                f"mask.ratio={self.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the "
-                f"smallest rectangle of {block} "
-                "(mask.min_block): most masks would be empty",
-                (
-                    f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to "
-                    f"{2 * block / grid**2:.2f}, "
-                    "or set mask.kind=random"
-                ),
-            )
-
-
-TargetKind = Literal["tokens", "pixels", "colour"]
 AskedPatches = Literal["hidden", "all"]
 
 
@@ -250,9 +219,10 @@ class TargetConfig:
     4).
     """
 
-    kind: TargetKind = "tokens"
+    kind: str = "tokens"
     """tokens: the tokenizer's. pixels: the patch's normalised pixels, by regression. colour: its mean colour,
-    3 bits a channel (ViT)."""
+    3 bits a channel (ViT). Or the name of a target of your own (beit/pretraining/targets,
+    `register_target`)."""
 
     positions: AskedPatches = "hidden"
     """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may

@@ -14,6 +14,7 @@ JOBS = ("pretrain", "finetune", "segment", "train_tokenizer", "encode_tokens", "
 LAYERS = [
     "beit.errors",
     "beit.checks",
+    "beit.registry",
     "beit.plain",
     "beit.cores",
     "beit.config",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from beit.config import ModelConfig, TargetKind
+from beit.config import ModelConfig
 from beit.objectives.base import derive
 from beit.vit.backbone import Backbone, Linear, initialise
 
@@ -26,7 +26,7 @@ class Beit(Backbone):
     kind: ClassVar[str] = "mim"
 
     def __init__(
-        self, config: ModelConfig, vocab_size: int, *, target: TargetKind = "tokens", seed: int | None = 0
+        self, config: ModelConfig, vocab_size: int, *, target: str = "tokens", seed: int | None = 0
     ) -> None:
         """Build the model.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.config import AskedPatches, TargetKind, ViewConfig
+from beit.config import AskedPatches, ViewConfig
 from beit.images.pictures import Pixels, table
 from beit.images.pixels import normalise
 from beit.pretraining.model import Beit
@@ -26,7 +26,7 @@ RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 class Reconstructions:
     """What a pretrained model says about n images of N = grid x grid patches."""
 
-    kind: TargetKind
+    kind: str
     """What it was trained to predict."""
 
     images: Pixels
@@ -122,7 +122,7 @@ def reconstruct(
 
 
 FILLED_COLUMN, PREDICTED_COLUMN = "hidden ones predicted", "all predicted"
-TRUE_COLUMN: dict[TargetKind, str] = {
+TRUE_COLUMN: dict[str, str] = {
     "tokens": "true tokens, decoded",
     "pixels": "true pixels",
     "colour": "true colours",

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.config import TargetKind, ViewConfig
+from beit.config import ViewConfig
 from beit.tokenizer.protocol import ImageTokenizer
 from beit.vit.backbone import CHANNELS, cut, take_tokens
 
@@ -32,7 +32,7 @@ class Target(ABC):
     It gathers these figures since the run began; they are kept in checkpoints by `state` and `load_state`.
     """
 
-    kind: ClassVar[TargetKind]
+    kind: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the batch that `truth` reads besides "patch_view"."""
 

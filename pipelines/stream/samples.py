@@ -15,7 +15,7 @@ from beit.classification.views import augment, draw_erased
 from beit.config import MaskConfig, ViewConfig
 from beit.images.decode import Status
 from beit.images.views import make_view
-from beit.pretraining.masking import draw_mask
+from beit.pretraining.masking import MaskKind, find_mask
 from pipelines import seeds
 from pipelines.sources import Manifest, Unit
 from pipelines.stream.token_cache import TokenCache
@@ -66,6 +66,9 @@ class SampleConfig:
     mask: MaskConfig | None = None
     grid: int = 0
     """Side of the mask, in patches."""
+    mask_kind: MaskKind | None = None
+    """How masks are drawn: found by the name in `mask` where this is made, and sent to the reading tasks with
+    all else, whose processes need not know the name."""
 
     augment: AugmentConfig | None = None
     """Samples carry labels, and views are augmented for a classifier. None: neither."""
@@ -73,6 +76,10 @@ class SampleConfig:
     cache: TokenCache | None = None
     """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are
     always those of the true epoch."""
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and (self.mask_kind is None or self.mask_kind.name != self.mask.kind):
+            object.__setattr__(self, "mask_kind", find_mask(self.mask.kind))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,10 +135,12 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
         samples["tokens"] = batch["tokens"]
     elif token_px != config.patch_px:
         samples["token_view"] = np.stack([view.token_view for view in views])
-    if config.mask is not None:
+    if config.mask is not None and config.mask_kind is not None:
         masks = np.stack(
             [
-                draw_mask(seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid)
+                config.mask_kind.draw(
+                    seeds.generator(config.seed, seeds.MASK, *key), config.mask, config.grid
+                )
                 for key in keys
             ]
         )

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from beit.config import TargetKind
 from beit.errors import UserError
 from beit.objectives.optim import check_schedule
 from beit.plain import override
+from beit.pretraining.masking import check_mask, find_mask
 from beit.pretraining.objective import MimObjective
 from beit.pretraining.targets import MeanColour, Pixels, Target, VisualTokens
 from beit.tokenizer.protocol import ImageTokenizer
@@ -49,10 +49,11 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         UserError: Naming the first of them that does not go with another.
     """
-    config.mask.check(config.model.grid)
+    check_mask(config.mask, config.model.grid)
     config.target.check(config.mask)
+    find_mask(config.evaluation.mask.kind, option="evaluation.mask.kind")
     if config.evaluation.images:
-        config.evaluation.mask.check(config.model.grid)
+        check_mask(config.evaluation.mask, config.model.grid, option="evaluation.mask")
         config.target.check(config.evaluation.mask)
     if config.data.tokens is not None and config.target.kind != "tokens":
         raise UserError(
@@ -162,7 +163,7 @@ def make_objective(
 
 def make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
 
-    kinds: dict[TargetKind, Callable[[], Target]] = {
+    kinds: dict[str, Callable[[], Target]] = {
         "tokens": lambda: VisualTokens(vocab_size, tokenizer),
         "pixels": lambda: Pixels(config.model.patch_size, config.view),
         "colour": lambda: MeanColour(config.model.patch_size),

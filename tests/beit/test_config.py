@@ -143,14 +143,6 @@ def test_the_paper_hides_75_of_196_patches_and_other_grids_the_same_share():
     assert MaskConfig(ratio=0.001).budget(4) == 1, "never none: a mean over nothing is not a number"
 
 
-def test_a_budget_below_the_smallest_rectangle_is_refused():
-    MaskConfig().check(14)
-    MaskConfig().check(6)
-    MaskConfig(ratio=0.05, kind="random").check(14)
-    with pytest.raises(UserError, match=re.escape("mask.ratio=0.05 hides at most 10 of 196 patches")):
-        MaskConfig(ratio=0.05).check(14)
-
-
 @pytest.mark.parametrize("kind", [UserError, JobFailedError])
 def test_an_error_survives_the_way_between_processes(kind):
     error = pickle.loads(pickle.dumps(kind("a is 1", "set a=2")))

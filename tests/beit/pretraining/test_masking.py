@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from beit.config import MaskConfig
 from beit.errors import UserError
-from beit.pretraining.masking import blockwise_mask, draw_mask, random_mask
+from beit.pretraining.masking import blockwise_mask, check_mask, draw_mask, random_mask, register_mask
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_accepted_configs_hardly_ever_give_an_empty_mask(grid):
     for ratio in (0.05, 0.1, 0.2, 75 / 196, 0.6, 0.9):
         config = MaskConfig(ratio=ratio)
         try:
-            config.check(grid)
+            check_mask(config, grid)
         except UserError:
             continue
         masks = [draw_mask(rng, config, grid) for _ in range(400)]
@@ -74,3 +76,34 @@ def test_accepted_configs_hardly_ever_give_an_empty_mask(grid):
         # batch.
         assert empty <= 0.01, f"grid {grid}, ratio {ratio:.2f}: {empty:.1%} empty"
         assert max(mask.sum() for mask in masks) <= config.budget(grid)
+
+
+def test_a_budget_below_the_smallest_rectangle_is_refused():
+    check_mask(MaskConfig(), 14)
+    check_mask(MaskConfig(), 6)
+    check_mask(MaskConfig(ratio=0.05, kind="random"), 14)
+    with pytest.raises(UserError, match=re.escape("mask.ratio=0.05 hides at most 10 of 196 patches")):
+        check_mask(MaskConfig(ratio=0.05), 14)
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError) as refused:
+        check_mask(MaskConfig(kind="blokwise"), 14, option="evaluation.mask")
+    assert refused.value.cause.startswith("evaluation.mask.kind=blokwise is none of blockwise, random")
+    assert refused.value.remedy.startswith("perhaps you meant blockwise; ")
+
+
+def test_masks_of_a_kind_from_outside_are_looked_at_before_they_are_used():
+    for name, draw, said in (
+        ("all-hidden", lambda rng, config, grid: np.ones((grid, grid), np.bool_), "hides 196 patches"),
+        ("flat", lambda rng, config, grid: np.zeros(grid**2, np.bool_), r"masks of bool \[196\]"),
+        ("counts", lambda rng, config, grid: np.zeros((grid, grid), int), "masks of int64"),
+    ):
+        register_mask(name, draw)
+        with pytest.raises(UserError, match=said):
+            check_mask(MaskConfig(kind=name), 14)
+
+
+def test_built_in_kinds_are_not_replaced():
+    with pytest.raises(ValueError, match="is built in"):
+        register_mask("random", lambda rng, config, grid: np.zeros((grid, grid), np.bool_))

@@ -36,9 +36,9 @@ from pipelines.presets.pretrain import quickstart
         ),
         ("--steps 1.5", "--steps 1.5 is not a whole number or None", "write --steps N"),
         (
-            "--mask.kind blokwise",
-            "--mask.kind blokwise is none of blockwise, random",
-            "perhaps you meant blockwise",
+            "--target.positions hiden",
+            "--target.positions hiden is none of hidden, all",
+            "perhaps you meant hidden",
         ),
         ("--no-mlflow", "beit pretrain has no option --no-mlflow", "perhaps you meant --output.no-mlflow"),
         ("--qqq=3", "beit pretrain has no option --qqq", "beit pretrain --help lists the options"),
