@@ -11,15 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 LOG = sorted((ROOT / "docs" / "log").glob("*.md"))
 PAGES = [
-    *(
-        path
-        for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
-        if path.exists()
-    ),
-    ROOT / "clusters" / "README.md",
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "clusters/README.md")),
     *GUIDE,
     *LOG,
 ]
+COLUMNS = 100
 
 
 def name(path: Path) -> str:
@@ -74,6 +70,22 @@ def test_pages_that_source_files_name_are_there():
         if not (ROOT / page).exists()
     ]
     assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_are_short(page):
+    """Of prose and of code to be typed; tables, pictures and what programs print have their own width."""
+    typed = re.findall(r"^```(?:sh|bash|python|json)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in (prose(page), *typed) for line in block.splitlines()]
+    free = ("|", "![", "    '{")
+    assert not [line for line in lines if len(line) > COLUMNS and not line.startswith(free)]
+
+
+@pytest.mark.parametrize("pages", [GUIDE, LOG], ids=["guide", "log"])
+def test_an_index_names_every_page(pages):
+    index = (pages[0].parent / "README.md").read_text()
+    named = set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    assert named == {page.name for page in pages} - {"README.md"}
 
 
 def test_no_picture_lies_unused():

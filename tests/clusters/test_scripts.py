@@ -114,7 +114,7 @@ def job_commands():
     """The commands behind `python -m pipelines.pretrain` that the files of clusters/ start."""
     texts = [
         yaml.safe_load((CLUSTERS / "kuberay" / "rayjob.yaml").read_text())["spec"]["entrypoint"],
-        (CLUSTERS / "README.md").read_text(),
+        (CLUSTERS / "README.md").read_text().replace("\\\n", " "),
     ]
     return [
         shlex.split(options)
