@@ -88,6 +88,17 @@ def test_an_index_names_every_page(pages):
     assert named == {page.name for page in pages} - {"README.md"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_tree_names_every_folder(page):
+    folders = {
+        path.parent.name
+        for package in ("beit", "pipelines")
+        for path in ROOT.glob(f"{package}/*/__init__.py")
+    }
+    text = (ROOT / page).read_text()
+    assert not {folder for folder in folders if f" {folder}/ " not in text}
+
+
 def test_no_picture_lies_unused():
     shown = {
         (page.parent / target).resolve()
