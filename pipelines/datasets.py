@@ -19,9 +19,7 @@ Data = TypeVar("Data", bound=SupervisedDataConfig)
 
 
 def with_absolute_data(config: Config) -> Config:
-    """The same with an absolute `data.train`: the saved configuration holds wherever the run is
-    resumed from.
-    """
+    """Make `data.train` absolute: the saved configuration then holds wherever the run is resumed from."""
     train = config.data.train
     return replace(
         config, data=replace(config.data, train=None if train is None else storage.absolute(train))
@@ -29,8 +27,8 @@ def with_absolute_data(config: Config) -> Config:
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
-    """The images of a run: `data.train`, or the built-in scenes, which are rendered beside the runs unless
-    they are there.
+    """Open the images of a run: `data.train`, or the built-in scenes, rendered beside the runs the
+    first time.
     """
     if config.data.train is not None:
         return open_source(config.data.train, split="train", say=say)
@@ -52,7 +50,7 @@ class HasLabelledData(HasData, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
-    """What a job learns from and is judged by."""
+    """The labelled images that a job learns from, and those that it is judged by."""
 
     source: Source
     """Of the training images; its manifest is `train`."""
@@ -64,8 +62,7 @@ class LabelledData:
 
 
 def checked_data(data: Data, *, image_size: int, job: str) -> Data:
-    """The data's options with absolute paths (a saved configuration holds wherever it is resumed from),
-    before anything is opened.
+    """Check the data's options before anything is opened, and make their paths absolute.
 
     Args:
         data: The options.
@@ -123,7 +120,7 @@ def open_labelled(
 def open_val(
     data: SupervisedDataConfig, root: str, *, image_size: int, say: Callable[[str], None]
 ) -> Source | None:
-    """The images to be judged by; None where training images are given and no others."""
+    """Open the validation images; None if training images are given and no validation images."""
     if data.val is not None:
         return open_source(data.val, option="data.val", split="val", say=say)
     if data.train is not None:
@@ -134,9 +131,7 @@ def open_val(
 def held_out_scenes(
     root: str, *, first: int, images: int, image_size: int, say: Callable[[str], None]
 ) -> Source:
-    """Scenes behind the `first` that are trained on, of the same seed: never the same ones. Rendered unless
-    they are there.
-    """
+    """Open scenes that follow the `first` ones, which are trained on; rendered the first time."""
     folder = storage.join(root, "scenes", f"{images}-images-after-{first}-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):
         say(f"data: rendering {images:,} scenes of {image_size} px for validation into {folder}")

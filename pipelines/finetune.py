@@ -19,7 +19,7 @@ from pipelines.cluster.placement import Placement
 from pipelines.command_line.run import run as run_program
 from pipelines.config.supervised import FinetuneConfig
 from pipelines.datasets import open_labelled
-from pipelines.evaluation.classification import commonest, evaluate
+from pipelines.evaluation.classification import evaluate, majority_share
 from pipelines.presets.finetune import PRESETS, recipe_for
 from pipelines.reports.classification import classification_section
 from pipelines.runs.models import find_model, model_config
@@ -102,7 +102,7 @@ class Classification(SupervisedTask[FinetuneConfig, ClassificationTraining]):
     def evaluation_line(self, found: Mapping[str, Any]) -> str:
         """Put accuracies and loss beside the majority-class baseline."""
         top5 = f"top-5 {found['top5']:.2%}, " if found["classes"] > 5 else ""
-        baseline = f"commonest class {commonest(found):.2%}"
+        baseline = f"commonest class {majority_share(found):.2%}"
         figures = f"top-1 {found['top1']:.2%} ({baseline}), {top5}loss {found['loss']:.3f}"
         return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
@@ -174,7 +174,6 @@ def _build(
 def _make_objective(
     config: FinetuneConfig, classes: int, names: tuple[str, ...] | None, total_steps: int
 ) -> ClassifyObjective:
-
     return ClassifyObjective(
         _build(config, classes, names)[0],
         config.optim,

@@ -229,7 +229,6 @@ def probe(
 
 
 def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], None]) -> LabelledData:
-
     total = labelled.train.total
     train = take_at_most(labelled.train, config.most_images, config.seed)
     if train.total == total:

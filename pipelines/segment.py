@@ -329,7 +329,6 @@ def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmen
 def _make_objective(
     config: SegmentConfig, names: tuple[str, ...] | None, total_steps: int
 ) -> SegmentObjective:
-
     return SegmentObjective(
         synchronised(_build(config, names)[0]),
         config.optim,

@@ -28,8 +28,8 @@ from pipelines.storage import local_copy
 from pipelines.stream.graph import read_patiently
 
 IMAGES_AT_ONCE = 64
-"""Images of which views are made together, and that go through the model together: blocks in between have 128
-MiB, many small images."""
+"""Images that are made into views and put through the model together. A block between the two stages has 128
+MiB, which is many small images."""
 
 JUDGED = ("unit", "row", "status", "label")
 
@@ -37,19 +37,19 @@ JUDGED = ("unit", "row", "status", "label")
 def evaluate(
     manifest: Manifest, checkpoint: str, placement: Placement, *, share: float | None, step: int, classes: int
 ) -> dict[str, Any]:
-    """What there is to say about the model of a checkpoint, as JSON types.
+    """Judge the classifier of a checkpoint; returns JSON types.
 
     Args:
         manifest: Images with labels.
         checkpoint: Folder or URI with the model.
         placement: Where it runs.
-        share: Share of the short side that is looked at. None: the authors' for the image size.
+        share: Share of the short side that the model sees. None: the authors' for the image size.
         step: The checkpoint's.
         classes: K.
 
     Returns:
         "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded,
-        the number of "classes", and of the other images in "unusable" where and why.
+        the number of "classes", and in "unusable" place and reason of the other images.
     """
     saved = model_config(checkpoint)
     views = functools.partial(
@@ -76,7 +76,7 @@ def evaluate(
     }
 
 
-def commonest(found: Mapping[str, Any]) -> float:
+def majority_share(found: Mapping[str, Any]) -> float:
     """The majority-class baseline: the share of the commonest class among the images that
     `evaluate` counted.
     """
@@ -98,7 +98,7 @@ def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, 
 def centre_views(
     unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None
 ) -> Iterator[Batch]:
-    """The images of a unit as they are judged, some at a time."""
+    """Yield the centre views of a unit, some at a time."""
     rows = np.arange(count)
     found = read_patiently(unit.read, rows, ("image", "label"))
     for start in range(0, count, IMAGES_AT_ONCE):
@@ -113,10 +113,9 @@ def centre_views(
 
 
 class ClassJudge:
-    """A checkpoint's classifier. Loaded once an actor; computes in full precision."""
+    """Holds a checkpoint's classifier: loaded once an actor, computing in full precision."""
 
     def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
-
         compute_with(threads, device=device)
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Classifier).to(device)
@@ -124,9 +123,7 @@ class ClassJudge:
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:
-        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss"; the views stay
-        behind.
-        """
+        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss", without the views."""
         found: dict[str, list[NDArray[Any]]] = defaultdict(list)
         for start in range(0, len(batch["row"]), IMAGES_AT_ONCE):
             views, labels = (

@@ -1,7 +1,7 @@
 """Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors
 holds the model.
 
-Not by Ray Train's workers: what they share equally leaves rows over, or repeats some to fill it up.
+Ray Train's workers cannot: they split data equally, so rows are left over, or repeated to fill the shares.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from pipelines.sources import Manifest, Unit
 
 Batch = dict[str, NDArray[Any]]
 Views = Callable[[Unit, int, int], Iterator[Batch]]
-"""(unit, its number, its rows) -> its images as they are judged, some at a time, with the columns "unit",
-"row" and "status"."""
+"""(unit, its number, its rows) -> batches of its views, with the columns "unit", "row" and "status"."""
 
 FOLDER = "validation"
-"""Where evaluations of classifiers and segmenters lie in a run folder."""
+"""Folder of the evaluations of classifiers and segmenters in a run folder."""
 
 
 def judge_all(
@@ -36,19 +35,19 @@ def judge_all(
     checkpoint: str,
     **options: Any,
 ) -> Batch:
-    """What a model says about every image of a set.
+    """Apply a model to every image of a set.
 
     Args:
         manifest: The images.
         placement: The actors take the places that training workers have.
         views: Makes a unit's views, in tasks on CPUs.
-        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with what
-            `views` yields.
+        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with each
+            batch of `views`.
         checkpoint: Folder or URI with the model.
         options: For `judge`.
 
     Returns:
-        The judge's columns, an entry an image, ordered by "unit" and "row", which are among them.
+        The judge's columns, one entry an image, ordered by "unit" and "row", which are two of them.
     """
     import ray.data
 
@@ -78,11 +77,10 @@ def judge_all(
 
 
 def pool(placement: Placement, blocks: int) -> dict[str, Any]:
-    """Options of `map_batches` for actors with a model, a block at a time: they take the places that training
-    workers have.
+    """Options of `map_batches` for a pool of actors that hold a model, in the places of training workers.
 
-    All of them are asked for at once, and work begins with the first that is there: grown step by step, a
-    pool of many GPUs would be complete when a short set is judged.
+    All actors are requested at once, and work begins with the first one. A pool that grew step by step would
+    be complete only when a short set is judged.
     """
     import ray.data
 
@@ -115,8 +113,12 @@ def _check_once(manifest: Manifest, columns: Batch) -> None:
 
 
 def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list[tuple[str, str]]:
-    """(where the image lies, why it cannot be used) of the images with a "status" other than 0; a reason for
-    every image is given.
+    """List (place, reason) of the images that cannot be used, those with a "status" other than 0.
+
+    Args:
+        manifest: The images.
+        columns: From `judge_all`.
+        reasons: One for every image.
     """
     places = np.flatnonzero(columns["status"]).tolist()
     return [

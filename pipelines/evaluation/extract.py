@@ -285,7 +285,6 @@ class Embed:
         threads: int,
         images_at_once: int,
     ) -> None:
-
         compute_with(threads, device=device)
         with storage.local_copy(checkpoint, MODEL_FILES) as folder:
             self._backbone = backbone_of(load_model(folder)).to(device)
@@ -313,7 +312,6 @@ class Embed:
         return {name: np.array([value]) for name, value in made.items()}
 
     def _features(self, views: NDArray[np.uint8]) -> dict[tuple[int, Pooling], NDArray[np.floating]]:
-
         about = self._files.description
         dtype = np.float16 if about.numbers == "float16" else np.float32
         columns = {

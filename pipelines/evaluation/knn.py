@@ -1,4 +1,4 @@
-"""k-NN at the pauses of a pretraining: does the model learn anything about what labels tell apart?"""
+"""k-NN at the pauses of a pretraining: do the features of the model separate the classes?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.sources.labels import LabelledManifest, class_count, label_source
 FOLDER = "knn"
 
 SEED = 0
-"""Draws the part of the images."""
+"""Seed that draws the subset of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
 def _capped(
     manifest: LabelledManifest, option: str, config: KnnWhileConfig, say: Callable[[str], None]
 ) -> LabelledManifest:
-    """The same images for every run, so that the figures of runs compare."""
+    """Take a subset, the same for every run, so that the figures of runs compare."""
     part = take_at_most(manifest, config.most_images, SEED)
     if part.total < manifest.total:
         say(

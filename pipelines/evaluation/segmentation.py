@@ -63,7 +63,7 @@ def evaluate(
     test: SlidingConfig,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """What there is to say about the model of a checkpoint, as JSON types; pictures go into the run folder.
+    """Judge the segmenter of a checkpoint; returns JSON types. Pictures go into the run folder.
 
     Args:
         manifest: Images with annotations.
@@ -78,8 +78,8 @@ def evaluate(
 
     Returns:
         "mean_iou", "mean_accuracy", "overall_accuracy", "iou" and "accuracy" [K] (None: not defined) and
-        "confusion" [K, K] over all pixels that count of the "images" that could be used; of the others in
-        "unusable" where and why; in "pictures" the name of the sheet, if there is one.
+        "confusion" [K, K] over all pixels that count of the "images" that could be used; in "unusable" place
+        and reason of the others; in "pictures" the name of the sheet, if there is one.
     """
     shown = draw_shown(manifest.rows)
     views = functools.partial(whole_views, view=view, ids=ids, largest=max(test.ratios))
@@ -118,7 +118,7 @@ def _plain(values: NDArray[np.float64]) -> list[float | None]:
 
 
 def draw_shown(rows: NDArray[np.int32]) -> list[Key]:
-    """(unit, row) of the images that reports show: some at random, the same ones for the same data."""
+    """Draw (unit, row) of the images that reports show: the same ones for the same data."""
     ends = np.cumsum(rows, dtype=np.int64)
     chosen = seeds.generator(0, seeds.REPORT, 0, 0, 0).permutation(int(ends[-1]))[:PICTURES]
     unit = np.searchsorted(ends, chosen, side="right")
@@ -134,8 +134,8 @@ def whole_views(
     ids: AnnotationConfig,
     largest: float = 1.0,
 ) -> Iterator[Batch]:
-    """The images and labels of a unit as they are judged, some at a time: arrays of any size, as bytes with
-    their sizes.
+    """Yield the whole images and labels of a unit, some at a time: arrays of any size, as bytes with their
+    sizes.
 
     Args:
         unit: Of the images.
@@ -179,7 +179,7 @@ def _columns(rows: list[dict[str, Any]]) -> Batch:
 
 
 class PixelJudge:
-    """A checkpoint's segmenter. Loaded once an actor; computes in full precision."""
+    """Holds a checkpoint's segmenter: loaded once an actor, computing in full precision."""
 
     def __init__(
         self,
@@ -191,24 +191,20 @@ class PixelJudge:
         test: SlidingConfig,
         shown: Collection[Key],
     ) -> None:
-
         compute_with(threads, device=device)
-        torch.backends.cudnn.allow_tf32 = (
-            False  # It would round what the head's convolutions multiply to 10 bits.
-        )
+        # TF32 would round the factors in the head's convolutions to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
         with local_copy(checkpoint, MODEL_FILES) as folder:
             self._model = load_model(folder, Segmenter).to(device)
         self._device, self._view, self._test, self._shown = device, view, test, shown
-        self._room = (
-            LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16
-        )  # Bytes; a number has four.
+        # A quarter of the free memory in numbers of four bytes.
+        self._room = LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16
 
     def __call__(self, batch: Batch) -> Batch:
-        """What `whole_views` yields -> "unit", "row", "status", "reason", "counts", "predicted".
+        """A batch of `whole_views` -> "unit", "row", "status", "reason", "counts", "predicted".
 
-        "counts" holds the pixels that count by class and predicted class, as bytes (see `sparse`), empty for
-        images that cannot be used; "predicted" the classes int16 [H, W] as bytes, of images that are to be
-        shown.
+        "counts" holds pixels by class and predicted class as bytes (see `sparse`), empty for images that
+        cannot be used. "predicted" holds the classes int16 [H, W] as bytes, for the images that reports show.
         """
         judged = len(batch["row"])
         counts, shown = np.full(judged, b"", object), np.full(judged, b"", object)
@@ -232,7 +228,7 @@ class PixelJudge:
         }
 
     def _images_at_once(self, size: tuple[int, int]) -> int:
-        """How many images with annotations of a size go through the model together."""
+        """Number of images, with annotations of this size, that fit through the model together."""
         crop, scaled = self._model.config.image_size, scaled_size(*size, self._view, 1.0)
         largest = max(math.prod(scaled_to(*scaled, ratio=ratio, crop=crop)) for ratio in self._test.ratios)
         by_logits = self._room // (MAPS_HELD * self._model.classes * max(largest, math.prod(size)))
@@ -259,15 +255,15 @@ class PixelJudge:
 
 
 def sparse(counts: NDArray[np.int64]) -> bytes:
-    """A confusion [K, K] as bytes: the places, counted row by row, that are not 0, then what is
-    there, int64.
+    """Pack a confusion [K, K] into bytes: the flat indices of entries other than 0, then these
+    entries, int64.
     """
     places = np.flatnonzero(counts)
     return np.concatenate([places, counts.flat[places]]).astype(np.int64).tobytes()
 
 
 def add_up(counts: NDArray[np.object_], classes: int) -> NDArray[np.int64]:
-    """The sum [K, K] of what `sparse` made."""
+    """Add up confusions that `sparse` packed; returns int64 [K, K]."""
     total = np.zeros(classes**2, np.int64)
     for packed in counts:
         places, found = np.frombuffer(packed, np.int64).reshape(2, -1)
@@ -278,7 +274,7 @@ def add_up(counts: NDArray[np.object_], classes: int) -> NDArray[np.int64]:
 def _sheet(
     manifest: Manifest, columns: Batch, view: SegmentViewConfig, ids: AnnotationConfig, names: Sequence[str]
 ) -> bytes:
-    """A PNG: image, truth and prediction of the images that are shown."""
+    """Draw image, truth and prediction of the images that reports show; returns a PNG."""
     images, truths, predictions = [], [], []
     for i in np.flatnonzero([len(predicted) > 0 for predicted in columns["predicted"]]).tolist():
         found = manifest.unit(int(columns["unit"][i])).read(

@@ -108,7 +108,6 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
-
     machines, prices = at.machines, parse_prices(config.price)
     tokenized = config.target.kind == "tokens" and config.data.tokens is None
     workers = (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.classification import commonest
+from pipelines.evaluation.classification import majority_share
 from pipelines.reports.charts import Line, line_chart
 from pipelines.reports.page import listed_images, png_element
 
@@ -28,7 +28,7 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
     shown = (("top1", "top-1"), ("top5", "top-5")) if last["classes"] > 5 else (("top1", "top-1"),)
     accuracy = [Line(name=label, x=steps, y=[one[key] for one in evaluations]) for key, label in shown]
     accuracy.append(
-        Line(name="commonest class", x=steps, y=[commonest(one) for one in evaluations], baseline=True)
+        Line(name="commonest class", x=steps, y=[majority_share(one) for one in evaluations], baseline=True)
     )
     loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
     confusion = np.array(last["confusion"], np.int64).reshape(-1, 3)
@@ -39,7 +39,7 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
         f"loss {last['loss']:.3f} nats "
         f"after step {last['step']:,}, on {last['images']:,} images, each counted once. Naming the "
         "commonest class each time gives "
-        f"{commonest(last):.2%}; the standard error of top-1 on so many images is "
+        f"{majority_share(last):.2%}; the standard error of top-1 on so many images is "
         f"{_standard_error(last):.2%}.</p>"
         f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
         f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"

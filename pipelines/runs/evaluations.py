@@ -1,7 +1,7 @@
-"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow beside the
-training's own metrics.
+"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow.
 
-Not rows of metrics.jsonl: what is rewound there after a lost worker is measured again, evaluations are not.
+They are no rows of metrics.jsonl: after a lost worker those are rewound and measured again, evaluations are
+not.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pipelines.runs import tracking
 from pipelines.runs.tracking import MlflowRun
 
 
-def save(run: str, kind: str, step: int, values: Mapping[str, Any], *, way: str = "") -> None:
-    """Keep what was found about a checkpoint.
+def save(run: str, kind: str, step: int, values: Mapping[str, Any], *, variant: str = "") -> None:
+    """Save an evaluation of a checkpoint.
 
     Args:
         run: Run folder.
         kind: The folder of such evaluations in it, such as validation.
         step: The checkpoint's.
         values: JSON types.
-        way: Tells ways of judging one step's model apart; "" is the usual one.
+        variant: Tells two ways of judging the same step apart; "" is the usual one.
     """
-    storage.write_text(_file(run, kind, step, way), json.dumps({"step": step, **values}))
+    storage.write_text(_file(run, kind, step, variant), json.dumps({"step": step, **values}))
 
 
 def read(run: str, kind: str) -> list[dict[str, Any]]:
-    """All evaluations of a kind, by step; of one step the usual way first."""
+    """All evaluations of a kind, by step; of one step the usual variant first."""
     folder = storage.join(run, kind)
     names = (
         [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"]
@@ -46,30 +46,32 @@ def read(run: str, kind: str) -> list[dict[str, Any]]:
 
 
 def alike(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of what `read` gave, the evaluations of one way of judging, so that they can be compared.
+    """Pick evaluations of one variant, so that they can be compared.
 
-    Of the ways in which the last step was judged, that of most steps, or else the first.
+    Of the variants that judged the last step, the one that judged most steps, or else the first.
     """
-    ways = [json.dumps(one.get("test"), sort_keys=True) for one in found]
-    last = [way for one, way in zip(found, ways, strict=True) if one["step"] == found[-1]["step"]]
-    return [one for one, way in zip(found, ways, strict=True) if way == max(last, key=ways.count)]
+    variants = [json.dumps(one.get("test"), sort_keys=True) for one in found]
+    pairs = list(zip(found, variants, strict=True))
+    last = [variant for one, variant in pairs if one["step"] == found[-1]["step"]]
+    return [one for one, variant in pairs if variant == max(last, key=variants.count)]
 
 
-def saved_at(run: str, kind: str, step: int, *, way: str = "") -> dict[str, Any] | None:
+def saved_at(run: str, kind: str, step: int, *, variant: str = "") -> dict[str, Any] | None:
     """The evaluation of one step; None if there is none yet."""
-    file = _file(run, kind, step, way)
+    file = _file(run, kind, step, variant)
     return json.loads(storage.read_text(file)) if storage.exists(file) else None
 
 
-def _file(run: str, kind: str, step: int, way: str) -> str:
-    return storage.join(run, kind, f"step-{step:08d}{way}.json")
+def _file(run: str, kind: str, step: int, variant: str) -> str:
+    return storage.join(run, kind, f"step-{step:08d}{variant}.json")
 
 
 def tell_mlflow(
     run: str, place: MlflowRun | None, step: int, figures: Mapping[str, float], say: Callable[[str], None]
 ) -> None:
-    """Enter figures (`group/name`) of a step into the run's MLflow run, if it goes there. A server that is
-    away ends no training.
+    """Log figures (`group/name`) of a step to the run's MLflow run, if it has one.
+
+    A server that cannot be reached ends no training.
     """
     if place is None or not figures:
         return

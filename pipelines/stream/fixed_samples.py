@@ -71,7 +71,6 @@ def _name_of(samples: SampleConfig, batch: Batch) -> str:
 def _tokens(
     name: str, views: NDArray[np.uint8], tokenizer: ImageTokenizer, cache: TokenCache | None
 ) -> NDArray[np.int16]:
-
     if cache is not None and (kept := cache.extra_tokens(name)) is not None:
         return kept
     parts = [

@@ -132,7 +132,6 @@ class Tokenize:
     """Adds the visual tokens of the token view. Loaded once an actor."""
 
     def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
-
         compute_with(threads, device=device)
         self._device = device
         self._tokenizer = open_tokenizer(config, device=device)

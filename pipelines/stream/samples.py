@@ -154,7 +154,6 @@ def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
 def _augment(
     samples: Batch, keys: list[tuple[int, int, int]], config: SampleConfig, augmentation: AugmentConfig
 ) -> None:
-
     samples["erase"] = np.zeros((len(keys), 4), np.int16)
     for i in np.flatnonzero(samples["status"] == 0).tolist():
         rng = seeds.generator(config.seed, seeds.AUGMENT, *keys[i])

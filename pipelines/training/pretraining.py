@@ -162,7 +162,6 @@ def make_objective(
 
 
 def make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
-
     kinds: dict[str, Callable[[], Target]] = {
         "tokens": lambda: VisualTokens(vocab_size, tokenizer),
         "pixels": lambda: Pixels(config.model.patch_size, config.view),

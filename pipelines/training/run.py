@@ -202,10 +202,10 @@ def _judge(
     step = run_folder.step_of(checkpoint)
     remedy = f"go on by --resume {folder.uri}: the training until step {step:,} is kept"
     with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
-        found = evaluations.saved_at(folder.uri, judge.folder, step, way=judge.variant)
+        found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)
         if found is None:
             found = judge.judge(folder, checkpoint, placement, step)
-            evaluations.save(folder.uri, judge.folder, step, found, way=judge.variant)
+            evaluations.save(folder.uri, judge.folder, step, found, variant=judge.variant)
             say(judge.line({"step": step, **found}))
     figures = judge.figures(found)
     evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, figures, say)

@@ -148,7 +148,6 @@ def _check_data(config: AblationConfig) -> None:
 
 
 def _check_row(config: AblationConfig, row: RowName, images: int) -> None:
-
     pretraining = config.pretraining(row, config.seed)
     try:
         check_config(pretraining)

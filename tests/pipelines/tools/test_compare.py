@@ -75,12 +75,12 @@ def test_a_test_at_several_scales_is_not_compared_with_one_at_a_single_scale(tmp
         {"stride": None, "ratios": [1.0], "flip": False},
         {"stride": None, "ratios": [0.5, 1.0], "flip": True},
     )
-    for step, way, test, value in (
+    for step, variant, test, value in (
         (10, "", single, 0.3),
         (20, "", single, 0.4),
         (20, "-0.5x-1x-flip", several, 0.45),
     ):
-        evaluations.save(path, "validation", step, {"mean_iou": value, "test": test}, way=way)
+        evaluations.save(path, "validation", step, {"mean_iou": value, "test": test}, variant=variant)
     assert read_run(path).curves["mean_iou"] == {10: 0.3, 20: 0.4}
     assert [one["mean_iou"] for one in evaluations.alike(evaluations.read(path, "validation")[:2])] == [
         0.3,

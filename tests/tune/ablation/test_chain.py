@@ -30,7 +30,7 @@ def finish(folder, chain, task, value, status="finished"):
     figure = {"classify": "top1", "segment": "mean_iou"}[task]
     evaluations.save(f"{folder}/{chain.job_name(task)}", FOLDER, 5, {figure: value / 200})
     evaluations.save(f"{folder}/{chain.job_name(task)}", FOLDER, 10, {figure: value / 100})
-    evaluations.save(f"{folder}/{chain.job_name(task)}", FOLDER, 10, {figure: 0.0}, way="-flip")
+    evaluations.save(f"{folder}/{chain.job_name(task)}", FOLDER, 10, {figure: 0.0}, variant="-flip")
     write_state(folder, chain, task, JobState(status=status))
 
 
