@@ -21,7 +21,8 @@ from pipelines.config.supervised import FinetuneConfig
 from pipelines.datasets import open_labelled
 from pipelines.evaluation.classification import evaluate, majority_share
 from pipelines.presets.finetune import PRESETS, recipe_for
-from pipelines.reports.classification import classification_section
+from pipelines.reports.classification import classification_sections
+from pipelines.reports.page import Section
 from pipelines.runs.models import find_model, model_config
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources.labels import LabelledManifest
@@ -106,9 +107,11 @@ class Classification(SupervisedTask[FinetuneConfig, ClassificationTraining]):
         figures = f"top-1 {found['top1']:.2%} ({baseline}), {top5}loss {found['loss']:.3f}"
         return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
-    def section(self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+    def sections(
+        self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None
+    ) -> list[Section]:
         """Validation curves, accuracies and the confusion matrix."""
-        return classification_section(found, class_names)
+        return classification_sections(found, class_names)
 
     def head(self, config: FinetuneConfig) -> str:
         """Name the pooling before the head."""

@@ -24,7 +24,7 @@ from pipelines.datasets import open_data
 from pipelines.evaluation.knn import FOLDER, KnnSets, open_knn
 from pipelines.presets.pretrain import PRESETS
 from pipelines.reports.attention import attention_picture
-from pipelines.reports.probe import knn_section
+from pipelines.reports.probe import knn_sections
 from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.runs import evaluations
 from pipelines.runs.models import MODEL_FILES
@@ -160,7 +160,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
             model = load_model(folder, Beit)
         shown = _reconstructions(training, model)
         return Report(
-            sections=[knn_section(evaluations.read(finished.run, FOLDER))],
+            sections=knn_sections(evaluations.read(finished.run, FOLDER)),
             pictures=[
                 reconstruction_picture(shown),
                 attention_picture(model, shown.images, training.config.view),

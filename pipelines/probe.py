@@ -47,7 +47,7 @@ from pipelines.evaluation.probe_table import (
     write_table,
 )
 from pipelines.reports.page import REPORT_FILE
-from pipelines.reports.probe import probe_section
+from pipelines.reports.probe import probe_sections
 from pipelines.reports.run import write_report
 from pipelines.runs import run_folder, tracking
 from pipelines.runs.models import (
@@ -392,7 +392,7 @@ def write_run_report(run: str) -> str:
             f"beit finetune {shlex.quote(str(config.start))}" + _data_options(config),
         )
     ]
-    return write_report(run, sections=[probe_section(read_table(run))], commands=commands)
+    return write_report(run, sections=probe_sections(read_table(run)), commands=commands)
 
 
 def _data_options(config: ProbeConfig) -> str:

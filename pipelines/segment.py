@@ -26,7 +26,8 @@ from pipelines.config.workers import WorkerRange
 from pipelines.datasets import open_data, open_val
 from pipelines.evaluation.segmentation import evaluate
 from pipelines.presets.segment import PRESETS, recipe_for
-from pipelines.reports.segmentation import segmentation_section
+from pipelines.reports.page import Section
+from pipelines.reports.segmentation import segmentation_sections
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources import Source
 from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
@@ -151,9 +152,11 @@ class Segmentation(SupervisedTask[SegmentConfig, SegmentationTraining]):
         )
         return f"validation at step {found['step']:,}: {figures} {supervised.unusable_words(found)}"
 
-    def section(self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+    def sections(
+        self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None
+    ) -> list[Section]:
         """Validation curves, the figures of every class, and pictures."""
-        return segmentation_section(run, found, class_names)
+        return segmentation_sections(run, found, class_names)
 
     def head(self, config: SegmentConfig) -> str:
         """Name the head."""

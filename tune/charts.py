@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipelines.reports.charts import COLOURS, FAINT, GRID, INK, element
+from pipelines.reports.chart_style import COLOURS, FAINT, GRID, INK, as_svg, chart_style, titled_axes
 
 SIDE = 160
 """Pixels of the plane along a side: every one takes the colour of the nearest trial."""
 
 BEST, WORST = "viridis", "viridis_r"
+
+WIDE = 8.8
+"""Inches, of a chart that has a row of the page to itself: its letters are then as large as in the others."""
+
+LEGEND_LINE = 0.17
+"""Inches, for a line of a legend below a chart."""
 
 PAPER = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 """Under what is written over lines and colours."""
@@ -29,6 +35,7 @@ def is_logarithmic(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 5
 
 
+@chart_style()
 def heat_map(
     title: str,
     x: tuple[str, Sequence[float]],
@@ -37,7 +44,7 @@ def heat_map(
     notes: Sequence[str],
     *,
     lower_is_better: bool,
-) -> str:
+) -> Markup:
     """The objective over two parameters: every place has the colour of the nearest trial that has a value.
 
     Args:
@@ -50,7 +57,7 @@ def heat_map(
     """
     from matplotlib.colors import Normalize
 
-    figure, axes = _figure(title, (5.6, 4.2))
+    figure, axes = titled_axes(title, (5.6, 4.2))
     scaled = [_Scale(x[1]), _Scale(y[1])]
     places = np.stack([scale.of(column) for scale, column in zip(scaled, (x[1], y[1]), strict=True)], 1)
     known = np.array([value is not None for value in values])
@@ -68,9 +75,8 @@ def heat_map(
             norm=Normalize(numbers.min(), numbers.max()),
             interpolation="nearest",
         )
-        bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(colors=INK, length=2)
     for place, is_known, note in zip(places, known, notes, strict=True):
         axes.plot(
             *place,
@@ -94,12 +100,13 @@ def heat_map(
     axes.set_ylim(-MARGIN, 1 + MARGIN)
     axes.set_xticks(*scaled[0].ticks())
     axes.set_yticks(*scaled[1].ticks())
-    axes.set_xlabel(x[0], color=INK)
-    axes.set_ylabel(y[0], color=INK)
-    return _svg(figure, title)
+    axes.set_xlabel(x[0])
+    axes.set_ylabel(y[0])
+    return as_svg(figure, title)
 
 
-def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]], bool]]) -> str:
+@chart_style()
+def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]], bool]]) -> Markup:
     """The objective over steps, a line a trial.
 
     Args:
@@ -107,26 +114,20 @@ def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, 
         curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are
             dashed).
     """
-    import matplotlib
-
-    figure, axes = _figure(title, (8.0, 3.6))
-    colours = matplotlib.colormaps["tab10"]
-    for index, (name, pairs, complete) in enumerate(curves):
-        style: dict[str, Any] = {"color": colours(index % 10)} if name else {"color": FAINT, "alpha": 0.6}
-        axes.plot(
-            *zip(*pairs, strict=True),
-            label=name or None,
-            linewidth=1.5,
-            linestyle="-" if complete else "--",
-            **style,
-        )
-    axes.set_xlabel("step", color=INK)
-    axes.grid(color=GRID, linewidth=0.7)
-    if any(name for name, _, _ in curves):
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    return _svg(figure, title)
+    named = sum(bool(name) for name, _, _ in curves)
+    figure, axes = titled_axes(title, (WIDE, 3.2 + LEGEND_LINE * named))
+    colours = iter(COLOURS * (1 + len(curves) // len(COLOURS)))
+    for name, pairs, complete in curves:
+        style: dict[str, Any] = {"color": next(colours)} if name else {"color": FAINT, "alpha": 0.6}
+        axes.plot(*zip(*pairs, strict=True), label=name or None, linestyle="-" if complete else "--", **style)
+    axes.set_xlabel("step")
+    axes.grid()
+    if named:
+        figure.legend(loc="outside lower left")
+    return as_svg(figure, title)
 
 
+@chart_style()
 def parallel_coordinates(
     title: str,
     columns: Sequence[tuple[str, Sequence[Any]]],
@@ -135,7 +136,7 @@ def parallel_coordinates(
     complete: Sequence[bool],
     *,
     lower_is_better: bool,
-) -> str:
+) -> Markup:
     """A line a trial through the values of its parameters to its objective; better ones are darker.
 
     Args:
@@ -149,9 +150,9 @@ def parallel_coordinates(
     import matplotlib
 
     shown = [index for index, value in enumerate(values) if value is not None]
-    figure, axes = _figure(title, (1.6 + 1.7 * (len(columns) + 1), 3.6))
+    figure, axes = titled_axes(title, (max(WIDE, 1.6 + 1.7 * (len(columns) + 1)), 3.6))
     if not shown:
-        return _svg(figure, title)
+        return as_svg(figure, title)
     numbers = [float(value) for value in values if value is not None]
     scales = [_Scale([column[index] for index in shown]) for _, column in columns] + [
         _Scale(numbers, logarithmic=False)
@@ -194,9 +195,10 @@ def parallel_coordinates(
     axes.set_ylim(-0.08, 1.08)
     axes.set_xlim(-0.15, len(heights) - 0.5)
     axes.spines["left"].set_visible(False)
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
+@chart_style()
 def dot_rows(
     title: str,
     names: Sequence[str],
@@ -204,7 +206,7 @@ def dot_rows(
     others: Sequence[float | None],
     *,
     labels: tuple[str, str],
-) -> str:
+) -> Markup:
     """A row of dots a name, one a value, with a stroke at their mean; beside it what somebody else has for
     the same names.
 
@@ -217,9 +219,9 @@ def dot_rows(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 0.9 + 0.34 * len(names)), layout="constrained")
+    figure = Figure(figsize=(WIDE, 0.9 + 0.34 * len(names)))
     axes, beside = figure.subplots(1, 2, sharey=True)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_title(title)
     places = np.arange(len(names))
     for place, found in zip(places, values, strict=True):
         axes.plot(
@@ -231,12 +233,12 @@ def dot_rows(
     if there:
         beside.plot(*zip(*there, strict=True), "D", color=COLOURS[1], markersize=5)
     for one, label in zip((axes, beside), labels, strict=True):
-        _bare(one)
-        one.set_xlabel(label, color=INK)
-        one.grid(color=GRID, linewidth=0.7)
+        one.set_xlabel(label)
+        one.grid()
+    beside.tick_params(left=False)
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
 class _Scale:
@@ -272,30 +274,3 @@ class _Scale:
         places = [0.0, 1 / 3, 2 / 3, 1.0]
         raw = [self._low + place * (self._high - self._low) for place in places]
         return places, [f"{math.exp(value) if self._log else value:.{digits}g}" for value in raw]
-
-
-def _figure(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    _bare(axes)
-    return figure, axes
-
-
-def _bare(axes: Any) -> None:
-    axes.tick_params(colors=INK, length=2, labelsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GRID)
-
-
-def _svg(figure: Any, title: str) -> str:
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), title)

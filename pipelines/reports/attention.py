@@ -32,30 +32,25 @@ def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewCon
         ("query patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
         (
             "mean over heads",
-            (
-                "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the "
-                "largest, and the class token's."
-            ),
+            "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the "
+            "largest, and the class token's.",
         ),
         (
             "head 1, 2, …",
             "Each head's own weights. Dark: none. Each map goes to its own largest weight, which stands "
-            "below it with how many times that "
-            "is what each token would have if all had the same: a map of about 1 looks bright and says "
-            "nothing.",
+            "below it with how many times that is what each token would have if all had the same: a map of "
+            "about 1 looks bright and says nothing.",
         ),
         (
             f"{KEPT_MASS:.0%} of the mean",
             "The fewest patches that together hold this share of the mean; all others are covered. Below: "
-            "how many they are, and how many "
-            "they would be if all had the same.",
+            "how many they are, and how many they would be if all had the same.",
         ),
         (
             "what to look for",
             "In the paper (figure 2), after 800 epochs of pretraining on ImageNet, patches of an object "
-            "attend to that object, though "
-            "nobody named it; a young model's maps may follow colour or distance alone. beit attention "
-            "shows any image, point and size.",
+            "attend to that object, though nobody named it; a young model's maps may follow colour or "
+            "distance alone. beit attention shows any image, point and size.",
         ),
     ]
     names = [f"image {number}" for number in range(1, len(shown) + 1)]

@@ -1,17 +1,23 @@
-"""Charts of a run's metrics as SVG, to stand inside a page."""
+"""Charts of a run's metrics: as SVG, to stand inside a page, or several in one PNG."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-INK, FAINT, GRID = "#333333", "#8a8a8a", "#e4e4e4"
-COLOURS = ("#1f5fa8", "#c2571a", "#2e8b57", "#7b4fa3", "#a8323e")
+from pipelines.reports.chart_style import COLOURS, FAINT, as_png, as_svg, chart_style, titled_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = (5.2, 2.7)
+"""Of a chart, in inches."""
+HEIGHT_IN_ROWS = 3.1
 MOST_POINTS = 500
 
 
@@ -49,63 +55,30 @@ class Chart:
     """The vertical axis is logarithmic."""
 
 
-def line_chart(
-    title: str,
-    lines: Sequence[Line],
-    *,
-    x_label: str = "step",
-    percent: bool = False,
-    from_zero: bool = False,
-    log: bool = False,
-) -> str:
-    """A `Chart` as an SVG element, its title also for who cannot see it."""
-    from matplotlib.figure import Figure
-
-    with _style(title):
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
-        _draw(
-            figure.add_subplot(),
-            Chart(title=title, lines=lines, x_label=x_label, percent=percent, from_zero=from_zero, log=log),
-        )
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return element(buffer.getvalue(), title)
+@chart_style()
+def chart_svg(chart: Chart) -> Markup:
+    """A chart as an element of a page."""
+    figure, axes = titled_axes(chart.title, SIZE)
+    _draw(axes, chart)
+    return as_svg(figure, chart.title)
 
 
-def element(svg: str, title: str) -> str:
-    """An SVG file as an element of a page, named for who cannot see it."""
-    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
-
-
-def chart_picture(charts: Sequence[Chart]) -> bytes:
+@chart_style()
+def charts_png(charts: Sequence[Chart]) -> bytes:
     """Charts side by side, two in a row, as a PNG."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(charts))
     rows = -(-len(charts) // columns)
-    with _style(""):
-        figure = Figure(figsize=(5.2 * columns, 3.1 * rows), layout="constrained", dpi=110)
-        for place, chart in enumerate(charts, 1):
-            _draw(figure.add_subplot(rows, columns, place), chart)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    figure = Figure(figsize=(SIZE[0] * columns, HEIGHT_IN_ROWS * rows))
+    for place, chart in enumerate(charts, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.set_title(chart.title)
+        _draw(axes, chart)
+    return as_png(figure)
 
 
-def _style(salt: str) -> Any:
-    from matplotlib import rc_context
-
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": INK,
-    }
-    return rc_context(settings)
-
-
-def _draw(axes: Any, chart: Chart) -> None:
+def _draw(axes: Axes, chart: Chart) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
     colours = iter(COLOURS * (1 + len(chart.lines) // len(COLOURS)))
@@ -116,29 +89,17 @@ def _draw(axes: Any, chart: Chart) -> None:
         style: dict[str, Any] = (
             {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
         )
-        axes.plot(
-            x,
-            y,
-            label=line.name,
-            linewidth=1.5,
-            marker="o" if chart.points or np.isfinite(y).sum() < 3 else "",
-            markersize=4,
-            **style,
-        )
+        # One or two points are no line that could be seen.
+        marker = "o" if chart.points or np.isfinite(y).sum() < 3 else ""
+        axes.plot(x, y, label=line.name, marker=marker, **style)
         if line.band is not None:
             low, high = (
                 _thinned(np.asarray(line.x, dtype=float), np.asarray(edge, dtype=float))[1]
                 for edge in line.band
             )
             axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    axes.set_title(chart.title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(chart.x_label, color=INK)
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.tick_params(colors=INK, length=2)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GRID)
+    axes.set_xlabel(chart.x_label)
+    axes.grid()
     if chart.points:
         values = sorted({float(value) for line in chart.lines for value in np.asarray(line.x, dtype=float)})
         if 0 < 8 * values[0] <= values[-1]:
@@ -155,7 +116,7 @@ def _draw(axes: Any, chart: Chart) -> None:
     if chart.from_zero:
         axes.set_ylim(bottom=0)
     if len(axes.lines) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend()
 
 
 def _thinned(
@@ -166,7 +127,3 @@ def _thinned(
         return x, y
     parts = np.array_split(np.arange(len(x)), MOST_POINTS)
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

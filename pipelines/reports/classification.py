@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluation.classification import majority_share
-from pipelines.reports.charts import Line, line_chart
-from pipelines.reports.page import listed_images, png_element
+from pipelines.reports.chart_style import GRID, as_png, chart_style
+from pipelines.reports.charts import Chart, Line, chart_svg
+from pipelines.reports.page import Block, Charts, Picture, Section, Text, unusable_images
 
 MOST_NAMED = 40
 MOST_DRAWN = 2000
 MOST_PAIRS = 10
 
 
-def classification_section(evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
-    """HTML about a run's evaluations, by step; "" if there are none."""
+def classification_sections(
+    evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
+) -> list[Section]:
+    """What a run's evaluations found, by step; none if there are none."""
     if not evaluations:
-        return ""
+        return []
+    last = evaluations[-1]
+    names = list(class_names) if class_names else [str(number) for number in range(last["classes"])]
+    return [_validation(evaluations), _confusion(last, names)]
+
+
+def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     last = evaluations[-1]
     steps = [one["step"] for one in evaluations]
     shown = (("top1", "top-1"), ("top5", "top-5")) if last["classes"] > 5 else (("top1", "top-1"),)
@@ -31,31 +38,27 @@ def classification_section(evaluations: Sequence[dict[str, Any]], class_names: S
         Line(name="commonest class", x=steps, y=[majority_share(one) for one in evaluations], baseline=True)
     )
     loss = [Line(name="loss", x=steps, y=[one["loss"] for one in evaluations])]
-    confusion = np.array(last["confusion"], np.int64).reshape(-1, 3)
-    names = list(class_names) if class_names else [str(number) for number in range(last["classes"])]
-    unread = last["unusable"]
-    return (
-        f"<h2>Validation</h2><p>{', '.join(f'{label} {last[key]:.2%}' for key, label in shown).capitalize()}, "  # noqa: E501
-        f"loss {last['loss']:.3f} nats "
-        f"after step {last['step']:,}, on {last['images']:,} images, each counted once. Naming the "
-        "commonest class each time gives "
-        f"{majority_share(last):.2%}; the standard error of top-1 on so many images is "
-        f"{_standard_error(last):.2%}.</p>"
-        f'<div class="charts"><figure>{line_chart("Validation accuracy", accuracy, percent=True)}</figure>'
-        f"<figure>{line_chart('Validation loss (nats)', loss)}</figure></div>"
-        + (
-            f"<p>{len(unread):,} images could not be decoded and count nowhere:</p>{listed_images(unread)}"
-            if unread
-            else ""
-        )
-        + "<h2>Confusion</h2>"
-        + (
-            _matrix(confusion, names)
-            if len(names) <= MOST_DRAWN
-            else f"<p>{len(names):,} classes are more than a picture can show.</p>"
-        )
-        + f"<p>Most often taken for another: {escape('; '.join(_pairs(confusion, names)) or 'none')}.</p>"
-    )
+    accuracies = ", ".join(f"{label} {last[key]:.2%}" for key, label in shown).capitalize()
+    blocks: list[Block] = [
+        Text(
+            f"{accuracies}, loss {last['loss']:.3f} nats after step {last['step']:,}, on "
+            f"{last['images']:,} images, each counted once. Naming the commonest class each time gives "
+            f"{majority_share(last):.2%}; the standard error of top-1 on so many images is "
+            f"{_standard_error(last):.2%}."
+        ),
+        Charts(
+            [
+                chart_svg(Chart(title="Validation accuracy", lines=accuracy, percent=True)),
+                chart_svg(Chart(title="Validation loss (nats)", lines=loss)),
+            ]
+        ),
+    ]
+    if unread := last["unusable"]:
+        blocks += [
+            Text(f"{len(unread):,} images could not be decoded and count nowhere:"),
+            unusable_images(unread),
+        ]
+    return Section("Validation", blocks)
 
 
 def _standard_error(found: dict[str, Any]) -> float:
@@ -63,7 +66,26 @@ def _standard_error(found: dict[str, Any]) -> float:
     return float(np.sqrt(found["top1"] * (1 - found["top1"]) / max(1, found["images"])))
 
 
-def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
+def _confusion(found: dict[str, Any], names: list[str]) -> Section:
+    confusion = np.array(found["confusion"], np.int64).reshape(-1, 3)
+    blocks: list[Block]
+    if len(names) > MOST_DRAWN:
+        blocks = [Text(f"{len(names):,} classes are more than a picture can show.")]
+    else:
+        blocks = [
+            Text(
+                "Rows: the label, and how many images have it. Columns: the prediction. Each row adds up "
+                "to 1; a grey one has no image."
+            ),
+            Picture(title="Confusion matrix", image=_matrix(confusion, names)),
+        ]
+    pairs = "; ".join(_pairs(confusion, names)) or "none"
+    return Section("Confusion", [*blocks, Text(f"Most often taken for another: {pairs}.")])
+
+
+@chart_style()
+def _matrix(confusion: NDArray[np.int64], names: list[str]) -> bytes:
+    """The confusion matrix as a PNG."""
     from matplotlib.figure import Figure
 
     counts = np.zeros((len(names), len(names)), np.int64)
@@ -72,9 +94,9 @@ def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
     share = np.ma.masked_where(
         np.repeat(images[:, None] == 0, len(names), 1), counts / np.maximum(1, images)[:, None]
     )
-    figure = Figure(figsize=(6, 5.4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(6, 5.4))
     axes = figure.add_subplot()
-    axes.set_facecolor("#e4e4e4")
+    axes.set_facecolor(GRID)
     picture = axes.imshow(
         share, vmin=0, vmax=max(0.01, float(share.max())), cmap="Blues", interpolation="nearest"
     )
@@ -88,13 +110,7 @@ def _matrix(confusion: NDArray[np.int64], names: list[str]) -> str:
         )
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    words = (
-        "Rows: the label, and how many images have it. Columns: the prediction. Each row adds up to 1; "
-        "a grey one has no image."
-    )
-    return f"<p>{words}</p>" + png_element(buffer.getvalue(), "Confusion matrix")
+    return as_png(figure)
 
 
 def _pairs(confusion: NDArray[np.int64], names: list[str]) -> list[str]:

@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from pipelines.evaluation.probe_table import ProbeRow
-from pipelines.reports.charts import Line, line_chart
+from pipelines.reports.charts import Chart, Line, chart_svg
+from pipelines.reports.page import Charts, Section, Table, Text, strong
 
 LAST_LAYER = (
     "The last layers of a model that was pretrained by masked image modelling are weak for probing as a "
-    "rule, and that is no fault of the "
-    "run: they serve the prediction of visual tokens, patch by patch, and give up what a patch says about "
-    "the whole image. The middle "
-    "layers keep that. In the paper the 9th of 12 layers was best for a base model and the 14th of 24 for a "
-    "large one (appendix D); users "
-    "of the authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more "
-    "than 83 % when it is fine-tuned. "
-    "A model of few layers has no such room, and its last layer can be its best."
+    "rule, and that is no fault of the run: they serve the prediction of visual tokens, patch by patch, and "
+    "give up what a patch says about the whole image. The middle layers keep that. In the paper the 9th of "
+    "12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users of the "
+    "authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more than 83 % "
+    "when it is fine-tuned. A model of few layers has no such room, and its last layer can be its best."
 )
 
 NOT_THE_MEASURE = (
     "Frozen features are not what this pretraining is for. Neighbours in particular compare colours and "
-    "textures, which random weights "
-    "pass on unchanged: after a short run, k-NN can be worse than at random weights though the model has "
-    "learned (measured for this "
-    "project on 100 classes after 900 steps: 4.5 % against 6.0 %, while fine-tuning of the same weights "
-    "reached 9.6 % where training from "
-    "scratch reached 6.5 %). Fine-tuning is the measure; compare it with training from scratch."
+    "textures, which random weights pass on unchanged: after a short run, k-NN can be worse than at random "
+    "weights though the model has learned (measured for this project on 100 classes after 900 steps: 4.5 % "
+    "against 6.0 %, while fine-tuning of the same weights reached 9.6 % where training from scratch reached "
+    "6.5 %). Fine-tuning is the measure; compare it with training from scratch."
 )
 
 
-def probe_section(rows: Sequence[ProbeRow]) -> str:
-    """HTML about a probe; "" if nothing is judged yet."""
+def probe_sections(rows: Sequence[ProbeRow]) -> list[Section]:
+    """What a probe found; none if nothing is judged yet."""
     if not rows:
-        return ""
+        return []
     first = rows[0]
-    charts = "".join(
-        f"<figure>{line_chart(title, _lines(rows, field), x_label='layer', percent=True, from_zero=True)}</figure>"  # noqa: E501
+    charts = [
+        Chart(title=title, lines=_lines(rows, field), x_label="layer", percent=True, from_zero=True)
         for title, field in (("k-NN, top-1", "knn_top1"), ("Linear probe, top-1", "linear_top1"))
-    )
-    return (
-        f"<h2>Frozen features, layer by layer</h2><p>{escape(_verdict(rows))}</p>"
-        f'<div class="charts">{charts}</div>{_table(rows)}'
-        f"<p>{first.train_images:,} training images, {first.val_images:,} to be judged by, each once; "
-        "centre views, nothing hidden or "
-        "augmented. Features are what blocks give, before any norm: the mean of the patches, or the class "
-        "token, which "
-        "masked image modelling never asks for "
-        f"anything.</p><p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
-    )
+    ]
+    blocks = [
+        Text(_verdict(rows)),
+        Charts([chart_svg(chart) for chart in charts]),
+        _table(rows),
+        Text(
+            f"{first.train_images:,} training images, {first.val_images:,} to be judged by, each once; "
+            "centre views, nothing hidden or augmented. Features are what blocks give, before any norm: the "
+            "mean of the patches, or the class token, which masked image modelling never asks for anything."
+        ),
+        Text(LAST_LAYER),
+        Text(NOT_THE_MEASURE),
+    ]
+    return [Section("Frozen features, layer by layer", blocks)]
 
 
 def _lines(rows: Sequence[ProbeRow], field: str) -> list[Line]:
@@ -92,36 +90,27 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
     return "; ".join(said)[:1].upper() + "; ".join(said)[1:] + "."
 
 
-def _table(rows: Sequence[ProbeRow]) -> str:
-    head = "".join(
-        f"<th>{title}</th>"
-        for title in ("weights", "layer", "pooling", "k-NN top-1", "top-5", "linear top-1", "top-5")
-    )
+def _table(rows: Sequence[ProbeRow]) -> Table:
+    """The best figures of the weights that come first stand out."""
     fields = ("knn_top1", "knn_top5", "linear_top1", "linear_top5")
-    best = {
-        field: max(getattr(row, field) for row in rows if row.weights == rows[0].weights) for field in fields
-    }
+    first = rows[0].weights
+    best = {field: max(getattr(row, field) for row in rows if row.weights == first) for field in fields}
 
     def cell(row: ProbeRow, field: str) -> str:
         value = getattr(row, field)
         text = f"{value:.2%}"
-        return (
-            f"<td><b>{text}</b></td>"
-            if value == best[field] and row.weights == rows[0].weights
-            else f"<td>{text}</td>"
-        )
+        return strong(text) if row.weights == first and value == best[field] else text
 
-    body = "".join(
-        f"<tr><td>{row.weights}</td><td>{row.layer}</td><td>{row.pooling}</td>{''.join(cell(row, field) for field in fields)}</tr>"  # noqa: E501
-        for row in rows
+    return Table(
+        ["weights", "layer", "pooling", "k-NN top-1", "top-5", "linear top-1", "top-5"],
+        [[row.weights, str(row.layer), row.pooling, *(cell(row, field) for field in fields)] for row in rows],
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def knn_section(evaluations: Sequence[dict[str, Any]]) -> str:
-    """HTML about k-NN while pretraining, by step; "" if there was none."""
+def knn_sections(evaluations: Sequence[dict[str, Any]]) -> list[Section]:
+    """k-NN while pretraining, by step; none if there was none."""
     if not evaluations:
-        return ""
+        return []
     last = evaluations[-1]
     steps = [one["step"] for one in evaluations]
     layers = list(last["top1"])
@@ -130,10 +119,14 @@ def knn_section(evaluations: Sequence[dict[str, Any]]) -> str:
         for layer in layers
     ]
     figures = ", ".join(f"{last['top1'][layer]:.2%} at layer {layer}" for layer in layers)
-    return (
-        f"<h2>k-NN while pretraining</h2><p>After step {last['step']:,}: {figures}; "
-        f"{last['train_images']:,} training images, "
-        f"{last['val_images']:,} to be judged by.</p><div class='charts'><figure>"
-        f"{line_chart('k-NN, top-1, mean of the patches', lines, percent=True, from_zero=True)}</figure></div>"  # noqa: E501
-        f"<p>{escape(LAST_LAYER)}</p><p>{escape(NOT_THE_MEASURE)}</p>"
-    )
+    chart = Chart(title="k-NN, top-1, mean of the patches", lines=lines, percent=True, from_zero=True)
+    blocks = [
+        Text(
+            f"After step {last['step']:,}: {figures}; {last['train_images']:,} training images, "
+            f"{last['val_images']:,} to be judged by."
+        ),
+        Charts([chart_svg(chart)]),
+        Text(LAST_LAYER),
+        Text(NOT_THE_MEASURE),
+    ]
+    return [Section("k-NN while pretraining", blocks)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,22 @@ from beit.pretraining.masking import draw_mask
 from beit.pretraining.objective import TARGETS_FILE
 from pipelines import storage
 from pipelines.csv_files import read_csv
-from pipelines.reports.charts import Line, line_chart
+from pipelines.reports.charts import Chart, Line, chart_svg
 from pipelines.reports.page import (
     MOST_LISTED,
+    Block,
+    Charts,
+    Commands,
+    Details,
+    KeyFigure,
     Picture,
-    figure_cards,
-    listed_images,
+    Section,
+    Table,
+    Text,
+    Verbatim,
+    code,
     picture_section,
+    unusable_images,
     write_page,
 )
 from pipelines.runs import run_folder
@@ -45,22 +54,22 @@ NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
 def write_report(
     run: str | Path,
     *,
+    sections: Sequence[Section] = (),
     pictures: Sequence[Picture] = (),
-    sections: Sequence[str] = (),
+    commands: Sequence[tuple[str, str]] = (),
     class_counts: Sequence[int] | None = None,
     counted: str | None = None,
-    commands: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Write the report of a run from the files in its folder; what is not there is left out.
 
     Args:
         run: Run folder, a path or a bucket URI.
+        sections: What the job has to say, shown first.
         pictures: What the model makes of images, shown before the curves.
-        sections: HTML of the run's own, shown first.
+        commands: (what for, command) pairs to go on with, before those that every run has.
         class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from
             the newest checkpoint.
         counted: Where they were counted. None: where the target asks for them.
-        commands: (what for, command) pairs to go on with, before those that every run has.
 
     Returns:
         Path or URI of the page.
@@ -72,37 +81,37 @@ def write_report(
         class_counts = _counts_of_checkpoint(run)
     target = saved.get("config", {}).get("target", {})
     noun = NOUNS[target.get("kind", "tokens")]
-    parts = [
-        "" if saved.get("job") in WITHOUT_STEPS else _key_figures(rows, noun),
-        *sections,
-        *(picture_section(picture) for picture in pictures),
-        _curves(rows, noun),
-        _classes(
-            class_counts,
-            noun,
-            counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches"),
-        ),
-        _mask_check(rows, saved.get("config", {})),
-        "" if saved.get("job") in WITHOUT_STEPS else _quarantine(run),
-        _go_on(run, saved.get("job", ""), commands),
-        _details(saved, _json(run, run_folder.ENVIRONMENT_FILE)),
-    ]
+    where = counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")
+    trains = saved.get("job") not in WITHOUT_STEPS
     heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
-    return write_page(run, heading=heading or "run", sections=parts)
+    return write_page(
+        run,
+        heading=heading or "run",
+        figures=_key_figures(rows, noun) if trains and rows else (),
+        sections=[
+            *(_baseline(rows, noun) if trains else ()),
+            *sections,
+            *(picture_section(picture) for picture in pictures),
+            *_curves(rows, noun),
+            *_classes(class_counts, noun, where),
+            *_mask_check(rows, saved.get("config", {})),
+            *(_quarantine(run) if trains else ()),
+            _go_on(run, saved.get("job", ""), commands),
+            *_details(saved, _json(run, run_folder.ENVIRONMENT_FILE)),
+        ],
+    )
 
 
-# -- sections: each is HTML, or "" if the run has nothing to say about it
-# -----------------------------------------------------
+# -- the parts of the page, in its order: those that may have nothing to say give a list that may be empty
+# ---
 
 
-def _key_figures(rows: list[Row], noun: str) -> str:
-    if not rows:
-        return "<p>No metrics were recorded: the run ended before its first report.</p>"
+def _key_figures(rows: list[Row], noun: str) -> list[KeyFigure]:
     last = rows[-1]
     loss, unigram = _finite(last.get("train/loss")), _finite(last.get("train/unigram"))
     accuracy, majority = _finite(last.get("train/accuracy")), _finite(last.get("train/majority"))
     variance, explained = _finite(last.get("train/variance")), _finite(last.get("train/explained"))
-    figures: list[tuple[str, str, str]] = []
+    figures = []
     if loss is not None:
         note = (
             f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}"
@@ -113,53 +122,58 @@ def _key_figures(rows: list[Row], noun: str) -> str:
             note = f"not yet below the unigram baseline, {unigram:.3f}"
         if variance is not None:
             note = f"mean squared error; always the mean colour: {variance:.3f}"
-        figures.append(("loss", f"{loss:.3f}", note))
+        figures.append(KeyFigure("loss", f"{loss:.3f}", note))
     if accuracy is not None:
         note = f"always the commonest {noun}: {majority:.1%}" if majority is not None else "in training"
-        figures.append(("accuracy", f"{accuracy:.1%}", note))
+        figures.append(KeyFigure("accuracy", f"{accuracy:.1%}", note))
     if explained is not None:
-        figures.append(("explained", f"{explained:.1%}", "of the pixels' variance about their mean colour"))
+        figures.append(
+            KeyFigure("explained", f"{explained:.1%}", "of the pixels' variance about their mean colour")
+        )
     images = _finite(last.get("images"))
     if images is not None:
-        figures.append(("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
+        figures.append(KeyFigure("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
     # The first row holds the start: compilation, first files, caches.
-    rates = [
-        rate for row in rows[1:] or rows if (rate := _finite(row.get("speed/images_per_second"))) is not None
-    ]
+    settled = rows[1:] or rows
+    rates = [rate for row in settled if (rate := _finite(row.get("speed/images_per_second"))) is not None]
     if rates:
-        figures.append(("images a second", f"{statistics.median(rates):,.0f}", "median over the run"))
-    waits = [wait for row in rows[1:] or rows if (wait := _finite(row.get("speed/data_wait"))) is not None]
+        figures.append(
+            KeyFigure("images a second", f"{statistics.median(rates):,.0f}", "median over the run")
+        )
+    waits = [wait for row in settled if (wait := _finite(row.get("speed/data_wait"))) is not None]
     if waits:
         wait = statistics.median(waits)
-        figures.append(
-            (
-                "data wait",
-                f"{wait:.0%}",
-                "of a step; more CPUs for the stream would help"
-                if wait > 0.05
-                else "of a step: training is the limit",
-            )
+        note = (
+            "of a step; more CPUs for the stream would help"
+            if wait > 0.05
+            else "of a step: training is the limit"
         )
+        figures.append(KeyFigure("data wait", f"{wait:.0%}", note))
     if len(rows) > 1:
-        figures.append(
-            ("time", duration(rows[-1]["time"] - rows[0]["time"]), "from the first report to the last")
-        )
-    meaning = ""
-    if unigram is not None:
-        meaning = (
-            f"<p>The unigram baseline is the loss of a model that knows only how often each {noun} occurs. "
-            "The distance below it is "
-            "what was learned."
-            + " Accuracies of a few percent are normal with thousands of tokens." * (noun == "token")
-            + "</p>"
-        )
-    return figure_cards(figures) + meaning
+        taken = duration(rows[-1]["time"] - rows[0]["time"])
+        figures.append(KeyFigure("time", taken, "from the first report to the last"))
+    return figures
 
 
-def _curves(rows: list[Row], noun: str) -> str:
+def _baseline(rows: list[Row], noun: str) -> list[Section]:
+    """What the key figures are to be read against."""
+    if not rows:
+        return [Section("", [Text("No metrics were recorded: the run ended before its first report.")])]
+    if _finite(rows[-1].get("train/unigram")) is None:
+        return []
+    meaning = (
+        f"The unigram baseline is the loss of a model that knows only how often each {noun} occurs. The "
+        "distance below it is what was learned."
+    )
+    if noun == "token":
+        meaning += " Accuracies of a few percent are normal with thousands of tokens."
+    return [Section("", [Text(meaning)])]
+
+
+def _curves(rows: list[Row], noun: str) -> list[Section]:
     """Known metrics in the order of interest, then one chart for every other one."""
     if not rows:
-        return ""
+        return []
     known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
         (
             "Mean squared error" if noun == "pixel" else "Loss (nats)",
@@ -233,7 +247,7 @@ def _curves(rows: list[Row], noun: str) -> str:
         (name, [(name, name, False)], {}) for name in others
     ]
     steps = [row["step"] for row in rows]
-    parts = []
+    drawings = []
     for title, curves, options in charts:
         columns = [(_column(rows, metric), label, baseline) for metric, label, baseline in curves]
         lines = [
@@ -242,44 +256,41 @@ def _curves(rows: list[Row], noun: str) -> str:
             if any(math.isfinite(value) for value in values)
         ]
         if lines:
-            parts.append(f"<figure>{line_chart(title, lines, **options)}</figure>")
-    return f'<h2>Curves</h2><div class="charts">{"".join(parts)}</div>' if parts else ""
+            drawings.append(chart_svg(Chart(title=title, lines=lines, **options)))
+    return [Section("Curves", [Charts(drawings)])] if drawings else []
 
 
-def _classes(counts: Sequence[int] | None, noun: str, where: str) -> str:
+def _classes(counts: Sequence[int] | None, noun: str, where: str) -> list[Section]:
     if counts is None or not sum(counts):
-        return ""
+        return []
     share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
     used = share[share > 0]
     perplexity = math.exp(-(used * np.log(used)).sum())
     rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
-    chart = line_chart(
-        f"Share of each {noun}, commonest first",
-        [Line(name="share", x=rank, y=used[rank - 1])],
+    chart = Chart(
+        title=f"Share of each {noun}, commonest first",
+        lines=[Line(name="share", x=rank, y=used[rank - 1])],
         x_label="rank",
         log=True,
     )
     title = "Visual tokens" if noun == "token" else f"{noun.capitalize()}s"
-    verdict = (
-        "Far below the vocabulary, the task is easy: the tokenizer says little." if noun == "token" else ""
+    text = (
+        f"{len(used):,} of {len(counts):,} {noun}s occurred {where}. The commonest stands for {used[0]:.1%}, "
+        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity)."
     )
-    return (
-        f"<h2>{title}</h2><p>{len(used):,} of {len(counts):,} {noun}s occurred {escape(where)}. The "
-        f"commonest stands for {used[0]:.1%}, "
-        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity). "
-        f"{verdict}</p>"
-        f'<div class="charts"><figure>{chart}</figure></div>'
-    )
+    if noun == "token":
+        text += " Far below the vocabulary, the task is easy: the tokenizer says little."
+    return [Section(title, [Text(text), Charts([chart_svg(chart)])])]
 
 
-def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
+def _mask_check(rows: list[Row], config: dict[str, Any]) -> list[Section]:
     """The share of hidden patches that the masks' rule gives, against the one seen."""
     if "mask" not in config or "model" not in config:
-        return ""
+        return []
 
     mask, model = from_dict(MaskConfig, config["mask"]), from_dict(ModelConfig, config["model"])
     if mask.ratio == 0:
-        return "<h2>Masks</h2><p>No patch was hidden (mask.ratio=0).</p>"
+        return [Section("Masks", [Text("No patch was hidden (mask.ratio=0).")])]
     rng = np.random.default_rng(0)
     expected = float(np.mean([draw_mask(rng, mask, model.grid).mean() for _ in range(500)]))
     seen = [share for row in rows if (share := _finite(row.get("train/hidden"))) is not None]
@@ -295,42 +306,42 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> str:
         )
     else:
         text += "."
-    return f"<h2>Masks</h2><p>{escape(text[0].upper() + text[1:])}</p>"
+    return [Section("Masks", [Text(text[0].upper() + text[1:])])]
 
 
-def _quarantine(run: str) -> str:
+def _quarantine(run: str) -> list[Section]:
     file = storage.join(run, "quarantine.csv")
     entries = read_csv(file)
     if not entries:
-        return "<h2>Quarantine</h2><p>Every image could be used.</p>"
+        return [Section("Quarantine", [Text("Every image could be used.")])]
     reasons = Counter(entry["reason"] for entry in entries).most_common()
-    counted = "".join(f"<tr><td>{escape(reason)}</td><td>{count:,}</td></tr>" for reason, count in reasons)
-    first = listed_images([(entry["image"], entry["reason"]) for entry in entries])
-    more = f"<p>The rest is in <code>{escape(file)}</code>.</p>" if len(entries) > MOST_LISTED else ""
-    return (
-        f"<h2>Quarantine</h2><p>{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be used "
-        "and took no part in the loss.</p>"
-        f"<table>{counted}</table><details><summary>Which ones</summary>{first}{more}</details>"
-    )
+    which: list[Block] = [unusable_images([(entry["image"], entry["reason"]) for entry in entries])]
+    if len(entries) > MOST_LISTED:
+        which.append(Text("The rest is in " + code(file) + "."))
+    blocks = [
+        Text(
+            f"{len(entries):,} image{'s' if len(entries) > 1 else ''} could not be used and took no part in "
+            "the loss."
+        ),
+        Table((), [[reason, f"{count:,}"] for reason, count in reasons]),
+        Details("Which ones", which),
+    ]
+    return [Section("Quarantine", blocks)]
 
 
-def _go_on(run: str, job: str, commands: Sequence[tuple[str, str]]) -> str:
-    every = [("Go on after an interruption", f"beit {job} --resume {run}")] if job else []
-    every.append(("Write this report again", f"beit report {run}"))
-    blocks = "".join(
-        f"<dt>{escape(what)}</dt><dd><pre>{escape(command)}</pre></dd>"
-        for what, command in (*commands, *every)
-    )
-    return f"<h2>Go on</h2><dl class='commands'>{blocks}</dl>"
+def _go_on(run: str, job: str, commands: Sequence[tuple[str, str]]) -> Section:
+    folder = shlex.quote(run)
+    every = [("Go on after an interruption", f"beit {job} --resume {folder}")] if job else []
+    every.append(("Write this report again", f"beit report {folder}"))
+    return Section("Go on", [Commands([*commands, *every])])
 
 
-def _details(saved: dict[str, Any], environment: dict[str, Any]) -> str:
-    blocks = [("Configuration", saved.get("config", saved)), ("Environment", environment)]
-    return "".join(
-        f"<details><summary>{title}</summary><pre>{escape(json.dumps(content, indent=2))}</pre></details>"
-        for title, content in blocks
-        if content
-    )
+def _details(saved: dict[str, Any], environment: dict[str, Any]) -> list[Section]:
+    shown = [("Configuration", saved.get("config", saved)), ("Environment", environment)]
+    blocks = [
+        Details(title, [Verbatim(json.dumps(content, indent=2))]) for title, content in shown if content
+    ]
+    return [Section("", blocks)] if blocks else []
 
 
 # -- reading

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from pipelines import storage
 from pipelines.evaluation.every_image import FOLDER
-from pipelines.reports.charts import Line, line_chart
-from pipelines.reports.page import listed_images, png_element
+from pipelines.reports.charts import Chart, Line, chart_svg
+from pipelines.reports.page import Block, Charts, Picture, Section, Table, Text, unusable_images
 from pipelines.runs.evaluations import alike
 
 CURVES = (
@@ -21,10 +20,10 @@ CURVES = (
 )
 
 
-def segmentation_section(
+def segmentation_sections(
     run: str, evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
-) -> str:
-    """HTML about a run's evaluations, by step; "" if there are none.
+) -> list[Section]:
+    """What a run's evaluations found, by step; none if there are none.
 
     Args:
         run: Run folder; its pictures are read.
@@ -33,35 +32,41 @@ def segmentation_section(
         class_names: K names. None: numbers.
     """
     if not evaluations:
-        return ""
+        return []
+    shown = alike(evaluations)[-1]
+    names = list(class_names) if class_names else [str(number) for number in range(len(shown["iou"]))]
+    sections = [_validation(evaluations), _classes(shown, names)]
+    return sections if shown["pictures"] is None else [*sections, _pictures(run, shown["pictures"])]
+
+
+def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     last = evaluations[-1]["step"]
-    final = [one for one in evaluations if one["step"] == last]
     curves = alike(evaluations)
     shown = curves[-1]
     steps = [one["step"] for one in curves]
     lines = [Line(name=label, x=steps, y=[one[key] for one in curves]) for key, label in CURVES]
-    names = list(class_names) if class_names else [str(number) for number in range(len(shown["iou"]))]
-    return (
-        f"<h2>Validation</h2><p>Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that "
-        f"count of {shown['images']:,} "
-        "images, each counted once: pixels are added up over the whole set before anything is divided.</p>"
-        + _ways(final)
-        + f'<div class="charts"><figure>{line_chart("Validation", lines, percent=True)}</figure></div>'
-        + _unusable(shown["unusable"])
-        + _classes(shown, names)
-        + _pictures(run, shown)
-    )
-
-
-def _ways(final: Sequence[dict[str, Any]]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(_way(one['test']))}</td>"
-        + "".join(f"<td>{one[key]:.2%}</td>" for key, _ in CURVES)
-        + "</tr>"
-        for one in final
-    )
-    head = "".join(f"<th>{label}</th>" for label in ("tested", *(label for _, label in CURVES)))
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    blocks: list[Block] = [
+        Text(
+            f"Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that count of "
+            f"{shown['images']:,} images, each counted once: pixels are added up over the whole set before "
+            "anything is divided."
+        ),
+        Table(
+            ["tested", *(label for _, label in CURVES)],
+            [
+                [_way(one["test"]), *(f"{one[key]:.2%}" for key, _ in CURVES)]
+                for one in evaluations
+                if one["step"] == last
+            ],
+        ),
+        Charts([chart_svg(Chart(title="Validation", lines=lines, percent=True))]),
+    ]
+    if unusable := shown["unusable"]:
+        blocks += [
+            Text(f"{len(unusable):,} images or annotations could not be used and count nowhere:"),
+            unusable_images(unusable),
+        ]
+    return Section("Validation", blocks)
 
 
 def _way(test: dict[str, Any]) -> str:
@@ -75,16 +80,7 @@ def _way(test: dict[str, Any]) -> str:
     return f"{scales}{', mirrored too' if test['flip'] else ''}{stride}"
 
 
-def _unusable(images: Sequence[tuple[str, str]]) -> str:
-    if not images:
-        return ""
-    return (
-        f"<p>{len(images):,} images or annotations could not be used and count "
-        f"nowhere:</p>{listed_images(images)}"
-    )
-
-
-def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
+def _classes(found: dict[str, Any], names: Sequence[str]) -> Section:
     """A row for each class: how common it is, IoU, accuracy, and what it is taken for most."""
     confusion = np.array(found["confusion"])
     share = confusion.sum(1) / max(1, confusion.sum())
@@ -97,20 +93,16 @@ def _classes(found: dict[str, Any], names: Sequence[str]) -> str:
             else ""
         )
         figures = (share[number], found["iou"][number], found["accuracy"][number])
-        cells = "".join(f"<td>{'' if value is None else f'{value:.1%}'}</td>" for value in figures)
-        rows.append(f"<tr><td>{escape(names[number])}</td>{cells}<td>{escape(taken)}</td></tr>")
-    head = "".join(
-        f"<th>{label}</th>"
-        for label in ("class", "share of the pixels", "IoU", "accuracy", "most often taken for")
-    )
-    return f"<h2>Classes</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
+        shares = ["" if value is None else f"{value:.1%}" for value in figures]
+        rows.append([names[number], *shares, taken])
+    titles = ["class", "share of the pixels", "IoU", "accuracy", "most often taken for"]
+    return Section("Classes", [Table(titles, rows)])
 
 
-def _pictures(run: str, found: dict[str, Any]) -> str:
-    if found["pictures"] is None:
-        return ""
-    sheet = storage.read_bytes(storage.join(run, FOLDER, found["pictures"]))
-    return (
-        "<h2>Image, truth and prediction</h2><p>Images of the validation set, drawn once at random.</p>"
-        + png_element(sheet, "Image, truth and prediction")
+def _pictures(run: str, name: str) -> Section:
+    title = "Image, truth and prediction"
+    sheet = storage.read_bytes(storage.join(run, FOLDER, name))
+    return Section(
+        title,
+        [Text("Images of the validation set, drawn once at random."), Picture(title=title, image=sheet)],
     )

@@ -18,7 +18,7 @@ from pipelines import storage
 from pipelines.command_line.options import parse
 from pipelines.csv_files import write_csv
 from pipelines.evaluation.every_image import FOLDER
-from pipelines.reports.charts import Chart, Line, chart_picture
+from pipelines.reports.charts import Chart, Line, charts_png
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.metrics import last_metrics, read_metrics
 
@@ -156,7 +156,7 @@ def compare(config: CompareConfig) -> list[str]:
             metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)
         ] or metrics
         charts = [_chart(groups, metric) for metric in curves]
-    storage.write_bytes(storage.absolute(config.out), chart_picture(charts))
+    storage.write_bytes(storage.absolute(config.out), charts_png(charts))
     figures = config.out.removesuffix(".png") + ".csv"
     write_csv(
         storage.absolute(figures),

@@ -8,7 +8,6 @@ import shlex
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -31,7 +30,7 @@ from pipelines.datasets import checked_data, open_data, open_val
 from pipelines.evaluation.every_image import FOLDER
 from pipelines.presets.find import find_preset
 from pipelines.reports.attention import IMAGES, attention_picture
-from pipelines.reports.page import Picture
+from pipelines.reports.page import Picture, Section, Text
 from pipelines.runs import evaluations
 from pipelines.runs.models import MODEL_FILES, find_model, model_digest, view_of
 from pipelines.runs.run_folder import RunFolder
@@ -92,7 +91,9 @@ class SupervisedTask(Task[Config, Ready]):
         """Put an evaluation into a line."""
 
     @abstractmethod
-    def section(self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> str:
+    def sections(
+        self, run: str, found: Sequence[dict[str, Any]], class_names: Sequence[str] | None
+    ) -> list[Section]:
         """Show the evaluations of a run in its report.
 
         Args:
@@ -184,10 +185,10 @@ class SupervisedTask(Task[Config, Ready]):
         with storage.local_copy(find_model(run), MODEL_FILES) as folder:
             saved, model = read_config(folder), load_model(folder, self.model_type)
         view = view_of(saved, run)
-        pictures, note = _attention(model, config, view, root=storage.parent(run))
+        pictures, notes = _attention(model, config, view, root=storage.parent(run))
         found = evaluations.read(run, FOLDER)
         return Report(
-            sections=[self.section(run, found, saved.head.get("class_names")), note],
+            sections=[*self.sections(run, found, saved.head.get("class_names")), *notes],
             pictures=pictures,
             commands=self._next_commands(config, run),
         )
@@ -269,7 +270,7 @@ def unusable_words(found: Mapping[str, Any]) -> str:
 
 def _attention(
     model: VitModel, config: SupervisedConfig, view: ViewConfig, *, root: str
-) -> tuple[list[Picture], str]:
+) -> tuple[list[Picture], list[Section]]:
     """The picture of what a model attends to, or a note where it cannot be drawn: no run is lost over it."""
     try:
         images = _some_images(config, view, root=root)
@@ -277,8 +278,8 @@ def _attention(
     except (UserError, OSError, pa.ArrowException) as error:
         images, why = None, str(error).partition("\n")[0]
     if images is None or why:
-        return [], f"<p>Warning: no picture of what patches attend to: {escape(why)}</p>"
-    return [attention_picture(model, images, view)], ""
+        return [], [Section("", [Text(f"Warning: no picture of what patches attend to: {why}")])]
+    return [attention_picture(model, images, view)], []
 
 
 def _some_images(config: SupervisedConfig, view: ViewConfig, *, root: str) -> NDArray[np.uint8]:

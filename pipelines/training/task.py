@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pipelines.cluster.placement import Placement
 from pipelines.command_line.options import JobCommand, parse_job
 from pipelines.presets.find import find_preset
-from pipelines.reports.page import Picture
+from pipelines.reports.page import Picture, Section
 from pipelines.runs.models import keep_model
 from pipelines.runs.run_folder import RunFolder
 from pipelines.training.training import Config, Result, Training
@@ -54,7 +54,7 @@ class Finished(Generic[Config, Ready]):
 class Report:
     """What a task adds to the report of its run."""
 
-    sections: Sequence[str] = ()
+    sections: Sequence[Section] = ()
     """Sections of its own, shown first."""
 
     pictures: Sequence[Picture] = ()

@@ -20,6 +20,7 @@ from pipelines import seeds
 from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig
 from pipelines.datasets import open_data, with_absolute_data
+from pipelines.reports.page import Section, Text
 from pipelines.stream.samples import SampleConfig, make_samples
 from pipelines.training.task import Finished, Report, Task
 from pipelines.training.training import Training
@@ -169,4 +170,4 @@ class Rotation(Task[RotationConfig, Training[RotationConfig]]):
 
     def report(self, finished: Finished[RotationConfig, Training[RotationConfig]]) -> Report:
         """Show the number of turns."""
-        return Report(sections=[f"<h2>Rotation</h2><p>One of {finished.config.turns} turns.</p>"])
+        return Report(sections=[Section("Rotation", [Text(f"One of {finished.config.turns} turns.")])])

@@ -4,11 +4,14 @@ folder.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from pipelines import storage
-from pipelines.reports.page import figure_cards
+from pipelines.reports.page import Block, Charts, Items, KeyFigure, Section, Text, code
+from pipelines.reports.page import Table as TableBlock
 from pipelines.runs.progress import duration
 from tune.ablation.config import AblationConfig
 from tune.ablation.table import (
@@ -57,94 +60,82 @@ def write_ablation_report(
         Path or URI of the page.
     """
     orders = orders_of(table)
-    parts = [
-        _figures(table, orders, seconds),
-        _table(table, config),
-        _order(orders),
-        _dots(table),
-        _missing(table, folder),
-        _go_on(folder, mlflow),
-    ]
-    return write_report_page(folder, parts, heading=f"ablation {preset}", lines=lines, config=config)
+    return write_report_page(
+        folder,
+        heading=f"ablation {preset}",
+        figures=_figures(table, orders, seconds),
+        sections=[
+            _rows(table, config),
+            *_order(orders),
+            *_dots(table),
+            *_missing(table, folder),
+            _go_on(folder, mlflow),
+        ],
+        lines=lines,
+        config=config,
+    )
 
 
-def _figures(table: Table, orders: Sequence[Order], seconds: float) -> str:
+def _figures(table: Table, orders: Sequence[Order], seconds: float) -> list[KeyFigure]:
     done = sum(len(result.values) for line in table.lines for result in line.results.values())
     wanted = len(table.lines) * len(table.seeds) * len(table.tasks)
-    figures = [
-        (f"Kendall's tau, {order.task}", f"{order.tau:+.2f}", f"over {len(order.pairs)} pairs of rows")
-        for order in orders
-    ]
-    figures += [
-        (
-            "results",
-            f"{done} of {wanted}",
-            f"{len(table.lines)} rows x {len(table.seeds)} seeds x {len(table.tasks)} tasks",
+    product = f"{len(table.lines)} rows x {len(table.seeds)} seeds x {len(table.tasks)} tasks"
+    return [
+        *(
+            KeyFigure(
+                f"Kendall's tau, {order.task}", f"{order.tau:+.2f}", f"over {len(order.pairs)} pairs of rows"
+            )
+            for order in orders
         ),
-        ("time", duration(seconds), ""),
+        KeyFigure("results", f"{done} of {wanted}", product),
+        KeyFigure("time", duration(seconds)),
     ]
-    return figure_cards(figures)
 
 
-def _table(table: Table, config: AblationConfig) -> str:
-    head = ["row", "what it changes"]
+def _rows(table: Table, config: AblationConfig) -> Section:
+    titles = ["row", "what it changes"]
     for task in table.tasks:
-        head += [f"{TASK_NAMES[task]}, %", f"{PAPER_DATA[task]} in the paper, %"]
+        titles += [f"{TASK_NAMES[task]}, %", f"{PAPER_DATA[task]} in the paper, %"]
     rows = []
     for line in table.lines:
-        cells = [
-            ROWS[line.row].title,
-            described(changes_of(line.row, config, longer=config.longer)) or "nothing",
-        ]
+        changes = described(changes_of(line.row, config, longer=config.longer)) or "nothing"
+        cells = [ROWS[line.row].title, changes]
         for task in table.tasks:
             cells += [cell_words(line.results.get(task), len(table.seeds)), paper_words(line.row, task)]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
+        rows.append(cells)
     note = (
-        f"Mean and standard deviation over {len(table.seeds)} seeds. "
-        if len(table.seeds) > 1
-        else "One seed. "
+        f"Mean and standard deviation over {len(table.seeds)} seeds." if len(table.seeds) > 1 else "One seed."
     )
-    return (
-        "<h2>Rows</h2><div "
-        f"class='wide'><table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p>{escape(note)}The paper's: {escape(SOURCE)} Figures of the two do not compare with each other, "
-        "their order may.</p>"
-    )
+    compared = "Figures of the two do not compare with each other, their order may."
+    return Section("Rows", [TableBlock(titles, rows), Text(f"{note} The paper's: {SOURCE} {compared}")])
 
 
-def _order(orders: Sequence[Order]) -> str:
+def _order(orders: Sequence[Order]) -> list[Section]:
     """Whether the order agrees, a list a task."""
     if not orders:
-        return ""
-    parts = []
+        return []
+    blocks: list[Block] = []
     for order in orders:
         first, *others = order_words(order)
-        items = "".join(f"<li>{escape(words)}</li>" for words in others)
-        parts.append(
-            f"<p>{escape(first[0].upper() + first[1:])}</p>" + (f"<ul>{items}</ul>" if items else "")
-        )
-    return (
-        "<h2>Is the order the paper's?</h2>"
-        + "".join(parts)
-        + "<p>Tau is 1 for the same order, -1 for the reversed one, and about 0 "
-        "by chance. The standard error of a difference comes from the spread of all results without what a "
-        "row and what a seed does.</p>"
+        blocks.append(Text(first[0].upper() + first[1:]))
+        if others:
+            blocks.append(Items(others))
+    meaning = (
+        "Tau is 1 for the same order, -1 for the reversed one, and about 0 by chance. The standard error of "
+        "a difference comes from the spread of all results without what a row and what a seed does."
     )
+    return [Section("Is the order the paper's?", [*blocks, Text(meaning)])]
 
 
-def _dots(table: Table) -> str:
+def _dots(table: Table) -> list[Section]:
     charts = [_dots_of(table, task) for task in table.tasks if table.results(task)]
     if not charts:
-        return ""
-    figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
-    return (
-        f"<h2>Rows as dots</h2><div class='one'>{figures}</div><p>A dot a seed, a stroke at their mean; "
-        "diamonds: the paper.</p>"
-    )
+        return []
+    note = Text("A dot a seed, a stroke at their mean; diamonds: the paper.")
+    return [Section("Rows as dots", [Charts(charts, one_a_row=True), note])]
 
 
-def _dots_of(table: Table, task: Task) -> str:
+def _dots_of(table: Table, task: Task) -> Markup:
     results = table.results(task)
     rows = [line.row for line in table.lines]
     published = [None if (figures := ROWS[row].paper) is None else figures[task] for row in rows]
@@ -154,23 +145,18 @@ def _dots_of(table: Table, task: Task) -> str:
     )
 
 
-def _missing(table: Table, folder: str) -> str:
+def _missing(table: Table, folder: str) -> list[Section]:
     missing = [what for line in table.lines for what in line.missing]
-    items = "".join(f"<li>{escape(what)}</li>" for what in missing)
-    return (
-        (
-            f"<h2>What is missing</h2><ul>{items}</ul><p>To go on: <code>beit ablate --resume "
-            f"{escape(folder)}</code></p>"
-        )
-        if items
-        else ""
-    )
+    if not missing:
+        return []
+    resume = Text("To go on: " + code(f"beit ablate --resume {shlex.quote(folder)}"))
+    return [Section("What is missing", [Items(missing), resume])]
 
 
-def _go_on(folder: str, mlflow: str | None) -> str:
-    blocks = [
-        ("Go on after an interruption", f"beit ablate --resume {folder}"),
-        ("Write this report again", f"beit report {folder}"),
+def _go_on(folder: str, mlflow: str | None) -> Section:
+    commands = [
+        ("Go on after an interruption", f"beit ablate --resume {shlex.quote(folder)}"),
+        ("Write this report again", f"beit report {shlex.quote(folder)}"),
     ]
     files = [storage.join(folder, name) for name in (ROWS_FILE, TABLE_FILE)]
-    return go_on(blocks, mlflow, files, "The table, every seed's values in it, and a copy for a page")
+    return go_on(commands, mlflow, files, "The table, every seed's values in it, and a copy for a page")

@@ -1,7 +1,7 @@
 import pytest
 
 from pipelines.evaluation.probe_table import ProbeRow
-from pipelines.reports.probe import _lines, _verdict, probe_section
+from pipelines.reports.probe import _lines, _verdict, probe_sections
 
 
 def row(weights, layer, pooling, knn, linear):
@@ -50,6 +50,6 @@ def test_there_is_a_curve_a_pooling_and_the_better_random_one_as_a_baseline(fiel
 
 
 def test_the_best_figures_of_the_trained_weights_stand_out_and_no_others():
-    page = probe_section(ROWS)
+    page = "".join(section.html() for section in probe_sections(ROWS))
     assert [page.count(f"<b>{figure}</b>") for figure in ("30.00%", "40.00%", "11.00%")] == [1, 1, 0]
-    assert probe_section([]) == ""
+    assert probe_sections([]) == []

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,8 +11,8 @@ from beit.config import MaskConfig, ModelConfig, TargetConfig
 from beit.plain import to_dict
 from beit.pretraining.pictures import Reconstructions
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.reports.charts import Line, line_chart
-from pipelines.reports.page import Picture
+from pipelines.reports.charts import Chart, chart_svg
+from pipelines.reports.page import Charts, Picture, Section, Table, Text
 from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.reports.run import write_report
 
@@ -145,6 +146,32 @@ def test_everything_a_run_left_behind_is_on_the_page(tmp_path):
     assert len(page.sources) == 1
 
 
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / "a run's <folder>"
+    write_run(folder, [], config__json=json.dumps({"job": "pretrain", "config": {}}))
+    text = page_of(folder).text
+    for command in (["beit", "pretrain", "--resume", str(folder)], ["beit", "report", str(folder)]):
+        assert shlex.join(command) in text
+
+
+def test_a_job_hands_over_sections_pictures_and_commands(tmp_path):
+    write_run(tmp_path, pretraining_rows(50))
+    text = page_of(
+        tmp_path,
+        sections=[
+            Section("Angles", [Text("Off by 3° < 5°."), Table(["image", "angle"], [["a.jpg", "90"]])]),
+            Section("Votes", [Charts([chart_svg(Chart(title="Votes", lines=[]))])]),
+        ],
+        pictures=[Picture(title="Turned images", image=Image.new("RGB", (8, 8)))],
+        commands=[("Turn back", "beit turn back")],
+    ).text
+    places = [
+        text.index(part)
+        for part in ("Angles", "Off by 3° < 5°.", "Votes", "Turned images", "Curves", "Turn back")
+    ]
+    assert places == sorted(places)
+
+
 def test_other_jobs_metrics_get_a_chart_each(tmp_path):
     write_run(
         tmp_path,
@@ -172,20 +199,6 @@ def test_long_runs_do_not_make_large_pages(tmp_path):
         if page_of(tmp_path / name)
     )
     assert long < 1.2 * short
-
-
-def test_chart_is_one_element_that_names_itself():
-    svg = line_chart(
-        'a "b" <c>',
-        [
-            Line(name="one & two", x=[1, 2, 3], y=[1.0, float("nan"), 3.0]),
-            Line(name="base", x=[1], y=[2.0], baseline=True),
-        ],
-    )
-    assert svg.startswith("<svg ")
-    assert svg.rstrip().endswith("</svg>")
-    assert 'aria-label="a &quot;b&quot; &lt;c>"' in svg
-    assert "one &amp; two" in svg
 
 
 @pytest.mark.parametrize("decoder", [True, False])

@@ -41,7 +41,7 @@ def test_the_page_shows_our_table_beside_the_papers_the_order_and_what_is_missin
         "<td>27.50 ± 0.71</td><td>82.86</td>",
         "<td>target.kind=pixels</td>",
         "<td>not in the table</td>",
-        "Classification, top-1: 1 of 1 pairs of rows are in the paper&#x27;s order",
+        "Classification, top-1: 1 of 1 pairs of rows are in the paper&#39;s order",
         "beit below pixels: -3.00 points here, +3.27 in the paper",
         "longer-seed0-pretrain failed: &lt;it broke&gt;",
         "2 CPU / 1.25",

@@ -1,0 +1,96 @@
+"""How every chart looks: colours, fonts, grid, and what becomes of a figure: SVG for a page, or a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, GRID = "#333333", "#8a8a8a", "#e4e4e4"
+COLOURS = (
+    "#1f5fa8",
+    "#c2571a",
+    "#2e8b57",
+    "#7b4fa3",
+    "#a8323e",
+    "#2fa5c7",
+    "#d69b1e",
+    "#d1659f",
+    "#7a5230",
+    "#8a9a2b",
+)
+"""Of lines, in their order. Grey is for what a line is compared with."""
+
+DPI = 110
+"""Of PNG files."""
+
+SETTINGS: Any = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": DPI,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # Letters, not their outlines: small, and in the page's own font.
+}
+
+
+@contextmanager
+def chart_style() -> Iterator[None]:
+    """Within it figures are made, drawn and saved in this style; also a decorator of what does all three."""
+    from matplotlib import rc_context
+
+    with rc_context(SETTINGS):
+        yield
+
+
+def titled_axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of one chart, `size` inches wide and high."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def as_svg(figure: Figure, title: str) -> Markup:
+    """A figure as an element of a page; its title is read out to who cannot see it."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    # The salt keeps names within one chart apart from those of another chart on the same page.
+    with rc_context({"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    beginning = Markup('<svg role="img" aria-label="{}" ').format(title)
+    return beginning + Markup(svg[svg.index("<svg ") + len("<svg ") :])
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file, the same bytes each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
