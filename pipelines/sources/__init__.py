@@ -1,8 +1,9 @@
-"""What a data path holds: Parquet shards, a folder of image files, or tars, as units that are read on their
-own.
+"""What a data path holds, as units that are read on their own: Parquet shards, image files, tars, or a kind
+of your own.
 """
 
 from pipelines.sources.base import Manifest, Source, Unit
+from pipelines.sources.kinds import FileKind, register_files, register_scheme
 from pipelines.sources.opening import open_source
 
-__all__ = ["Manifest", "Source", "Unit", "open_source"]
+__all__ = ["FileKind", "Manifest", "Source", "Unit", "open_source", "register_files", "register_scheme"]

@@ -8,18 +8,10 @@ from collections.abc import Callable
 
 from beit.errors import UserError
 from pipelines import storage
-from pipelines.sources.base import IMAGE_ENDINGS, Manifest, Source
-from pipelines.sources.folder import open_folder
+from pipelines.sources.base import Source
+from pipelines.sources.kinds import FILE_KINDS, SCHEMES
 from pipelines.sources.listing import Listing, find_files
-from pipelines.sources.parquet import open_parquet
-from pipelines.sources.tars import open_tars
 from pipelines.storage import Entry
-
-_KINDS = {
-    **dict.fromkeys(("parquet", "pq"), "Parquet"),
-    "tar": "tar",
-    **dict.fromkeys(sorted(IMAGE_ENDINGS), "image"),
-}
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
@@ -40,7 +32,8 @@ def open_source(
     """Look through a data path.
 
     Args:
-        path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://.
+        path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://. Or a path with a
+            scheme that `register_scheme` has added.
         option: Name of the option that the path was given with, for messages.
         split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`).
             None: all of them.
@@ -49,6 +42,15 @@ def open_source(
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
     """
+    scheme = path.partition("://")[0] if "://" in path else None
+    source = SCHEMES[scheme](path, option, split) if scheme in SCHEMES else _of_files(path, option, split)
+    for warning in source.warnings:
+        say(f"warning: {warning}")
+    return source
+
+
+def _of_files(path: str, option: str, split: str | None) -> Source:
+    """The data in the files that a path names, which must be of one kind."""
     try:
         listing = find_files(path, option=option)
     except OSError as error:
@@ -57,38 +59,30 @@ def open_source(
             "check the permissions, or the credentials of the bucket",
         ) from error
     files: dict[str, list[Entry]] = {}
+    kinds = {}
     for entry in listing.entries:
-        kind = _KINDS.get(entry.name.rpartition(".")[2].lower()) if "." in entry.name else None
+        kind = FILE_KINDS.get(entry.name.rpartition(".")[2].lower()) if "." in entry.name else None
         if kind is not None:
-            files.setdefault(kind, []).append(entry)
+            kinds[kind.name] = kind
+            files.setdefault(kind.name, []).append(entry)
     if not files:
         raise _no_images(path, listing, option)
     if len(files) > 1:
         counts = " and ".join(
-            f"{len(entries):,} {kind} file{'s' * (len(entries) > 1)}" for kind, entries in files.items()
+            f"{len(entries):,} {name} file{'s' * (len(entries) > 1)}" for name, entries in files.items()
         )
         example = next(iter(files.values()))[0].name.rpartition(".")[2]
         raise UserError(
             f"{option}={path} holds {counts}: which are the data?",
             f"name one kind by a glob, for example {storage.join(path, '**')}/*.{example}",
         )
-    [(kind, entries)] = files.items()
+    [(name, entries)] = files.items()
     entries, left_out = _of_split(entries, split)
-    found = Listing(listing.root, entries)
-    manifest: Manifest
-    if kind == "Parquet":
-        manifest, summary, warnings = open_parquet(found, option=option)
-    elif kind == "tar":
-        manifest, summary, warnings = open_tars(found, option=option)
-    else:
-        manifest, summary, warnings = open_folder(found)
+    manifest, summary, warnings = kinds[name].open(Listing(listing.root, entries), option)
     size = sum(entry.size for entry in entries)
-    source = Source(
+    return Source(
         uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings)
     )
-    for warning in source.warnings:
-        say(f"warning: {warning}")
-    return source
 
 
 def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tuple[str, ...]]:
