@@ -52,7 +52,10 @@ SETTINGS: Any = {
     "ytick.major.size": 2,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
-    "legend.frameon": False,
+    # Where lines leave no room, names stay readable.
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.borderpad": 0.2,
     "svg.fonttype": "none",  # Letters, not their outlines: small, and in the page's own font.
 }
 
