@@ -1,4 +1,4 @@
-"""The actor around schedule and ledger: plans rounds, answers slots, enters what was trained on."""
+"""The actor that holds the ledger: it plans rounds, hands out slots, and settles samples."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from pipelines.stream.rounds import Part, Round, plan_round, shares_of_streams
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a dispatcher plans from."""
+    """The settings that a dispatcher plans with."""
 
     seed: int
     epochs: int
-    """Epochs that the run touches; the last one perhaps in part."""
+    """Epochs of the run; the last one perhaps in part."""
     total_rows: int
     """Samples that the run may settle, over all epochs."""
     max_rows: int
-    """Most rows of a round: bounds what Ray keeps until an execution ends."""
+    """Most rows of a round. Bounds the memory that Ray keeps until an execution ends."""
     slots: int
-    """Reading tasks of a round, those of all streams; a multiple of the streams."""
+    """Reading tasks of a round, over all streams; a multiple of the number of streams."""
     streams: int = 1
 
 
 class Dispatcher:
     """Knows the plan, the ledger and the current round. Runs as one small actor beside the driver.
 
-    Every start of the worker group begins with `resume`, which returns a generation number. Calls of an
-    older generation, late messages of workers that are gone, count no more. Before the first `resume`, so
-    also after the actor itself was restarted, everything is refused: the workers fail, their group starts
-    again and brings the ledger of its checkpoint.
+    Every start of the worker group begins with `resume`, which returns a generation number. Calls with an
+    older number are late messages of lost workers, and are ignored or refused. Before the first `resume`, and
+    so after a restart of this actor, all calls are refused: the workers fail, and their group starts again
+    with the ledger of its checkpoint.
     """
 
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
         self._manifest, self._plan = manifest, plan
         self._ledger: Ledger | None = None
         self._round: Round | None = None
-        # Of all generations, in the order found: a ledger that goes back to its checkpoint would let a
-        # reader's place in it slip.
+        # Over all generations, in the order found: readers know it by length, so it must never become
+        # shorter, as a ledger does that is rewound to its checkpoint.
         self._undecodable: dict[tuple[int, int], int] = {}
-        # Not from 0: after a restart of this actor the next generation must be none that late messages of an
-        # earlier one carry.
+        # Not from 0: after a restart of this actor, late messages must not carry the number of a new
+        # generation.
         self._generation = int(time.time())
 
     def resume(self, ledger: bytes | None) -> int:
-        """Start a generation from the ledger of the checkpoint that was really loaded, None empties it;
-        returns its number.
+        """Start a generation with the ledger of the checkpoint that rank 0 has loaded, None for an empty one.
+
+        Returns:
+            The generation's number.
         """
         self._ledger = Ledger(self._manifest.rows) if ledger is None else Ledger.from_bytes(ledger)
         if not np.array_equal(self._ledger.rows, self._manifest.rows):
@@ -64,9 +66,7 @@ class Dispatcher:
         return self._generation
 
     def start_round(self, generation: int, minimum: int, workers: int = 1) -> int:
-        """Plan the next round for so many workers and return its rows; 0 when fewer than `minimum` rows are
-        left.
-        """
+        """Plan the next round; returns its rows, or 0 if fewer than `minimum` are left."""
         ledger = self._current(generation)
         left = self._plan.total_rows - ledger.settled
         self._round = plan_round(
@@ -80,7 +80,7 @@ class Dispatcher:
         return self._round.rows if min(left, self._round.rows) >= minimum else 0
 
     def slot(self, index: int) -> list[tuple[Unit, Part]]:
-        """What the reading task of a slot reads in the current round."""
+        """Return the units and rows of a slot of the current round."""
         if self._round is None:
             raise RuntimeError(
                 "no round is planned: the dispatcher was restarted and waits for the workers to resume"
@@ -88,7 +88,7 @@ class Dispatcher:
         return [(self._manifest.unit(part.unit), part) for part in self._round.slot(index)]
 
     def settle(self, generation: int, epoch: Ints, unit: Ints, row: Ints, status: Ints) -> None:
-        """Enter a batch after the optimizer has stepped on it."""
+        """Settle a batch after the optimizer has stepped on it."""
         if generation == self._generation:
             self._current(generation).settle(epoch, unit, row, status)
             bad = status != 0
@@ -96,15 +96,15 @@ class Dispatcher:
             self._undecodable |= dict(zip(keys, status[bad].tolist(), strict=True))
 
     def snapshot(self, generation: int) -> bytes:
-        """The ledger, to be written into a checkpoint."""
+        """Return the ledger for a checkpoint."""
         return self._current(generation).to_bytes()
 
     def quarantined(self, known: int) -> list[tuple[int, int, int]]:
-        """(unit, row, status) of the images that could not be decoded, but for the first `known` ones."""
+        """List (unit, row, status) of images that could not be decoded, without the first `known` ones."""
         return [(unit, row, status) for (unit, row), status in list(self._undecodable.items())[known:]]
 
     def counts(self) -> dict[str, int]:
-        """Samples settled, and those of them without training."""
+        """Count the settled samples, and the quarantined ones among them."""
         if self._ledger is None:
             return {"settled": 0, "quarantined": 0}
         return {"settled": self._ledger.settled, "quarantined": self._ledger.quarantined}

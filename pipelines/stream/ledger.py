@@ -1,4 +1,4 @@
-"""Which samples are settled: trained on, or quarantined because they cannot be decoded."""
+"""The ledger of settled samples: those trained on, and those quarantined because they cannot be decoded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class LedgerError(RuntimeError):
 class Ledger:
     """The settled samples of all epochs, small enough to be part of every checkpoint.
 
-    Epochs before `complete` are settled to the last row and cost nothing. Of a later epoch it keeps a bit a
-    unit, and a bit a row of those units that are settled in part. A sample is (epoch, unit, row).
+    Epochs before `complete` are settled to the last row and cost nothing. For a later epoch the ledger keeps
+    one bit for each unit, and one bit for each row of the units that are settled in part. A sample is (epoch,
+    unit, row).
 
     Args:
         rows: Rows of every unit, int [U].
@@ -46,7 +47,7 @@ class Ledger:
         )
 
     def settle(self, epoch: Ints, unit: Ints, row: Ints, status: NDArray[np.integer]) -> None:
-        """Enter samples that the optimizer has stepped on, or that were passed over with a non-zero status.
+        """Enter samples that the optimizer has stepped on. Those with a non-zero status are quarantined.
 
         Raises:
             LedgerError: If one of them is settled already.
@@ -93,7 +94,7 @@ class Ledger:
         return np.flatnonzero(~self._settled_bits(epoch, unit))
 
     def left_counts(self, epoch: int) -> Ints:
-        """How many rows of every unit are not settled in an epoch, int [U]."""
+        """Count the rows of every unit that are not settled in an epoch, int [U]."""
         if epoch < self.complete:
             return np.zeros_like(self.rows)
         counts = self.rows.copy()
@@ -105,7 +106,7 @@ class Ledger:
         return counts
 
     def to_bytes(self) -> bytes:
-        """The ledger as a compressed numpy archive without pickles."""
+        """Return the ledger as a compressed numpy archive without pickles."""
         epochs = sorted(self._finished)
         parts = sorted(self._open)
         buffer = io.BytesIO()

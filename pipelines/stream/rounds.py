@@ -1,4 +1,6 @@
-"""In which order an epoch visits its units, and what the next round reads. Pure: no Ray, nothing stored."""
+"""The order in which an epoch visits its units, and the rows that the next round reads. Pure functions: no
+Ray, nothing stored.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +17,35 @@ MOST_SLOTS = 256
 """Reading tasks of a stream's round: enough for hundreds of cores, few enough to cost nothing."""
 
 UNITS_PER_SLOT = 8
-"""A slot's rows are mixed across its units, so that shards sorted by class give mixed batches: it takes
-several units to mix."""
+"""Rows are mixed across the units of a slot, so that shards sorted by class give mixed batches. That takes
+several units a slot."""
 
 
 def slots_of_round(units: int, *, cores: int) -> int:
-    """Into how many slots to divide a stream's rounds: some work for every core.
+    """Choose the number of slots of a stream's rounds, so that every core has work.
 
     Args:
-        units: That the stream reads, all epochs together.
-        cores: That it reads with.
+        units: Units that the stream reads, all epochs together.
+        cores: Cores that it reads with.
     """
     return max(1, min(MOST_SLOTS, max(units // UNITS_PER_SLOT, min(units, cores))))
 
 
 def stream_of(rank: int, *, streams: int, workers: int) -> int:
-    """Which stream a worker's samples come from: neighbours share one, and streams have as many workers as
-    each other, but for one.
+    """Return the stream that a worker reads. Neighbours share one; numbers of workers differ by one
+    at most.
     """
     return rank * streams // workers
 
 
 def shares_of_streams(streams: int, workers: int) -> list[int]:
-    """How many workers each stream serves."""
+    """Count the workers of each stream."""
     streams_of_ranks = [stream_of(rank, streams=streams, workers=workers) for rank in range(workers)]
     return [streams_of_ranks.count(stream) for stream in range(streams)]
 
 
 def epoch_order(seed: int, epoch: int, units: int) -> Ints:
-    """The units in the order in which an epoch visits them, int [U]."""
+    """Return the units in the order in which an epoch visits them, int [U]."""
     return seeds.generator(seed, seeds.ORDER, epoch, 0, 0).permutation(units)
 
 
@@ -59,21 +61,20 @@ class Part:
 class Round:
     """The next rows of a run, oldest epoch first, divided into slots of about equal size.
 
-    It is fixed when it is planned: a slot that is asked again, because a reading task was retried, gives the
-    same answer, whatever has been settled meanwhile.
+    It is fixed when it is planned: a reading task that is retried asks for its slot again, and gets the same
+    answer whatever has been settled in between.
 
-    Several streams divide it epoch by epoch: were it divided as a whole, some workers would be epochs ahead
-    of others, and images would come again long before all had been seen. They divide it to the row, for one
-    that has less than a batch for each of its workers would stop all of them. A unit at such a border is
-    opened by both, and each row is read by one.
+    Several streams divide a round epoch by epoch. Divided as a whole, some workers would be epochs ahead of
+    others, and images would come again long before all had been seen. The division is exact to the row: a
+    stream with less than a batch for each of its workers would stop all streams. Two streams open the unit at
+    such a border, and each of its rows is read by one of them.
 
     Args:
         epoch: Epoch of every unit, int [U].
         unit: The units, int [U].
         left: Rows that the unit has left, int [U].
-        partial: These rows, for units that are not whole, by (epoch, unit).
-        slots: Number of slots; a slot is what one reading task works through. A multiple of the streams,
-            which have as many each.
+        partial: The rows that are left of units that are not whole, by (epoch, unit).
+        slots: Number of slots; one reading task works through one slot. A multiple of the number of streams.
         shares: How many workers each stream serves.
     """
 
@@ -87,7 +88,8 @@ class Round:
         shares: Sequence[int] = (1,),
     ) -> None:
         total, ends, streams, workers = int(left.sum()), np.cumsum(left), len(shares), sum(shares)
-        # An epoch's rows that make no whole number for each worker are divided with the next epoch's.
+        # Rows of an epoch that do not divide evenly among the workers are divided together with the next
+        # epoch.
         epochs = np.unique(np.append(0, ends[:-1][np.diff(epoch) != 0] // workers * workers))
         cuts = np.cumsum([0, *shares]) * np.diff(np.append(epochs, total))[:, None] // workers
         borders = (epochs[:, None] + cuts[:, :-1]).ravel()
@@ -123,10 +125,10 @@ class Round:
 def plan_round(
     ledger: Ledger, *, seed: int, epochs: int, max_rows: int, slots: int, shares: Sequence[int] = (1,)
 ) -> Round:
-    """Plan what is left, oldest epoch first, until `max_rows` rows are reached; the other arguments are those
-    of `Round`.
+    """Plan the next round: rows that are left, oldest epoch first, up to `max_rows`.
 
-    The work and memory are those of the epochs that the round touches, never of all epochs.
+    Time and memory grow with the epochs that the round touches, not with all epochs. The other arguments are
+    those of `Round`.
     """
     planned: list[tuple[Ints, Ints, Ints]] = []
     partial: dict[tuple[int, int], Ints] = {}
