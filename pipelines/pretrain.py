@@ -142,7 +142,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
     def judge(self, training: PretrainTraining, say: Callable[[str], None]) -> Judge | None:
         """Measure k-NN on frozen features, where `knn.every_steps` asks for it."""
         sets = open_knn(training.config, say=say)
-        return None if sets is None else _ByNeighbours(sets, training.total_steps)
+        return None if sets is None else NeighboursJudge(sets, training.total_steps)
 
     def conclusion(
         self, finished: Finished[PretrainConfig, PretrainTraining], result: Result
@@ -173,7 +173,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
         return explain(config, preset)
 
 
-class _ByNeighbours(Judge):
+class NeighboursJudge(Judge):
     """Judges a pretraining by k-NN on frozen features."""
 
     folder = FOLDER

@@ -175,14 +175,14 @@ def train(
             if step < last_step and reached > step:
                 continue
             if judge is not None and checkpoint is not None and reached == step < last_step:
-                _judge(judge, folder, checkpoint, placement, place_in_mlflow, say)
+                judge_once(judge, folder, checkpoint, placement, place_in_mlflow, say)
                 continue
             segment = Segment(stop_at=step, last_step=last_step, after_pause=paused)
             folder, result = fit_while_it_advances(
                 training, segment, folder, placement, say=say, follow=follow, resume=resumes
             )
             if judge is not None:
-                figures = _judge(judge, folder, result.checkpoint, placement, place_in_mlflow, say)
+                figures = judge_once(judge, folder, result.checkpoint, placement, place_in_mlflow, say)
                 result = replace(result, metrics={**result.metrics, **figures})
             if result.step < step:
                 break  # `follow` has ended the run: no later segment is trained.
@@ -190,7 +190,7 @@ def train(
         return folder, result
 
 
-def _judge(
+def judge_once(
     judge: Judge,
     folder: RunFolder,
     checkpoint: str,

@@ -24,14 +24,16 @@ from pipelines.cluster.placement import place
 from pipelines.cluster.session import nodes
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
 from pipelines.config.resources import ResourceConfig
-from pipelines.evaluation.knn import open_knn, pauses
+from pipelines.evaluation.knn import open_knn
 from pipelines.evaluation.probe_table import read_table, table_lines
+from pipelines.pretrain import NeighboursJudge
 from pipelines.probe import ProbeConfig, probe, rebuild_report
 from pipelines.runs import evaluations
 from pipelines.runs.run_folder import RunFolder
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source, take_at_most
+from pipelines.training.run import judge_once
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2, drop_path=0.0)
 VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -203,7 +205,9 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     sets = open_knn(PretrainConfig(model=TINY, knn=knn), say=lines.append)
     assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
     folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), nodes(), tokenize=False)
-    figures = sets.evaluate(lines.append, folder, placement, str(given / "model"))
+    judge = NeighboursJudge(sets, 15)
+    assert judge.pauses == [5, 10]
+    figures = judge_once(judge, folder, str(given / "model"), placement, None, lines.append)
     train, val = (
         directly(load_model(given / "model"), manifest_of(given / name), 2, "mean")
         for name in ("train", "val")
@@ -213,7 +217,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     assert sorted(path.name for path in tmp_path.iterdir()) == ["knn"]
 
     monkeypatch.setattr("pipelines.evaluation.knn.extract", None)
-    assert sets.evaluate(lines.append, folder, placement, str(given / "model")) == figures
+    assert judge_once(judge, folder, str(given / "model"), placement, None, lines.append) == figures
     assert sum(line.startswith("k-NN at step 7") for line in lines) == 1
 
 
@@ -224,4 +228,3 @@ def test_neighbours_need_something_to_be_judged_by(given):
             PretrainConfig(model=TINY, knn=KnnWhileConfig(every_steps=5, train=str(given / "train"))),
             say=print,
         )
-    assert pauses(KnnWhileConfig(every_steps=5), 15) == [5, 10]

@@ -10,7 +10,7 @@ import pytest
 from pipelines.stream.graph import block_rows
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.rounds import plan_round, shares_of_streams, slots_of_round
-from pipelines.training.training import BLOCKS_PER_ROUND
+from pipelines.training.fit import BLOCKS_PER_ROUND
 
 IMAGES, UNIT_ROWS, WORKERS, BATCH, EPOCHS = 1_000_000_000, 1_000, 512, 32_768, 10
 UNITS = IMAGES // UNIT_ROWS
