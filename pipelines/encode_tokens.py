@@ -23,6 +23,7 @@ from beit.errors import UserError
 from beit.tokenizer.protocol import ImageTokenizer
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import Node, Placement, place
 from pipelines.command_line.options import parse
 from pipelines.command_line.run import run
@@ -106,7 +107,7 @@ def encode_tokens(
     source = open_source(train, split="train", say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
     with session.start(cpus=config.resources.cpus, debug=debug):
-        nodes = session.nodes()
+        nodes = cluster_nodes()
         placement = place_encoding(config.resources, nodes)
         description = CacheDescription(
             data=manifest.digest,
@@ -132,7 +133,7 @@ def encode_tokens(
         if missing:
             # There are no workers, which the first line of the placement is about.
             for line in (
-                *session.local_paths(nodes, {"out": cache.path, "data.train": storage.absolute(train)}),
+                *local_path_warnings(nodes, {"out": cache.path, "data.train": storage.absolute(train)}),
                 *placement.lines()[1:],
             ):
                 say(line)

@@ -14,6 +14,7 @@ from beit.vit.pooling import Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import going_on
+from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import place
 from pipelines.command_line.options import parse
 from pipelines.command_line.run import run
@@ -127,9 +128,9 @@ def features(
         f"{' and '.join(config.poolings)}, {config.numbers}"
     )
     with session.start(cpus=config.resources.cpus, debug=debug):
-        nodes = session.nodes()
+        nodes = cluster_nodes()
         placement = place(config.resources, nodes, tokenize=False)
-        for line in (*session.local_paths(nodes, {"data": data, "out": out}), *placement.lines()):
+        for line in (*local_path_warnings(nodes, {"data": data, "out": out}), *placement.lines()):
             say(line)
         remedy = "give the same command again: files that are written stay"
         with going_on("while features were computed", remedy, folder=None, say=say):

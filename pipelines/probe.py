@@ -27,6 +27,7 @@ from beit.vit.pooling import POOLINGS, Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import going_on
+from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import Placement, place
 from pipelines.command_line.options import parse_job
 from pipelines.command_line.run import run
@@ -177,7 +178,7 @@ def probe(
         say(line)
     inputs = {"data.train": labelled.train.digest, "data.val": val.digest, "start": model_digest(checkpoint)}
     with session.start(cpus=config.resources.cpus, debug=debug):
-        nodes = session.nodes()
+        nodes = cluster_nodes()
         placement = place(config.resources, nodes, tokenize=False)
         run = (
             run_folder.reopen(resume, inputs=inputs)
@@ -186,7 +187,7 @@ def probe(
         )
         say(f"run folder: {run.uri}")
         for line in (
-            *session.local_paths(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}),
+            *local_path_warnings(nodes, {"data.train": labelled.source.uri, "output.root": run.uri}),
             *placement.lines(),
         ):
             say(line)

@@ -17,6 +17,7 @@ from beit.errors import UserError
 from beit.plain import override
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.cluster.nodes import cluster_nodes, this_machine
 from pipelines.command_line.options import parse_job
 from pipelines.command_line.run import run
 from pipelines.config.pretrain import PretrainConfig
@@ -85,11 +86,11 @@ def sweep(
     design = make_design(config)
     # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what
     # does not fit.
-    if here := session.this_machine(config.resources.cpus):
+    if here := this_machine(config.resources.cpus):
         plan_concurrency(config, design.space, here)
     prepared = prepare(config, design, preset=preset, say=say)
     with session.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, design.space, session.nodes())
+        timetable = plan_concurrency(config, design.space, cluster_nodes())
         folder = _open_folder(prepared, resume)
         return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
 

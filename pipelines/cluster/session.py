@@ -1,4 +1,4 @@
-"""Starting or joining Ray, quietly."""
+"""Start or join Ray, quietly; run actors beside the driver, and functions where workers train."""
 
 from __future__ import annotations
 
@@ -10,30 +10,12 @@ import signal
 import tempfile
 import threading
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from beit.errors import JobFailedError, TerminatedError, UserError
-from pipelines import storage
-from pipelines.cluster.node_types import NodeTypes, node_types_in, node_types_of
-from pipelines.cluster.placement import STAGES, Node
-
-# Where `ray up` leaves the cluster's file on the head.
-RAY_UP_FILE = "~/ray_bootstrap_config.yaml"
-
-# Enough to plan with.
-MOST_TO_COME = 1000
-
-# Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-
-# What a container's processes may use of the cores, on Linux.
-CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+from pipelines.cluster.nodes import alive_nodes
 
 # Ray gives its processes 30 s to start, too little for a machine that is busy.
 STARTS = 3
@@ -213,7 +195,7 @@ def run_where_workers_train(function: Callable[[], Found], *, patience: float = 
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    alive = [node for node in _alive() if node["Resources"].get("CPU")]
+    alive = [node for node in alive_nodes() if node["Resources"].get("CPU")]
     trainers = [node for node in alive if node["Resources"].get("train")] or alive
     if not trainers:
         raise UserError(
@@ -250,11 +232,6 @@ class _Caller:
         return function()
 
 
-def resources() -> list[dict[str, float]]:
-    """What Ray says of each machine of the connected cluster, by name of the resource."""
-    return [node["Resources"] for node in _alive()]
-
-
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
     """Send what this process writes to its standard error, compiled code too, nowhere."""
@@ -271,122 +248,3 @@ def without_stderr() -> Iterator[None]:
         os.dup2(before, 2)
         os.close(before)
         os.close(nowhere)
-
-
-def nodes() -> list[Node]:
-    """The machines of the connected cluster, and those that its autoscaler may add."""
-    there = [_node(amounts, there=True) for amounts in resources()]
-    return there + to_come(node_types(), there)
-
-
-def _alive() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def node_types() -> NodeTypes:
-    """The node types of a cluster that grows; none where nothing says so.
-
-    Ray's autoscaler tells them to nobody. `ray up` leaves its file on the head, where a job's driver runs;
-    elsewhere the head's environment says them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
-
-    Raises:
-        UserError: If `BEIT_NODE_TYPES` is neither.
-    """
-    given = os.environ.get("BEIT_NODE_TYPES", "")
-    file = Path(given or RAY_UP_FILE).expanduser()
-    if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):
-        return NodeTypes()
-    try:
-        # JSON is YAML.
-        content = yaml.safe_load(given if given.startswith("{") else file.read_text())
-        return node_types_in(content) or node_types_of(content)
-    except (OSError, yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
-            (
-                'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a '
-                "file "
-                "for ray up"
-            ),
-        ) from error
-
-
-def this_machine(cpus: int | None) -> list[Node]:
-    """What a private Ray would offer, without starting one. Empty where `RAY_ADDRESS` names a cluster, or the
-    process has joined one.
-    """
-    import ray
-
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        return []
-    gpus = 0
-    if any(Path(device).exists() for device in GPU_DEVICES):
-        import torch
-
-        gpus = torch.cuda.device_count()
-    return [Node(cpus=float(cpus or _usable_cores()), gpus=float(gpus))]
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cores_here(limit: Path = CPU_LIMIT) -> float:
-    """Cores that the driver's node has for the processes beside it, though it may offer none for work: in a
-    container, its limit.
-
-    Args:
-        limit: The file that says it, as microseconds of work in so many of time.
-    """
-    usable = float(_usable_cores())
-    with contextlib.suppress(OSError, ValueError):
-        work, time = limit.read_text().split()
-        usable = min(usable, float(work) / float(time))
-    return usable
-
-
-def to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
-    """The machines that an autoscaler may still add: where it may not add all, some of every kind, and rather
-    those with GPUs.
-
-    Args:
-        types: Of the cluster.
-        alive: The machines that are there, its head among them.
-    """
-    found: list[Node] = []
-    for kind in types.kinds:
-        node = _node(kind.resources, there=False)
-        if node.cpus or node.gpus:
-            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has
-            # all of both.
-            known = found.count(node) + alive.count(replace(node, there=True))
-            found += [node] * max(0, min(kind.max_workers, MOST_TO_COME) - known)
-    room = max(0, types.most - max(0, len(alive) - 1))
-    if len(found) <= room:
-        return found
-    rest = Counter(found)
-    one_each = list(rest)
-    rest.subtract(one_each)
-    return [*one_each, *sorted(rest.elements(), key=lambda node: -node.gpus)][:room]
-
-
-def _node(resources: Mapping[str, float], *, there: bool) -> Node:
-    stages = frozenset(stage for stage in STAGES if resources.get(stage))
-    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), stages=stages, there=there)
-
-
-def local_paths(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
-    """A warning for each path, by its option, that several machines would each look for on their own disk."""
-    if len(nodes) < 2:
-        return []
-    return [
-        (
-            f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same "
-            "folder "
-            "on all of them"
-        )
-        for option, path in paths.items()
-        if not storage.is_remote(path)
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from beit.errors import UserError
-from pipelines.cluster import session
+from pipelines.cluster.nodes import cores_here
 from pipelines.cluster.placement import Placement
 from pipelines.planning import forecast
 from pipelines.planning.config import PlanConfig
@@ -62,7 +62,7 @@ def on_this_kind(
         workers=workers,
         block_rows=block_rows(max(1, config.optim.global_batch_size // workers)),
         streams=placement.streams,
-        head_cores=session.cores_here(),
+        head_cores=cores_here(),
         worker_threads=placement.worker_threads,
         tokenizers=machines * placement.tokenizers[1],
         tokenizer_threads=placement.tokenizer_threads,

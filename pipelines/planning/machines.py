@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from beit.errors import UserError
 from pipelines.cluster.node_types import UNBOUNDED, NodeType, NodeTypes, read_node_types
+from pipelines.cluster.nodes import nodes_to_come
 from pipelines.cluster.placement import EPSILON, Node, nodes_of
-from pipelines.cluster.session import to_come
 from pipelines.config.resources import ResourceConfig
 from pipelines.planning.forecast import DENSE_TFLOPS, Machines
 
@@ -129,7 +129,7 @@ def machines_of_nodes(
 
 def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
     """All machines of each stage that a cluster may have, whatever the others have."""
-    return [*there, *to_come(replace(types, most=UNBOUNDED), there)]
+    return [*there, *nodes_to_come(replace(types, most=UNBOUNDED), there)]
 
 
 def machine_of_its_own(node: Node, *, gpu: str) -> Machines:

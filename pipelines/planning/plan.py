@@ -12,6 +12,13 @@ from typing import Any
 
 from beit.errors import UserError
 from pipelines.cluster import session
+from pipelines.cluster.nodes import (
+    cluster_nodes,
+    cores_here,
+    resources_of_nodes,
+    this_machine,
+    types_of_cluster,
+)
 from pipelines.cluster.placement import Node, place
 from pipelines.command_line.options import parse
 from pipelines.config.data import MOST_SCENE_PX
@@ -56,7 +63,7 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     check_config(config)
     parse_prices(config.price)
     config = with_absolute_data(config)
-    nodes = session.this_machine(config.resources.cpus)
+    nodes = this_machine(config.resources.cpus)
     if nodes:
         machines = _machines(config)
         own = machines is None and nodes[0].gpus >= 1 and config.resources.device != "cpu"
@@ -65,17 +72,17 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
         yield from _lines(config, _Place(nodes=nodes, machines=machines, call=_call, own=own), preset=preset)
         return
     with session.start():
-        nodes, types = session.nodes(), session.node_types()
+        nodes, types = cluster_nodes(), types_of_cluster()
         machines = None
         if config.cluster is None and config.resources.device != "cpu":
             there = [node for node in nodes if node.there]
             machines = machines_of_nodes(
-                session.resources(),
+                resources_of_nodes(),
                 types=types,
                 there=there,
                 gpu=config.gpu,
                 token_gpu=config.token_gpu,
-                head_cores=session.cores_here(),
+                head_cores=cores_here(),
             )
         place = _Place(
             nodes=nodes,

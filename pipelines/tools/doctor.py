@@ -30,6 +30,7 @@ from packaging.requirements import Requirement
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.cluster.nodes import cluster_nodes
 from pipelines.command_line.options import parse
 from pipelines.runs import tracking
 
@@ -283,7 +284,7 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
 
     try:
         with session.start():
-            nodes = session.nodes()
+            nodes = cluster_nodes()
             cpus, found = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
             yield Finding(
                 Level.FINE,

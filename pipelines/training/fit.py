@@ -14,6 +14,7 @@ from typing import Any
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.cluster import session
 from pipelines.cluster.failures import cause_of, job_failed
+from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.placement import Placement
 from pipelines.runs import run_folder, tracking
 from pipelines.runs.metrics import last_metrics, read_metrics
@@ -195,7 +196,7 @@ def _plan(training: Training[Any], placement: Placement) -> Plan:
         total_rows = int(config.epochs * images + 1e-9)
     epochs = -(-total_rows // images)
     streams = placement.streams
-    cores = int(sum(node.cpus for node in session.nodes()))
+    cores = int(sum(node.cpus for node in cluster_nodes()))
     slots = slots_of_round(-(-epochs * len(rows) // streams), cores=-(-cores // streams))
     return Plan(
         seed=config.seed,

@@ -14,6 +14,7 @@ from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import going_on
+from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_machine
 from pipelines.cluster.placement import Placement, place
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import check_batch
@@ -120,7 +121,7 @@ def check_room(config: JobConfig) -> None:
     Raises:
         UserError: With the arithmetic.
     """
-    if here := session.this_machine(config.resources.cpus):
+    if here := this_machine(config.resources.cpus):
         place(config.resources, here, tokenize=False)
 
 
@@ -148,7 +149,7 @@ def train(
     """
     config = training.config
     with session.start(cpus=config.resources.cpus, debug=debug):
-        nodes = session.nodes()
+        nodes = cluster_nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
         check_batch(training.global_batch_size, placement.worker_range)
         training.check_workers(placement.worker_range)
@@ -159,7 +160,7 @@ def train(
                 config, job=training.job, preset=training.preset, inputs=training.inputs
             )
         say(f"run folder: {folder.uri}")
-        for line in (*session.local_paths(nodes, _paths(training, folder)), *placement.lines()):
+        for line in (*local_path_warnings(nodes, _paths(training, folder)), *placement.lines()):
             say(line)
         place_in_mlflow = mlflow_place(training, folder.uri)
         if place_in_mlflow is None and config.output.mlflow:

@@ -20,8 +20,8 @@ from beit.probing.features import pooled_features
 from beit.probing.probe import Labelled, probe_knn, probe_linear
 from beit.vit.checkpoints import save_model
 from pipelines import probe as job
+from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.placement import place
-from pipelines.cluster.session import nodes
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.knn import open_knn
@@ -204,7 +204,7 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
     lines = []
     sets = open_knn(PretrainConfig(model=TINY, knn=knn), say=lines.append)
     assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
-    folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), nodes(), tokenize=False)
+    folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), cluster_nodes(), tokenize=False)
     judge = NeighboursJudge(sets, 15)
     assert judge.pauses == [5, 10]
     figures = judge_once(judge, folder, str(given / "model"), placement, None, lines.append)

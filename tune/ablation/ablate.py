@@ -16,6 +16,7 @@ from typing import Any
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.cluster.nodes import cluster_nodes, this_machine
 from pipelines.command_line.options import parse_job
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
@@ -83,14 +84,14 @@ def ablate(
         _check_keeps_rows(config, resume)
     # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not
     # fit.
-    here = session.this_machine(config.resources.cpus)
+    here = this_machine(config.resources.cpus)
     if here:
         plan_concurrency(config, here, tokenize=False)
     prepared = prepare(config, preset=preset, say=say)
     if here:
         plan_concurrency(config, here, tokenize=prepared.tokenises)
     with session.start(cpus=config.resources.cpus, debug=debug):
-        timetable = plan_concurrency(config, session.nodes(), tokenize=prepared.tokenises)
+        timetable = plan_concurrency(config, cluster_nodes(), tokenize=prepared.tokenises)
         folder = _open_folder(prepared, resume)
         return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.placement import place
-from pipelines.cluster.session import nodes
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.every_image import _check_once, judge_all
 from pipelines.sources import open_source
@@ -51,7 +51,7 @@ class MortalJudge:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_judge_that_is_killed_loses_no_image_and_judges_none_twice(manifest, tmp_path):
-    placement = place(ResourceConfig(), nodes(), tokenize=False)
+    placement = place(ResourceConfig(), cluster_nodes(), tokenize=False)
     columns = judge_all(manifest, placement, views=views, judge=MortalJudge, checkpoint=str(tmp_path))
     assert (tmp_path / "killed").exists()
     assert columns["value"].tolist() == list(range(12))

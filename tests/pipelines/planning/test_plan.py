@@ -13,8 +13,8 @@ from beit.errors import UserError
 from beit.plain import override
 from pipelines.cli import main
 from pipelines.cluster.node_types import NodeType, node_types_of, read_node_types
+from pipelines.cluster.nodes import nodes_to_come
 from pipelines.cluster.placement import Node, place
-from pipelines.cluster.session import to_come
 from pipelines.planning.config import PlanConfig, config_of, parse_prices
 from pipelines.planning.forecast import COORDINATOR_BLOCKS, Costs, GpuRates, Machines
 from pipelines.planning.machines import (
@@ -127,7 +127,7 @@ def test_the_machines_of_a_connected_cluster_are_told_by_their_resources():
 def with_gpus(monkeypatch, measured):
     """This machine has four of them, which were measured."""
     node = Node(cpus=32.0, gpus=4.0)
-    monkeypatch.setattr("pipelines.cluster.session.this_machine", lambda cpus: [node])
+    monkeypatch.setattr("pipelines.planning.plan.this_machine", lambda cpus: [node])
     monkeypatch.setattr("pipelines.planning.plan.gpu_kind", lambda: "GeForce")
     gpu = GpuRates(kind="GeForce", train=1000.0, tokens=4000.0)
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
@@ -386,7 +386,9 @@ def test_the_limits_of_a_growing_cluster_are_those_that_a_driver_counts():
     )
     there = [Node(cpus=96, gpus=8, stages=frozenset({"train"}))]
     found = machines_of_nodes([*alive, {"CPU": 16.0}], types=types, there=there, gpu="A100")
-    assert found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(there + to_come(types, there))
+    assert (
+        found.most == {"train": 24, "tokens": 0, "views": 80} == most_of(there + nodes_to_come(types, there))
+    )
     capped = machines_of_nodes(alive, types=replace(types, most=4), there=there, gpu="A100")
     assert (capped.most, capped.most_nodes) == (found.most, 4), (
         "each stage may have all of its own, but not all of them at once"
@@ -424,7 +426,7 @@ def test_files_of_kubernetes_are_understood_but_for_the_kind_of_their_gpus(name,
         for variable in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
         if variable["name"] == "BEIT_NODE_TYPES"
     )
-    assert most_of(to_come(node_types_of(yaml.safe_load(told)), [])) == found.most
+    assert most_of(nodes_to_come(node_types_of(yaml.safe_load(told)), [])) == found.most
 
 
 @pytest.mark.parametrize(
