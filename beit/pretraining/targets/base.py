@@ -1,0 +1,198 @@
+"""What a target has to say about itself: all that a run asks of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit.config import MaskConfig, ModelConfig, TargetConfig, ViewConfig
+from beit.tokenizer.protocol import ImageTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSetting:
+    """What is known of a run where its target is built."""
+
+    target: TargetConfig
+    model: ModelConfig
+    view: ViewConfig
+    mask: MaskConfig
+    seed: int
+
+    vocab_size: int = 0
+    """Visual tokens that the tokenizer knows. 0: the target needs no tokenizer, or it is not open yet."""
+
+    tokenizer: ImageTokenizer | None = None
+    """Paints reconstructions. None where the target is sent to the workers, who only train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What the pictures of reconstructions say about a target."""
+
+    truth: tuple[str, str] | None = None
+    """Title of the column that shows the painted truth, and its explanation. None: no such column, as where
+    the truth looks like the image."""
+
+    unpainted: tuple[str, str] | None = None
+    """Title and explanation in the legend where `Target.paint` gives None."""
+
+    judged: str = ""
+    """A sentence on right and wrong patches, besides what is said of every target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricChart:
+    """A chart of metrics over the steps. What a run has not measured is left out."""
+
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    """(metric, label)."""
+    baselines: tuple[tuple[str, str], ...] = ()
+    """(metric, label): drawn thinner, to compare the curves with."""
+    percent: bool = False
+    from_zero: bool = False
+
+
+class Target(ABC):
+    """What the truth about a patch is, how far a prediction is from it, and which figures of the data give
+    that a meaning.
+
+    It gathers these figures since the run began; they are kept in checkpoints by `state` and `load_state`.
+
+    An instance belongs to a run, and is pickled on its way to the workers. What needs no instance says how a
+    run with this target is told about: in its summary, progress line, last lines, report and pictures.
+    Metrics are named there as they are recorded: "train/" or "eval/" before the names that `metrics` gives.
+    """
+
+    kind: ClassVar[str]
+    """The name by which `target.kind` chooses it. Checkpoints keep it."""
+
+    noun: ClassVar[str]
+    """One of what is predicted, such as "token"; its plural ends with an s."""
+
+    needs_tokenizer: ClassVar[bool] = False
+    """Whether batches must have the column "tokens", from the run's tokenizer or a token cache."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of the batch that `truth` reads besides "patch_view"."""
+
+    judged: ClassVar[bool] = False
+    """Whether a prediction is either right or wrong, as that of a class is. "accuracy" is then one of the
+    metrics; otherwise pictures tell the squared error."""
+
+    progress: ClassVar[tuple[tuple[str, str], ...]] = (("loss {:.3f}", "train/loss"),)
+    """Items of the progress line: (format, names of metrics with spaces between)."""
+
+    drawing: ClassVar[Drawing] = Drawing()
+    """What pictures of reconstructions say about it."""
+
+    charts: ClassVar[tuple[MetricChart, ...]] = (
+        MetricChart(title="Loss", curves=(("train/loss", "loss"),)),
+        MetricChart(title="Loss on fixed samples and masks", curves=(("eval/loss", "loss"),)),
+    )
+    """Curves of its metrics, shown first in the report. Every other metric gets a chart without being
+    named."""
+
+    outputs: int
+    """O, size of the head's output."""
+
+    # -- how a run with it is told about
+
+    @classmethod
+    @abstractmethod
+    def from_setting(cls, setting: TargetSetting) -> Self:
+        """Build the target of a run.
+
+        Raises:
+            UserError: Where the setting does not suit it, naming the field.
+        """
+
+    @classmethod
+    @abstractmethod
+    def predicted(cls, setting: TargetSetting) -> str:
+        """What is predicted, in words that "of every hidden patch" can follow: "the visual token"."""
+
+    @classmethod
+    def warnings(cls, setting: TargetSetting) -> list[str]:
+        """What a setting allows and the user has probably not meant, in lines."""
+        return []
+
+    @classmethod
+    def conclusion(cls, metrics: Mapping[str, float]) -> str | None:
+        """The figures that a run ends with, against their baseline, in a line.
+
+        Args:
+            metrics: Means over the end of the training; those that are not finite are left out.
+        """
+        loss = metrics.get("train/loss")
+        return None if loss is None else f"final loss {loss:.3f}"
+
+    @classmethod
+    def key_figures(cls, metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+        """The figures at the top of the report: (name, value, what to compare it with).
+
+        Args:
+            metrics: The last row; those that are not finite are left out.
+        """
+        loss = metrics.get("train/loss")
+        return [] if loss is None else [("loss", f"{loss:.3f}", "")]
+
+    @classmethod
+    def baseline(cls, metrics: Mapping[str, float]) -> str:
+        """A paragraph below the key figures on how to read them; "" if there is nothing to say."""
+        return ""
+
+    # -- what it computes
+
+    @abstractmethod
+    def truth(self, batch: Mapping[str, Tensor], pixels: Tensor, positions: Tensor) -> Tensor:
+        """What is to be predicted.
+
+        Args:
+            batch: "patch_view" uint8 [B, H, W, 3] and `columns`.
+            pixels: The same views normalised, float [B, 3, H, W].
+            positions: int64 [B, S], the patches asked for.
+
+        Returns:
+            int64 [B, S] for classes, float [B, S, O] for a regression.
+        """
+
+    @abstractmethod
+    def sums(self, outputs: Tensor, truth: Tensor, asked: Tensor) -> dict[str, Tensor]:
+        """Sums over the patches asked for: "loss", which carries the gradient, and what `metrics` needs.
+
+        Args:
+            outputs: The head's, float32 [B, S, O].
+            truth: From `truth`.
+            asked: Bool [B, S], False for the slots that only fill up the batch.
+        """
+
+    @abstractmethod
+    def metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
+        """What is reported, from sums over all workers since the last report and the number of patches in
+        them. NaN: not defined.
+        """
+
+    @abstractmethod
+    def guess(self, outputs: Tensor) -> Tensor:
+        """The prediction, in the form of `truth`."""
+
+    def paint(self, values: Tensor) -> Tensor | None:
+        """Truth or prediction of all patches of square images as pictures, uint8 [B, h, w, 3]. None: it
+        cannot be painted.
+        """
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What was gathered, as JSON types."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave. State that `metrics` changes is replaced there, not changed in place:
+        copies of a target share it."""
