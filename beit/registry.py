@@ -40,7 +40,7 @@ class Registry(Generic[Choice]):
         """Add a choice. A name from outside may be given again, as when a notebook's cell is run twice: the
         latest counts.
         """
-        if name in self._built_in and choice is not self._choices[name]:
+        if name in self._built_in and choice != self._choices[name]:
             raise ValueError(f"{self._option}={name} is built in; choose another name")
         self._choices[name] = choice
 

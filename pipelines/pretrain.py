@@ -15,6 +15,7 @@ import torch
 from beit.loading import load_model
 from beit.pretraining.model import Beit
 from beit.pretraining.pictures import Reconstructions, reconstruct
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.cluster.placement import Placement
 from pipelines.command_line.run import run as run_program
@@ -27,6 +28,7 @@ from pipelines.reports.attention import attention_picture
 from pipelines.reports.probe import knn_sections
 from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.runs import evaluations
+from pipelines.runs.metrics import finite_metrics
 from pipelines.runs.models import MODEL_FILES
 from pipelines.runs.run_folder import RunFolder
 from pipelines.scenes.shards import are_scenes
@@ -48,14 +50,6 @@ from pipelines.training.task import Finished, Judge, Report, Task
 from pipelines.training.training import Result, Training
 from pipelines.training.watch import Follow
 
-OF_CLASSES = [
-    ("loss {:.3f} (unigram {:.3f})", "train/loss train/unigram"),
-    ("acc {:.1%} (majority {:.1%})", "train/accuracy train/majority"),
-]
-OF_PIXELS = [
-    ("loss {:.3f} (mean colour {:.3f})", "train/loss train/variance"),
-    ("explained {:.1%}", "train/explained"),
-]
 OF_OPTIMIZER = [("lr {:.2e}", "optim/lr"), ("grad {:.2f}", "optim/grad_norm")]
 OF_EVALUATION = [("fixed masks {:.3f}", "eval/loss")]
 
@@ -86,12 +80,14 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
 
         config = with_absolute_paths(config)
         source = open_data(config, image_size=config.model.image_size, say=say)
-        tokenizer = checked_tokenizer(config) if config.target.kind == "tokens" else None
+        tokenizes = find_target(config.target.kind).needs_tokenizer
+        tokenizer = checked_tokenizer(config) if tokenizes else None
         cache = None
         if tokenizer is not None and config.data.tokens is not None:
             cache = checked_cache(config.data.tokens, config, source.manifest, tokenizer)
         total_steps = checked_length(config, source.manifest.total)
         vocab_size, digest = (0, "") if tokenizer is None else (tokenizer.vocab_size, tokenizer.digest)
+        target = make_target(config, vocab_size=vocab_size)
         return PretrainTraining(
             job=self.name,
             config=config,
@@ -107,7 +103,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
                 cache=cache,
             ),
             tokenizer=None if tokenizer is None or cache else config.tokenizer,
-            make_objective=functools.partial(make_objective, config, vocab_size, total_steps, digest),
+            make_objective=functools.partial(make_objective, config, target, total_steps, digest),
             global_batch_size=config.optim.global_batch_size,
             total_steps=total_steps,
             clip_norm=config.optim.clip_norm,
@@ -115,11 +111,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
                 "data.train": source.manifest.digest,
                 **({} if tokenizer is None else {"tokenizer": digest}),
             },
-            shown=[
-                *(OF_PIXELS if config.target.kind == "pixels" else OF_CLASSES),
-                *OF_OPTIMIZER,
-                *OF_EVALUATION,
-            ],
+            shown=[*target.progress, *OF_OPTIMIZER, *OF_EVALUATION],
             fixed=fixed_samples(config, source.manifest, tokenizer, cache)
             if config.evaluation.images
             else None,
@@ -214,11 +206,12 @@ def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions
     config = training.config
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
-    target = make_target(config, 0)
-    if config.target.kind == "tokens":
+    if find_target(config.target.kind).needs_tokenizer:
         tokenizer = checked_tokenizer(config)
-        target = make_target(config, tokenizer.vocab_size, tokenizer)
+        target = make_target(config, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer)
         batch["tokens"] = tokenizer.encode(batch.get("token_view", batch["patch_view"]).permute(0, 3, 1, 2))
+    else:
+        target = make_target(config)
     columns = ("patch_view", "mask", *target.columns)
     return reconstruct(
         model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions
@@ -227,7 +220,7 @@ def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions
 
 def _next_commands(config: PretrainConfig, run: str) -> list[tuple[str, str]]:
     yours = "--data.train FOLDER_OR_BUCKET"
-    if config.data.train is None and config.target.kind != "tokens":
+    if config.data.train is None and not find_target(config.target.kind).needs_tokenizer:
         return [
             (
                 "The same on your own images",
@@ -249,30 +242,17 @@ def _next_commands(config: PretrainConfig, run: str) -> list[tuple[str, str]]:
 
 def _conclusion(config: PretrainConfig, result: Result) -> list[str]:
     """The final loss beside its baseline."""
-    metrics, lines = result.metrics, list[str]()
-    loss, unigram, variance = (metrics.get(f"train/{name}") for name in ("loss", "unigram", "variance"))
+    metrics = finite_metrics(result.metrics)
     everywhere = config.target.positions == "all"
     patches = config.model.patches if everywhere else config.mask.budget(config.model.grid)
     patches *= result.step * config.optim.global_batch_size
-    if loss is not None and patches < BASELINE_PATCHES:
-        lines.append(
-            f"final loss {loss:.3f}; {patches:,} {'' if everywhere else 'hidden '}patches are too few "
-            "for a "
-            "baseline"
-        )
-    elif loss is not None and unigram is not None:
-        better = "better" if loss < unigram else "worse"
-        lines.append(
-            f"final loss {loss:.3f}; unigram baseline {unigram:.3f}: {abs(unigram - loss):.3f} nats "
-            f"{better} than guessing by frequency"
-        )
-    elif loss is not None and variance is not None:
-        better = "below" if loss < variance else "above"
-        lines.append(
-            f"final squared error {loss:.3f}; always the mean colour {variance:.3f}: "
-            f"{abs(1 - loss / variance):.1%} {better} it"
-        )
-    return lines
+    if "train/loss" in metrics and patches < BASELINE_PATCHES:
+        return [
+            f"final loss {metrics['train/loss']:.3f}; {patches:,} {'' if everywhere else 'hidden '}patches "
+            "are too few for a baseline"
+        ]
+    line = find_target(config.target.kind).conclusion(metrics)
+    return [] if line is None else [line]
 
 
 def command(arguments: list[str], debug: bool) -> None:

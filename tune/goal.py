@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from beit.errors import UserError
+from beit.pretraining.targets import find_target
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.evaluation.knn import FOLDER as KNN_FOLDER
 from pipelines.runs import evaluations
@@ -116,8 +117,10 @@ def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
                 "--objective knn"
             ),
         )
-    if config.objective == "accuracy" and config.target.kind == "pixels":
-        raise UserError("--objective accuracy, but target.kind=pixels has none", "set --objective loss")
+    if config.objective == "accuracy" and not find_target(config.target.kind).judged:
+        raise UserError(
+            f"--objective accuracy, but target.kind={config.target.kind} has none", "set --objective loss"
+        )
     if config.objective == "knn" and config.knn.val is None and (config.data.train or config.knn.train):
         raise UserError(
             "--objective knn, but knn.val is not given, so there is nothing to be judged by",

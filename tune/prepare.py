@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from beit.errors import UserError
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.data import check_has_data
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
@@ -69,7 +70,7 @@ def make_design(config: SweepConfig) -> Design:
 
 def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) -> Schedule:
     """How many trials run at a time on some machines."""
-    any_tokens = config.target.kind == "tokens" or "target.kind" in space
+    any_tokens = find_target(config.target.kind).needs_tokenizer or "target.kind" in space
     tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
     return schedule(
         config.resources, nodes, tokenize=tokenize, data_cpus=config.data_cpus, concurrent=config.concurrent

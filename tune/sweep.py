@@ -15,6 +15,7 @@ from typing import Any
 
 from beit.errors import UserError
 from beit.plain import override
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.nodes import cluster_nodes, this_machine
@@ -191,7 +192,7 @@ class _Sweep:
         config = self.config
         if config.data.tokens is None:
             if not shareable(config.pretraining(), self.design.space):
-                if config.target.kind == "tokens":
+                if find_target(config.target.kind).needs_tokenizer:
                     self.say(
                         "tokens: the space changes the views or their tokens, so every trial tokenises "
                         "for "

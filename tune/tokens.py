@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.tokenizer import EncodeConfig
@@ -59,7 +60,7 @@ class Tokens:
 
 def shareable(config: PretrainConfig, varied: Iterable[str]) -> bool:
     """Whether one cache serves all trials."""
-    return config.target.kind == "tokens" and not changing_views(varied)
+    return find_target(config.target.kind).needs_tokenizer and not changing_views(varied)
 
 
 def changing_views(varied: Iterable[str]) -> list[str]:

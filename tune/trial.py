@@ -12,6 +12,7 @@ from typing import Any
 
 from beit.errors import UserError
 from beit.plain import from_dict, override, to_dict
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
@@ -53,7 +54,7 @@ def _varied(
 ) -> PretrainConfig:
     """A trial's configuration but for its folder; one that predicts no tokens reads none."""
     config = evaluated(override(base, params), objective, images)
-    tokens = config.data.tokens if config.target.kind == "tokens" else None
+    tokens = config.data.tokens if find_target(config.target.kind).needs_tokenizer else None
     return replace(config, data=replace(config.data, tokens=tokens))
 
 
@@ -68,7 +69,7 @@ def check_trial(
     try:
         config = _varied(base, params, objective=objective, images=rows)
         check_config(config)
-        if config.target.kind == "tokens":
+        if find_target(config.target.kind).needs_tokenizer:
             check_grid(config, px_per_token(config.tokenizer))
         checked_length(config, rows)
     except UserError as error:

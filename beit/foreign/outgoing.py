@@ -24,6 +24,7 @@ from beit.foreign.names import INDEX, PARTS, QKV, Spelling, to_hub
 from beit.foreign.report import KeyReport
 from beit.foreign.translation import translate
 from beit.loading import KINDS, load_model
+from beit.pretraining.targets import VisualTokens
 from beit.segmentation.model import default_taps
 from beit.vit.backbone import relative_position_index
 from beit.vit.checkpoints import SavedConfig, read_config, read_tensors
@@ -83,7 +84,7 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
 
 def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
     """Why a format cannot hold a model; None if it can."""
-    if saved.kind == "mim" and (target := saved.head.get("target", "tokens")) != "tokens":
+    if saved.kind == "mim" and (target := saved.head.get("target", VisualTokens.kind)) != VisualTokens.kind:
         return f"its head predicts {target}, and theirs visual tokens"
     if saved.kind == "backbone" and not saved.head["norm"] and format != "unilm":
         return "theirs norms behind the last block, and this backbone has no norm"

@@ -26,7 +26,7 @@ RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 class Reconstructions:
     """What a pretrained model says about n images of N = grid x grid patches."""
 
-    kind: str
+    target: type[Target]
     """What it was trained to predict."""
 
     images: Pixels
@@ -56,15 +56,15 @@ class Reconstructions:
 
     @property
     def right(self) -> NDArray[np.bool_] | None:
-        """Where the true class was predicted, [n, grid, grid]; None for pixels, which are never
-        quite right.
+        """Where the true class was predicted, [n, grid, grid]; None for a target that is not judged, such as
+        pixels, which are never quite right.
         """
-        return None if self.kind == "pixels" else (self.predicted == self.true).reshape(self.masks.shape)
+        return (self.predicted == self.true).reshape(self.masks.shape) if self.target.judged else None
 
     @property
     def accuracy(self) -> float:
-        """Share of the patches asked for whose class was predicted; NaN for pixels, or if none is
-        asked for.
+        """Share of the patches asked for whose class was predicted; NaN if none is asked for, or for a
+        target that is not judged.
         """
         return (
             float(self.right[self.asked].mean())
@@ -109,7 +109,7 @@ def reconstruct(
     grid = round(hidden.shape[1] ** 0.5)
     masks = hidden.reshape(-1, grid, grid).cpu().numpy()
     return Reconstructions(
-        kind=target.kind,
+        target=type(target),
         images=batch["patch_view"].cpu().numpy(),
         masks=masks,
         asked=masks if asked == "hidden" else np.ones_like(masks),
@@ -122,11 +122,6 @@ def reconstruct(
 
 
 FILLED_COLUMN, PREDICTED_COLUMN = "hidden ones predicted", "all predicted"
-TRUE_COLUMN: dict[str, str] = {
-    "tokens": "true tokens, decoded",
-    "pixels": "true pixels",
-    "colour": "true colours",
-}
 
 
 def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Image:
@@ -147,9 +142,8 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
                 [cover(image, mask) for image, mask in zip(shown.images, shown.masks, strict=True)],
             )
         )
-    # True pixels are the original once more.
-    if shown.painted_true is not None and shown.kind != "pixels":
-        columns.append((TRUE_COLUMN[shown.kind], list(shown.painted_true)))
+    if shown.painted_true is not None and shown.target.drawing.truth is not None:
+        columns.append((shown.target.drawing.truth[0], list(shown.painted_true)))
     captions: dict[int, Sequence[str]] = {}
     for title, painted, wanted in (
         (FILLED_COLUMN, shown.painted_filled, shown.masks.any()),
@@ -158,9 +152,9 @@ def reconstruction_sheet(shown: Reconstructions, *, side: int = 160) -> Image.Im
         if painted is not None and wanted:
             columns.append((title, list(painted)))
     if shown.right is None:
-        judged = [title for title, _ in columns].index(
-            PREDICTED_COLUMN if shown.asked.all() else FILLED_COLUMN
-        )
+        titles = [title for title, _ in columns]
+        wanted_title = PREDICTED_COLUMN if shown.asked.all() else FILLED_COLUMN
+        judged = titles.index(wanted_title) if wanted_title in titles else len(titles) - 1
         errors = np.square(shown.predicted - shown.true).mean(-1).reshape(shown.asked.shape)
         captions[judged] = [
             f"squared error {error[asked].mean():.3f}" if asked.any() else ""

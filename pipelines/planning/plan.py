@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from beit.errors import UserError
+from beit.pretraining.targets import find_target
 from pipelines.cluster import session
 from pipelines.cluster.nodes import (
     cluster_nodes,
@@ -116,7 +117,7 @@ def _call(function: Callable[[], Any]) -> Any:
 
 def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
     machines, prices = at.machines, parse_prices(config.price)
-    tokenized = config.target.kind == "tokens" and config.data.tokens is None
+    tokenized = find_target(config.target.kind).needs_tokenizer and config.data.tokens is None
     workers = (
         asked.fewest if (asked := config.resources.worker_range) else machines.train_gpus if machines else 1
     )
@@ -219,7 +220,7 @@ def _data_line(config: PlanConfig, source: Source | None) -> str:
 
 def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates:
     """Time the stages, on the machine that this is called on; on scenes without a source."""
-    tokens = config.target.kind == "tokens"
+    tokens = find_target(config.target.kind).needs_tokenizer
     samples = SampleConfig(
         seed=config.seed,
         view=config.view,

@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from beit.cores import compute_with
+from beit.pretraining.targets import find_target
 from pipelines.cluster.hardware import machine_line
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.planning import forecast
@@ -24,7 +25,7 @@ from pipelines.sources import Source
 from pipelines.stream.graph import Tokenize, open_tokenizer, read_slot
 from pipelines.stream.rounds import Part
 from pipelines.stream.samples import SampleConfig, make_samples
-from pipelines.training.pretraining import make_objective
+from pipelines.training.pretraining import make_objective, make_target
 from pipelines.training.step import Stepper
 from pipelines.training.training import MICRO_BATCH
 
@@ -195,10 +196,11 @@ def _time_step(
     takes, not by those that were measured.
     """
     vocab_size, rng = 8192, np.random.default_rng(0)
-    if config.target.kind == "tokens":
+    if find_target(config.target.kind).needs_tokenizer:
         vocab_size = open_tokenizer(config.tokenizer).vocab_size
     place = torch.device(device)
-    objective = make_objective(config, vocab_size, 1_000_000, "").to(place).train()
+    target = make_target(config, vocab_size=vocab_size)
+    objective = make_objective(config, target, 1_000_000, "").to(place).train()
     stepper = Stepper(
         objective,
         device=place,

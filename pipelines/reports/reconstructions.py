@@ -7,12 +7,10 @@ import math
 from beit.pretraining.pictures import (
     FILLED_COLUMN,
     PREDICTED_COLUMN,
-    TRUE_COLUMN,
     Reconstructions,
     reconstruction_sheet,
 )
 from pipelines.reports.page import Picture
-from pipelines.reports.run import NOUNS
 
 
 def reconstruction_picture(shown: Reconstructions) -> Picture:
@@ -25,21 +23,11 @@ def reconstruction_picture(shown: Reconstructions) -> Picture:
                 "The same with the hidden patches covered; the model gets a learned mask token there.",
             )
         )
-    noun, everywhere = NOUNS[shown.kind], bool(shown.asked.all())
-    truth = {
-        "tokens": (
-            "What the tokenizer keeps of the original. This is the ceiling: its blur is the "
-            "tokenizer's, not the model's."
-        ),
-        "colour": "The mean colour of every patch, at 3 bits a channel: all that the model is asked for.",
-        "pixels": "",
-    }[shown.kind]
+    noun, drawing, everywhere = shown.target.noun, shown.target.drawing, bool(shown.asked.all())
     if shown.painted_true is None:
-        legend.append(
-            ("no decoded columns", "This tokenizer has no decoder, so tokens cannot be shown as images.")
-        )
+        legend += [drawing.unpainted] if drawing.unpainted else []
     else:
-        legend += [(TRUE_COLUMN[shown.kind], truth)] if truth else []
+        legend += [drawing.truth] if drawing.truth else []
         if shown.masks.any():
             asked = "" if everywhere else ": what pretraining asks for"
             legend.append(
@@ -52,8 +40,8 @@ def reconstruction_picture(shown: Reconstructions) -> Picture:
         legend.append((PREDICTED_COLUMN, f"The model's prediction for every patch.{trained}"))
     if shown.right is not None:
         text = f"Green: the model's first choice is the true {noun}. Red: it is not."
-        if shown.kind == "tokens":
-            text += " Many tokens look alike, so a red patch can still decode well."
+        if drawing.judged:
+            text += f" {drawing.judged}"
         if not math.isnan(shown.accuracy):
             text += (
                 f" Here {shown.accuracy:.1%} of the {'patches' if everywhere else 'hidden patches'} are "

@@ -17,6 +17,7 @@ from beit.config import MaskConfig, ModelConfig
 from beit.plain import from_dict
 from beit.pretraining.masking import draw_mask
 from beit.pretraining.objective import TARGETS_FILE
+from beit.pretraining.targets import MetricChart, Target, VisualTokens, find_target
 from pipelines import storage
 from pipelines.csv_files import read_csv
 from pipelines.reports.charts import Chart, Line, chart_svg
@@ -38,7 +39,7 @@ from pipelines.reports.page import (
     write_page,
 )
 from pipelines.runs import run_folder
-from pipelines.runs.metrics import read_metrics
+from pipelines.runs.metrics import finite_metrics, read_metrics
 from pipelines.runs.progress import duration
 
 Row = dict[str, Any]
@@ -46,9 +47,6 @@ Row = dict[str, Any]
 NOT_METRICS = ("step", "images", "time")
 WITHOUT_STEPS = ("probe",)
 """Jobs that train nothing, so have no metrics over steps, nor a quarantine."""
-
-NOUNS = {"tokens": "token", "pixels": "pixel", "colour": "colour"}
-"""What a target is one of, in words."""
 
 
 def write_report(
@@ -79,21 +77,22 @@ def write_report(
     rows = read_metrics(run)
     if class_counts is None:
         class_counts = _counts_of_checkpoint(run)
-    target = saved.get("config", {}).get("target", {})
-    noun = NOUNS[target.get("kind", "tokens")]
-    where = counted or ("in the patches" if target.get("positions") == "all" else "behind hidden patches")
+    asked = saved.get("config", {}).get("target", {})
+    # Jobs without a target count visual tokens, if they count anything.
+    target = find_target(asked["kind"]) if "kind" in asked else VisualTokens
+    where = counted or ("in the patches" if asked.get("positions") == "all" else "behind hidden patches")
     trains = saved.get("job") not in WITHOUT_STEPS
     heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
     return write_page(
         run,
         heading=heading or "run",
-        figures=_key_figures(rows, noun) if trains and rows else (),
+        figures=_key_figures(rows, target) if trains and rows else (),
         sections=[
-            *(_baseline(rows, noun) if trains else ()),
+            *(_baseline(rows, target) if trains else ()),
             *sections,
             *(picture_section(picture) for picture in pictures),
-            *_curves(rows, noun),
-            *_classes(class_counts, noun, where),
+            *_curves(rows, target),
+            *_classes(class_counts, target, where),
             *_mask_check(rows, saved.get("config", {})),
             *(_quarantine(run) if trains else ()),
             _go_on(run, saved.get("job", ""), commands),
@@ -106,30 +105,9 @@ def write_report(
 # ---
 
 
-def _key_figures(rows: list[Row], noun: str) -> list[KeyFigure]:
+def _key_figures(rows: list[Row], target: type[Target]) -> list[KeyFigure]:
     last = rows[-1]
-    loss, unigram = _finite(last.get("train/loss")), _finite(last.get("train/unigram"))
-    accuracy, majority = _finite(last.get("train/accuracy")), _finite(last.get("train/majority"))
-    variance, explained = _finite(last.get("train/variance")), _finite(last.get("train/explained"))
-    figures = []
-    if loss is not None:
-        note = (
-            f"{unigram - loss:+.3f} nats better than the unigram baseline, {unigram:.3f}"
-            if unigram is not None
-            else "nats"
-        )
-        if unigram is not None and loss >= unigram:
-            note = f"not yet below the unigram baseline, {unigram:.3f}"
-        if variance is not None:
-            note = f"mean squared error; always the mean colour: {variance:.3f}"
-        figures.append(KeyFigure("loss", f"{loss:.3f}", note))
-    if accuracy is not None:
-        note = f"always the commonest {noun}: {majority:.1%}" if majority is not None else "in training"
-        figures.append(KeyFigure("accuracy", f"{accuracy:.1%}", note))
-    if explained is not None:
-        figures.append(
-            KeyFigure("explained", f"{explained:.1%}", "of the pixels' variance about their mean colour")
-        )
+    figures = [KeyFigure(*figure) for figure in target.key_figures(finite_metrics(last))]
     images = _finite(last.get("images"))
     if images is not None:
         figures.append(KeyFigure("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
@@ -155,59 +133,20 @@ def _key_figures(rows: list[Row], noun: str) -> list[KeyFigure]:
     return figures
 
 
-def _baseline(rows: list[Row], noun: str) -> list[Section]:
+def _baseline(rows: list[Row], target: type[Target]) -> list[Section]:
     """What the key figures are to be read against."""
     if not rows:
         return [Section("", [Text("No metrics were recorded: the run ended before its first report.")])]
-    if _finite(rows[-1].get("train/unigram")) is None:
-        return []
-    meaning = (
-        f"The unigram baseline is the loss of a model that knows only how often each {noun} occurs. The "
-        "distance below it is what was learned."
-    )
-    if noun == "token":
-        meaning += " Accuracies of a few percent are normal with thousands of tokens."
-    return [Section("", [Text(meaning)])]
+    meaning = target.baseline(finite_metrics(rows[-1]))
+    return [Section("", [Text(meaning)])] if meaning else []
 
 
-def _curves(rows: list[Row], noun: str) -> list[Section]:
+def _curves(rows: list[Row], target: type[Target]) -> list[Section]:
     """Known metrics in the order of interest, then one chart for every other one."""
     if not rows:
         return []
     known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
-        (
-            "Mean squared error" if noun == "pixel" else "Loss (nats)",
-            [
-                ("train/loss", "loss", False),
-                ("train/unigram", "unigram baseline", True),
-                ("train/variance", "always the mean colour", True),
-            ],
-            {"from_zero": noun == "pixel"},
-        ),
-        (
-            "Accuracy",
-            [("train/accuracy", "accuracy", False), ("train/majority", f"always the commonest {noun}", True)],
-            {"percent": True, "from_zero": True},
-        ),
-        (
-            "Loss on fixed samples and masks",
-            [
-                ("eval/loss", "loss", False),
-                ("eval/unigram", "their unigram baseline", True),
-                ("eval/variance", "their mean colour", True),
-            ],
-            {"from_zero": noun == "pixel"},
-        ),
-        (
-            "Accuracy on fixed samples and masks",
-            [("eval/accuracy", "accuracy", False), ("eval/majority", f"always their commonest {noun}", True)],
-            {"percent": True, "from_zero": True},
-        ),
-        (
-            "Explained variance",
-            [("train/explained", "explained", False), ("eval/explained", "of fixed samples", False)],
-            {"percent": True},
-        ),
+        *(_chart_of_target(chart) for chart in target.charts()),
         ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
         ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
         ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
@@ -216,7 +155,11 @@ def _curves(rows: list[Row], noun: str) -> list[Section]:
             [("speed/data_wait", "data wait", False)],
             {"percent": True, "from_zero": True},
         ),
-        (f"{noun.capitalize()} perplexity", [("train/perplexity", "perplexity", False)], {"from_zero": True}),
+        (
+            f"{target.noun.capitalize()} perplexity",
+            [("train/perplexity", "perplexity", False)],
+            {"from_zero": True},
+        ),
         ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
         (
             "Reconstruction error (mean absolute, of 1)",
@@ -260,9 +203,17 @@ def _curves(rows: list[Row], noun: str) -> list[Section]:
     return [Section("Curves", [Charts(drawings)])] if drawings else []
 
 
-def _classes(counts: Sequence[int] | None, noun: str, where: str) -> list[Section]:
+def _chart_of_target(chart: MetricChart) -> tuple[str, list[tuple[str, str, bool]], dict[str, Any]]:
+    """A target's chart in the form of those of every run."""
+    curves = [(metric, label, False) for metric, label in chart.curves]
+    baselines = [(metric, label, True) for metric, label in chart.baselines]
+    return chart.title, curves + baselines, {"percent": chart.percent, "from_zero": chart.from_zero}
+
+
+def _classes(counts: Sequence[int] | None, target: type[Target], where: str) -> list[Section]:
     if counts is None or not sum(counts):
         return []
+    noun = target.noun
     share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
     used = share[share > 0]
     perplexity = math.exp(-(used * np.log(used)).sum())
@@ -273,13 +224,13 @@ def _classes(counts: Sequence[int] | None, noun: str, where: str) -> list[Sectio
         x_label="rank",
         log=True,
     )
-    title = "Visual tokens" if noun == "token" else f"{noun.capitalize()}s"
+    title, note = target.histogram or (f"{noun.capitalize()}s", "")
     text = (
         f"{len(used):,} of {len(counts):,} {noun}s occurred {where}. The commonest stands for {used[0]:.1%}, "
         f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity)."
     )
-    if noun == "token":
-        text += " Far below the vocabulary, the task is easy: the tokenizer says little."
+    if note:
+        text += f" {note}"
     return [Section(title, [Text(text), Charts([chart_svg(chart)])])]
 
 

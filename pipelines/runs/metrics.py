@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,12 @@ def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 np.average([value for value, _ in values], weights=[count for _, count in values])
             )
     return metrics
+
+
+def finite_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a row without those that are not defined."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from dataclasses import replace
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from beit.objectives.optim import check_schedule
 from beit.plain import override
 from beit.pretraining.masking import check_mask, find_mask
 from beit.pretraining.objective import MimObjective
-from beit.pretraining.targets import MeanColour, Pixels, Target, VisualTokens
+from beit.pretraining.targets import Target, find_target
 from beit.tokenizer.protocol import ImageTokenizer
 from pipelines import storage
 from pipelines.config.data import MOST_SCENE_PX
@@ -49,13 +49,14 @@ def check_config(config: PretrainConfig) -> None:
     Raises:
         UserError: Naming the first of them that does not go with another.
     """
+    find_target(config.target.kind)
     check_mask(config.mask, config.model.grid)
     config.target.check(config.mask)
     find_mask(config.evaluation.mask.kind, option="evaluation.mask.kind")
     if config.evaluation.images:
         check_mask(config.evaluation.mask, config.model.grid, option="evaluation.mask")
         config.target.check(config.evaluation.mask)
-    if config.data.tokens is not None and config.target.kind != "tokens":
+    if config.data.tokens is not None and not find_target(config.target.kind).needs_tokenizer:
         raise UserError(
             (
                 f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} "
@@ -139,16 +140,22 @@ def checked_cache(
 
 
 def make_objective(
-    config: PretrainConfig, vocab_size: int, total_steps: int, tokenizer_digest: str
+    config: PretrainConfig, target: Target, total_steps: int, tokenizer_digest: str
 ) -> MimObjective:
-    """The model and loss of a run; `vocab_size` and digest are those of its tokenizer, 0 and ""
-    without one.
+    """The model and loss of a run. Every objective gathers the figures of its target for itself.
+
+    Args:
+        config: The run.
+        target: From `make_target`. It was looked up by its name where the run was prepared: the workers'
+            processes need not know the name.
+        total_steps: Length of the schedule.
+        tokenizer_digest: "" without a tokenizer.
     """
     return MimObjective(
         config.model,
         config.optim,
         config.view,
-        target=make_target(config, vocab_size),
+        target=copy.deepcopy(target),
         asked=config.target.positions,
         total_steps=total_steps,
         seed=config.seed,
@@ -161,13 +168,23 @@ def make_objective(
     )
 
 
-def make_target(config: PretrainConfig, vocab_size: int, tokenizer: ImageTokenizer | None = None) -> Target:
-    kinds: dict[str, Callable[[], Target]] = {
-        "tokens": lambda: VisualTokens(vocab_size, tokenizer),
-        "pixels": lambda: Pixels(config.model.patch_size, config.view),
-        "colour": lambda: MeanColour(config.model.patch_size),
-    }
-    return kinds[config.target.kind]()
+def make_target(
+    config: PretrainConfig, *, vocab_size: int = 0, tokenizer: ImageTokenizer | None = None
+) -> Target:
+    """The target of a run.
+
+    Args:
+        config: The run.
+        vocab_size: Of its tokenizer; 0 where the target needs none.
+        tokenizer: Paints tokens. It does not belong into a target that is sent to workers.
+
+    Raises:
+        UserError: Where the target does not suit the configuration.
+    """
+    setting = recipe.target_setting(config)
+    return find_target(config.target.kind).from_setting(
+        replace(setting, vocab_size=vocab_size, tokenizer=tokenizer)
+    )
 
 
 def explain(config: PretrainConfig, preset: str) -> list[str]:
@@ -178,7 +195,7 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
         UserError: For what can be seen to be wrong without opening images or the tokenizer's weights.
     """
     check_config(config)
-    if config.target.kind == "tokens":
+    if find_target(config.target.kind).needs_tokenizer:
         check_grid(config, px_per_token(config.tokenizer))
     if config.data.train is not None:
         manifest = open_source(config.data.train, split="train").manifest

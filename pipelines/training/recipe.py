@@ -11,6 +11,7 @@ import numpy as np
 from beit.config import OptimConfig
 from beit.objectives.optim import learning_rate
 from beit.pretraining.masking import draw_mask
+from beit.pretraining.targets import TargetSetting, find_target
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.presets.pretrain import PRESETS
 from pipelines.sources import Manifest
@@ -62,7 +63,7 @@ def _facts(
         f"{model.position} positions{gains}",
         target_line(config),
     ]
-    if config.target.kind == "tokens":
+    if find_target(config.target.kind).needs_tokenizer:
         lines.append(
             f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px "
             f"= {model.grid} x {model.grid} "
@@ -88,13 +89,15 @@ def _facts(
 
 def target_line(config: PretrainConfig) -> str:
     """What is predicted of which patches."""
-    model = config.model
-    what = {
-        "tokens": "the visual token",
-        "pixels": f"the {model.patch_size} x {model.patch_size} x 3 normalised pixels",
-        "colour": "the mean colour, one of 512,",
-    }[config.target.kind]
+    what = find_target(config.target.kind).predicted(target_setting(config))
     return f"target: {what} of every {'hidden ' if config.target.positions == 'hidden' else ''}patch"
+
+
+def target_setting(config: PretrainConfig) -> TargetSetting:
+    """What a target may ask of a run, without its tokenizer, which need not be open."""
+    return TargetSetting(
+        target=config.target, model=config.model, view=config.view, mask=config.mask, seed=config.seed
+    )
 
 
 def mask_line(config: PretrainConfig) -> str:
@@ -121,9 +124,9 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int, scenes: b
             f"{optim.peak_lr:g}, which is never rescaled: in proportion to the batch, --optim.peak-lr "
             f"{optim.peak_lr * optim.global_batch_size / theirs.global_batch_size:.3g}"
         )
-    built_in = (
-        config.tokenizer.name if config.target.kind == "tokens" and config.tokenizer.path is None else ""
-    )
+    target = find_target(config.target.kind)
+    lines += target.warnings(target_setting(config))
+    built_in = config.tokenizer.name if target.needs_tokenizer and config.tokenizer.path is None else ""
     if built_in.startswith("random"):
         lines.append(
             "warning: this tokenizer has random weights: good for measuring, its tokens carry no meaning"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from beit.errors import UserError
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.nodes import cluster_nodes, this_machine
@@ -252,7 +253,7 @@ class _Ablation:
             configs = [
                 config
                 for row in rows
-                if (config := self.config.pretraining(row, seed)).target.kind == "tokens"
+                if find_target((config := self.config.pretraining(row, seed)).target.kind).needs_tokenizer
             ]
             if not configs:
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
@@ -52,7 +53,7 @@ class Setup:
 def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
     """The pretraining of a chain."""
     config = setup.config.pretraining(chain.row, chain.seed)
-    tokens = setup.tokens.get(chain.seed) if config.target.kind == "tokens" else None
+    tokens = setup.tokens.get(chain.seed) if find_target(config.target.kind).needs_tokenizer else None
     steps = config.total_steps(setup.images, config.optim.global_batch_size)
     return replace(
         config, data=replace(config.data, tokens=tokens), output=_output(setup, chain, PRETRAIN, steps)

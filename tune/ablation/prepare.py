@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from beit.errors import UserError
+from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.data import SupervisedDataConfig, check_has_data
 from pipelines.datasets import open_data, open_val
@@ -57,7 +58,7 @@ class Prepared:
         return not self.token_epochs and any(map(self._predicts_tokens, self.config.rows))
 
     def _predicts_tokens(self, row: RowName) -> bool:
-        return self.config.pretraining(row, 0).target.kind == "tokens"
+        return find_target(self.config.pretraining(row, 0).target.kind).needs_tokenizer
 
     def _epochs(self, row: RowName) -> float:
         config, images = self.config.pretraining(row, 0), self.source.manifest.total
@@ -79,7 +80,7 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
     config = replace(config, output=replace(config.output, root=storage.absolute(config.output.root)))
     _check_data(config)
     recipes = {task: _recipe(config, task) for task in config.tasks}
-    if any(config.pretraining(row, 0).target.kind == "tokens" for row in config.rows):
+    if any(find_target(config.pretraining(row, 0).target.kind).needs_tokenizer for row in config.rows):
         check_grid(config, px_per_token(config.tokenizer))
     source = open_data(config, image_size=config.model.image_size, say=say)
     for row in config.rows:

@@ -1,5 +1,5 @@
-"""What a model predicts of a patch: its visual token (BEiT), its pixels or its mean colour (ablations), or what
-a target of your own says.
+"""What a model predicts of a patch: its visual token (BEiT), its pixels or its mean colour (ablations), or
+what a target of your own says.
 
 Letters in shapes: B images, N patches of an image, S of them asked for, O numbers that the head gives for a
 patch, P pixels along its side.

@@ -92,12 +92,9 @@ class Target(ABC):
     drawing: ClassVar[Drawing] = Drawing()
     """What pictures of reconstructions say about it."""
 
-    charts: ClassVar[tuple[MetricChart, ...]] = (
-        MetricChart(title="Loss", curves=(("train/loss", "loss"),)),
-        MetricChart(title="Loss on fixed samples and masks", curves=(("eval/loss", "loss"),)),
-    )
-    """Curves of its metrics, shown first in the report. Every other metric gets a chart without being
-    named."""
+    histogram: ClassVar[tuple[str, str] | None] = None
+    """Title of the report's section on how often each class occurred, and a sentence on how to read it. It is
+    shown where `state` has "counts". None: the nouns, and no sentence."""
 
     outputs: int
     """O, size of the head's output."""
@@ -148,6 +145,16 @@ class Target(ABC):
         """A paragraph below the key figures on how to read them; "" if there is nothing to say."""
         return ""
 
+    @classmethod
+    def charts(cls) -> tuple[MetricChart, ...]:
+        """Curves of its metrics, shown first in the report. Every metric that is not among them gets a chart
+        of its own.
+        """
+        return (
+            MetricChart(title="Loss", curves=(("train/loss", "loss"),)),
+            MetricChart(title="Loss on fixed samples and masks", curves=(("eval/loss", "loss"),)),
+        )
+
     # -- what it computes
 
     @abstractmethod
@@ -193,6 +200,7 @@ class Target(ABC):
         """What was gathered, as JSON types."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Go on from what `state` gave. State that `metrics` changes is replaced there, not changed in place:
-        copies of a target share it."""
+        copies of a target share it.
+        """

@@ -119,7 +119,7 @@ def test_pixels_and_colours_are_painted_into_the_hidden_patches_and_judged_where
 def test_sheet_has_a_row_an_image_and_leaves_out_what_cannot_be_decoded(decoded, columns):
     picture = np.zeros((2, 16, 16, 3), dtype=np.uint8) if decoded else None
     shown = Reconstructions(
-        kind="tokens",
+        target=VisualTokens,
         images=np.zeros((2, 32, 32, 3), dtype=np.uint8),
         masks=np.ones((2, 4, 4), dtype=bool),
         asked=np.ones((2, 4, 4), dtype=bool),

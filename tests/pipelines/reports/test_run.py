@@ -10,6 +10,7 @@ from PIL import Image
 from beit.config import MaskConfig, ModelConfig, TargetConfig
 from beit.plain import to_dict
 from beit.pretraining.pictures import Reconstructions
+from beit.pretraining.targets import VisualTokens
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.reports.charts import Chart, chart_svg
 from pipelines.reports.page import Charts, Picture, Section, Table, Text
@@ -205,7 +206,7 @@ def test_long_runs_do_not_make_large_pages(tmp_path):
 def test_legend_explains_the_columns_that_are_there(decoder):
     picture = np.zeros((1, 16, 16, 3), dtype=np.uint8) if decoder else None
     shown = Reconstructions(
-        kind="tokens",
+        target=VisualTokens,
         images=np.zeros((1, 32, 32, 3), dtype=np.uint8),
         masks=np.array([[[True, False], [False, True]]]),
         asked=np.array([[[True, False], [False, True]]]),
