@@ -26,12 +26,18 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A private Ray of two CPUs for the whole session: own folder, no dashboard port that others
-    could meet.
+    could meet. Jobs that a test runs in this process join it.
     """
     import ray
 
     from pipelines.cluster.session import start_private
 
-    with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        # Most of a small job's time goes into processes that import torch. Those that read stay for the
+        # next job; Ray would keep two.
+        patch.setenv("RAY_num_workers_soft_limit", "6")
+        # A training of few steps need not wait two seconds until Ray Train sees that it has ended.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
+            yield
     assert not ray.is_initialized()
