@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import cli, pretrain
+from pipelines import cli
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
 SCRIPTS = [CLUSTERS / "local.sh", CLUSTERS / "slurm" / "beit.sbatch"]
@@ -126,7 +126,8 @@ def job_commands():
 def test_the_options_of_every_documented_job_are_understood(monkeypatch):
     understood = []
     monkeypatch.setattr(
-        pretrain, "pretrain", lambda config, **how: understood.append((how["preset"], config.output.root))
+        "pipelines.training.run.run",
+        lambda task, config, **how: understood.append((how["preset"], config.output.root)),
     )
     commands = job_commands()
     for options in commands:
