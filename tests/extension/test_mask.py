@@ -12,33 +12,21 @@ from pipelines.pretrain import Pretraining, pretrain
 from pipelines.runs.metrics import read_metrics
 from pipelines.stream.samples import draw_unseen
 
-OPTIONS = {
-    "mask.kind": "stripes",
-    "mask.ratio": 0.3,
-    "steps": 3,
-    "data.scenes": 64,
-    "optim.global_batch_size": 16,
-    "optim.warmup_steps": 1,
-    "output.name": "striped",
-    "output.mlflow": False,
-    "output.log_seconds": 0.0,
-}
+OPTIONS = {"mask.kind": "stripes", "mask.ratio": 0.3, "steps": 3, "data.scenes": 16, "optim.warmup_steps": 1}
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_masks_of_ones_own_are_those_of_the_stream(extension, tmp_path):
+def test_masks_of_ones_own_are_those_of_the_stream(extension, pretrained, tmp_path):
     extension("stripes")
     config = override(quickstart(), {**OPTIONS, "output.root": str(tmp_path)})
     samples = Pretraining().prepare(config, preset="test", say=print)
     masks = draw_unseen(samples.source.manifest, samples.samples, 8)["mask"].reshape(8, 8, 8)
     assert np.array_equal(masks.all(1), masks.any(1)), "whole columns or none of it"
     assert (masks.all(1).sum(1) == 19 // 8).all(), "as many as 30 % of 64 patches have room for"
-    lines = []
-    result = pretrain(config, say=lines.append)
     assert any(
-        line.startswith("mask: stripes, at most 19 of 64 patches hidden, 16.0 on average") for line in lines
+        line.startswith("mask: stripes, at most 19 of 64 patches hidden, 16.0 on average")
+        for line in pretrained.lines
     )
-    hidden = [row["train/hidden"] for row in read_metrics(result.run)]
+    hidden = [row["train/hidden"] for row in read_metrics(pretrained.result.run)]
     assert hidden == [0.25] * 3, "16 of 64 patches of every image"
 
 

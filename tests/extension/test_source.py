@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from beit.errors import UserError
@@ -13,49 +12,34 @@ from pipelines.pretrain import pretrain
 from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.samples import SampleConfig, draw_unseen
-
-OPTIONS = {
-    "epochs": 1,
-    "optim.global_batch_size": 16,
-    "optim.warmup_steps": 1,
-    "output.name": "mine",
-    "output.mlflow": False,
-    "output.log_seconds": 0.0,
-}
+from pipelines.training.recipe import data_line
 
 
-def write_arrays(folder):
-    """Three files of sixteen images of one colour each, and the colours."""
-    colours = np.random.default_rng(0).integers(0, 256, (3, 16, 3), np.uint8)
-    for number, each in enumerate(colours):
-        np.savez(folder / f"{number}.npz", images=np.broadcast_to(each[:, None, None], (16, 64, 64, 3)))
-    return colours.reshape(-1, 3)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("path", ["noise://3", "FOLDER"])
-def test_every_sample_of_ones_own_source_is_trained_on_once(extension, tmp_path, path):
-    extension("arrays")
-    (tmp_path / "data").mkdir()
-    write_arrays(tmp_path / "data")
-    train = str(tmp_path / "data") if path == "FOLDER" else path
-    lines = []
-    result = pretrain(
-        override(quickstart(), {**OPTIONS, "data.train": train, "output.root": str(tmp_path)}),
-        say=lines.append,
-    )
+def trained_on(result):
+    """The ledger of a run of three steps of 16 images."""
     assert result.step == 3
-    kind = "arrays" if path == "FOLDER" else "noise"
-    assert f"data: 48 images in 3 units ({kind})" in lines
-    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
-    assert ledger.settled == 48
+    return Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
+
+
+def test_every_sample_of_ones_own_files_is_trained_on_once(pretrained):
+    assert "data: 48 images in 3 units (arrays)" in pretrained.lines
+    ledger = trained_on(pretrained.result)
+    assert (ledger.rows.tolist(), ledger.settled, ledger.complete) == ([16, 16, 16], 48, 1)
     assert not ledger.quarantine
 
 
-def test_views_of_ones_own_files_are_of_their_images(extension, tmp_path):
+def test_every_sample_of_ones_own_scheme_is_trained_on_once(extension, turned):
     extension("arrays")
-    colours = write_arrays(tmp_path)
-    manifest = open_source(str(tmp_path)).manifest
+    assert data_line(open_source("noise://3").manifest) == "data: 48 images in 3 units (noise)"
+    ledger = trained_on(turned.result)
+    assert (ledger.rows.tolist(), ledger.settled, ledger.complete) == ([16, 16, 16], 48, 1)
+    assert not ledger.quarantine
+
+
+def test_views_of_ones_own_files_are_of_their_images(extension, arrays):
+    extension("arrays")
+    folder, colours = arrays
+    manifest = open_source(folder).manifest
     view = override(quickstart(), {"view.jitter": 0.0}).view
     samples = draw_unseen(manifest, SampleConfig(seed=0, view=view, patch_px=64), 48)
     for unit, row, pixels in zip(samples["unit"], samples["row"], samples["patch_view"], strict=True):
@@ -66,5 +50,5 @@ def test_views_of_ones_own_files_are_of_their_images(extension, tmp_path):
 def test_a_wrong_path_is_refused_in_a_line(extension, tmp_path, path):
     extension("arrays")
     with pytest.raises(UserError, match=re.escape(path.partition("://")[0])):
-        pretrain(override(quickstart(), {**OPTIONS, "data.train": path, "output.root": str(tmp_path)}))
+        pretrain(override(quickstart(), {"data.train": path, "output.root": str(tmp_path)}))
     assert not list(tmp_path.iterdir())

@@ -7,30 +7,18 @@ import pytest
 
 from beit.errors import UserError
 from beit.loading import load_model
-from beit.plain import override
 from pipelines.runs.metrics import read_metrics
-from pipelines.stream.ledger import Ledger
-from pipelines.training.run import rebuild_report, run, run_command
+from pipelines.training.run import rebuild_report, run_command
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_task_of_ones_own_trains_through_the_stream_and_has_a_report(extension, tmp_path):
-    rotation = extension("rotation")
-    output = {
-        "output.root": str(tmp_path),
-        "output.name": "turned",
-        "output.mlflow": False,
-        "output.log_seconds": 0.0,
-    }
-    lines = []
-    result = run(rotation.Rotation(), override(rotation.quickstart(), output), say=lines.append)
+def test_a_task_of_ones_own_trains_through_the_stream_and_has_a_report(extension, turned):
+    rotation, result = extension("rotation"), turned.result
+    extension("arrays")
     assert result.step == 3
-    assert "rotation: 4 turns, chance 25%" in lines
+    assert "rotation: 4 turns, chance 25%" in turned.lines
     rows = read_metrics(result.run)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert 0.5 < rows[0]["train/loss"] < 3, "cross-entropy near that of guessing one of four"
-    ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
-    assert ledger.settled == 3 * 16
     model = load_model(Path(result.run, "model"), rotation.RotationModel)
     assert model.head.out_features == 4
     assert json.loads(Path(result.run, "config.json").read_text())["job"] == "rotation"
