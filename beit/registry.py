@@ -14,8 +14,8 @@ Choice = TypeVar("Choice")
 class Registry(Generic[Choice]):
     """The choices of one option.
 
-    A registry belongs to one process. What is sent to another process must therefore be the choice itself,
-    never its name alone.
+    A registry belongs to one process. Another process is sent the choice itself, not its name; or, where it
+    has to look names up, all choices from outside.
     """
 
     def __init__(self, option: str, built_in: Mapping[str, Choice], *, register: str) -> None:
@@ -35,6 +35,16 @@ class Registry(Generic[Choice]):
     def names(self) -> tuple[str, ...]:
         """Every name that `find` knows."""
         return tuple(self._choices)
+
+    @property
+    def own(self) -> dict[str, Choice]:
+        """The choices from outside, for another process to `adopt`."""
+        return {name: choice for name, choice in self._choices.items() if name not in self._built_in}
+
+    def adopt(self, own: Mapping[str, Choice]) -> None:
+        """Add the choices from outside that another process has."""
+        for name, choice in own.items():
+            self.add(name, choice)
 
     def add(self, name: str, choice: Choice) -> None:
         """Add a choice. A name from outside may be given again, as when a notebook's cell is run twice: the

@@ -14,6 +14,8 @@ from typing import Any
 import ray.tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
+from beit.pretraining.masking import MASKS, MaskKind
+from beit.pretraining.targets import TARGETS, Target
 from pipelines import storage
 from pipelines.runs import tracking
 
@@ -55,7 +57,12 @@ def run_tuner(
     here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
     # Through Ray's memory: what else a trial is given Ray Tune writes into its files, and these settings may
     # hold a password.
-    led = ray.tune.with_parameters(functools.partial(_lead, trainable), settings=tracking.settings())
+    led = ray.tune.with_parameters(
+        functools.partial(_lead, trainable),
+        settings=tracking.settings(),
+        targets=TARGETS.own,
+        masks=MASKS.own,
+    )
     ray.tune.Tuner(
         ray.tune.with_resources(led, PlacementGroupFactory([{here: 0.001}])),
         param_space=param_space,
@@ -70,8 +77,17 @@ def run_tuner(
 
 
 def _lead(
-    trainable: Callable[[dict[str, Any]], None], given: dict[str, Any], *, settings: Mapping[str, str]
+    trainable: Callable[[dict[str, Any]], None],
+    given: dict[str, Any],
+    *,
+    settings: Mapping[str, str],
+    targets: Mapping[str, type[Target]],
+    masks: Mapping[str, MaskKind],
 ) -> None:
-    """A trial, with MLflow where the driver has it."""
+    """A trial, with MLflow where the driver has it, and with the targets and masks that are registered
+    there.
+    """
     tracking.adopt(settings)
+    TARGETS.adopt(targets)
+    MASKS.adopt(masks)
     trainable(given)

@@ -1,0 +1,89 @@
+"""A target in a file of one's own is chosen by its name; workers that do not know the name train on it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beit.errors import UserError
+from beit.loading import load_model
+from beit.plain import override
+from beit.pretraining.model import Beit
+from pipelines.presets.pretrain import quickstart
+from pipelines.pretrain import pretrain, rebuild_report
+from pipelines.runs.metrics import read_metrics
+from pipelines.training.pretraining import explain
+from tune.config import sweep_preset
+from tune.goal import GOALS
+from tune.state import read_trials
+from tune.sweep import sweep
+
+OPTIONS = {
+    "target.kind": "brightness",
+    "steps": 3,
+    "data.scenes": 64,
+    "optim.global_batch_size": 16,
+    "optim.warmup_steps": 1,
+    "output.name": "bright",
+    "output.mlflow": False,
+    "output.log_seconds": 0.0,
+}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_target_of_ones_own_trains_and_is_told_in_its_own_words(extension, tmp_path):
+    extension("brightness")
+    lines = []
+    result = pretrain(override(quickstart(), {**OPTIONS, "output.root": str(tmp_path)}), say=lines.append)
+    assert "target: the brightness, one of 16 levels, of every hidden patch" in lines
+    assert "warning: colours are jittered" in lines
+    assert any(re.search(r"loss \d.\d{3} \(unigram \d.\d{3}\) \| acc .* \(majority", line) for line in lines)
+    rows = read_metrics(result.run)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["train/loss"] == pytest.approx(np.log(16), abs=0.5), "guessing one of 16"
+    assert sum(json.loads(Path(result.checkpoint, "targets.json").read_text())["counts"]) > 0
+    model = load_model(Path(result.run, "model"), Beit)
+    assert (model.target, model.vocab_size) == ("brightness", 16)
+    page = Path(result.run, "report", "index.html")
+    for expected in (
+        "always the commonest level",
+        "The mean brightness of every patch",
+        "of 16 levels occurred",
+    ):
+        assert expected in page.read_text()
+    page.unlink()
+    assert "The mean brightness of every patch" in Path(rebuild_report(result.run)).read_text()
+
+
+def test_what_it_predicts_is_said_by_a_dry_run_and_a_name_that_is_close_is_suggested(extension):
+    extension("brightness")
+    config = override(quickstart(), OPTIONS)
+    assert "target: the brightness, one of 16 levels, of every hidden patch" in explain(config, "quickstart")
+    with pytest.raises(UserError, match="perhaps you meant brightness"):
+        explain(override(config, {"target.kind": "brightnes"}), "quickstart")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_trials_of_a_sweep_know_targets_and_masks_of_ones_own(extension, tmp_path):
+    extension("brightness")
+    extension("stripes")
+    (tmp_path / "space.json").write_text(json.dumps({"optim.peak_lr": [1e-3]}))
+    options = {
+        **OPTIONS,
+        "mask.kind": "stripes",
+        "mask.ratio": 0.3,
+        "evaluation.mask.kind": "stripes",
+        "evaluation.images": 16,
+        "evaluation.points": 1,
+        "stop_early": False,
+        "space": str(tmp_path / "space.json"),
+        "output.root": str(tmp_path),
+    }
+    sweep(override(sweep_preset("quickstart"), options), preset="quickstart")
+    (trial,) = read_trials(str(tmp_path / "bright"), GOALS["loss"])
+    assert trial.status == "finished"
+    hidden = {row["train/hidden"] for row in read_metrics(str(tmp_path / "bright" / "trial-000"))}
+    assert hidden == {0.25}, "stripes: 16 of 64 patches"
