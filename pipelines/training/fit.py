@@ -4,10 +4,10 @@ workers.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,13 +147,12 @@ def fit(
         ),
     )
     status = "FAILED"
-    interrupt = signal.getsignal(signal.SIGINT)
     watch = Watch(recorder, dispatcher, training.source, training.samples, folder, say, follow)
     try:
-        with watch, _on_sigterm(watch.stop):
-            trainer.fit()
-        if watch.stopping:
-            raise TerminatedError
+        with watch:
+            _let_train(trainer, watch)
+        if watch.stopped_by is not None:
+            raise _interruption(watch)
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         # `follow` may have ended the run, which may have reached its last step all the same.
@@ -163,14 +162,12 @@ def fit(
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Ray Train puts a handler of its own in place of Ctrl-C's, which leaves by SystemExit.
         status = "KILLED"
-        say(f"stopped; go on by --resume {folder.uri}")
-        terminated = watch.stopping or isinstance(stop, TerminatedError)
-        raise (TerminatedError if terminated else KeyboardInterrupt) from None
+        saved = run_folder.latest_checkpoint(folder.uri)
+        kept = f"step {run_folder.step_of(saved):,} is saved" if saved else "no checkpoint was written yet"
+        say(f"stopped; {kept}: go on by --resume {folder.uri}")
+        raise (stop if isinstance(stop, TerminatedError) else _interruption(watch)) from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
         ray.get(recorder.finish.remote(status))
     ray.kill(dispatcher)
     ray.kill(recorder)
@@ -241,19 +238,45 @@ def _failed(error: Exception, folder: RunFolder, restarts: int) -> JobFailedErro
     )
 
 
-@contextlib.contextmanager
-def _on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGTERM (`ray job stop`, Slurm, Kubernetes) instead of dying. Only the main
-    thread can.
+def _let_train(trainer: Any, watch: Watch) -> None:
+    """Run `trainer.fit()`. SIGTERM (`ray job stop`, Slurm, Kubernetes) and Ctrl-C end it with a last
+    checkpoint.
+
+    A second signal ends it at once. Ray Train runs on a thread of its own: on the main thread it would take
+    Ctrl-C for itself, and abort.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        trainer.fit()
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    trained: Future[None] = Future()
+
+    def train() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            trained.set_exception(error)
+        else:
+            trained.set_result(None)
+
+    def handle(number: int, frame: object) -> None:
+        if watch.stopped_by is not None:
+            raise KeyboardInterrupt
+        watch.stop(number)
+
+    # A shell lets its background jobs ignore Ctrl-C.
+    heard = [signal.SIGTERM, *([] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGINT])]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
-        yield
+        threading.Thread(target=train, daemon=True).start()
+        trained.result()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interruption(watch: Watch) -> KeyboardInterrupt:
+    """The exception that ends the command as the signal asks for."""
+    return TerminatedError() if watch.stopped_by == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _scaling(placement: Placement) -> Any:

@@ -47,8 +47,8 @@ class Watch:
         self._quarantine: dict[tuple[int, int], tuple[str, str]] = {}
         self._known = 0
         self._complained = False
-        self.stopping = False
-        """Whether SIGTERM ends the run."""
+        self.stopped_by: signal.Signals | None = None
+        """The signal that ends the run."""
         self.ending = False
         """Whether `follow` has ended the run early."""
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -57,14 +57,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def stop(self) -> None:
-        """Let the workers write a last checkpoint and end; a second time, end without one.
+    def stop(self, number: int) -> None:
+        """Let the workers write a last checkpoint and end.
 
-        A signal calls it, so it only sets a flag.
+        The handler of a signal calls it, so it only notes the signal.
         """
-        if self.stopping:
-            signal.raise_signal(signal.SIGINT)
-        self.stopping = True
+        self.stopped_by = signal.Signals(number)
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
@@ -77,14 +75,15 @@ class Watch:
         while not ended:
             ended = self._ended.wait(0.5)
             try:
-                if self.stopping and told_at is None:
+                if self.stopped_by is not None and told_at is None:
                     self._recorder.stop.remote()
-                    self._say("SIGTERM: a last checkpoint, then the end")
+                    name = "Ctrl-C" if self.stopped_by == signal.SIGINT else self.stopped_by.name
+                    self._say(f"{name}: a last checkpoint, then the end (once more: at once)")
                     told_at = time.monotonic()
                 if told_at is not None and not ended and self._nobody_hears(told_at):
                     self._say("no workers are there to write one")
                     told_at = math.inf
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signal.SIGTERM)  # The second signal: at once.
                 for line in ray.get(self._recorder.lines.remote()):
                     self._say(line)
                 self._hand_over(ray.get(self._recorder.rows.remote()))

@@ -185,7 +185,7 @@ def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path
     assert code == 0, text
     log = ray_job(head, "logs", "waits")[1]
     assert "no workers are there" in log
-    assert f"stopped; go on by --resume {tmp_path}/run" in log
+    assert f"is saved: go on by --resume {tmp_path}/run" in log
     assert run_folder.latest_checkpoint(str(tmp_path / "run")) is None
 
 

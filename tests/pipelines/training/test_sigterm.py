@@ -1,5 +1,6 @@
-"""SIGTERM to the driver of a run, as Slurm and Kubernetes send it: a last checkpoint. test_job_submit.py
-shows how one goes on from it.
+"""SIGTERM to the driver of a run, as Slurm and Kubernetes send it, and Ctrl-C: a last checkpoint.
+
+test_job_submit.py shows that the run is resumed from it.
 """
 
 import os
@@ -15,7 +16,8 @@ import pytest
 from pipelines.runs import run_folder
 from pipelines.stream.ledger import Ledger
 
-IMAGES, EPOCHS, BATCH = 96, 20, 16
+# So long that a busy machine does not come to the end before it hears of the signal.
+IMAGES, EPOCHS, BATCH = 96, 400, 16
 
 
 def start(*options):
@@ -43,7 +45,8 @@ def lines_until(process, beginning, limit=600):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_sigterm_leaves_a_checkpoint_of_the_last_step_taken(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_of_the_last_step_taken(tmp_path, number):
     options = [
         "--data.scenes",
         IMAGES,
@@ -68,13 +71,13 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step_taken(tmp_path):
     try:
         lines_until(driver, "step 1/")
         lines_until(driver, "step ")
-        driver.send_signal(signal.SIGTERM)
+        driver.send_signal(number)
         rest = driver.communicate(timeout=600)[0]
     finally:
         driver.kill()
-    assert driver.returncode == 128 + signal.SIGTERM, rest
-    assert "SIGTERM: a last checkpoint, then the end" in rest
-    assert f"stopped; go on by --resume {tmp_path}/run" in rest
+    assert driver.returncode == 128 + number, rest
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert f"{name}: a last checkpoint, then the end" in rest
     checkpoint = Path(run_folder.latest_checkpoint(str(tmp_path / "run")))
     step, ledger = (
         run_folder.step_of(str(checkpoint)),
@@ -84,4 +87,5 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step_taken(tmp_path):
     assert EPOCHS * IMAGES // BATCH > step == max(logged) > 1, (
         "no periodic checkpoint was due: this is that of the last step taken"
     )
+    assert f"stopped; step {step} is saved: go on by --resume {tmp_path}/run" in rest
     assert ledger.settled == step * BATCH
