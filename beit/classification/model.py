@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config import ModelConfig
-from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Block, Linear
+from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Linear
 from beit.vit.pooling import Pooling
 
 FINETUNING_HEAD_SCALE = 1e-3
@@ -126,7 +126,6 @@ def initialise_for_finetuning(model: nn.Module, generator: torch.Generator) -> N
             embed.bias.uniform_(-bound, bound, generator=generator)
     for module in model.modules():
         if isinstance(module, Backbone):
-            for number, block in enumerate(module.blocks, start=1):
-                assert isinstance(block, Block)
+            for number, block in enumerate(module.layers, start=1):
                 block.attn.proj.weight.div_(math.sqrt(2 * number))
                 block.mlp.fc2.weight.div_(math.sqrt(2 * number))

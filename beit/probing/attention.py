@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
-from beit.vit.backbone import Backbone, Block, backbone_of, take_biases, take_tokens
+from beit.vit.backbone import Backbone, backbone_of, take_biases, take_tokens
 from beit.vit.resolution import at_size
 
 FIGURE_GRID = 30
@@ -69,8 +69,7 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
         if number == 0
         else backbone.features(pixels, blocks=(number - 1,), norm=False)[0]
     )
-    asked = backbone.blocks[number]
-    assert isinstance(asked, Block)
+    asked = backbone.layers[number]
     shared = None if backbone.rel_pos_bias is None else backbone.rel_pos_bias.relative_position_bias_table
     table = asked.attn.relative_position_bias_table if shared is None else shared
     bias = None if table is None else backbone.biases(table)

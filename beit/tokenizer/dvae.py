@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """int64 [B, h, w] -> [B, 6, 8h, 8w]: what `forward` gives for one-hot codes, without making them."""
         first, *rest = self.blocks
-        assert isinstance(first, Conv2d)
+        first = cast(Conv2d, first)
         # A 1 x 1 convolution of a one-hot vector picks a column of the weights.
         x = F.embedding(tokens, first.w[:, :, 0, 0].t()).add(first.b).permute(0, 3, 1, 2)
         for layer in rest:

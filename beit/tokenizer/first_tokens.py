@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -54,8 +55,7 @@ def spread_tokens(encoder: Encoder, std: float, generator: torch.Generator) -> N
     one token is the most probable everywhere, and its rivals differ by less than the noise of the relaxation.
     No data is looked at, so every worker computes the same weights.
     """
-    output = encoder.blocks.get_submodule("output.conv")
-    assert isinstance(output, Conv2d)
+    output = cast(Conv2d, encoder.blocks.get_submodule("output.conv"))
     logits = torch.cat([encoder(map_pixels(leaf_images(16, SIDE, generator))) for _ in range(IMAGES // 16)])
     deviation, mean = torch.std_mean(logits, dim=(0, 2, 3))
     output.w.mul_((std / deviation)[:, None, None, None])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -314,6 +314,11 @@ class Backbone(VitModel):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS) if with_norm else nn.Identity()
 
     @property
+    def layers(self) -> list[Block]:
+        """The transformer blocks, from the pixels to the last."""
+        return cast("list[Block]", list(self.blocks))
+
+    @property
     def head_config(self) -> dict[str, Any]:
         """What `from_config` needs beside the sizes: for a backbone, whether it has a final norm."""
         return {"norm": isinstance(self.norm, nn.LayerNorm)}
@@ -380,8 +385,7 @@ class Backbone(VitModel):
             None if self.rel_pos_bias is None else self.biases(self.rel_pos_bias.relative_position_bias_table)
         )
         outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: last + 1]):
-            assert isinstance(block, Block)
+        for number, block in enumerate(self.layers[: last + 1]):
             own = block.attn.relative_position_bias_table
             bias = shared if own is None else self.biases(own)
             tokens = block(
@@ -431,7 +435,6 @@ def initialise(model: Backbone, generator: torch.Generator) -> None:
     for parameter in normal:
         if parameter is not None:
             nn.init.trunc_normal_(parameter, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=generator)
-    for number, block in enumerate(model.blocks, start=1):
-        assert isinstance(block, Block)
+    for number, block in enumerate(model.layers, start=1):
         block.attn.proj.weight.div_(math.sqrt(2 * number))
         block.mlp.fc2.weight.div_(math.sqrt(2 * number))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from beit.config import AbsoluteMode, ModelConfig
 from beit.errors import UserError
-from beit.vit.backbone import Backbone
+from beit.vit.backbone import Backbone, backbone_of
 from beit.vit.checkpoints import read_config, read_tensors
 from beit.vit.resolution import resample
 
@@ -150,8 +150,7 @@ def start_from(
         UserError: If the two backbones differ in more than resolution; nothing is changed then.
     """
     prefix = "" if isinstance(model, Backbone) else "backbone."
-    backbone = model if isinstance(model, Backbone) else model.backbone
-    assert isinstance(backbone, Backbone)
+    backbone = backbone_of(model)
     _check_alike(backbone.config, config)
     if config.position == "relative" and backbone.config.position == "relative-per-block":
         tensors = per_block_tables(tensors, config.depth)

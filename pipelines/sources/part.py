@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,7 @@ class PartManifest(Manifest):
 def draw_numbers(seed: int, start: int, images: int) -> NDArray[np.float64]:
     """The numbers of some images, uniform in [0, 1); `start` images are in front of them."""
     generator = seeds.generator(seed, seeds.FRACTION, 0, 0, 0)
-    assert isinstance(generator.bit_generator, np.random.PCG64)
-    generator.bit_generator.advance(start)  # A number takes one step of the generator.
+    cast(np.random.PCG64, generator.bit_generator).advance(start)  # A number takes one step.
     return generator.random(images)
 
 
