@@ -1,7 +1,8 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,18 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
             yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Put an empty MLflow store where one would be made, which takes MLflow a second."""
+    from mlflow import MlflowClient
+
+    store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{store}").search_experiments()
+
+    def copy(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(store, file)
+
+    return copy

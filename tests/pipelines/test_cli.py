@@ -2,9 +2,9 @@ import dataclasses
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,11 @@ from tune.ablation.config import AblationConfig
 from tune.config import sweep_preset
 
 
-@pytest.fixture
-def scenes(tmp_path):
-    write_scenes(tmp_path / "scenes", images=64, seed=0, image_size=64)
-    return tmp_path / "scenes"
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, images=64, seed=0, image_size=64)
+    return folder
 
 
 def refused(arguments, capsys):
@@ -234,17 +235,19 @@ def test_each_line_is_written_when_it_is_printed_and_a_reader_that_leaves_ends_t
     ours, theirs = os.pipe()
     os.close(ours)
     command = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "pretrain", "--help"], stdout=theirs, stderr=subprocess.PIPE
+        [sys.executable, "-m", "pipelines.cli", "data", "scenes", "--help"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
     )
     os.close(theirs)
     assert command.communicate()[1] == b""
     assert command.returncode == 141, "what a shell says of a command that a closed pipe has ended"
 
 
-def test_the_modules_of_long_jobs_take_the_same_options():
-    for module in ("pipelines.pretrain", "pipelines.train_tokenizer"):
-        command = [sys.executable, "-m", module, "--dry-run"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
-        )
-        assert json.loads(done.stdout)["seed"] == 0
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", ["pretrain", "finetune", "segment", "train_tokenizer"])
+def test_the_modules_of_long_jobs_take_the_same_options(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--seed", "3", "--dry-run"])
+    # What `python -m` does, in a process that has imported torch already.
+    runpy.run_module(f"pipelines.{module}", run_name="__main__", alter_sys=True)
+    assert json.loads(capsys.readouterr().out)["seed"] == 3

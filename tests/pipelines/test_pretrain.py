@@ -37,7 +37,10 @@ def scenes(tmp_path_factory):
     return str(folder)
 
 
-def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_report(scenes, tmp_path):
+def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_report(
+    scenes, tmp_path, mlflow_file
+):
+    mlflow_file(tmp_path / "mlflow.db")
     values = {
         "data.train": scenes,
         "epochs": 2,

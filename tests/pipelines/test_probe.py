@@ -72,7 +72,8 @@ def manifest_of(data):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path, monkeypatch):
+def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path, monkeypatch, mlflow_file):
+    mlflow_file(tmp_path / "mlflow.db")
     output = {"output.root": str(tmp_path), "output.name": "run", "start": str(given / "model")}
     data = {
         "data.train": str(given / "train"),

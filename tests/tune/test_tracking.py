@@ -8,7 +8,8 @@ from tune.state import Trial
 from tune.tracking import SweepLog
 
 
-def test_trials_are_children_of_their_sweep_and_none_is_left_running(tmp_path, monkeypatch):
+def test_trials_are_children_of_their_sweep_and_none_is_left_running(tmp_path, monkeypatch, mlflow_file):
+    mlflow_file(tmp_path / "runs" / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     sweep = tmp_path / "runs" / "mine"
     sweep.mkdir(parents=True)

@@ -3,8 +3,9 @@ from mlflow import MlflowClient
 from pipelines.runs import evaluations, tracking
 
 
-def test_what_is_judged_at_a_pause_stands_beside_the_trainings_own_metrics(tmp_path):
+def test_what_is_judged_at_a_pause_stands_beside_the_trainings_own_metrics(tmp_path, mlflow_file):
     run = str(tmp_path / "run")
+    mlflow_file(tmp_path / "mlflow.db")
     place = tracking.place_of(run, experiment="e", params={"seed": 1})
     log = tracking.MlflowLog(run, place)
     log.log({"step": 5, "time": 1.0, "train/loss": 2.0})

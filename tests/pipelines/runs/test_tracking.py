@@ -32,7 +32,8 @@ def test_what_goes_to_another_process_has_the_drivers_server_and_password_and_no
     assert (handed["MLFLOW_TRACKING_URI"], handed["MLFLOW_TRACKING_PASSWORD"]) == ("http://host", "secret")
 
 
-def test_a_recorder_elsewhere_has_the_password_that_no_line_shows(environment, tmp_path):
+def test_a_recorder_elsewhere_has_the_password_that_no_line_shows(environment, tmp_path, mlflow_file):
+    mlflow_file(tmp_path / "mlflow.db")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
     place = place_of(str(tmp_path / "run"), experiment="beit", params={})
     assert "secret" not in repr(place)
