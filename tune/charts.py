@@ -31,7 +31,7 @@ MARGIN = 0.12
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether positive values spread over so much that their logarithms tell more."""
+    """Whether positive values spread so far that a logarithmic axis shows them better."""
     return min(values) > 0 and max(values) / min(values) >= 5
 
 
@@ -45,7 +45,7 @@ def heat_map(
     *,
     lower_is_better: bool,
 ) -> Markup:
-    """The objective over two parameters: every place has the colour of the nearest trial that has a value.
+    """Draw the objective over two parameters: each place has the colour of the nearest trial with a value.
 
     Args:
         title: Above the chart.
@@ -107,7 +107,7 @@ def heat_map(
 
 @chart_style()
 def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]], bool]]) -> Markup:
-    """The objective over steps, a line a trial.
+    """Draw the objective over steps, a line for each trial.
 
     Args:
         title: Above the chart.
@@ -137,7 +137,7 @@ def parallel_coordinates(
     *,
     lower_is_better: bool,
 ) -> Markup:
-    """A line a trial through the values of its parameters to its objective; better ones are darker.
+    """Draw a line for each trial through its parameters to its objective; better ones are darker.
 
     Args:
         title: Above the chart.
@@ -207,8 +207,8 @@ def dot_rows(
     *,
     labels: tuple[str, str],
 ) -> Markup:
-    """A row of dots a name, one a value, with a stroke at their mean; beside it what somebody else has for
-    the same names.
+    """Draw a row of dots for each name, one dot a value, with a stroke at their mean and the reference
+    beside it.
 
     Args:
         title: Above the chart.
@@ -242,7 +242,7 @@ def dot_rows(
 
 
 class _Scale:
-    """Values on [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of
+    """Maps values to [0, 1]: numbers linearly or by their logarithm, anything else evenly in order of
     appearance.
     """
 
@@ -257,7 +257,7 @@ class _Scale:
         return math.log(value) if self._log else float(value)
 
     def of(self, values: Sequence[Any]) -> NDArray[np.float64]:
-        """Places of values."""
+        """Return the places of values."""
         if self._names is not None:
             return np.array(
                 [self._names.index(str(value)) / max(1, len(self._names) - 1) for value in values], float
@@ -266,7 +266,7 @@ class _Scale:
         return np.array([(self._raw(value) - self._low) / span if span else 0.5 for value in values], float)
 
     def ticks(self, digits: int = 2) -> tuple[list[float], list[str]]:
-        """Places and labels."""
+        """Return places and labels of the ticks."""
         if self._names is not None:
             return [index / max(1, len(self._names) - 1) for index in range(len(self._names))], self._names
         if self._high == self._low:

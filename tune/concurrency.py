@@ -1,5 +1,5 @@
-"""How many trials run at a time: computed before anything starts, from what a trial needs and what the
-cluster offers.
+"""How many trials run at a time: computed before anything starts, from the needs of a trial and the
+cluster's resources.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ on."""
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How many trials run at a time, and what each has to itself."""
+    """How many trials run at a time, and the resources of each."""
 
     placement: Placement
     concurrent: int
@@ -101,7 +101,7 @@ def schedule(
 
 
 def count(pieces: Sequence[Piece], nodes: Sequence[Node]) -> int:
-    """How many trials fit beside each other, each of their pieces on one machine."""
+    """Count the trials that fit beside each other, with each piece of a trial on one machine."""
     left = [[node.cpus, node.gpus] for node in nodes]
     open_to = {
         stage: [left[place] for place, node in enumerate(nodes) if node in nodes_of(stage, nodes)]

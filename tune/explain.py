@@ -1,4 +1,4 @@
-"""A sweep in lines, before it starts."""
+"""Describe a sweep in lines before it starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tune.stopping import rungs
 
 
 def explain(config: SweepConfig, preset: str) -> list[str]:
-    """The trials in lines, then the recipe that they have in common; read are the space and what `beit
-    pretrain --dry-run` reads.
+    """List the trials, then the recipe that they share. Reads the space, and what `beit pretrain --dry-run`
+    reads.
 
     Raises:
         UserError: For what can be seen to be wrong without the images.
@@ -28,7 +28,7 @@ def explain(config: SweepConfig, preset: str) -> list[str]:
 
 
 def in_words(config: SweepConfig, design: Design) -> list[str]:
-    """What is varied, what a trial is judged by, and when it is stopped."""
+    """Say what is varied, how a trial is judged, and when it is stopped."""
     varied = f"space: {config.space}: {', '.join(design.space)}; {design.trials} trials, {config.search}"
     lines = [varied, f"objective: {design.goal.meaning}"]
     if at := rungs(config):

@@ -1,4 +1,4 @@
-"""What a trial of a sweep or a job of an ablation died of, in a line."""
+"""The cause of a failed trial or job, in a line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ KILLED = "its process was killed and could say nothing, perhaps for want of memo
 
 
 def cause(error: BaseException) -> str:
-    """The last line of an exception, or what a two-line one says first; where Ray has wrapped one from
-    another process, of that one.
+    """Return the last line of an exception, or the cause of a two-line one; of an exception that Ray has
+    wrapped, the original.
     """
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner

@@ -1,4 +1,6 @@
-"""What makes a trial good, and what the space must leave alone for that to be comparable."""
+"""The objective of a sweep: a figure of the runs, and the fields that must be equal for it to be
+comparable.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,27 @@ ANOTHER_TASK = ("tokenizer.", "target.", "model.image_size", "model.patch_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A figure of what a run measures as it goes on, and which way is better."""
+    """A figure that a run measures as it trains, and which way is better."""
 
     name: str
     mode: Literal["min", "max"]
     value: Callable[[Row], float | None]
-    """Of a row; None where the row does not say it."""
+    """Reads the figure from a row; None if the row does not have it."""
     meaning: str
     """A sentence for the user."""
     rows: Callable[[str], Sequence[Row]] = read_metrics
-    """Those of a run folder, by step."""
+    """Reads the rows of a run folder, by step."""
     of_metrics: bool = True
-    """Whether these are the rows of metrics that the training hands on."""
+    """Whether the rows are those of the training's metrics."""
     any_task: bool = False
-    """Whether models that predict different things can be compared by it."""
+    """Whether it compares models that predict different things."""
 
     def better(self, first: float, second: float) -> bool:
-        """Whether the first is better than the second."""
+        """Whether the first value is better than the second."""
         return first < second if self.mode == "min" else first > second
 
     def best(self, values: Iterable[float]) -> float:
-        """The best of some values."""
+        """Return the best of some values."""
         return min(values) if self.mode == "min" else max(values)
 
 
@@ -98,7 +100,7 @@ GOALS = {
 
 
 def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
-    """The objective of a sweep.
+    """Refuse a space that varies what the objective depends on.
 
     Raises:
         UserError: If the space changes the task, or the target has no accuracy, or there are no labels to
@@ -130,7 +132,8 @@ def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
 
 
 def evaluated(config: PretrainConfig, objective: str, images: int) -> PretrainConfig:
-    """A trial's pretraining with what it is judged by: the masks of its fixed samples, or pauses for k-NN.
+    """Return a trial's pretraining with its measurement: fixed samples with their masks, or pauses for
+    k-NN.
 
     Args:
         config: The trial's own.

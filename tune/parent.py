@@ -1,5 +1,5 @@
-"""What a sweep and an ablation have in common around their runs: an end in MLflow however they end, and how
-they were run.
+"""What a sweep and an ablation share: their MLflow run ends however they end, and the report knows how they
+ran.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run_to_the_end(
     again: str,
     say: Callable[[str], None],
 ) -> Result:
-    """Do the work, write what has come of it, however it ended, and end its MLflow run.
+    """Do the work, write the results however it ends, and end the MLflow run.
 
     Args:
         work: Does what is left to do; False: the user broke it off.
@@ -76,16 +76,16 @@ class How:
     lines: list[str]
     """Sentences: concurrency, tokens."""
     images: int
-    """Of an epoch of pretraining."""
+    """Images of an epoch of pretraining."""
 
 
 def keep_how(folder: str, how: How) -> None:
-    """Note it in the folder."""
+    """Write it into the folder."""
     storage.write_text(storage.join(folder, HOW_FILE), json.dumps(asdict(how), indent=1) + "\n")
 
 
 def read_how(folder: str, *, job: str) -> How:
-    """What was noted.
+    """Read what `keep_how` wrote.
 
     Raises:
         UserError: If nothing was.
@@ -97,7 +97,7 @@ def read_how(folder: str, *, job: str) -> How:
 
 
 def link_of(folder: str, config: JobConfig) -> str | None:
-    """Where to look at it in MLflow; None if it is not there."""
+    """Return the link to the MLflow run; None if there is none."""
     place = (
         tracking.place_of(folder, experiment=config.output.experiment, params={})
         if config.output.mlflow

@@ -1,4 +1,4 @@
-"""Before a sweep starts: its trials are drawn, its data found, and every trial checked with it."""
+"""Prepare a sweep: draw its trials, find its data, and check every trial with it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tune.trial import check_trial
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a sweep tries; no image is read for it."""
+    """The trials that a sweep will run. Made without reading an image."""
 
     space: Space
     goal: Goal
     plan: list[Params] | None
-    """The parameters of the trials. None: they come from what is learned."""
+    """The parameters of all trials. None: a search suggests them as it learns."""
     examples: list[Params]
-    """Parameters of trials, to be checked beforehand: the plan, or some that might be learned."""
+    """Parameters to check beforehand: the plan, or some that a search might suggest."""
     trials: int
-    """How many there shall be."""
+    """The number of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A sweep, ready to be run: everything is checked, nothing is started."""
+    """A sweep, ready to run: everything is checked, nothing is started."""
 
     config: SweepConfig
     """With absolute paths."""
@@ -50,7 +50,7 @@ class Prepared:
 
 
 def make_design(config: SweepConfig) -> Design:
-    """Draw the parameters of all trials, of fields that there are, with values that these take.
+    """Draw the parameters of all trials, and check that the fields exist and take the values.
 
     Raises:
         UserError: For a space, an objective or a search that cannot be, or naming the field.
@@ -69,7 +69,7 @@ def make_design(config: SweepConfig) -> Design:
 
 
 def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) -> Schedule:
-    """How many trials run at a time on some machines."""
+    """Compute how many trials run at a time on the given machines."""
     any_tokens = find_target(config.target.kind).needs_tokenizer or "target.kind" in space
     tokenize = any_tokens and not (config.data.tokens or shareable(config.pretraining(), space))
     return schedule(
@@ -78,7 +78,7 @@ def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) ->
 
 
 def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data, and check the parameters of the trials with it; renders the built-in scenes if no data
+    """Open the data, and check the parameters of the trials with it. Renders the built-in scenes if no data
     is given.
 
     Raises:
@@ -103,7 +103,7 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
 
 
 def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source) -> None:
-    """Refuse a token cache that is not complete, or holds the tokens of other views than all trials have."""
+    """Refuse a token cache that is incomplete, or was made from other views than those of all trials."""
     if others := changing_views(space):
         raise UserError(
             f"data.tokens={path} holds the tokens of one kind of views, and the space changes {others[0]}",
@@ -115,7 +115,7 @@ def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source)
 def _checked_knn(
     config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]
 ) -> KnnWhileConfig:
-    """The labelled images by which trials are judged; of the built-in scenes, those held out."""
+    """Return the labelled images that trials are judged by; held-out scenes for the built-in data."""
     knn = config.knn
     if knn.val is None:
         first, side = config.data.scenes, config.model.image_size

@@ -1,4 +1,6 @@
-"""What Ray Tune tells the driver of a sweep: a line for the user, and each trial's state in its folder."""
+"""Ray Tune's callbacks in the driver of a sweep: a line for the user, and each trial's state in its
+folder.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class Progress(ray.tune.Callback):
-    """Keeps the trials' states; what is not written here by the time the driver is killed, `--resume` does
-    again.
+    """Writes the trials' states. After a kill of the driver, `--resume` runs again what is not written
+    here.
 
     Args:
         sweep: The sweep's folder.
@@ -41,11 +43,13 @@ class Progress(ray.tune.Callback):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune saves its callbacks with its own state, from which no sweep goes on."""
+        """Return nothing: Ray Tune would save the callback with a state of its own, which no resumed sweep
+        uses.
+        """
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that it runs."""
+        """Write that the trial runs."""
         self._note(trial, status="running")
         number = trial.config["number"]
         self._say(f"trial {number} ({number + 1} of {self._trials}): {described(trial.config['params'])}")
@@ -62,14 +66,14 @@ class Progress(ray.tune.Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note how it ended."""
+        """Write how the trial ended."""
         status = (trial.last_result or {}).get(STATUS)
         if status is None:
             return  # Ray Tune was broken off: the trial is to be gone on with.
         self._end(trial, status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say what it died of, and note it if the trial could not; the others go on."""
+        """Say why the trial failed, and write it if the trial could not. The others go on."""
         noted = read_trial(self._sweep, Trial(number=trial.config["number"], params={}).name)
         self._end(trial, "failed", noted.error if noted is not None and noted.status == "failed" else KILLED)
 

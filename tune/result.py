@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: the table of its trials, and the best configuration, which `beit pretrain`
+"""The results of a sweep: the table of its trials, and the best configuration, which `beit pretrain`
 accepts.
 """
 
@@ -26,7 +26,7 @@ batch size."""
 
 
 def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
-    """Write `trials.csv`: a row a trial, in the order of their numbers."""
+    """Write `trials.csv`, a row for each trial in the order of their numbers."""
     parameters = values_of(list(trials))
     columns = ["trial", "status", *parameters, "points", "steps", goal.name, "best", "folder", "error"]
     rows = []
@@ -41,8 +41,8 @@ def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
 
 
 def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
-    """Write the winner's configuration as a run's: as long as a trial, with its own tokenizer unless the
-    sweep had been given tokens.
+    """Write the winner's configuration as that of a run: as long as a trial, tokenising unless the sweep
+    was given tokens.
     """
     saved = {"job": "pretrain", "preset": preset, "inputs": {}, "config": to_dict(config)}
     storage.write_text(storage.join(sweep, *BEST_FILE.split("/")), json.dumps(saved, indent=2))
@@ -51,7 +51,7 @@ def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
 def winner_command(
     sweep: str, config: PretrainConfig, varied: Sequence[str], *, preset: str, images: int
 ) -> str:
-    """The command that trains the winner at the length of its preset, or again at its own where that is
+    """Return the command that trains the winner at the length of its preset, or of the trial if that is
     longer.
 
     Args:

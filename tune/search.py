@@ -1,5 +1,5 @@
-"""Where the parameters of the next trial come from: a plan that was drawn beforehand, or Optuna, which learns
-from the trials before.
+"""The search for the parameters of the next trial: a plan drawn beforehand, or Optuna, which learns from
+finished trials.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tune.trial import OBJECTIVE
 
 
 class Planned(Searcher):
-    """Trials that are known beforehand, in their order."""
+    """Hands out the trials of a plan in their order."""
 
     def __init__(self, entries: list[dict[str, Any]], goal: Goal) -> None:
         super().__init__(metric=OBJECTIVE, mode=goal.mode)
@@ -42,7 +42,7 @@ class Planned(Searcher):
 
 
 def check_search(config: SweepConfig, space: Space) -> None:
-    """Refuse a search that cannot be done.
+    """Refuse a search that is not possible.
 
     Raises:
         UserError: If Optuna is asked for and is not installed, or the space has a grid, which it does not
@@ -61,7 +61,7 @@ def check_search(config: SweepConfig, space: Space) -> None:
 
 
 class Learned(Searcher):
-    """Optuna's suggestions as trials of the sweep, with a number each.
+    """Hands out Optuna's suggestions as numbered trials of the sweep.
 
     Args:
         space: What is varied.

@@ -1,5 +1,5 @@
-"""What a sweep varies: names of config fields with grids or `ray.tune` distributions, and the trials that are
-drawn from them.
+"""The space of a sweep: config fields with grids or `ray.tune` distributions, and the trials drawn from
+them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SPACES: dict[str, Callable[[], Space]] = {"mask-lr": mask_lr, "mask-lr-grid": ma
 
 
 def load_space(name: str) -> Space:
-    """A space by its name, from a JSON file, or from a Python file.
+    """Load a space by its name, from a JSON file, or from a Python file.
 
     JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid, else
     the key is a function of `ray.tune` and the list its arguments. Python: `SPACE = {"optim.peak_lr":
@@ -93,12 +93,12 @@ def load_space(name: str) -> Space:
 
 
 def absolute_space(name: str) -> str:
-    """The name of a space by which it is found from any folder."""
+    """Return a name of the space that works from any folder."""
     return name if name in SPACES else storage.absolute(Path(name).expanduser())
 
 
 def _checked(name: str, field: Any, values: Any) -> Any:
-    """What a space says of a field, from which a value has been drawn for a try."""
+    """Check one field of a space by drawing a value."""
     if not isinstance(field, str):
         raise UserError(
             f"--space {name}: {field!r} is no name of a field",
@@ -180,7 +180,7 @@ def _distribution(path: Path, field: str, value: Any) -> Any:
 
 
 def is_grid(values: Any) -> bool:
-    """Whether it is what `ray.tune.grid_search` makes of a list."""
+    """Whether this is what `ray.tune.grid_search` makes of a list."""
     return isinstance(values, dict) and set(values) == {"grid_search"} and _is_filled(values["grid_search"])
 
 
@@ -189,7 +189,7 @@ def _is_filled(values: Any) -> bool:
 
 
 def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
-    """The trials of a random or grid search, in the order in which they run.
+    """Draw the trials of a random or grid search, in the order in which they run.
 
     Every combination of the grids comes equally often, each time with new values for the distributions. Drawn
     floats have three digits: a learning rate of 0.00142 says as much as one of 0.0014193847.
@@ -227,9 +227,7 @@ def _drawn(domain: Domain, rng: np.random.Generator) -> Any:
 
 
 def rounded(value: Any, domain: Domain) -> Any:
-    """A drawn float with three digits; as it was drawn where it has steps of its own, or where it would leave
-    its domain.
-    """
+    """Round a drawn float to three digits, unless it has steps of its own or would leave its domain."""
     if not isinstance(domain, Float) or isinstance(domain.get_sampler(), Quantized):  # type: ignore[no-untyped-call]
         return value
     if not math.isfinite(value):
@@ -239,7 +237,7 @@ def rounded(value: Any, domain: Domain) -> Any:
 
 
 def described(params: Mapping[str, Any]) -> str:
-    """mask.ratio=0.4 optim.peak_lr=0.0015: parameters as the command line names them."""
+    """Write parameters as the command line names them: mask.ratio=0.4 optim.peak_lr=0.0015."""
     return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in params.items()

@@ -33,24 +33,24 @@ STATES: dict[Status, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial. "stopped" is early, by the sweep; "running" also after the sweep itself was killed."""
+    """One trial. "stopped": early, by the sweep. "running": also after the sweep itself was killed."""
 
     number: int
     params: dict[str, Any]
     status: Status = "running"
     error: str = ""
-    """What a failed trial died of, in a line."""
+    """Why a failed trial failed, in a line."""
     points: tuple[tuple[int, int, float], ...] = field(default=(), compare=False)
     """(point, step, objective), from the trial's folder."""
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """The name of its folder."""
         return f"trial-{self.number:03d}"
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether nothing is left to do."""
         return self.status in ("finished", "stopped")
 
     @property
@@ -60,14 +60,14 @@ class Trial:
 
 
 def write_trial(sweep: str, trial: Trial) -> None:
-    """Note a trial's parameters and state in its folder."""
+    """Write a trial's parameters and state into its folder."""
     content = asdict(trial)
     del content["points"]
     storage.write_text(storage.join(sweep, trial.name, TRIAL_FILE), json.dumps(content, indent=1) + "\n")
 
 
 def read_trials(sweep: str, goal: Goal) -> list[Trial]:
-    """The trials that were begun, by number, with what they reached."""
+    """Read all trials that were begun, by number, with their points."""
     names = [name for name in storage.list_folder(sweep) if re.fullmatch(r"trial-\d+", name)]
     noted = [trial for name in names if (trial := read_trial(sweep, name)) is not None]
     found = [
@@ -78,19 +78,19 @@ def read_trials(sweep: str, goal: Goal) -> list[Trial]:
 
 
 def read_trial(sweep: str, name: str) -> Trial | None:
-    """What is noted of a trial, without its points; None if nothing is."""
+    """Read a trial without its points; None if nothing was written."""
     file = storage.join(sweep, name, TRIAL_FILE)
     return Trial(**json.loads(storage.read_text(file))) if storage.exists(file) else None
 
 
 def points_of(rows: Sequence[Row], goal: Goal) -> list[tuple[int, int, float]]:
-    """(point, step, objective) of the rows that have the objective, counted from 1."""
+    """List (point, step, objective) of the rows that have the objective; points count from 1."""
     values = [(row["step"], value) for row in rows if (value := goal.value(row)) is not None]
     return [(point, step, value) for point, (step, value) in enumerate(values, 1)]
 
 
 def winner(trials: list[Trial], goal: Goal) -> Trial | None:
-    """The trial that ends best among those that came to their end; None as long as there is none."""
+    """Return the trial that ends best among the finished ones; None while there is none."""
     ended = [trial for trial in trials if trial.status == "finished" and trial.last is not None]
     best: Trial | None = None
     for trial in ended:
@@ -101,16 +101,16 @@ def winner(trials: list[Trial], goal: Goal) -> Trial | None:
 
 
 def ask_to_stop(sweep: str, name: str) -> None:
-    """Have a trial end itself."""
+    """Ask a trial to end itself."""
     storage.write_text(storage.join(sweep, name, STOP_FILE), "")
 
 
 def is_asked_to_stop(folder: str) -> bool:
-    """Whether the trial in a folder shall end itself."""
+    """Whether the trial in a folder is asked to end itself."""
     return storage.exists(storage.join(folder, STOP_FILE))
 
 
 def values_of(trials: list[Trial]) -> Mapping[str, list[Any]]:
-    """The values of each parameter, a trial after the other."""
+    """Return the values of each parameter, trial by trial."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     return {name: [trial.params.get(name) for trial in trials] for name in names}

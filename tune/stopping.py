@@ -14,8 +14,8 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class GentleStop(FIFOScheduler):
-    """Asks a trial to end where another scheduler would end it: it then leaves a checkpoint, a report and an
-    ended MLflow run.
+    """Asks a trial to end where another scheduler would kill it: it then leaves a checkpoint, a report and
+    an ended MLflow run.
 
     Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its
     schedulers know when a sweep is gone on with, so that the first trials after it would have nobody to be
@@ -40,11 +40,11 @@ class GentleStop(FIFOScheduler):
             self._judge.on_trial_result(nobody, known, {POINT: point, OBJECTIVE: value})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Pass a new trial on."""
+        """Pass on a new trial."""
         self._judge.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Hear a point. Ray Tune is told to go on, whatever the decision."""
+        """Enter a point. The answer to Ray Tune is always to go on."""
         if STATUS not in result and trial.trial_id not in self._asked:
             decision = self._judge.on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
@@ -54,7 +54,7 @@ class GentleStop(FIFOScheduler):
 
 
 def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
-    """The scheduler of a sweep."""
+    """Make the scheduler of a sweep."""
     if not config.stop_early:
         return GentleStop(FIFOScheduler(), sweep)  # type: ignore[no-untyped-call]
     judge = ASHAScheduler(
@@ -72,7 +72,7 @@ def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
 
 
 def rungs(config: SweepConfig) -> list[int]:
-    """The points at which trials are compared."""
+    """List the points at which trials are compared."""
     found, rung = [], float(config.grace_points)
     while config.stop_early and rung < config.evaluation.points:
         found.append(-int(-rung // 1))

@@ -49,10 +49,10 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves behind."""
+    """The folder and the trials of a finished sweep."""
 
     sweep: str
-    """Its folder."""
+    """The sweep's folder."""
     trials: list[Trial]
     best: Trial | None
     report: str
@@ -66,8 +66,8 @@ def sweep(
     debug: bool = False,
     say: Callable[[str], None] = print,
 ) -> SweepResult:
-    """Run the trials of a sweep and write its folder with their run folders, the table, the winner's
-    configuration and the report.
+    """Run the trials of a sweep; write a folder with their run folders, the table, the best configuration
+    and the report.
 
     Args:
         config: The whole sweep.
@@ -97,7 +97,7 @@ def sweep(
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """The sweep's folder, with the plan of its trials; a resumed one must find the data as it was and keeps
+    """Open the sweep's folder with the plan of its trials. A resumed one must find the same data, and keeps
     its plan.
     """
     inputs = {"data.train": prepared.source.manifest.digest}
@@ -125,7 +125,7 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
 
 
 class _Sweep:
-    """The running of a sweep, on a connected Ray."""
+    """A sweep that runs on a connected Ray."""
 
     def __init__(
         self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]
@@ -352,7 +352,7 @@ class _Sweep:
 def write_report(
     folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str
 ) -> tuple[str, str | None]:
-    """The page of a sweep, from its folder; returns its path, and the command that trains the winner."""
+    """Write the page of a sweep from its folder; returns its path, and the command that trains the winner."""
     how = read_how(folder, job=JOB)
     best, command = winner(trials, goal), None
     if best is not None:
@@ -392,7 +392,7 @@ def _failure(result: SweepResult) -> str | None:
 
 
 def _name_of(trial: Any) -> str:
-    """Ray Tune's folder of a trial; its own name for it would hold the whole configuration."""
+    """Name Ray Tune's folder of a trial. Its own name for it would hold the whole configuration."""
     return Trial(number=trial.config["number"], params={}).name
 
 

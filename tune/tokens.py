@@ -1,5 +1,5 @@
-"""Tokenise once: the views' tokens are computed before the first trial, or found, and every trial reads them;
-masks are drawn per trial.
+"""Tokens for a sweep: those of the views are computed once before the first trial, and every trial reads
+them. Masks are drawn in each trial.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ OTHER_VIEWS = ("seed", "view.", "tokenizer.", "model.image_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What was computed for the trials."""
+    """The tokens that were computed for the trials."""
 
     path: str
     views: int
     parts: int
     computed: int
-    """Parts that this sweep has computed; the others were there from an earlier one."""
+    """Parts that this sweep computed; the others were there."""
     seconds: float
-    """For those."""
+    """Seconds that took."""
 
     def saved(self, read: int) -> str:
-        """What it saved, for trials that have read the tokens of so many views."""
+        """Say what was saved, for trials that read so many views."""
         if not self.computed:
             return (
                 f"tokens: {self.views:,} views were there from an earlier sweep; the trials read "
@@ -64,7 +64,7 @@ def shareable(config: PretrainConfig, varied: Iterable[str]) -> bool:
 
 
 def changing_views(varied: Iterable[str]) -> list[str]:
-    """Those fields that change the views or their tokens."""
+    """List the varied fields that change the views or their tokens."""
     return [name for name in varied if name.startswith(OTHER_VIEWS) and name not in ("view.mean", "view.std")]
 
 
@@ -111,11 +111,11 @@ def prepare_tokens(
 
 
 def keep(sweep: str, tokens: Tokens) -> None:
-    """Note in the sweep's folder what was computed: a later start finds it there and computes nothing."""
+    """Write into the sweep's folder what was computed, for a later start."""
     storage.write_text(storage.join(sweep, TOKENS_FILE), json.dumps(asdict(tokens), indent=1) + "\n")
 
 
 def kept(sweep: str) -> Tokens | None:
-    """What an earlier start has noted."""
+    """Read what an earlier start wrote."""
     file = storage.join(sweep, TOKENS_FILE)
     return Tokens(**json.loads(storage.read_text(file))) if storage.exists(file) else None

@@ -1,5 +1,5 @@
-"""MLflow: one parent run a sweep or an ablation, a child a trial or a job of it. The driver sees to it that
-every one of them ends.
+"""MLflow for sweeps and ablations: one parent run, and a child for each trial or job. The driver ends all
+of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDS = {
 
 
 class ParentLog:
-    """The parent run of several; the children are begun by their own jobs, like any run's.
+    """The parent run. Its children are begun by their own jobs, like any run.
 
     Args:
         folder: In which the run folders of the children are.
@@ -50,16 +50,16 @@ class ParentLog:
 
     @property
     def link(self) -> str | None:
-        """Where to look at it."""
+        """The link to the parent run."""
         return tracking.link(self._folder, self.place) if self.place else None
 
     def end_child(self, name: str, status: str) -> None:
-        """See to it that a child that has ended, or never will, is not shown as running."""
+        """End a child in MLflow that has ended, or never will."""
         if self.place is not None:
             tracking.end_orphan(storage.join(self._folder, name), self.place, ENDS[status])
 
     def enter(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Enter figures (`group/name`) of the parent."""
+        """Log figures (`group/name`) of the parent."""
         if self._log is not None:
             with suppress(Exception):  # A server that went away does not end what is logged.
                 self._log.log({"step": step, "time": time.time(), **figures})
@@ -79,18 +79,18 @@ class SweepLog(ParentLog):
     """The parent run of a sweep, with the best objective so far."""
 
     def end_trial(self, trial: Trial) -> None:
-        """See to it that a trial that has ended, or never will, is not shown as running."""
+        """End a trial in MLflow that has ended, or never will."""
         self.end_child(trial.name, trial.status)
 
     def best(self, goal: Goal, trials: Sequence[Trial]) -> None:
-        """Enter the best objective so far; the step is the number of trials that have ended."""
+        """Log the best objective so far; the step is the number of trials that have ended."""
         ended = [trial.last for trial in trials if trial.ended and trial.last is not None]
         if ended:
             self.enter(len(ended), {"sweep/best_objective": goal.best(ended)})
 
 
 def check_store(config: JobConfig, folder: str) -> None:
-    """Ask MLflow for a sign of life before anything is computed.
+    """Check that MLflow answers, before anything is computed.
 
     Raises:
         UserError: If it cannot be used.

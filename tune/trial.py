@@ -35,7 +35,7 @@ CHECKPOINTS = 4
 def trial_config(
     base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int, sweep: str, name: str
 ) -> PretrainConfig:
-    """The whole configuration of a trial.
+    """Return the whole configuration of a trial.
 
     Args:
         base: What the trials have in common.
@@ -52,7 +52,7 @@ def trial_config(
 def _varied(
     base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int
 ) -> PretrainConfig:
-    """A trial's configuration but for its folder; one that predicts no tokens reads none."""
+    """Return a trial's configuration without its folder; one that predicts no tokens reads none."""
     config = evaluated(override(base, params), objective, images)
     tokens = config.data.tokens if find_target(config.target.kind).needs_tokenizer else None
     return replace(config, data=replace(config.data, tokens=tokens))
@@ -61,7 +61,7 @@ def _varied(
 def check_trial(
     base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str
 ) -> PretrainConfig:
-    """Refuse parameters with which a trial could not begin, before any trial has.
+    """Refuse parameters with which a trial could not begin, before any trial begins.
 
     Raises:
         UserError: As the trial would, naming its parameters.
@@ -80,8 +80,8 @@ def check_trial(
 
 
 def run_trial(entry: dict[str, Any]) -> None:
-    """Ray Tune's entry: run a trial, and note in its folder what it died of. Ray Tune would tell its driver
-    later, if at all.
+    """Run a trial, and write into its folder why it failed: Ray Tune's entry. Ray Tune would tell its
+    driver later, if at all.
 
     Args:
         entry: From `entry_of`.
@@ -95,7 +95,7 @@ def run_trial(entry: dict[str, Any]) -> None:
 
 
 def _run(entry: dict[str, Any]) -> None:
-    """Pretrain, or go on with what an earlier start of the sweep has left."""
+    """Pretrain, or resume what an earlier start of the sweep left."""
     import ray.tune
 
     config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
@@ -135,7 +135,7 @@ def _run(entry: dict[str, Any]) -> None:
 def entry_of(
     config: PretrainConfig, trial: Trial, *, preset: str, objective: str, rows: int, debug: bool
 ) -> dict[str, Any]:
-    """What `run_trial` is given.
+    """Make the argument of `run_trial`.
 
     Args:
         config: The trial's, from `trial_config`.
@@ -159,7 +159,7 @@ def entry_of(
 
 
 def frequent_checkpoints(output: OutputConfig, total_steps: int) -> OutputConfig:
-    """The same with at least `CHECKPOINTS` checkpoints: what is gone on with after an interruption shall not
-    begin anew, however short.
+    """Ask for at least `CHECKPOINTS` checkpoints: however short a trial is, an interruption shall not send
+    it back to its start.
     """
     return replace(output, checkpoint_steps=min(output.checkpoint_steps, max(1, total_steps // CHECKPOINTS)))

@@ -1,6 +1,4 @@
-"""Ray Tune as it is used here: each trial led from the driver's machine, on none of its cores, and without a
-word of its own.
-"""
+"""Ray Tune, silenced: each trial is led from the driver's node, and uses none of its CPUs."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def run_tuner(
     param_space: dict[str, Any] | None = None,
     debug: bool,
 ) -> None:
-    """Run trials until all have ended or the user breaks it off.
+    """Run trials until all have ended or the user interrupts.
 
     Args:
         trainable: Runs one trial.

@@ -50,7 +50,7 @@ JOB = "ablate"
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What an ablation leaves behind."""
+    """The folder and the figures of a finished ablation."""
 
     folder: str
     table: Table
@@ -65,7 +65,7 @@ def ablate(
     debug: bool = False,
     say: Callable[[str], None] = print,
 ) -> AblationResult:
-    """Run the rows of an ablation and write its folder with their run folders, the table and the report.
+    """Run the rows of an ablation; write a folder with their run folders, the table and the report.
 
     Args:
         config: The whole ablation.
@@ -98,7 +98,7 @@ def ablate(
 
 
 def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
-    """A resumed ablation may have more rows and seeds. With fewer, its table would lose what was computed."""
+    """Refuse to resume with fewer rows or seeds: the table would lose what was computed. More are welcome."""
     before, _ = run_folder.saved_config(folder, AblationConfig, job=JOB)
     if lost := [name for name in before.rows if name not in config.rows]:
         rows = " ".join(dict.fromkeys((*before.rows, *config.rows)))
@@ -114,7 +114,7 @@ def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
 
 
 def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: bool) -> Schedule:
-    """How many rows run at a time on some machines."""
+    """Compute how many rows run at a time on the given machines."""
     resources = config.resources
     return schedule(
         resources,
@@ -127,7 +127,7 @@ def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: 
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """The ablation's folder; a resumed one must find the data as it was, and may have more rows or seeds."""
+    """Open the ablation's folder. A resumed one must find the same data, and may have more rows or seeds."""
     config = prepared.config
     if resume is None:
         check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
@@ -138,7 +138,7 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
 
 
 class _Ablation:
-    """The running of an ablation, on a connected Ray."""
+    """An ablation that runs on a connected Ray."""
 
     def __init__(
         self, prepared: Prepared, timetable: Schedule, folder: str, *, debug: bool, say: Callable[[str], None]
@@ -299,7 +299,7 @@ def _failure(result: AblationResult) -> str | None:
 
 
 def write_report(folder: str, config: AblationConfig, table: Table, *, preset: str) -> str:
-    """The page of an ablation, from its folder; returns its path."""
+    """Write the page of an ablation from its folder; returns its path."""
     how, link = read_how(folder, job=JOB), link_of(folder, config)
     return write_ablation_report(
         folder, config, table, preset=preset, seconds=how.seconds, lines=how.lines, mlflow=link
@@ -316,7 +316,7 @@ def rebuild_report(run: str) -> str:
 
 
 def explain(config: AblationConfig, preset: str) -> list[str]:
-    """The rows in lines, with what each changes; nothing is read for it."""
+    """Describe the rows and what each changes, in lines. Reads no data."""
     lines = [f"ablation: {preset}, {len(config.rows)} rows x seeds {', '.join(map(str, config.all_seeds))}"]
     for row in config.rows:
         pretraining = config.pretraining(row, config.seed)
@@ -338,7 +338,7 @@ def explain(config: AblationConfig, preset: str) -> list[str]:
 
 
 def _name_of(trial: Any) -> str:
-    """Ray Tune's folder of a chain."""
+    """Name Ray Tune's folder of a chain."""
     return Chain(**trial.config[CHAIN]).name
 
 

@@ -1,5 +1,5 @@
-"""A chain: one row of an ablation with one seed, a pretraining and what is fine-tuned from it. Its state lies
-in its jobs' run folders.
+"""A chain: one row of an ablation with one seed. It is a pretraining and the fine-tunings from it; its
+state lies in the run folders of these jobs.
 
 <ablation>/config.json                       the ablation's configuration
 <ablation>/<row>-seed<n>-pretrain/job.json   how the job ended; beside it what every run folder has
@@ -30,7 +30,7 @@ FIGURES: dict[Task, str] = {"classify": "top1", "segment": "mean_iou"}
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """A row with a seed."""
+    """One row with one seed."""
 
     row: RowName
     seed: int
@@ -38,26 +38,28 @@ class Chain:
 
     @property
     def name(self) -> str:
-        """What the names of its folders begin with."""
+        """The beginning of the names of its folders."""
         return f"{self.row}-seed{self.seed}"
 
     @property
     def jobs(self) -> tuple[JobName, ...]:
-        """In their order: the others begin with what the pretraining has learned."""
+        """The jobs in their order: the fine-tunings begin with the weights of the pretraining."""
         return (PRETRAIN, *self.tasks)
 
     def job_name(self, job: JobName) -> str:
-        """Of the job's folder."""
+        """The name of a job's folder."""
         return f"{self.name}-{job}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """How far a job is. "running" also after what ran it was killed; "waiting" before its first start."""
+    """How far a job has come. "waiting": not started yet. "running": started, also if whatever ran it was
+    killed since.
+    """
 
     status: Literal["waiting", "running", "finished", "failed"] = "waiting"
     error: str = ""
-    """What a failed job died of, in a line."""
+    """Why a failed job failed, in a line."""
 
 
 def chains_of(rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Task]) -> list[Chain]:
@@ -66,25 +68,25 @@ def chains_of(rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Tas
 
 
 def write_state(folder: str, chain: Chain, job: JobName, state: JobState) -> None:
-    """Note how far a job is in its own folder, below the ablation's."""
+    """Write the state of a job into its own folder."""
     storage.write_text(
         storage.join(folder, chain.job_name(job), JOB_FILE), json.dumps(asdict(state), indent=1) + "\n"
     )
 
 
 def read_state(folder: str, chain: Chain, job: JobName) -> JobState:
-    """How far a job is."""
+    """Read the state of a job."""
     file = storage.join(folder, chain.job_name(job), JOB_FILE)
     return JobState(**json.loads(storage.read_text(file))) if storage.exists(file) else JobState()
 
 
 def left_to_do(folder: str, chain: Chain) -> list[JobName]:
-    """The jobs of a chain that have not come to their end, failed ones too."""
+    """List the jobs of a chain that are not finished, failed ones included."""
     return [job for job in chain.jobs if read_state(folder, chain, job).status != "finished"]
 
 
 def value_of(folder: str, chain: Chain, task: Task) -> float | None:
-    """What a chain reached in a task, in per cent; None unless the task has come to its end."""
+    """Return what a chain reached in a task, in per cent; None if the task is not finished."""
     if read_state(folder, chain, task).status != "finished":
         return None
     found = evaluations.read(storage.join(folder, chain.job_name(task)), FOLDER)
@@ -93,7 +95,7 @@ def value_of(folder: str, chain: Chain, task: Task) -> float | None:
 
 
 def is_settled(folder: str, chain: Chain) -> bool:
-    """Whether a chain has come as far as it can: nothing was broken off, and nothing waits but for a
+    """Whether a chain has come as far as it can: no job was interrupted, and jobs wait only for a
     pretraining that failed.
     """
     states = [read_state(folder, chain, job).status for job in chain.jobs]

@@ -1,6 +1,4 @@
-"""What Ray Tune tells the driver of an ablation: lines for the user, and what became of the jobs of
-a chain.
-"""
+"""Ray Tune's callbacks in the driver of an ablation: lines for the user, and the states of a chain's jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from tune.tracking import ParentLog
 
 
 class ChainProgress(ray.tune.Callback):
-    """Shows what the chains say and how they end.
+    """Shows the lines of the chains, and how they end.
 
     Args:
         folder: The ablation's.
@@ -40,11 +38,13 @@ class ChainProgress(ray.tune.Callback):
         self._folder, self._chains, self._log, self._say = folder, chains, log, say
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune saves its callbacks with its own state, from which no ablation goes on."""
+        """Return nothing: Ray Tune would save the callback with a state of its own, which no resumed
+        ablation uses.
+        """
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say what begins."""
+        """Say which chain begins."""
         chain = self._chain(trial)
         place = f"{self._chains.index(chain) + 1} of {len(self._chains)}"
         self._say(f"{chain.row} seed {chain.seed} ({place}): {', '.join(left_to_do(self._folder, chain))}")
@@ -57,7 +57,7 @@ class ChainProgress(ray.tune.Callback):
             self._say(result[LINE])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say what came of it."""
+        """Say how the chain ended."""
         chain = self._chain(trial)
         if left_to_do(self._folder, chain):
             return  # Ray Tune was broken off: the chain is to be gone on with.
@@ -66,7 +66,7 @@ class ChainProgress(ray.tune.Callback):
         self._say(f"{chain.row} seed {chain.seed} finished: {', '.join(values)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say what it died of; the others go on."""
+        """Say why the chain failed; the others go on."""
         chain = self._chain(trial)
         left = left_to_do(self._folder, chain)
         if left and all(read_state(self._folder, chain, job).status != "failed" for job in left):

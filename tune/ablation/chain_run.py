@@ -35,23 +35,23 @@ SHOWN = ("step ", "validation ", "warning: ")
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all chains of an ablation have in common."""
+    """The settings that all chains of an ablation share."""
 
     config: AblationConfig
     """With absolute paths, and the data of all jobs found."""
     folder: str
     preset: str
     images: int
-    """Of an epoch of the pretraining."""
+    """Images of an epoch of the pretraining."""
     steps: Mapping[JobName, int]
-    """Of fine-tuning."""
+    """Steps of the fine-tunings."""
     tokens: Mapping[int, str]
-    """Token caches by seed; of a seed that has none the rows tokenise for themselves."""
+    """Token caches by seed. The rows of a seed without one tokenise as they train."""
     debug: bool
 
 
 def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
-    """The pretraining of a chain."""
+    """Return the configuration of a chain's pretraining."""
     config = setup.config.pretraining(chain.row, chain.seed)
     tokens = setup.tokens.get(chain.seed) if find_target(config.target.kind).needs_tokenizer else None
     steps = config.total_steps(setup.images, config.optim.global_batch_size)
@@ -61,7 +61,7 @@ def pretrain_config(setup: Setup, chain: Chain) -> PretrainConfig:
 
 
 def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
-    """Fine-tuning of a chain for classification, which begins with what its pretraining has left."""
+    """Return the configuration of a chain's fine-tuning for classification."""
     protocol = setup.config.classify
     return _of_chain(
         with_protocol(Classification().config_for(_start(setup, chain), protocol.recipe), protocol),
@@ -72,7 +72,7 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
 
 
 def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
-    """Fine-tuning of a chain for segmentation, which begins with what its pretraining has left."""
+    """Return the configuration of a chain's fine-tuning for segmentation."""
     protocol = setup.config.segment
     return _of_chain(
         with_protocol(Segmentation().config_for(_start(setup, chain), protocol.recipe), protocol),
@@ -83,7 +83,7 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
 
 
 def with_protocol(config: Config, protocol: ProtocolConfig) -> Config:
-    """A recipe with what a protocol says differently, and with its data."""
+    """Apply a protocol's settings and data to a recipe."""
     names = [
         name
         for name in ("train", "val", "fraction", "annotations", "val_annotations")
@@ -116,7 +116,7 @@ def _output(setup: Setup, chain: Chain, job: JobName, steps: int) -> OutputConfi
 
 
 def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
-    """Ray Tune's entry: do what is left to do of a chain. A task that fails does not stop the other.
+    """Run the unfinished jobs of a chain: Ray Tune's entry. A task that fails does not stop the other.
 
     Args:
         given: {CHAIN: the chain's fields}.
@@ -148,7 +148,7 @@ def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
 
 
 def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]) -> None:
-    """Run one job of a chain, or go on with what an earlier start of the ablation has left of it."""
+    """Run one job of a chain, or resume what an earlier start of the ablation left of it."""
     folder = storage.join(setup.folder, chain.job_name(job))
     options: dict[str, Any] = {
         "resume": folder if storage.exists(storage.join(folder, run_folder.CONFIG_FILE)) else None,

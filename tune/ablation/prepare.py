@@ -1,4 +1,4 @@
-"""Before an ablation starts: its data are found, and every row and both protocols checked with them."""
+"""Prepare an ablation: find its data, and check every row and both protocols with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Protocol = TypeVar("Protocol", bound=ProtocolConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """An ablation, ready to be run: everything is checked, nothing is started."""
+    """An ablation, ready to run: everything is checked, nothing is started."""
 
     config: AblationConfig
     """With absolute paths, and the data of all jobs found."""
@@ -38,14 +38,14 @@ class Prepared:
     source: Source
     """Images of the pretraining."""
     steps: dict[JobName, int]
-    """Of fine-tuning."""
+    """Steps of the fine-tunings."""
     inputs: dict[str, str]
-    """Digests of what is read, by the option that names it."""
+    """Digests of the data, by the option that names it."""
 
     @property
     def token_epochs(self) -> int:
-        """Epochs of views whose tokens are computed once for all rows of a seed; 0: every row tokenises for
-        itself.
+        """Epochs of views whose tokens are computed once for all rows of a seed. 0: every row tokenises as
+        it trains.
         """
         longest = max(
             (self._epochs(row) for row in self.config.rows if self._predicts_tokens(row)), default=0.0
@@ -70,8 +70,8 @@ class Prepared:
 
 
 def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data of all jobs, and check every row and both protocols with it; renders the built-in scenes
-    if no data is given.
+    """Open the data of all jobs, and check every row and both protocols with it. Renders the built-in
+    scenes if no data is given.
 
     Raises:
         UserError: As `ablate`.
@@ -101,7 +101,7 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
-    """The preset of a task."""
+    """Return the preset of a task."""
     return (
         finetune_preset(config.classify.recipe)
         if task == "classify"
@@ -110,7 +110,7 @@ def _recipe(config: AblationConfig, task: Task) -> Any:
 
 
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTraining[Any]:
-    """Data, labels and length of a task, by a model from scratch of the recipe's own."""
+    """Check the data, labels and length of a task, with a model from scratch of the recipe's size."""
     protocol: ProtocolConfig = getattr(config, task)
     job: Any = Classification() if task == "classify" else Segmentation()
     try:
@@ -127,7 +127,7 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTr
 
 
 def _check_data(config: AblationConfig) -> None:
-    """Whether there is something to learn from and to be judged by, for every task."""
+    """Refuse a task without images to learn from or to be judged by."""
     check_has_data(config.data.train, config.model.image_size, works="beit ablate quickstart")
     for task in config.tasks:
         protocol = getattr(config, task)
@@ -165,8 +165,8 @@ def _found(
     scenes: bool,
     say: Callable[[str], None],
 ) -> Protocol:
-    """A protocol with the absolute paths of its images: those of the pretraining, or held-out scenes, where
-    it names none.
+    """Return a protocol with absolute paths: its own images, else those of the pretraining, or held-out
+    scenes.
     """
     given = {
         name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")

@@ -24,36 +24,36 @@ CLEAR = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a row reached in a task, in per cent."""
+    """The result of a row in a task, in per cent."""
 
     values: Mapping[int, float]
-    """By seed; seeds that did not come to their end are not there."""
+    """By seed; unfinished seeds are left out."""
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.mean(self.values.values())
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None of a single one."""
+        """The standard deviation over the seeds; None for a single one."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row of the table."""
+    """One row of the table."""
 
     row: RowName
     results: Mapping[Task, Result]
-    """Without the tasks in which no seed came to its end."""
+    """By task; tasks without a finished seed are left out."""
     missing: tuple[str, ...] = ()
-    """What did not come to its end, and why."""
+    """What is unfinished, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """All rows."""
+    """The table of an ablation."""
 
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...]
@@ -65,7 +65,7 @@ class Table:
 
 
 def read_table(folder: str, rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Task]) -> Table:
-    """The table of an ablation as far as it has come, from its folder."""
+    """Read the table of an ablation from its folder, as far as it has come."""
     lines = []
     for row in rows:
         values: dict[Task, dict[int, float]] = {task: {} for task in tasks}
@@ -91,16 +91,16 @@ def _why(state: JobState) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two rows, the first of which is the better one in the paper."""
+    """Two rows, the better one of the paper first."""
 
     better: RowName
     worse: RowName
     paper: float
-    """How much better, in points."""
+    """How much better the first is in the paper, in points."""
     ours: float
-    """How much better here, over the seeds that both have: negative if it is the worse one."""
+    """How much better the first is here, over the seeds that both have; negative if it is worse."""
     error: float | None
-    """Standard error of that; None where the spread is not known."""
+    """Standard error of `ours`; None if the spread is not known."""
 
     @property
     def agrees(self) -> bool:
@@ -109,13 +109,13 @@ class Pair:
 
     @property
     def clear(self) -> bool:
-        """Whether the seeds differ less than these two rows."""
+        """Whether the difference of the two rows is larger than the spread of the seeds."""
         return self.error is not None and abs(self.ours) > CLEAR * self.error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """All pairs of the rows that have a figure here and in the paper."""
+    """All pairs of rows that have a figure both here and in the paper."""
 
     task: Task
     pairs: tuple[Pair, ...]
@@ -136,7 +136,7 @@ class Order:
 
 
 def residual_spread(results: Sequence[Result]) -> float | None:
-    """The standard deviation of a result once what its row and what its seed do are taken out (analysis of
+    """The standard deviation of a result without the effects of its row and of its seed (analysis of
     variance, rows x seeds).
 
     A seed draws views, first weights and the labels that are used for all rows alike, so its part does not
@@ -154,8 +154,8 @@ def residual_spread(results: Sequence[Result]) -> float | None:
 
 
 def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
-    """Compare the order of rows with the paper's; rows that it does not have are left out of the pairs, not
-    of the spread.
+    """Compare the order of the rows with the paper's. Rows that the paper lacks form no pairs, but count in
+    the spread.
     """
     spread = residual_spread(list(results.values()))
     published = {row: figures[task] for row in results if (figures := ROWS[row].paper) is not None}
@@ -176,12 +176,12 @@ def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
 
 
 def orders_of(table: Table) -> list[Order]:
-    """Of every task with at least two rows that the paper has too."""
+    """Compare the order in every task with at least two rows of the paper."""
     return [order for task in table.tasks if (order := compare_order(task, table.results(task))).pairs]
 
 
 def order_words(order: Order) -> list[str]:
-    """Whether the order agrees, in sentences."""
+    """Say in sentences whether the order agrees."""
     agreeing, other = len(order.pairs) - len(order.reversed), order.reversed
     share = f"{agreeing} of {len(order.pairs)} pairs of rows are in the paper's order"
     said = f"{TASK_NAMES[order.task]}: {share} (Kendall's tau {order.tau:+.2f})"
@@ -199,7 +199,7 @@ def order_words(order: Order) -> list[str]:
 
 
 def pair_words(pair: Pair) -> str:
-    """A pair that is in another order than in the paper."""
+    """Describe a pair that is in another order than in the paper."""
     where = "below" if pair.ours < 0 else "level with"
     here = f"{pair.better} {where} {pair.worse}: {pair.ours:+.2f} points here, {pair.paper:+.2f} in the paper"
     if pair.error is None:
@@ -236,7 +236,7 @@ def to_markdown(table: Table) -> str:
 
 
 def cell_words(result: Result | None, seeds: int) -> str:
-    """Mean and spread, and of how many seeds where some are missing."""
+    """Write mean and spread, and the number of seeds where some are missing."""
     if result is None:
         return "missing"
     spread = "" if result.spread is None else f" ± {result.spread:.2f}"
@@ -246,14 +246,14 @@ def cell_words(result: Result | None, seeds: int) -> str:
 
 
 def paper_words(row: RowName, task: Task) -> str:
-    """The paper's figure."""
+    """Write the paper's figure."""
     figures = ROWS[row].paper
     return "not in the table" if figures is None else f"{figures[task]:.2f}"
 
 
 def write_rows(file: str, table: Table) -> None:
-    """Write a CSV file with a line a row: of every task mean, standard deviation, each seed's value and the
-    paper's figure, in per cent.
+    """Write a CSV file with a line for each row: for every task mean, standard deviation, each seed's value
+    and the paper's figure, in per cent.
     """
     figures_of_task = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
     columns = [

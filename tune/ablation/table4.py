@@ -1,5 +1,5 @@
-"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method, and
-what it came to there.
+"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method,
+and its figures in the paper.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PAPER_LONGER = 800 / 300
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row."""
+    """One row of the table."""
 
     title: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the pretraining by their dotted names; how much longer the longer row is, an ablation
-    says."""
+    """Changed fields of the pretraining by their dotted names. The length of the longer row is the
+    ablation's to say."""
     paper: Mapping[Task, float] | None
     """Top-1 on ImageNet-1k and mIoU on ADE20K, in per cent. None: the paper has no such row."""
 
@@ -74,9 +74,7 @@ PAPER_DATA: Mapping[Task, str] = {"classify": "ImageNet-1k", "segment": "ADE20K"
 
 
 def changes_of(name: RowName, config: PretrainConfig, *, longer: float) -> dict[str, Any]:
-    """What a row changes in a pretraining, by dotted names; the longer one says its length as the pretraining
-    does.
-    """
+    """Return what a row changes in a pretraining, by dotted names."""
     if name != LONGER:
         return dict(ROWS[name].changes)
     return (
