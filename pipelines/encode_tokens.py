@@ -1,22 +1,19 @@
 """Tokenise once: `beit tokenizer encode [PRESET | CONFIG.json] --data.train … --out DIR`, or `python -m
 pipelines.encode_tokens …`.
 
-A Ray Data job: the numbers of the parts that are missing -> their token views (CPU tasks) -> tokens, written
-by the tokenizer's actors. Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees
-the samples and tokens of a run that tokenises itself.
+A job of `pipelines.parts.job`: token views are made by tasks on CPUs, tokens by actors that hold the
+tokenizer. Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees the samples and
+tokens of a run that tokenises itself.
 """
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from beit.config import TokenizerConfig
 from beit.errors import UserError
@@ -31,15 +28,14 @@ from pipelines.config.data import DataConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.config.tokenizer import EncodeConfig
+from pipelines.parts.job import PartWriter, Piece, write_missing
 from pipelines.presets.pretrain import pretrain_preset
 from pipelines.runs import run_folder
-from pipelines.runs.progress import duration
 from pipelines.sources import Manifest, open_source
-from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently
-from pipelines.stream.samples import Batch, SampleConfig, make_samples
+from pipelines.sources.base import Columns
+from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently, tokenizer_actors
+from pipelines.stream.samples import SampleConfig, make_samples
 from pipelines.stream.token_cache import CacheDescription, TokenCache, view_fields
-
-PROGRESS_SECONDS = 10.0
 
 # Images that the tokenizer is given at once: bounds what a part of many images takes on a GPU.
 IMAGES_AT_ONCE = 256
@@ -124,7 +120,7 @@ def encode_tokens(
         out = storage.join(config.out, description.name) if one_of_many else config.out
         cache = TokenCache.create(out, description, option="out")
         missing = cache.missing()
-        parts, views = cache.epochs * cache.parts_of_epoch, cache.epochs * manifest.total
+        parts, views = cache.parts, cache.epochs * manifest.total
         say(f"data: {manifest.total:,} images in {len(manifest.rows):,} units ({manifest.kind})")
         say(
             f"tokens: {config.epochs} epochs x {manifest.total:,} images = {views:,} views; "
@@ -208,143 +204,84 @@ def _encode_missing(
     placement: Placement,
     say: Callable[[str], None],
 ) -> None:
-    """Run the job, with a line every ten seconds."""
-    ends = np.cumsum(manifest.rows, dtype=np.int64)
+    def pieces(part: int) -> list[Piece]:
+        epoch, units = cache.place(part)
+        return [Piece(unit, 0, int(manifest.rows[unit]), epoch) for unit in units]
+
     units = [cache.place(part)[1] for part in missing]
-    left = sum(int(ends[there.stop - 1] - ends[there.start] + manifest.rows[there.start]) for there in units)
     samples = SampleConfig(
         seed=config.seed, view=config.view, patch_px=config.image_size, token_px=config.tokenizer.image_size
     )
-    done, start = 0, time.monotonic()
-    last = start
-    for count, rows in enumerate(_run(cache, missing, manifest, samples, config.tokenizer, placement), 1):
-        done += rows
-        now = time.monotonic()
-        if now - last >= PROGRESS_SECONDS or count == len(missing):
-            rate = done / (now - start)
-            say(
-                f"part {count:,}/{len(missing):,} | {rate:,.0f} views/s | eta "
-                f"{duration((left - done) / rate)}"
-            )
-            last = now
+    ends = np.cumsum(manifest.rows, dtype=np.int64)
+    write_missing(
+        missing,
+        manifest,
+        placement,
+        pieces=pieces,
+        images=sum(
+            int(ends[there.stop - 1] - ends[there.start] + manifest.rows[there.start]) for there in units
+        ),
+        views=functools.partial(views_of_pieces, samples=samples),
+        writer=EncodePart,
+        options={
+            "cache": cache,
+            "tokenizer": config.tokenizer,
+            "device": placement.tokenizer_device,
+            "threads": placement.tokenizer_threads,
+        },
+        actors=lambda parts: tokenizer_actors(placement),
+        words=("part", "views"),
+        say=say,
+    )
 
 
-def _run(
-    cache: TokenCache,
-    missing: list[int],
-    manifest: Manifest,
-    samples: SampleConfig,
-    tokenizer: TokenizerConfig,
-    placement: Placement,
-) -> Iterator[int]:
-    """Yield the views of each part as it is written."""
-    import ray
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    block_size, context.target_max_block_size = (
-        context.target_max_block_size,
-        None,
-    )  # A part is a block, however large.
-    try:
-        parts = ray.data.from_blocks([pa.table({"part": [part]}) for part in missing])
-        views = parts.map_batches(
-            functools.partial(views_of_part, cache=cache, manifest=ray.put(manifest), samples=samples),
-            batch_size=1,
-            num_cpus=placement.view_cpus,
-            resources=placement.tag("views"),
-        )
-        written = views.map_batches(
-            EncodePart,
-            fn_constructor_args=(cache, tokenizer),
-            fn_constructor_kwargs={
-                "device": placement.tokenizer_device,
-                "threads": placement.tokenizer_threads,
-            },
-            compute=ray.data.ActorPoolStrategy(
-                min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]
-            ),
-            batch_size=None,
-            num_cpus=placement.tokenizer_cpus,
-            num_gpus=placement.tokenizer_gpus,
-            resources=placement.tag("tokens"),
-        )
-        for row in written.iter_rows():
-            yield int(row["views"])
-    finally:
-        context.target_max_block_size = block_size
-
-
-def views_of_part(batch: Batch, *, cache: TokenCache, manifest: Any, samples: SampleConfig) -> Batch:
-    """The number of a part -> the token views of its units, one after the other, all in one batch.
+def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], samples: SampleConfig) -> Columns:
+    """The images of a part -> their token views.
 
     Args:
-        batch: "part" [1].
-        cache: Says which epoch and units a part is.
-        manifest: Reference to the manifest.
+        manifest: The data.
+        pieces: What the part holds.
         samples: How views are drawn.
-    """
-    import ray
 
-    torch.set_num_threads(1)
-    data: Manifest = ray.get(manifest)
-    part = int(batch["part"][0])
-    epoch, units = cache.place(part)
-    total, side = int(data.rows[units.start : units.stop].sum()), cache.description.token_px
+    Returns:
+        "unit", "status" and "token_view" uint8 [n, S, S, 3].
+    """
+    total, side = sum(piece.images for piece in pieces), samples.token_px or samples.patch_px
     views = np.empty((total, side, side, 3), np.uint8)
-    unit_of, status = np.empty(total, np.int64), np.empty(total, np.uint8)
+    unit, status = np.empty(total, np.int64), np.empty(total, np.uint8)
     start = 0
-    for unit in units:
-        rows = np.arange(data.rows[unit])
-        images = read_patiently(data.unit(unit).read, rows)["image"]
-        keys = {"epoch": np.full(len(rows), epoch), "unit": np.full(len(rows), unit), "row": rows}
+    for piece in pieces:
+        rows = np.arange(piece.first, piece.last)
+        images = read_patiently(manifest.unit(piece.unit).read, rows)["image"]
+        keys = {"epoch": np.full(len(rows), piece.epoch), "unit": np.full(len(rows), piece.unit), "row": rows}
         made = make_samples({"image": images, **keys}, config=samples)
         here = slice(start, start + len(rows))
-        views[here], unit_of[here], status[here] = (
-            made.get("token_view", made["patch_view"]),
-            unit,
-            made["status"],
-        )
+        views[here], status[here] = made.get("token_view", made["patch_view"]), made["status"]
+        unit[here] = piece.unit
         start = here.stop
-    return {
-        "part": np.full(total, part),
-        "views": np.full(total, total),
-        "unit": unit_of,
-        "status": status,
-        "token_view": views,
-    }
+    return {"unit": unit, "status": status, "token_view": views}
 
 
-class EncodePart:
-    """Tokenises the views of a part and writes its file. The tokenizer is loaded once an actor."""
+class EncodePart(PartWriter):
+    """Tokenises the views of a part and writes its file."""
 
     def __init__(self, cache: TokenCache, tokenizer: TokenizerConfig, *, device: str, threads: int) -> None:
         self._cache = cache
         self._tokenize = Tokenize(tokenizer, device=device, threads=threads)
 
-    def __call__(self, batch: Batch) -> Batch:
-        """What `views_of_part` made -> "part" [1] and "views" [1], their number. Images that cannot be
-        decoded have tokens of zero.
-        """
-        part, views = int(batch["part"][0]), batch["token_view"]
-        if (batch["part"] != part).any() or len(views) != batch["views"][0]:
-            raise RuntimeError(
-                f"Ray has divided or joined blocks: {len(views)} views of part {part} instead of "
-                f"{batch['views'][0]}"
-            )
-        starts = range(0, len(views), IMAGES_AT_ONCE)
+    def write(self, part: int, views: Columns) -> dict[str, Any]:
+        """Write the tokens of what `views_of_pieces` made: zeros for images that cannot be decoded."""
+        images = views["token_view"]
         tokens = np.concatenate(
             [
-                self._tokenize({"token_view": views[start : start + IMAGES_AT_ONCE]})["tokens"]
-                for start in starts
+                self._tokenize({"token_view": images[start : start + IMAGES_AT_ONCE]})["tokens"]
+                for start in range(0, len(images), IMAGES_AT_ONCE)
             ]
         )
-        tokens[batch["status"] != 0] = 0
+        tokens[views["status"] != 0] = 0
         _, units = self._cache.place(part)
-        self._cache.write_part(part, [tokens[batch["unit"] == unit] for unit in units])
-        return {"part": np.array([part]), "views": np.array([len(views)])}
+        self._cache.write_part(part, [tokens[views["unit"] == unit] for unit in units])
+        return {}
 
 
 def command(arguments: list[str], debug: bool) -> None:

@@ -20,7 +20,7 @@ from pipelines.command_line.options import parse
 from pipelines.command_line.run import run
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
-from pipelines.evaluation.feature_files import MODEL_FOLDER, check_folder
+from pipelines.evaluation.feature_files import MODEL_FOLDER, FeatureFiles
 from pipelines.runs.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
 from pipelines.sources import Manifest, open_source
 
@@ -115,7 +115,7 @@ def features(
             f"out={config.out} lies in data={config.data}: the features would become part of it",
             "give a folder elsewhere",
         )
-    check_folder(out)
+    FeatureFiles.check_folder(out)
     source = open_source(config.data, option="data", split=config.split, say=say)
     label = _label_column(source.manifest, config.label)
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
@@ -151,7 +151,7 @@ def features(
             )
     bad = len(files.undecodable())
     return FeaturesResult(
-        out=out, images=source.manifest.total - bad, undecodable=bad, files=len(files.pieces), written=written
+        out=out, images=source.manifest.total - bad, undecodable=bad, files=files.parts, written=written
     )
 
 

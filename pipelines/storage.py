@@ -7,7 +7,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,12 +180,18 @@ def list_folder(uri: str | Path) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
+def open_input(uri: str | Path) -> AbstractContextManager[Any]:
+    """A binary file to read, at any place of it."""
+    system, path = resolve(uri)
+    file: AbstractContextManager[Any] = system.open_input_file(path)
+    return file
+
+
 def read_bytes(uri: str | Path) -> bytes:
     """The whole content of a file."""
     if not is_remote(uri):
         return Path(resolve(uri)[1]).read_bytes()
-    system, path = resolve(uri)
-    with system.open_input_file(path) as file:
+    with open_input(uri) as file:
         return bytes(file.read())
 
 

@@ -40,6 +40,7 @@ LAYERS = [
     "pipelines.cluster",
     "pipelines.sources",
     "pipelines.scenes",
+    "pipelines.parts",
     "pipelines.stream",
     "pipelines.datasets",
     "pipelines.evaluation",

@@ -1,19 +1,17 @@
 """The Ray Data job behind `beit features` and `beit probe`: features of images as files, what is missing of
 them.
 
-The numbers of the files that are missing -> their centre views (CPU tasks) -> features, written by the actors
-that hold the model.
+A job of `pipelines.parts.job`: centre views are made by tasks on CPUs, features by actors that hold the
+model.
 """
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -29,28 +27,16 @@ from beit.vit.pooling import Pooling
 from pipelines import storage
 from pipelines.cluster.placement import Placement
 from pipelines.evaluation.classification import centre_batch
-from pipelines.evaluation.every_image import Batch, pool
-from pipelines.evaluation.feature_files import Description, FeatureFiles, Piece
+from pipelines.evaluation.every_image import pool
+from pipelines.evaluation.feature_files import Description, FeatureFiles
+from pipelines.parts.job import PartWriter, Piece, write_missing
 from pipelines.runs.models import MODEL_FILES, model_config, model_digest, view_of
-from pipelines.runs.progress import duration
 from pipelines.sources import Manifest
-from pipelines.sources.base import PATH_COLUMN, Kind
+from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 from pipelines.stream.graph import read_patiently
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-PROGRESS_SECONDS = 10.0
 
 IMAGES_AT_ONCE = 64
 """Images that a model is given at once, unless it is told otherwise."""
-
-PIECE = ("unit", "first", "last")
-"""Fields of a `Piece`, as columns of the blocks that tasks are given."""
-
-FILES_PER_ROUND = 2000
-"""Ray keeps 46 kB on the driver for each block of a dataset, and starts the actors again for each round of so
-many files."""
 
 
 def default_centre(image_size: int) -> float | None:
@@ -137,97 +123,51 @@ def _extract_missing(
     images_at_once: int,
     say: Callable[[str], None],
 ) -> None:
-    """Run the job, with a line every ten seconds."""
-    left = sum(piece.images for number in missing for piece in files.pieces[number])
-    done, start = 0, time.monotonic()
-    last = start
-    for count, result in enumerate(
-        _run(files, missing, manifest, checkpoint, view, placement, images_at_once), 1
-    ):
-        if layer := result["overflow"]:
-            if files.description.numbers == "float16" and not result["broken"]:
-                raise UserError(
-                    f"layer {layer} has features above 65,504, which float16 cannot hold",
-                    "set --numbers float32, in a new folder",
-                )
-            raise UserError(
-                f"layer {layer} has features that are not finite numbers",
-                "probe an earlier checkpoint: this one is broken",
-            )
-        done += int(result["images"])
-        now = time.monotonic()
-        if now - last >= PROGRESS_SECONDS or count == len(missing):
-            rate = done / (now - start)
-            say(f"file {count:,}/{len(missing):,} | {rate:,.0f} img/s | eta {duration((left - done) / rate)}")
-            last = now
-
-
-def _run(
-    files: FeatureFiles,
-    missing: list[int],
-    manifest: Manifest,
-    checkpoint: str,
-    view: ViewConfig,
-    placement: Placement,
-    images_at_once: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for each file as it is written."""
-    import ray
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    shared = ray.put(manifest)
-    block_size, context.target_max_block_size = (
-        context.target_max_block_size,
-        None,
-    )  # A file is a block, however large.
-    try:
-        for start in range(0, len(missing), FILES_PER_ROUND):
-            blocks = [
-                _block(number, files.pieces[number]) for number in missing[start : start + FILES_PER_ROUND]
-            ]
-            views = ray.data.from_blocks(blocks).map_batches(
-                functools.partial(_views_of_file, shared=shared, description=files.description, view=view),
-                batch_size=1,
-                num_cpus=placement.view_cpus,
-                resources=placement.tag("views"),
-            )
-            written = views.map_batches(
-                Embed,
-                fn_constructor_args=(files, checkpoint, view),
-                fn_constructor_kwargs={
-                    "device": placement.device,
-                    "threads": placement.worker_threads,
-                    "images_at_once": images_at_once,
-                },
-                **pool(placement, len(blocks)),
-            )
-            yield from written.iter_rows()
-    finally:
-        context.target_max_block_size = block_size
-
-
-def _block(number: int, pieces: Sequence[Piece]) -> pa.Table:
-    """A file's number and pieces. The pieces of all files would be unpickled by every task."""
-    return pa.table(
-        {"file": [number], **{name: [[getattr(piece, name) for piece in pieces]] for name in PIECE}}
+    write_missing(
+        missing,
+        manifest,
+        placement,
+        pieces=lambda number: files.pieces[number],
+        images=sum(map(files.images_of, missing)),
+        views=functools.partial(views_of_pieces, description=files.description, view=view),
+        writer=Embed,
+        options={
+            "files": files,
+            "checkpoint": checkpoint,
+            "view": view,
+            "device": placement.device,
+            "threads": placement.worker_threads,
+            "images_at_once": images_at_once,
+        },
+        actors=functools.partial(pool, placement),
+        words=("file", "img"),
+        say=say,
+        check=functools.partial(_check_finite, numbers=files.description.numbers),
     )
 
 
-def _views_of_file(batch: Batch, *, shared: Any, description: Description, view: ViewConfig) -> Batch:
-    import ray
+def _check_finite(written: dict[str, Any], *, numbers: str) -> None:
+    """Refuse features that could not be written.
 
-    torch.set_num_threads(1)
-    pieces = [Piece(*map(int, numbers)) for numbers in zip(*(batch[name][0] for name in PIECE), strict=True)]
-    found = views_of_pieces(ray.get(shared), pieces, description, view)
-    return {"file": np.full(len(found["row"]), int(batch["file"][0])), **found}
+    Raises:
+        UserError: Naming the layer.
+    """
+    if not (layer := written["overflow"]):
+        return
+    if numbers == "float16" and not written["broken"]:
+        raise UserError(
+            f"layer {layer} has features above 65,504, which float16 cannot hold",
+            "set --numbers float32, in a new folder",
+        )
+    raise UserError(
+        f"layer {layer} has features that are not finite numbers",
+        "probe an earlier checkpoint: this one is broken",
+    )
 
 
 def views_of_pieces(
     manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig
-) -> Batch:
+) -> Columns:
     """The images of a file, as the model will see them, with what is known about each.
 
     Returns:
@@ -237,7 +177,7 @@ def views_of_pieces(
     columns = tuple(
         name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns
     )
-    found: list[Batch] = []
+    found: list[Columns] = []
     for piece in pieces:
         unit, rows = manifest.unit(piece.unit), np.arange(piece.first, piece.last)
         read = read_patiently(unit.read, rows, ("image", *columns))
@@ -272,8 +212,8 @@ def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
     return np.array(["" if value is None else str(value) for value in values.tolist()], object)
 
 
-class Embed:
-    """Computes the features of a file's images and writes it. The model is loaded once an actor."""
+class Embed(PartWriter):
+    """Computes the features of a file's images and writes it."""
 
     def __init__(
         self,
@@ -290,26 +230,20 @@ class Embed:
             self._backbone = backbone_of(load_model(folder)).to(device)
         self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once
 
-    def __call__(self, batch: Batch) -> Batch:
-        """What `views_of_pieces` made -> what became of it, each [1].
+    def write(self, part: int, views: Columns) -> dict[str, Any]:
+        """Write the features of what `views_of_pieces` made.
 
         Returns:
-            "file", "images"; "overflow": the layer with numbers that are not finite, or 0, and then nothing
-            is written; "broken": whether there are some that are no numbers at all, which no other format
-            would hold either.
+            "overflow": the layer with numbers that are not finite, or 0, and then nothing is written;
+            "broken": whether there are some that are no numbers at all, which no other format would hold
+            either.
         """
-        number = int(batch["file"][0])
-        if (batch["file"] != number).any() or len(batch["file"]) != self._files.images_of(number):
-            raise RuntimeError(
-                f"Ray has divided or joined blocks: {len(batch['file'])} images of file {number}"
-            )
-        found = self._features(batch["view"][batch["status"] == 0])
+        found = self._features(views["view"][views["status"] == 0])
         overflow = next((layer for (layer, _), values in found.items() if not np.isfinite(values).all()), 0)
         if not overflow:
-            self._files.write(number, batch, found)
+            self._files.write(part, views, found)
         broken = bool(overflow) and any(np.isnan(values).any() for values in found.values())
-        made = {"file": number, "images": len(batch["file"]), "overflow": overflow, "broken": broken}
-        return {name: np.array([value]) for name, value in made.items()}
+        return {"overflow": overflow, "broken": broken}
 
     def _features(self, views: NDArray[np.uint8]) -> dict[tuple[int, Pooling], NDArray[np.floating]]:
         about = self._files.description

@@ -14,20 +14,20 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beit.errors import UserError
 from beit.images.decode import Status
 from beit.vit.pooling import Pooling
 from pipelines import storage
 from pipelines.csv_files import read_csv, write_csv
-from pipelines.runs.run_folder import flatten
+from pipelines.parts.job import Piece
+from pipelines.parts.store import PartStore
 from pipelines.sources.base import READERS, Kind
 
 FORMAT = 1
@@ -40,34 +40,6 @@ MODEL_FOLDER = "model"
 
 # Key in the footer of every file: [path, reason] of its images that could not be decoded.
 _UNDECODABLE = b"undecodable"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Neighbouring rows of a unit."""
-
-    unit: int
-    first: int
-    last: int
-    """Not included."""
-
-    @property
-    def images(self) -> int:
-        """Rows of the piece."""
-        return self.last - self.first
-
-
-def check_folder(path: str) -> None:
-    """Refuse a folder for features that holds anything else.
-
-    Raises:
-        UserError: Naming what it holds.
-    """
-    names = storage.list_folder(path) if storage.exists(path) else []
-    if not {FEATURES_FILE, UNFINISHED_FILE} & set(names) and set(names) - {MODEL_FOLDER}:
-        raise UserError(
-            f"out={path} is not empty and holds no features: {', '.join(names[:3])}", "give a new folder"
-        )
 
 
 def plan_files(rows: NDArray[np.int32], images_per_file: int) -> list[list[Piece]]:
@@ -133,11 +105,14 @@ def column_name(layer: int, pooling: Pooling) -> str:
 
 
 @dataclass(frozen=True)
-class FeatureFiles:
+class FeatureFiles(PartStore[Description]):
     """Features by their place and description: nothing is held open."""
 
-    path: str
-    description: Description
+    description_files: ClassVar[tuple[str, ...]] = (UNFINISHED_FILE, FEATURES_FILE)
+    may_precede: ClassVar[frozenset[str]] = frozenset({MODEL_FOLDER})
+    what: ClassVar[str] = "features"
+    mismatch: ClassVar[str] = "holds other features"
+
     pieces: list[list[Piece]] = field(repr=False)
     """What each file holds."""
 
@@ -153,37 +128,22 @@ class FeatureFiles:
         Raises:
             UserError: If there are other features, or anything else.
         """
-        path = storage.absolute(path)
-        plain = json.loads(json.dumps(asdict(description)))
-        names = storage.list_folder(path) if storage.exists(path) else []
-        begun = next((name for name in (FEATURES_FILE, UNFINISHED_FILE) if name in names), None)
-        if begun is not None:
-            before, now = flatten(json.loads(storage.read_text(storage.join(path, begun)))), flatten(plain)
-            if differing := [
-                f"{name} is {before.get(name)} there and {now.get(name)} here"
-                for name in now
-                if before.get(name) != now[name]
-            ]:
-                raise UserError(
-                    f"out={path} holds other features: {'; '.join(differing[:3])}",
-                    "give another folder, or the same options",
-                )
-        else:
-            check_folder(path)
-            storage.write_text(storage.join(path, UNFINISHED_FILE), json.dumps(plain, indent=1) + "\n")
-        return cls(path, description, plan_files(rows, description.images_per_file))
+        files = cls(storage.absolute(path), description, plan_files(rows, description.images_per_file))
+        files.begin()
+        return files
+
+    @property
+    def parts(self) -> int:
+        """How many files there are when all are written."""
+        return len(self.pieces)
+
+    def name(self, part: int) -> str:
+        """Path of a file below the folder."""
+        return f"{PARTS_FOLDER}/part-{part:05d}-of-{self.parts:05d}.parquet"
 
     def images_of(self, number: int) -> int:
         """Images of a file, those that cannot be decoded among them."""
         return sum(piece.images for piece in self.pieces[number])
-
-    def missing(self) -> list[int]:
-        """Numbers of the files that are not there yet."""
-        parts = storage.join(self.path, PARTS_FOLDER)
-        there = {
-            f"{PARTS_FOLDER}/{name}" for name in (storage.list_folder(parts) if storage.exists(parts) else [])
-        }
-        return [number for number in range(len(self.pieces)) if self._name(number) not in there]
 
     def write(
         self,
@@ -224,7 +184,7 @@ class FeatureFiles:
         schema = pa.schema(
             {name: column.type for name, column in columns.items()}, metadata={_UNDECODABLE: json.dumps(bad)}
         )
-        with storage.open_output(storage.join(self.path, *self._name(number).split("/"))) as file:
+        with self.open_output(number) as file:
             pq.write_table(
                 pa.Table.from_arrays(list(columns.values()), schema=schema),
                 file,
@@ -245,14 +205,12 @@ class FeatureFiles:
         for number, (rows, entries) in enumerate(footers):
             if rows + len(entries) != self.images_of(number):
                 raise RuntimeError(
-                    f"{self._name(number)} has {rows} + {len(entries)} images instead of "
+                    f"{self.name(number)} has {rows} + {len(entries)} images instead of "
                     f"{self.images_of(number)}"
                 )
         if bad:
             write_csv(storage.join(self.path, UNDECODABLE_FILE), ["image", "reason"], bad)
-        storage.write_text(
-            storage.join(self.path, FEATURES_FILE), json.dumps(asdict(self.description), indent=1) + "\n"
-        )
+        self.write_description(FEATURES_FILE)
         storage.delete_file(storage.join(self.path, UNFINISHED_FILE))
 
     def undecodable(self) -> list[tuple[str, str]]:
@@ -267,8 +225,7 @@ class FeatureFiles:
         name = column_name(layer, pooling)
 
         def read(number: int) -> pa.Table:
-            system, path = storage.resolve(storage.join(self.path, *self._name(number).split("/")))
-            with system.open_input_file(path) as file:
+            with self.open_input(number) as file:
                 return pq.ParquetFile(file, pre_buffer=True).read(columns=[name, "label"])
 
         # Each file into its place in one array: the memory is the array's, and some files'.
@@ -278,7 +235,7 @@ class FeatureFiles:
         labels = np.empty(images, np.int64)
         end = 0
         with ThreadPoolExecutor(READERS) as threads:
-            for table in threads.map(read, range(len(self.pieces))):
+            for table in threads.map(read, range(self.parts)):
                 start, end = end, end + len(table)
                 features[start:end] = (
                     table.column(name).combine_chunks().flatten().to_numpy().reshape(-1, about.dim)
@@ -290,16 +247,12 @@ class FeatureFiles:
         """Rows of every file, and what it lists as undecodable."""
 
         def read(number: int) -> tuple[int, Sequence[list[str]]]:
-            system, path = storage.resolve(storage.join(self.path, *self._name(number).split("/")))
-            with system.open_input_file(path) as file:
+            with self.open_input(number) as file:
                 footer = pq.read_metadata(file)
             return footer.num_rows, json.loads(footer.metadata[_UNDECODABLE])
 
         with ThreadPoolExecutor(READERS) as threads:
-            return list(threads.map(read, range(len(self.pieces))))
-
-    def _name(self, number: int) -> str:
-        return f"{PARTS_FOLDER}/part-{number:05d}-of-{len(self.pieces):05d}.parquet"
+            return list(threads.map(read, range(self.parts)))
 
 
 def _label_array(values: NDArray[Any]) -> pa.Array:

@@ -194,14 +194,22 @@ def build_stream(
         Tokenize,
         fn_constructor_args=(tokenizer,),
         fn_constructor_kwargs={"device": placement.tokenizer_device, "threads": placement.tokenizer_threads},
-        compute=ray.data.ActorPoolStrategy(
-            min_size=placement.tokenizers[0], max_size=placement.tokenizers[1]
-        ),
-        batch_size=None,
-        num_cpus=placement.tokenizer_cpus,
-        num_gpus=placement.tokenizer_gpus,
-        resources=placement.tag("tokens"),
+        **tokenizer_actors(placement),
     )
+
+
+def tokenizer_actors(placement: Placement) -> dict[str, Any]:
+    """Options of `map_batches` for the actors that hold the tokenizer, which take a block at a time."""
+    import ray.data
+
+    least, most = placement.tokenizers
+    return {
+        "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        "batch_size": None,
+        "num_cpus": placement.tokenizer_cpus,
+        "num_gpus": placement.tokenizer_gpus,
+        "resources": placement.tag("tokens"),
+    }
 
 
 def produce(batch: Batch, *, dispatcher: Any, config: Samples, rows_per_batch: int) -> Iterator[Batch]:

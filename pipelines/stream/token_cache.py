@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.plain import to_dict
 from pipelines import storage
-from pipelines.runs.run_folder import flatten
+from pipelines.parts.store import PartStore
 
 FORMAT = 1
 
@@ -94,11 +94,16 @@ def view_fields(view: ViewConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class TokenCache:
+class TokenCache(PartStore[CacheDescription]):
     """A cache by its place and its description: small, and nothing is held open."""
 
-    path: str
-    description: CacheDescription
+    description_files: ClassVar[tuple[str, ...]] = (CACHE_FILE,)
+    what: ClassVar[str] = f"{CACHE_FILE} of an earlier encoding"
+    mismatch: ClassVar[str] = "does not match"
+    remedy: ClassVar[str] = (
+        "use the same data and options, or encode into another folder by beit tokenizer encode --out FOLDER"
+    )
+    option_names: ClassVar[Mapping[str, str]] = _OPTIONS
 
     @classmethod
     def open(cls, path: str, *, option: str = "data.tokens") -> TokenCache:
@@ -133,48 +138,19 @@ class TokenCache:
         Raises:
             UserError: If there is another one, or anything else.
         """
-        path = storage.absolute(path)
-        if storage.exists(storage.join(path, CACHE_FILE)):
-            cache = cls.open(path, option=option)
-            cache.check(description, option=option)
-            return cache
-        if storage.exists(path) and (names := storage.list_folder(path)):
-            raise UserError(
-                (
-                    f"{option}={path} is not empty and holds no {CACHE_FILE} of an earlier encoding: "
-                    f"{', '.join(names[:3])}"
-                ),
-                "give a new folder",
-            )
-        storage.write_text(storage.join(path, CACHE_FILE), json.dumps(asdict(description), indent=1) + "\n")
-        return cls(path, description)
-
-    def check(self, expected: CacheDescription, *, option: str = "data.tokens") -> None:
-        """Refuse a cache that was made from anything else than what is expected.
-
-        Raises:
-            UserError: Naming the first field that differs, with both values.
-        """
-        there, here = flatten(asdict(self.description)), flatten(asdict(expected))
-        for name in here:
-            if there.get(name) != here[name]:
-                field = _OPTIONS.get(name, name)
-                raise UserError(
-                    (
-                        f"{option}={self.path} does not match: {field} is {there.get(name)} there and "
-                        f"{here[name]} here"
-                    ),
-                    (
-                        "use the same data and options, or encode into another folder by beit tokenizer "
-                        "encode "
-                        "--out FOLDER"
-                    ),
-                )
+        cache = cls(storage.absolute(path), description)
+        cache.begin(option=option)
+        return cache
 
     @property
     def epochs(self) -> int:
         """Epochs of views that it holds; then they repeat."""
         return self.description.epochs
+
+    @property
+    def parts(self) -> int:
+        """Files of all epochs."""
+        return self.epochs * self.parts_of_epoch
 
     @property
     def parts_of_epoch(self) -> int:
@@ -186,18 +162,15 @@ class TokenCache:
         epoch, number = divmod(part, self.parts_of_epoch)
         return epoch, range(number * PART_UNITS, min((number + 1) * PART_UNITS, self.description.units))
 
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
-        there = {entry.name for entry in storage.list_files(self.path)}
-        return [part for part in range(self.epochs * self.parts_of_epoch) if self._name(part) not in there]
+    def name(self, part: int) -> str:
+        """Path of a part below the folder."""
+        epoch, number = divmod(part, self.parts_of_epoch)
+        return f"epoch-{epoch:05d}/part-{number:05d}.parquet"
 
     def read(self, epoch: int, unit: int, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Tokens of rows of a unit, int16 [n, N]; of any epoch, since views repeat after `epochs`."""
         number, group = divmod(unit, PART_UNITS)
-        system, path = storage.resolve(
-            storage.join(self.path, self._name(epoch % self.epochs * self.parts_of_epoch + number))
-        )
-        with system.open_input_file(path) as file:
+        with self.open_input(epoch % self.epochs * self.parts_of_epoch + number) as file:
             column = (
                 pq.ParquetFile(file, pre_buffer=True)
                 .read_row_group(group, columns=["tokens"])
@@ -216,7 +189,7 @@ class TokenCache:
         kind = pa.list_(pa.int16(), tokens[0].shape[1])
         schema = pa.schema({"tokens": kind})
         with (
-            storage.open_output(storage.join(self.path, self._name(part))) as file,
+            self.open_output(part) as file,
             pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,
         ):
             for unit in tokens:
@@ -240,7 +213,3 @@ class TokenCache:
         content = io.BytesIO()
         np.save(content, tokens)
         storage.write_bytes(storage.join(self.path, EXTRA_FOLDER, f"{name}.npy"), content.getvalue())
-
-    def _name(self, part: int) -> str:
-        epoch, number = divmod(part, self.parts_of_epoch)
-        return f"epoch-{epoch:05d}/part-{number:05d}.parquet"

@@ -129,11 +129,12 @@ def checked_cache(
             token_px=config.tokenizer.image_size,
             tokenizer=tokenizer.digest,
             vocab_size=tokenizer.vocab_size,
-        )
+        ),
+        option="data.tokens",
     )
     if missing := cache.missing():
         raise UserError(
-            f"data.tokens={path} lacks {len(missing):,} of {cache.epochs * cache.parts_of_epoch:,} parts",
+            f"data.tokens={path} lacks {len(missing):,} of {cache.parts:,} parts",
             "run its beit tokenizer encode again: it computes what is missing",
         )
     return cache

@@ -1,0 +1,133 @@
+"""A store of parts: a folder of files that are written one by one, each under its name only when complete.
+
+A JSON file in the folder describes what the parts are made from. A job that was stopped and is started again
+with the same description writes what is missing; with another description it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from beit.errors import UserError
+from pipelines import storage
+from pipelines.runs.run_folder import flatten
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Description = TypeVar("Description", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class PartStore(ABC, Generic[Description]):
+    """A store by its place and its description: small, and nothing is held open."""
+
+    path: str
+    """Folder or bucket URI, absolute."""
+
+    description: Description
+    """What the parts are made from."""
+
+    description_files: ClassVar[tuple[str, ...]]
+    """Names that the description may have. A new store has the first of them."""
+
+    may_precede: ClassVar[frozenset[str]] = frozenset()
+    """What may lie in the folder before the description does."""
+
+    what: ClassVar[str]
+    """What a folder that cannot become a store does not hold: "… is not empty and holds no …"."""
+
+    mismatch: ClassVar[str]
+    """Says of a store that its description is another one: "… holds other …"."""
+
+    remedy: ClassVar[str] = "give another folder, or the same options"
+    """What to do then."""
+
+    option_names: ClassVar[Mapping[str, str]] = {}
+    """How messages call a field of the description, where not by its name."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """How many parts there are when all is written."""
+
+    @abstractmethod
+    def name(self, part: int) -> str:
+        """Path of a part below the folder."""
+
+    def begin(self, *, option: str = "out") -> None:
+        """Write the description, or compare it with the one that is there.
+
+        Args:
+            option: What the user calls the folder.
+
+        Raises:
+            UserError: If the folder holds parts of another description, or anything else.
+        """
+        for name in self.description_files:
+            if storage.exists(file := storage.join(self.path, name)):
+                self._refuse_other(json.loads(storage.read_text(file)), plain(self.description), option)
+                return
+        self.check_folder(self.path, option=option)
+        self.write_description(self.description_files[0])
+
+    @classmethod
+    def check_folder(cls, path: str, *, option: str = "out") -> None:
+        """Refuse a folder that holds anything else; hidden files do not count.
+
+        Raises:
+            UserError: Naming what it holds.
+        """
+        names = [name for name in storage.list_folder(path) if not name.startswith(".")]
+        if not set(cls.description_files) & set(names) and set(names) - cls.may_precede:
+            raise UserError(
+                f"{option}={path} is not empty and holds no {cls.what}: {', '.join(names[:3])}",
+                "give a new folder",
+            )
+
+    def check(self, expected: Description, *, option: str) -> None:
+        """Refuse parts that are made from anything else than what is expected.
+
+        Raises:
+            UserError: Naming the first fields that differ, with both values.
+        """
+        self._refuse_other(plain(self.description), plain(expected), option)
+
+    def _refuse_other(self, there: Mapping[str, Any], here: Mapping[str, Any], option: str) -> None:
+        before, now = flatten(there), flatten(here)
+        if differing := [
+            f"{self.option_names.get(name, name)} is {before.get(name)} there and {value} here"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]:
+            raise UserError(f"{option}={self.path} {self.mismatch}: {'; '.join(differing[:3])}", self.remedy)
+
+    def write_description(self, name: str) -> None:
+        """Write the description into a file of the folder."""
+        storage.write_text(
+            storage.join(self.path, name), json.dumps(plain(self.description), indent=1) + "\n"
+        )
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+        there = {entry.name for entry in storage.list_files(self.path)}
+        return [part for part in range(self.parts) if self.name(part) not in there]
+
+    def open_output(self, part: int) -> AbstractContextManager[Any]:
+        """The file of a part, to write; it appears under its name when it is complete."""
+        return storage.open_output(storage.join(self.path, self.name(part)))
+
+    def open_input(self, part: int) -> AbstractContextManager[Any]:
+        """The file of a part, to read."""
+        return storage.open_input(storage.join(self.path, self.name(part)))
+
+
+def plain(description: DataclassInstance) -> dict[str, Any]:
+    """A description as its JSON file would give it back: lists in place of tuples."""
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(description)))
+    return fields
