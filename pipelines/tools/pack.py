@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from beit.errors import UserError
 from pipelines import seeds, storage
 from pipelines.cluster import session
 from pipelines.command_line.options import parse
+from pipelines.parts.store import PartStore
 from pipelines.sources import Manifest, Source, open_source
 from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
@@ -80,6 +81,42 @@ class PackResult:
     shards: int
     written: int
     """Shards that this call wrote; the others were there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What shards were made from. The fields that are not explained are options of `PackConfig`."""
+
+    source: str
+    """Digest of the manifest."""
+
+    images: int
+    shards: int
+    """How many there are."""
+
+    split: str
+    seed: int
+    shard_mib: int
+    rows_per_group: int
+    window_mib: int
+
+
+@dataclass(frozen=True)
+class Shards(PartStore[Packing]):
+    """The shards of a packing, complete or not."""
+
+    description_files: ClassVar[tuple[str, ...]] = (PLAN_FILE,)
+    what: ClassVar[str] = f"{PLAN_FILE} of an earlier packing"
+    mismatch: ClassVar[str] = "holds another packing"
+
+    @property
+    def parts(self) -> int:
+        """How many shards there are."""
+        return self.description.shards
+
+    def name(self, part: int) -> str:
+        """File name of a shard."""
+        return f"{self.description.split}-{part:05d}-of-{self.parts:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,22 +189,27 @@ def pack(
     source = open_source(config.source, option="source", split=config.split, say=say)
     for line in _columns_line(source.manifest):
         say(line)
+    if storage.lies_in(config.out, config.source):
+        raise UserError(
+            f"out={config.out} lies in source={config.source}: the shards would become part of it",
+            "give a folder elsewhere",
+        )
     plan = _plan(source, config)
     shards = len(plan.bounds) - 1
-    out = storage.absolute(config.out)
-    there = _prepare(out, source, config, shards)
-    names = [f"{config.split}-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
-    missing = np.array([name not in there for name in names])
+    store = Shards(storage.absolute(config.out), _made_from(source.manifest, config, shards))
+    store.begin()
+    missing = np.zeros(shards, np.bool_)
+    missing[store.missing()] = True
     tasks = [
         task for task in range(len(plan.tasks) - 1) if missing[plan.tasks[task] : plan.tasks[task + 1]].any()
     ]
     done = shards - int(missing.sum())
     if tasks:
-        for finished in _run(source.manifest, plan, names, missing, tasks, out, config.rows_per_group):
+        for finished in _run(source.manifest, plan, store, missing, tasks):
             done += finished
             if progress is not None:
                 progress(done, shards)
-    return PackResult(out=out, images=source.manifest.total, shards=shards, written=int(missing.sum()))
+    return PackResult(out=store.path, images=source.manifest.total, shards=shards, written=int(missing.sum()))
 
 
 def _plan(source: Source, config: PackConfig) -> Plan:
@@ -180,56 +222,26 @@ def _plan(source: Source, config: PackConfig) -> Plan:
     return plan_shards(manifest.rows, shard_rows=shard_rows, window_rows=window_rows, seed=config.seed)
 
 
-def _prepare(out: str, source: Source, config: PackConfig, shards: int) -> frozenset[str]:
-    """Write the plan's file or compare with the one that is there; return the names that `out` holds."""
-    if storage.lies_in(out, config.source):
-        raise UserError(
-            f"out={config.out} lies in source={config.source}: the shards would become part of it",
-            "give a folder elsewhere",
-        )
-    options = {name: value for name, value in asdict(config).items() if name not in ("source", "out")}
-    made_from = {
-        "source": source.manifest.digest,
-        "images": source.manifest.total,
-        "shards": shards,
-        **options,
-    }
-    held = frozenset(entry.name for entry in storage.list_files(out)) if storage.exists(out) else frozenset()
-    path = storage.join(out, PLAN_FILE)
-    if PLAN_FILE in held:
-        before = json.loads(storage.read_text(path))
-        different = [
-            f"{name} {before.get(name)} there, {value} now"
-            for name, value in made_from.items()
-            if before.get(name) != value
-        ]
-        if different:
-            raise UserError(
-                f"out={config.out} holds another packing: {'; '.join(different)}",
-                "give another folder, or the same options",
-            )
-    elif held:
-        raise UserError(
-            (
-                f"out={config.out} is not empty and holds no {PLAN_FILE} of an earlier packing: "
-                f"{', '.join(sorted(held)[:3])}"
-            ),
-            "give a new folder",
-        )
-    else:
-        storage.write_text(path, json.dumps(made_from, indent=1) + "\n")
-    return held
+def _made_from(manifest: Manifest, config: PackConfig, shards: int) -> Packing:
+    return Packing(
+        source=manifest.digest,
+        images=manifest.total,
+        shards=shards,
+        split=config.split,
+        seed=config.seed,
+        shard_mib=config.shard_mib,
+        rows_per_group=config.rows_per_group,
+        window_mib=config.window_mib,
+    )
 
 
 def _run(
     manifest: Manifest,
     plan: Plan,
-    names: list[str],
+    store: Shards,
     missing: NDArray[np.bool_],
     tasks: list[int],
-    out: str,
-    rows_per_group: int,
-) -> Any:
+) -> Iterator[int]:
     """Yield the shards that each task wrote, as tasks finish."""
     import ray.data
 
@@ -242,8 +254,8 @@ def _run(
         manifest, plan = ray.get(shared)
         task = int(batch["task"][0])
         wanted = [shard for shard in range(plan.tasks[task], plan.tasks[task + 1]) if missing[shard]]
-        places = {shard: storage.join(out, names[shard]) for shard in wanted}
-        write_shards(manifest, plan, places, rows_per_group=rows_per_group)
+        places = {shard: storage.join(store.path, store.name(shard)) for shard in wanted}
+        write_shards(manifest, plan, places, rows_per_group=store.description.rows_per_group)
         return {"written": np.array([len(wanted)])}
 
     context = ray.data.DataContext.get_current()

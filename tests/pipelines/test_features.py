@@ -117,6 +117,45 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
         FeatureFiles.create(str(tmp_path), describe(), np.array([3], np.int32))
 
 
+def test_a_folder_laid_out_by_hand_opens_and_goes_on(tmp_path):
+    """The layout on disk is a promise: features are kept for months."""
+    kind = pa.list_(pa.float16(), 4)
+    columns = {
+        "unit": pa.array([0, 0], pa.int32()),
+        "row": pa.array([0, 2], pa.int32()),
+        "path": ["0/0", "0/2"],
+        "label": [7, 8],
+        "layer_2_mean": pa.array([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]], kind),
+    }
+    (tmp_path / "parts").mkdir()
+    pq.write_table(
+        pa.table(columns).replace_schema_metadata({"undecodable": '[["0/1", "cut short"]]'}),
+        tmp_path / "parts" / "part-00000-of-00002.parquet",
+    )
+    description = """{
+ "format": 1, "data": "d", "images": 5, "model": "m", "image_size": 32,
+ "view": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}, "centre": 1.0,
+ "layers": [2], "poolings": ["mean"], "dim": 4, "numbers": "float16", "bf16": false,
+ "label": "label", "label_kind": "whole", "class_names": null, "images_per_file": 3
+}
+"""
+    (tmp_path / "unfinished.json").write_text(description)
+    rows = np.array([3, 2], np.int32)
+    files = FeatureFiles.create(str(tmp_path), describe(), rows)
+    assert files.missing() == [1]
+    files.write(1, about([(1, 0), (1, 1)]), {(2, "mean"): np.arange(8, 16, dtype=np.float16).reshape(2, 4)})
+    files.finish()
+    assert json.loads((tmp_path / "features.json").read_text()) == json.loads(description)
+    assert not (tmp_path / "unfinished.json").exists()
+    assert (tmp_path / "undecodable.csv").read_bytes() == b"image,reason\r\n0/1,cut short\r\n"
+
+    whole = FeatureFiles.create(str(tmp_path), describe(), rows)
+    assert whole.missing() == []
+    found, labels = whole.read(2, "mean")
+    assert np.array_equal(found, np.arange(16, dtype=np.float16).reshape(4, 4))
+    assert labels.tolist() == [7, 8, 0, 1]
+
+
 def broken(shard, row):
     table = pq.read_table(shard)
     columns = table.to_pydict()
@@ -235,7 +274,8 @@ def test_numbers_that_float16_cannot_hold_are_noticed_and_not_written(tmp_path):
     save_model(model, tmp_path / "model", extra={"view": VIEW})
     images = {
         **about([(0, row) for row in range(3)]),
-        "file": np.zeros(3, int),
+        "part": np.zeros(3, int),
+        "images": np.full(3, 3),
         "view": np.zeros((3, 32, 32, 3), np.uint8),
     }
     for numbers, overflow in (("float16", 2), ("float32", 0)):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.config import TokenizerConfig
+from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from beit.loading import load_model
 from beit.plain import override
@@ -33,7 +33,7 @@ from pipelines.sources import open_source
 from pipelines.stream.graph import Tokenize, read_slot
 from pipelines.stream.rounds import Part
 from pipelines.stream.samples import draw_unseen, make_samples
-from pipelines.stream.token_cache import PART_UNITS, CacheDescription
+from pipelines.stream.token_cache import PART_UNITS, CacheDescription, TokenCache, view_fields
 
 TASK = Pretraining()
 
@@ -302,3 +302,54 @@ def test_caches_that_would_be_refused_for_each_other_have_different_names():
     ]
     assert len({first.name, *(other.name for other in others)}) == 5
     assert replace(first).name == first.name
+
+
+def test_a_folder_laid_out_by_hand_opens_and_goes_on(tmp_path):
+    """The layout on disk is a promise: caches are kept for months."""
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(0, 512, (3 + unit % 2, 16)).astype(np.int16) for unit in range(18)]
+    (tmp_path / "epoch-00000").mkdir()
+    kind = pa.list_(pa.int16(), 16)
+    with pq.ParquetWriter(
+        tmp_path / "epoch-00000" / "part-00000.parquet", pa.schema({"tokens": kind})
+    ) as file:
+        for unit in tokens[:16]:
+            file.write_table(pa.table({"tokens": pa.array(unit.tolist(), kind)}))
+    (tmp_path / "cache.json").write_text(
+        """{
+ "format": 1,
+ "data": "baf8a3774444d242a27552ca3444588c",
+ "units": 18,
+ "seed": 0,
+ "view": {"exif_rotate": true, "background": [255, 255, 255], "max_pixels": 100000000, "min_area": 0.4,
+          "max_area": 1.0, "aspect": 1.3333333333333333, "short_side": null, "flip": 0.5, "jitter": 0.4},
+ "patch_px": 64,
+ "token_px": 64,
+ "tokenizer": "ca8e98ad94b75900f70e941673b435f24d80ef0b0c13107994384d082fce8409",
+ "vocab_size": 512,
+ "precision": "float32",
+ "epochs": 1
+}
+"""
+    )
+    found = TokenCache.open(str(tmp_path))
+    assert found.missing() == [1]
+    description = CacheDescription(
+        data="baf8a3774444d242a27552ca3444588c",
+        units=18,
+        seed=0,
+        view=view_fields(ViewConfig(min_area=0.4)),
+        patch_px=64,
+        token_px=64,
+        tokenizer="ca8e98ad94b75900f70e941673b435f24d80ef0b0c13107994384d082fce8409",
+        vocab_size=512,
+        precision="float32",
+        epochs=1,
+    )
+    cache = TokenCache.create(str(tmp_path), description, option="out")
+    cache.write_part(1, tokens[16:])
+    assert (cache.missing(), (tmp_path / "epoch-00000" / "part-00001.parquet").exists()) == ([], True)
+    for epoch in (0, 1):
+        for unit, expected in enumerate(tokens):
+            rows = np.array([2, 0])
+            np.testing.assert_array_equal(cache.read(epoch, unit, rows), expected[rows])

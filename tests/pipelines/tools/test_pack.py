@@ -14,7 +14,16 @@ from beit.errors import UserError
 from pipelines import storage
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
-from pipelines.tools.pack import PLAN_FILE, PackConfig, gather, pack, plan_shards, write_shards
+from pipelines.tools.pack import (
+    PLAN_FILE,
+    PackConfig,
+    Packing,
+    Shards,
+    gather,
+    pack,
+    plan_shards,
+    write_shards,
+)
 
 CLASSES = [f"n{i:04d}" for i in range(20)]
 IMAGES = {
@@ -116,7 +125,7 @@ def test_packing_an_archive_of_archives_twice(packed: PackConfig, tmp_path: Path
     assert {path.name: path.read_bytes() for path in paths} == before
     assert {path.name: path.stat().st_mtime_ns for path in paths[1:]} == times
 
-    with pytest.raises(UserError, match="seed 3 there, 4 now"):
+    with pytest.raises(UserError, match="seed is 3 there and 4 here"):
         pack(PackConfig(**{**vars(packed), "seed": 4}))
 
     # What was packed can be packed again, from Parquet, in windows.
@@ -207,6 +216,40 @@ def test_of_a_source_with_several_splits_the_one_asked_for_is_packed(tmp_path: P
         assert said[-1].startswith(f"warning: only the 1 {split} files are read")
     assert {split: len(images) for split, images in held.items()} == {"train": 20, "val": 20}
     assert not held["train"] & held["val"]
+
+
+def test_a_folder_laid_out_by_hand_goes_on(tmp_path: Path):
+    """The layout on disk is a promise: a packing may have been stopped by an earlier version."""
+    (tmp_path / "pack.json").write_text(
+        """{
+ "source": "digest",
+ "images": 600,
+ "shards": 3,
+ "split": "train",
+ "seed": 3,
+ "shard_mib": 1,
+ "rows_per_group": 25,
+ "window_mib": 1024
+}
+"""
+    )
+    before = (tmp_path / "pack.json").read_bytes()
+    (tmp_path / "train-00001-of-00003.parquet").write_bytes(b"")
+    packing = Packing(
+        source="digest",
+        images=600,
+        shards=3,
+        split="train",
+        seed=3,
+        shard_mib=1,
+        rows_per_group=25,
+        window_mib=1024,
+    )
+    shards = Shards(str(tmp_path), packing)
+    shards.begin()
+    assert shards.missing() == [0, 2]
+    shards.write_description(PLAN_FILE)
+    assert (tmp_path / "pack.json").read_bytes() == before
 
 
 def test_a_folder_with_other_things_is_left_alone(ilsvrc: Path, tmp_path: Path):
