@@ -60,8 +60,9 @@ def arrays(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pretrained(ray_cluster, arrays, tmp_path_factory):
-    """A pretraining with masks of one's own, on files of one's own: its result, and its lines."""
+    """A pretraining with target, masks and files of one's own: its result, and its lines."""
     values = {
+        "target.kind": "brightness",
         "data.train": arrays[0],
         "mask.kind": "stripes",
         "mask.ratio": 0.3,
@@ -72,7 +73,7 @@ def pretrained(ray_cluster, arrays, tmp_path_factory):
     }
     lines = []
     with extensions() as load:
-        load("stripes"), load("arrays")
+        load("brightness"), load("stripes"), load("arrays")
         result = pretrain(override(quickstart(), {**values, **OUTPUT}), say=lines.append)
     return SimpleNamespace(result=result, lines=lines)
 

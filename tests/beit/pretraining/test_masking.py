@@ -5,7 +5,7 @@ import pytest
 
 from beit.config import MaskConfig
 from beit.errors import UserError
-from beit.pretraining.masking import blockwise_mask, check_mask, draw_mask, random_mask, register_mask
+from beit.pretraining.masking import MASKS, blockwise_mask, check_mask, draw_mask, random_mask, register_mask
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,13 @@ def test_an_unknown_kind_is_refused_with_the_nearest_one():
     assert refused.value.remedy.startswith("perhaps you meant blockwise; ")
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(MASKS, "_choices", dict(MASKS._choices))
+
+
+@pytest.mark.usefixtures("registry")
 def test_masks_of_a_kind_from_outside_are_looked_at_before_they_are_used():
     for name, draw, said in (
         ("all-hidden", lambda rng, config, grid: np.ones((grid, grid), np.bool_), "hides 196 patches"),
