@@ -25,7 +25,7 @@ def write_csv(uri: str | Path, columns: Sequence[str], rows: Iterable[Sequence[A
 
 
 def read_csv(uri: str | Path) -> list[dict[str, str]]:
-    """The rows of a table by the names of its columns; none where there is no such file."""
+    """Read the rows of a table by the names of its columns; none if there is no such file."""
     if not storage.exists(uri):
         return []
     return list(csv.DictReader(io.StringIO(storage.read_text(uri), newline="")))

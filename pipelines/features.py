@@ -13,7 +13,7 @@ from beit.vit.checkpoints import SavedConfig
 from beit.vit.pooling import Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.cluster.failures import going_on
+from pipelines.cluster.failures import resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import place
 from pipelines.command_line.options import parse
@@ -133,7 +133,7 @@ def features(
         for line in (*local_path_warnings(nodes, {"data": data, "out": out}), *placement.lines()):
             say(line)
         remedy = "give the same command again: files that are written stay"
-        with going_on("while features were computed", remedy, folder=None, say=say):
+        with resumable("while features were computed", remedy, folder=None, say=say):
             files, written = extract(
                 source.manifest,
                 _kept(checkpoint, out),

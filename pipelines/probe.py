@@ -26,7 +26,7 @@ from beit.vit.checkpoints import SavedConfig
 from beit.vit.pooling import POOLINGS, Pooling, check_poolings
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.cluster.failures import going_on
+from pipelines.cluster.failures import resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import Placement, place
 from pipelines.command_line.options import parse_job
@@ -203,7 +203,7 @@ def probe(
             missing = sorted(wanted - {(row.layer, row.pooling) for row in rows if row.weights == weights})
             if not missing:
                 continue
-            with going_on(
+            with resumable(
                 f"while {weights} weights were probed",
                 f"go on by --resume {run.uri}",
                 folder=run.uri,

@@ -1,4 +1,4 @@
-"""Where every random choice of a sample comes from."""
+"""The seeds of every random choice of a sample."""
 
 import numpy as np
 
@@ -16,7 +16,8 @@ FRACTION = 9
 
 
 def generator(seed: int, purpose: int, epoch: int, unit: int, row: int) -> np.random.Generator:
-    """The generator of one sample for one purpose: always five numbers, so no two are the same stream.
+    """Return the generator of one sample for one purpose. Always five numbers, so no two are the same
+    stream.
 
     A mask drawn here never changes the view of the same sample, and whoever draws it again, on any node
     and in any order, draws the same.

@@ -23,19 +23,19 @@ class Entry:
     """One file of a listing."""
 
     name: str
-    """Path below the folder that was listed, with forward slashes; local names that are no UTF-8 as
+    """Path below the listed folder, with forward slashes. Local names that are not UTF-8 are as
     `os.fsdecode` gives them."""
 
     size: int
     """In bytes."""
 
     changed_ns: int
-    """Time of the last change, in nanoseconds since 1970; 0 where the storage does not say."""
+    """Time of the last change, in nanoseconds since 1970; 0 if the storage does not know it."""
 
 
 class UnwritableError(UserError, OSError):
-    """A local folder that cannot be made or written. Also an `OSError`: who can do without the file catches
-    that.
+    """A local folder that cannot be made or written. Also an `OSError`, for callers that can do without the
+    file.
     """
 
 
@@ -45,7 +45,7 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system that a path or URI lives on, and its path there; local paths become absolute.
+    """Return the file system that a path or URI lives on, and its path there; local paths become absolute.
 
     Raises:
         UserError: For a scheme that pyarrow cannot open.
@@ -58,8 +58,8 @@ def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str | Path) -> str:
-    """A path that means the same to every process: local paths from the root, URIs as they are; no slash at
-    the end.
+    """Return a path that means the same to every process: local paths from the root, URIs as they are; no
+    slash at the end.
     """
     if not is_remote(uri):
         return resolve(uri)[1]
@@ -68,13 +68,13 @@ def absolute(uri: str | Path) -> str:
 
 
 def name(uri: str | Path) -> str:
-    """The last name of a path; a URI's query is no part of it."""
+    """Return the last name of a path, without a URI's query."""
     return split_query(absolute(uri))[0].rpartition("/")[2]
 
 
 def parent(uri: str | Path) -> str:
-    """The absolute path of the folder above; a URI's query stays at its end, and above a bucket there is only
-    itself.
+    """Return the absolute path of the folder above. A URI keeps its query; above a bucket there is only the
+    bucket.
     """
     base, query = split_query(absolute(uri))
     above = base.rpartition("/")[0]
@@ -82,7 +82,7 @@ def parent(uri: str | Path) -> str:
 
 
 def split_query(uri: str | Path) -> tuple[str, str]:
-    """A path without slashes at its end, and the query of a URI with its question mark."""
+    """Split a path into the path without slashes at its end, and a URI's query with its question mark."""
     base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
     return base.rstrip("/"), mark + query
 
@@ -105,7 +105,7 @@ def _file_system(root: str) -> fs.FileSystem:
 
 
 def join(uri: str | Path, *names: str) -> str:
-    """A path below another one; a URI's query stays at its end."""
+    """Join names to a path; a URI keeps its query at the end."""
     base, query = split_query(uri)
     return "/".join([base, *names]) + query
 
@@ -129,7 +129,7 @@ def is_folder(uri: str | Path) -> bool:
 
 
 def entry(uri: str | Path) -> Entry | None:
-    """What a listing would say about one file; None where there is no such file."""
+    """Return the listing's entry of one file; None if there is no such file."""
     system, path = resolve(uri)
     info = system.get_file_info(path)
     return (
@@ -140,8 +140,8 @@ def entry(uri: str | Path) -> Entry | None:
 
 
 def list_files(uri: str | Path, *, recursive: bool = True) -> list[Entry]:
-    """The files below a folder, sorted by name; names that start with a dot are left out, links to folders
-    are followed.
+    """List the files below a folder, sorted by name. Names that start with a dot are left out, links to
+    folders are followed.
     """
     system, path = resolve(uri)
     if not is_remote(uri):
@@ -174,7 +174,7 @@ def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int,
 
 
 def list_folder(uri: str | Path) -> list[str]:
-    """Names of the files and folders directly in a folder, sorted."""
+    """List the names of files and folders directly in a folder, sorted."""
     system, path = resolve(uri)
     found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found)
@@ -188,7 +188,7 @@ def open_input(uri: str | Path) -> AbstractContextManager[Any]:
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """The whole content of a file."""
+    """Read a whole file."""
     if not is_remote(uri):
         return Path(resolve(uri)[1]).read_bytes()
     with open_input(uri) as file:
@@ -196,13 +196,13 @@ def read_bytes(uri: str | Path) -> bytes:
 
 
 def read_text(uri: str | Path) -> str:
-    """The whole content of a UTF-8 file."""
+    """Read a whole UTF-8 file."""
     return read_bytes(uri).decode()
 
 
 @contextmanager
 def open_output(uri: str | Path) -> Iterator[Any]:
-    """A binary file to write, which appears under its name only when complete; its folders are made.
+    """Open a binary file to write. It appears under its name only when complete; its folders are made.
 
     Local files are written beside their place and renamed; object stores show an object when its upload ends,
     and an upload that is broken off by an exception is removed again.
@@ -252,20 +252,20 @@ def write_text(uri: str | Path, content: str) -> None:
 
 
 def delete_file(uri: str | Path) -> None:
-    """Remove a file that exists."""
+    """Delete a file that exists."""
     system, path = resolve(uri)
     system.delete_file(path)
 
 
 def delete_folder(uri: str | Path) -> None:
-    """Remove a folder that exists, with all that is in it."""
+    """Delete a folder that exists, with everything in it."""
     system, path = resolve(uri)
     system.delete_dir(path)
 
 
 @contextmanager
 def local_copy(uri: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
-    """A folder's files as a local folder: itself, or while the context lasts a copy of what is on a bucket.
+    """Give a folder as a local one: itself, or a copy of a bucket's while the context lasts.
 
     Args:
         uri: The folder.

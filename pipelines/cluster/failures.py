@@ -1,5 +1,5 @@
-"""What a job says that fails, or is stopped: a line of cause and one of remedy. All of Ray's text goes into
-the job's folder.
+"""How a job fails or is stopped: one line of cause, one of remedy. Ray's whole text goes into the job's
+folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CHAINED = re.compile(
 
 
 def cause_of(error: Exception | str) -> str:
-    """The line of an error that says why: in a traceback of Ray's that of the exception which was raised
-    first, or else the first line.
+    """Return the line of an error that says why: of a traceback of Ray's, the exception raised first; else
+    the first line.
     """
     text = str(error)
     lines = RAISED.findall(CHAINED.split(text)[0]) or RAISED.findall(text)
@@ -38,7 +38,7 @@ def cause_of(error: Exception | str) -> str:
 def job_failed(
     error: Exception, folder: str | None, *, doing: str, cause: str, remedy: str
 ) -> JobFailedError:
-    """An error to raise; all that is known is written into the folder, if there is one."""
+    """Make the error that ends a job; its whole text is written into the folder, if there is one."""
     if folder is None:
         everything = "--debug shows everything"
     else:
@@ -49,8 +49,8 @@ def job_failed(
 
 
 @contextlib.contextmanager
-def going_on(doing: str, remedy: str, *, folder: str | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Say how to go on with a job of which something fails beside the training, or is stopped there.
+def resumable(doing: str, remedy: str, *, folder: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    """On failure or interruption of work beside the training, say how to resume the job.
 
     Args:
         doing: What is done meanwhile, such as "while the model was judged".

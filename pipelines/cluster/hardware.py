@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine_line(*packages: str) -> str:
-    """Machine and versions, without which a figure means nothing."""
+    """Return processor and versions, without which a figure means nothing."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{os.cpu_count()} x {_processor()} | python {platform.python_version()}, {versions}"
 

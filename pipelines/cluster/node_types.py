@@ -1,5 +1,5 @@
-"""What a cluster's file says of its nodes: a file for `ray up`, or a RayCluster or RayJob of Kubernetes, or
-only their types.
+"""The node types of a cluster, from a file for `ray up`, a RayCluster or RayJob of Kubernetes, or a plain
+list.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ RAY_UP_MOST = 2
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
-    """One kind of node."""
+    """One type of node."""
 
     name: str
     resources: Mapping[str, float]
-    """As Ray counts them, tags among them."""
+    """Amounts by name, tags among them, as Ray counts them."""
     max_workers: int = 0
-    """Most nodes of it."""
+    """Most nodes of this type."""
     machine: str = ""
-    """The cloud's name of the machine; "" in files of Kubernetes, which do not say it."""
+    """The cloud's name of the machine; "" for Kubernetes, whose files do not name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTypes:
-    """Which nodes a cluster may have beside its head."""
+    """The types of nodes that a cluster may have beside its head."""
 
     kinds: tuple[NodeType, ...] = ()
     most: int = UNBOUNDED
-    """Most nodes of all kinds together, the head not counted."""
+    """Most nodes of all types together, without the head."""
     head: NodeType | None = None
-    """None: nothing says what it is."""
+    """The head's type. None: unknown."""
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
 
 
 def read_node_types(path: str) -> NodeTypes:
-    """The node types of a file.
+    """Read the node types of a file.
 
     Raises:
         UserError: If it is of neither kind.
@@ -81,7 +81,7 @@ def read_node_types(path: str) -> NodeTypes:
 
 
 def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
-    """The node types in a document that has been read; None if it is of neither kind.
+    """Find the node types in a parsed document; None if it is of no known kind.
 
     Raises:
         AttributeError, IndexError, KeyError, TypeError, ValueError: If it is of one, but not as it should be.
@@ -96,8 +96,8 @@ def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
 
 
 def node_types_of(kinds: Mapping[str, Any], *, most: int = UNBOUNDED) -> NodeTypes:
-    """Types by name, each with its resources and `max_workers`: where that is not said, what all may have
-    together, as Ray has it.
+    """Build node types from a table by name with resources and `max_workers`. Without `max_workers` a type
+    may have as many nodes as all together, as in Ray.
     """
     return NodeTypes(
         kinds=tuple(
@@ -139,14 +139,14 @@ def _of_kubernetes(spec: Mapping[str, Any]) -> NodeTypes:
 
 
 def _amounts(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What the first container of a group's pods may have."""
+    """Return the limits of the first container of a group's pods."""
     asked = group["template"]["spec"]["containers"][0].get("resources", {})
     return {**asked.get("requests", {}), **asked.get("limits", {})}
 
 
 def _groups(spec: Mapping[str, Any]) -> Iterator[NodeType]:
-    """KubeRay starts Ray with the limits of a pod's first container, unless `rayStartParams` say
-    otherwise.
+    """List the worker groups. KubeRay starts Ray with the limits of a pod's first container, unless
+    `rayStartParams` differ.
     """
     for group in spec["workerGroupSpecs"]:
         amounts = _amounts(group)
@@ -166,6 +166,6 @@ def _groups(spec: Mapping[str, Any]) -> Iterator[NodeType]:
 
 
 def _whole(quantity: str | float) -> int:
-    """A quantity of Kubernetes, such as 16 or 1500m, rounded up as KubeRay does."""
+    """Round a Kubernetes quantity, such as 16 or 1500m, up to a whole number, as KubeRay does."""
     text = str(quantity)
     return math.ceil(float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1))

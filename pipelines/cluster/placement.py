@@ -1,5 +1,5 @@
-"""Which stage gets which resources, computed before anything starts: Ray itself waits for ever without a
-word.
+"""The resources of every stage, computed before anything starts: what cannot be placed would let Ray wait
+for ever.
 """
 
 from __future__ import annotations
@@ -30,37 +30,35 @@ ELASTIC_SHARE = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What one machine offers, or would offer: a cluster that grows has some that are not there yet."""
+    """The resources of one machine. An autoscaling cluster has some that are not there yet."""
 
     cpus: float
     gpus: float
     stages: frozenset[str] = frozenset()
-    """Its tags."""
+    """Stages that it is tagged for."""
     there: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Resources of every stage. Reading tasks, tokenizers and workers ask for different amounts, so Ray never
-    fuses them.
-    """
+    """The resources of every stage. Stages ask for different amounts, so that Ray never fuses them."""
 
     workers: int
-    """Always, or at least, where `most_workers` are more."""
+    """Training workers; the fewest of an elastic group."""
     most_workers: int
-    """As many, or more where the group grows with the cluster."""
+    """The most workers of an elastic group; else `workers`."""
     worker_cpus: float
     worker_gpus: float
     worker_threads: int
     view_cpus: float
     tokenizers: tuple[int, int]
-    """Fewest and most tokenizer actors, of all streams; (0, 0): they have none."""
+    """Fewest and most tokenizer actors of all streams; (0, 0) without a tokenizer."""
     tokenizer_cpus: float
     tokenizer_gpus: float
     tokenizer_threads: int
     tokenizer_device: str
     streams: int = 1
-    """Each with a tokenizer and a reading task at the least."""
+    """Streams, each with at least one reading task and one tokenizer."""
     tags: frozenset[str] = frozenset()
     """Stages that have nodes of their own."""
 
@@ -71,12 +69,12 @@ class Placement:
 
     @property
     def of_stream(self) -> Placement:
-        """What one of the streams has of it."""
+        """The share of one stream."""
         fewest, most = self.tokenizers
         return replace(self, tokenizers=(fewest // self.streams, most // self.streams), streams=1)
 
     def tag(self, stage: str) -> dict[str, float]:
-        """The custom resource that a process of a stage asks for; none where the stage has no nodes of its
+        """The custom resource that a process of a stage asks for; none if the stage has no nodes of its
         own.
         """
         return {stage: TAG} if stage in self.tags else {}
@@ -87,7 +85,7 @@ class Placement:
         return "cuda" if self.worker_gpus else "cpu"
 
     def lines(self) -> list[str]:
-        """The plan in words, a stage a line."""
+        """Describe the placement, a line for each stage."""
         count = f"{self.workers} to {self.most_workers}" if self.worker_range.elastic else self.workers
         lines = [f"workers: {count} x {_amount(self.worker_cpus, self.worker_gpus)}"]
         if self.tokenizers[1]:
@@ -127,12 +125,12 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
 
 def nodes_of(stage: str, nodes: Sequence[Node]) -> list[Node]:
-    """The machines that a stage may run on: those with its tag, or all where none has it."""
+    """List the machines that a stage may run on: those with its tag, or all if none has it."""
     return [node for node in nodes if stage in node.stages] or list(nodes)
 
 
 def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> Placement:
-    """What was asked for, completed by defaults that leave every machine room for reading."""
+    """Complete the given amounts by defaults that leave every machine room for reading."""
     trainers, tokenizing = nodes_of("train", nodes), nodes_of("tokens", nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in trainers)
     if config.device == "cuda" and gpus == 0:
@@ -207,8 +205,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
 
 def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float) -> tuple[float, float]:
-    """Never the same for both stages: Ray would fuse them, and views would run in as few processes as there
-    are tokenizers.
+    """Make the amounts of two stages differ. Ray would fuse equal stages, and views would run in as few
+    processes as there are tokenizers.
     """
     if view_cpus != tokenizer_cpus:
         return view_cpus, tokenizer_cpus
@@ -226,8 +224,8 @@ def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float)
 def _share_gpus(
     config: ResourceConfig, workers: WorkerRange, gpus: int, own: int | None, *, on_gpu: bool, tokenize: bool
 ) -> tuple[float, float, int]:
-    """GPUs of a worker, GPUs of a tokenizer, most tokenizers. A worker has a GPU to itself, or shares one
-    with tokenizers only.
+    """Return GPUs of a worker, GPUs of a tokenizer, and most tokenizers. A worker has a GPU to itself, or
+    shares it with tokenizers only.
 
     Args:
         config: What the user asked for.
@@ -288,8 +286,8 @@ def _share_gpus(
 
 
 def _lack(p: Placement, nodes: Sequence[Node]) -> str:
-    """What can never be scheduled, in words; "" where the workers, one tokenizer and one reading task run at
-    the same time.
+    """Say what can never be scheduled; "" if workers, one tokenizer and one reading task fit at the same
+    time.
     """
     left: list[Node] = []  # `gpus`: what the emptiest GPU of the machine has left
     cards: list[list[float]] = []  # what each of its GPUs has left
@@ -341,8 +339,8 @@ def _lack(p: Placement, nodes: Sequence[Node]) -> str:
 
 
 def _remedy(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> str:
-    """The smallest change with which everything fits: an amount of the user's back to the default, or all, or
-    fewer workers, or both.
+    """Find the smallest change with which everything fits: amounts back to their defaults, fewer workers,
+    or both.
     """
     given = [name for name in ("worker_cpus", "tokenizer_cpus", "view_cpus") if getattr(config, name)]
     defaults: dict[str, Any] = dict.fromkeys(given)

@@ -125,8 +125,8 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, Slurm, Kubernetes) ends a job as Ctrl-C does, by its own clean-up. Ray would
-    dump its stack and leave.
+    """End a job at SIGTERM (`ray job stop`, Slurm, Kubernetes) as at Ctrl-C, with its own clean-up. Ray
+    would dump its stack and leave.
 
     A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
 
@@ -161,8 +161,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
-    """Start a small actor on the driver's machine: it controls, or writes files there, and takes no core from
-    the work.
+    """Start a small actor on the driver's machine. It controls or writes files there, and takes no core
+    from the work.
 
     Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and
     could not start it again.
@@ -180,8 +180,7 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
 
 
 def run_where_workers_train(function: Callable[[], Found], *, patience: float = PATIENCE_SECONDS) -> Found:
-    """Call a function on one of the machines that workers train on, of those that are there: none is started
-    for it.
+    """Call a function on one of the machines that workers train on. No machine is started for it.
 
     It has a core, and a GPU where there are any.
 
@@ -226,7 +225,7 @@ def run_where_workers_train(function: Callable[[], Found], *, patience: float = 
 
 
 class _Caller:
-    """A place on a machine."""
+    """An actor that holds the place and calls the function."""
 
     def call(self, function: Callable[[], Found]) -> Found:
         return function()
@@ -234,7 +233,7 @@ class _Caller:
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """Send what this process writes to its standard error, compiled code too, nowhere."""
+    """Discard what this process writes to its standard error, compiled code included."""
     try:
         before = os.dup(2)
     except OSError:  # It is closed, so nothing of it is seen anyway.

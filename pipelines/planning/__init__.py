@@ -1,1 +1,1 @@
-"""What a pretraining will take, before it is paid for."""
+"""Time, machines, costs and storage of a pretraining, before it is paid for."""

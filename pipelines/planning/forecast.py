@@ -1,4 +1,4 @@
-"""What a pretraining will take, from what an image costs. Arithmetic only: no clock, no Ray, no model.
+"""Forecast a pretraining from the cost of an image. Arithmetic only: no clock, no Ray, no model.
 
 A stage's cost is in core-seconds or floating-point operations an image. On cores alone the stages share them;
 on a cluster with GPUs every stage has machines of its own kind, and the slowest decides.
@@ -55,12 +55,12 @@ DENSE_TFLOPS: Mapping[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What an image costs: seconds on one core as measured, operations as counted."""
+    """The costs of an image: seconds on one core as measured, operations as counted."""
 
     view: float
     """Core-seconds to read, decode, crop and mask."""
     token: float
-    """Core-seconds of the tokenizer; 0: tokens come from a cache, or are not predicted."""
+    """Core-seconds of the tokenizer. 0: tokens come from a cache, or are not predicted."""
     step: float
     """Core-seconds of its share of a training step."""
     token_flop: float
@@ -76,66 +76,65 @@ class Machines:
     """The GPU machines of a cluster, by stage, and its CPU machines."""
 
     train_gpu: str
-    """Kind, a key of `DENSE_TFLOPS`, or the one that was measured."""
+    """Kind: a key of `DENSE_TFLOPS`, or the one that was measured."""
     train_gpus: int
     """GPUs of a training node."""
     train_cores: float
-    """Its cores: what the workers leave of them makes views, where `views_beside`."""
+    """Cores of a training node. Those that the workers leave make views, if `views_beside`."""
     token_gpu: str | None
     """Kind of the tokenizers' own GPUs. None: they share the workers'."""
     token_gpus: int
-    """GPUs of a node of theirs."""
+    """GPUs of a tokenizer node."""
     view_cores: float
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
-    """What there may be: GPUs for "train" and "tokens", cores of CPU nodes for "views". What is not named has
-    no limit."""
+    """Limits: GPUs for "train" and "tokens", cores of CPU nodes for "views". A stage that is not named has
+    none."""
     head_cores: float | None = None
-    """Cores of the driver's node, on which all coordinators run. None: not known."""
+    """Cores of the driver's node, on which all coordinators run. None: unknown."""
     most_nodes: float = math.inf
-    """Nodes that there may be, of all stages together."""
+    """Most nodes of all stages together."""
     views_beside: bool = True
-    """Whether views may be made on training nodes: not where other nodes have the tag for them."""
+    """Whether training nodes may make views: not if other nodes are tagged for them."""
     worker_cpus: float = 1.0
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
-    """What the tokenizers run on: GPUs as above, those that the workers leave on the training nodes, or
-    cores, as views do."""
+    """Where tokenizers run: on GPUs as above, on GPUs that the workers leave, or on cores as views do."""
     supposed: tuple[str, ...] = ()
-    """Kinds that were asked for in place of those that the machines have, in words."""
+    """GPUs that the user named in place of the real ones, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRates:
-    """What one GPU at hand was measured to do."""
+    """Measured rates of one GPU."""
 
     kind: str
     train: float
-    """Images a second, nothing else running on it."""
+    """Images trained on a second, with nothing else on the GPU."""
     tokens: float | None
-    """Images a second that it tokenises, likewise. None: nothing is tokenised."""
+    """Images tokenised a second, with nothing else on the GPU. None: nothing is tokenised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """How fast it goes, and why not faster."""
+    """The rate of a pretraining, and its limits."""
 
     rate: float
     """Images a second."""
     limits: dict[str, float]
     """Images a second that each resource would allow; the lowest is `rate`."""
     nodes: dict[str, int]
-    """Nodes of each stage that this takes."""
+    """Nodes of each stage that the rate takes."""
     streams: int = 1
     """Streams that the workers are divided over."""
     wanted: int = 1
-    """Coordinators, each with a core of the head, that would pass all that everything else allows."""
+    """Coordinators, each with a core of the head, that would pass as much as everything else allows."""
     extrapolated: frozenset[str] = frozenset()
-    """Kinds of GPUs whose speed is that of their data sheets."""
+    """Kinds of GPUs whose speed is taken from data sheets."""
 
     @property
     def bottleneck(self) -> str:
-        """The resource that more of would help."""
+        """The resource of which more would help."""
         return min(self.limits, key=lambda name: self.limits[name])
 
 
@@ -151,8 +150,8 @@ def on_cores(
     streams: int = 1,
     head_cores: float | None = None,
 ) -> Forecast:
-    """The stages of one machine, or of several without GPUs, share its cores; none uses more than its own
-    threads, or than streams pass.
+    """Forecast machines without GPUs: the stages share the cores, and none uses more than its own threads
+    or than streams pass.
     """
     limits = {"all cores": RUN_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
@@ -172,8 +171,8 @@ def on_gpus(
     streams: int | None = None,
     measured: GpuRates | None = None,
 ) -> Forecast:
-    """Every stage on its kind of node. Views and tokens grow until training is the limit, or what the streams
-    pass, or the cluster ends.
+    """Forecast a GPU cluster. Views and tokens grow until training, the streams, or the cluster is the
+    limit.
 
     Args:
         costs: Of an image; what runs on cores in core-seconds, everything else in operations.
@@ -251,7 +250,7 @@ def on_gpus(
 
 
 def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
-    """Images a second of so many nodes, at best divided between tokens and views.
+    """Return images a second of these nodes, at their best division between tokens and views.
 
     Args:
         nodes: That there may be of both.
@@ -269,8 +268,8 @@ def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
 
 
 def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: float | None) -> dict[str, float]:
-    """Images a second that so many streams pass: by blocks, each coordinator with a core of the head at most,
-    and by their reading tasks, each on a core.
+    """Return images a second that these streams pass: by blocks, each coordinator with at most one core of
+    the head, and by their reading tasks, each with one core.
     """
     at_once, tasks = min(streams, head_cores or streams), streams * MOST_SLOTS
     coordinators = f"{streams} coordinator{'s' * (streams > 1)}" + (
@@ -281,8 +280,7 @@ def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: floa
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:
-    """What the nodes and the head cost over so many hours of work; None where the price of one of them is not
-    known.
+    """Return the price of nodes and head over these hours; None if the price of one is unknown.
 
     `AROUND_HOURS` are paid on top.
     """
@@ -298,8 +296,8 @@ def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> R
 
 
 def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized: bool) -> int:
-    """Bytes of a sample in the object store: from the views to the workers, and where a tokenizer stands
-    between, twice.
+    """Return the bytes of a sample in the object store: once from views to workers, twice with a tokenizer
+    between.
 
     Args:
         patch_px: Side of the patch view, uint8.
@@ -321,12 +319,12 @@ def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized:
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """Weights and the optimizer's two moments, float32."""
+    """Return the size of weights and the optimizer's two moments, float32."""
     return 3 * 4 * parameters
 
 
 def cache_bytes(*, images: int, patches: int, epochs: int) -> int:
-    """Tokens of the views of so many epochs, int16; compression makes it less."""
+    """Return the size of the tokens of these epochs, int16, before compression."""
     return 2 * patches * images * epochs
 
 

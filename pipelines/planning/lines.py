@@ -1,4 +1,4 @@
-"""What `beit plan` prints, from what was measured: a line or a few of each matter."""
+"""The lines that `beit plan` prints, from what was measured."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MULTIPLES = (1, 2, 4, 8)
 CACHED_EPOCHS = (1, 10, 50)
 
 
-def holder(config: PlanConfig) -> str:
-    """What has the GPUs, in words."""
+def cluster_name(config: PlanConfig) -> str:
+    """Name the cluster that has the GPUs."""
     return config.cluster or "the cluster"
 
 
 def measured_lines(rates: Rates, where: str) -> Iterator[str]:
-    """What an image costs on a core, and on the GPU at hand."""
+    """Say what an image costs on a core, and on the GPU at hand."""
     costs = rates.costs
     yield f"measured {where}: {rates.machine}"
     if rates.load > rates.cores:
@@ -54,7 +54,7 @@ def measured_lines(rates: Rates, where: str) -> Iterator[str]:
 def on_this_kind(
     config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int
 ) -> Forecast:
-    """So many machines like this one, each with this one's workers and tokenizers."""
+    """Forecast several machines like this one, each with this one's workers and tokenizers."""
     workers = machines * placement.workers
     return forecast.on_cores(
         costs,
@@ -72,7 +72,7 @@ def on_this_kind(
 def here_lines(
     config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str
 ) -> Iterator[str]:
-    """The time on this machine, and on several like it, without GPUs."""
+    """Say the time on this machine, and on several like it, without GPUs."""
     for machines in MULTIPLES:
         found = on_this_kind(config, costs, placement, cores=cores, machines=machines)
         times = one if machines == 1 else f"{machines} of them"
@@ -95,7 +95,7 @@ def here_lines(
 def on_cluster(
     config: PlanConfig, rates: Rates, machines: Machines, workers: int, utilisation: float
 ) -> Forecast:
-    """So many workers on GPUs.
+    """Forecast a number of workers on GPUs.
 
     Raises:
         UserError: If a stage has nothing to run on.
@@ -127,7 +127,7 @@ def cluster_lines(
     prices: dict[str, Range],
     own: bool,
 ) -> Iterator[str]:
-    """Time, limits, nodes and costs on GPUs, of more and more workers."""
+    """Say time, limits, nodes and costs on GPUs, for growing numbers of workers."""
     if machines.supposed:
         yield f"warning: other GPUs than the machines have are supposed: {', '.join(machines.supposed)}"
     first = on_cluster(config, rates, machines, workers, UTILISATION[1])
@@ -156,13 +156,15 @@ def cluster_lines(
             continue
         if count > (most := machines.most.get("train", count)):
             holds = (
-                f"this machine has {most:g}" if own else f"{holder(config)} may have {most:g} (max_workers)"
+                f"this machine has {most:g}"
+                if own
+                else f"{cluster_name(config)} may have {most:g} (max_workers)"
             )
             yield f"{count:,} x {machines.train_gpu}: {holds}"
             break
         if -(-count // machines.train_gpus) >= machines.most_nodes and count > workers:
             yield (
-                f"{count:,} x {machines.train_gpu}: {holder(config)} may have {machines.most_nodes:g} "
+                f"{count:,} x {machines.train_gpu}: {cluster_name(config)} may have {machines.most_nodes:g} "
                 "nodes in all (max_workers)"
             )
             break
@@ -216,7 +218,7 @@ def volume_lines(
     tokenized: bool,
     preset: str,
 ) -> Iterator[str]:
-    """What passes the object store, and what is kept."""
+    """Say how much passes the object store, and how much is stored."""
     costs, output = rates.costs, config.output
     a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
     yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
@@ -249,7 +251,7 @@ def volume_lines(
 
 
 def _undivided(config: PlanConfig, workers: int) -> str:
-    """Why a run of so many workers would be refused; "" where it would not be."""
+    """Say why a run of this many workers would be refused; "" if it would not be."""
     batch, asked = config.optim.global_batch_size, config.resources.worker_range
     if workers > batch or (batch % workers and not (asked and asked.elastic)):
         return f"optim.global_batch_size={batch} does not divide among so many workers"

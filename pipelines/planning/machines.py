@@ -1,5 +1,5 @@
-"""Which GPUs and cores a cluster's machines have, and how many there may be: by its file, or by what Ray says
-of those that are there.
+"""GPUs and cores of a cluster's machines, and how many there may be: from its file, or from the connected
+Ray.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ SIZES = {
 
 
 def cores_of(kind: NodeType) -> float | None:
-    """Cores of a node, also of a head that offers none of them for work; None where neither its resources nor
-    its machine's name tell.
+    """Return the cores of a node, also of a head that offers none for work; None if neither resources nor
+    machine tell.
     """
     if cores := kind.resources.get("CPU"):
         return cores
@@ -74,7 +74,7 @@ def cores_of(kind: NodeType) -> float | None:
 
 
 def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = None) -> Machines:
-    """The machines of a cluster's file.
+    """Read the machines of a cluster's file.
 
     Raises:
         UserError: If it is none, has no GPU to train on, or GPUs of an unknown kind.
@@ -101,7 +101,7 @@ def machines_of_nodes(
     token_gpu: str | None = None,
     head_cores: float | None = None,
 ) -> Machines | None:
-    """The machines that a Ray cluster has or may get; None if none of them has a GPU to train on.
+    """Return the machines that a Ray cluster has or may get; None if none has a GPU to train on.
 
     Args:
         alive: The resources of each that is there.
@@ -128,12 +128,12 @@ def machines_of_nodes(
 
 
 def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
-    """All machines of each stage that a cluster may have, whatever the others have."""
+    """Count all machines of each stage that a cluster may have, whatever the other stages have."""
     return [*there, *nodes_to_come(replace(types, most=UNBOUNDED), there)]
 
 
 def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
-    """A machine with GPUs of a kind, all of which and all of whose cores a private Ray has."""
+    """Describe one machine with GPUs of a kind, all for one private Ray."""
     return Machines(
         train_gpu=gpu,
         train_gpus=int(node.gpus),
@@ -147,8 +147,7 @@ def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
 
 
 def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: int) -> Machines:
-    """The same machines, with the tokenizers where a run of so many workers places them
-    (`pipelines.cluster.placement`).
+    """Add the tokenizers, placed as a run of this many workers places them (`pipelines.cluster.placement`).
 
     Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share
     those of the workers if not, and run on cores if `resources.tokenizer_gpus` is 0.
@@ -170,8 +169,8 @@ def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: i
 
 
 def most_of(nodes: Sequence[Node]) -> dict[str, float]:
-    """How much each stage may get of these machines, counted as a driver places it: GPUs to train on and of
-    the tokenizers' own, and the cores of machines without GPUs, for views.
+    """Count what each stage may get, as a driver places it: GPUs to train on, GPUs of the tokenizers' own,
+    and cores of machines without GPUs for views.
     """
     return {
         "train": sum(int(node.gpus) for node in nodes_of("train", nodes)),
@@ -231,8 +230,8 @@ def _gpus(kind: NodeType) -> int:
 
 
 def _gpu_of(kind: NodeType) -> str | None:
-    """By a resource such as accelerator_type:A100, which Ray gives to nodes that are there, or by the cloud's
-    name of the machine.
+    """Find the kind of GPU by a resource such as accelerator_type:A100, or by the cloud's name of the
+    machine.
     """
     named = [name.removeprefix(KIND) for name in kind.resources if name.startswith(KIND)]
     found = [

@@ -1,4 +1,4 @@
-"""`beit plan`: what a pretraining will take, here and on a cluster, from a few seconds of measuring. Starts
+"""`beit plan`: forecast a pretraining, here and on a cluster, from a few seconds of measuring. Starts
 nothing that costs.
 """
 
@@ -30,8 +30,8 @@ from pipelines.planning.config import PlanConfig, config_of, parse_prices
 from pipelines.planning.forecast import UTILISATION, Machines
 from pipelines.planning.lines import (
     cluster_lines,
+    cluster_name,
     here_lines,
-    holder,
     measured_lines,
     on_cluster,
     on_this_kind,
@@ -55,7 +55,7 @@ PUBLISHED, RANDOM = "dalle", "random-dalle"
 
 
 def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
-    """Measure, then say what the run takes, line by line.
+    """Measure the stages, then say what the run takes, line by line.
 
     Raises:
         UserError: For every mistake in the configuration or the data, for machines of an unknown kind, and
@@ -97,18 +97,18 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where the plan is made, and for what."""
+    """The machines that a plan is made on and for."""
 
     nodes: Sequence[Node]
     """The machines at hand."""
     machines: Machines | None
     """The GPU cluster that the plan is for. None: the cores of the machines at hand."""
     call: Callable[[Callable[[], Any]], Any]
-    """Calls a function where the data is looked at and the stages are timed."""
+    """Calls a function where the data is read and the stages are timed."""
     where: str = "here"
     one: str = "this machine"
     own: bool = False
-    """Whether `machines` are this one."""
+    """Whether `machines` are this machine."""
 
 
 def _call(function: Callable[[], Any]) -> Any:
@@ -140,7 +140,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
     elif workers > (most := machines.most.get("train", workers)):
         raise UserError(
             (
-                f"resources.workers={asked} need a GPU each, but {holder(config)} may have {most:g} to "
+                f"resources.workers={asked} need a GPU each, but {cluster_name(config)} may have {most:g} to "
                 "train on "
                 "(max_workers)"
             ),
@@ -187,7 +187,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
 
 
 def find(config: PlanConfig) -> Source | None:
-    """The images to measure on; None: scenes, which are still to be rendered.
+    """Open the images to measure on; None: scenes that are still to be rendered.
 
     Raises:
         UserError: If there are none, or if what images cost cannot be told from scenes.
@@ -219,7 +219,7 @@ def _data_line(config: PlanConfig, source: Source | None) -> str:
 
 
 def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates:
-    """Time the stages, on the machine that this is called on; on scenes without a source."""
+    """Time the stages on the machine that calls this; on scenes without a source."""
     tokens = find_target(config.target.kind).needs_tokenizer
     samples = SampleConfig(
         seed=config.seed,
@@ -239,7 +239,7 @@ def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates
 
 
 def _machines(config: PlanConfig) -> Machines | None:
-    """The cluster that the plan is for; None for this machine."""
+    """Return the cluster that the plan is for; None for this machine."""
     if config.cluster is None:
         if config.gpu is None:
             return None

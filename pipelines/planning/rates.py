@@ -1,5 +1,5 @@
-"""What an image costs on this machine: every stage of a pretraining timed alone, as the run will execute it,
-for a few seconds.
+"""Measure the cost of an image on this machine: every stage of a pretraining alone, as the run will execute
+it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ VIEWS_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What was measured."""
+    """The measured costs."""
 
     costs: Costs
     parameters: int
     gpu: GpuRates | None
-    """Of the GPU at hand; None where there is none, or the run is to do without."""
+    """Rates of the GPU at hand; None without one, or if the run does without."""
     machine: str
-    """Where it was measured: processors and versions."""
+    """Processor and versions."""
     cores: int
     load: float
-    """The machine's, at the end."""
+    """The machine's load at the end."""
 
 
 def measure(
@@ -110,8 +110,8 @@ def gpu_kind() -> str:
 
 
 def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
-    """A batch of samples, and the core-seconds of one: reading, decoding, views, masks, as a reading task
-    does it.
+    """Return a batch of samples, and the core-seconds of one: reading, decoding, views, masks, as in a
+    reading task.
     """
     rows = source.manifest.rows
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
@@ -138,7 +138,7 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
 
 
 def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
-    """So many images of a batch, some of them several times where it has fewer."""
+    """Take this many images of a batch, some of them several times if it has fewer."""
     index = np.resize(np.arange(len(batch["row"])), images)
     return {name: column[index] for name, column in batch.items()}
 
@@ -146,8 +146,7 @@ def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
 def _time(
     work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time
 ) -> tuple[float, int]:
-    """Time some work on a number of images: as many as let a round take a third of `seconds`, but at least
-    one.
+    """Time some work on as many images as let a round take a third of `seconds`, at least one.
 
     Args:
         work: Takes the number of images. It is warm: it was done before.
@@ -174,7 +173,7 @@ def _time(
 
 
 def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, seconds: float) -> float:
-    """Seconds an image, with the copies to the GPU and of the tokens back, for which each call waits."""
+    """Return seconds an image, with the copies to the GPU and of the tokens back."""
     tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
     tokenize(_part(batch, MICRO_BATCH))  # It warms up.
     spent, images = _time(
@@ -189,7 +188,7 @@ def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, second
 def _time_step(
     config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float
 ) -> tuple[float, float, int]:
-    """Seconds an image of the training step (of a core, or of a GPU), its operations, and the model's
+    """Return the training step's seconds an image (of a core, or of a GPU), its operations, and the model's
     parameters.
 
     The optimizer's work is that of a step, however many images it has: it is divided by those that a worker
@@ -246,7 +245,7 @@ def _time_step(
 
 
 def _flops(work: Callable[[], Any]) -> float:
-    """Floating-point operations of matrix products and convolutions, two for a multiplication with an
+    """Count floating-point operations of matrix products and convolutions, two for a multiplication with an
     addition.
     """
     with FlopCounterMode(display=False) as counter:

@@ -24,13 +24,13 @@ def step_of_line(line: str) -> int:
 
 
 def whole_lines(text: str) -> list[str]:
-    """Without a last line that was being written when its writer was killed."""
+    """Split text into lines, without a last line that a killed writer left unfinished."""
     return text[: text.rfind("\n") + 1].splitlines()
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """All rows of a run, by step, without those of steps that were lost; where a step was trained twice, the
-    later one counts.
+    """Read all rows of a run, by step. Rows of lost steps are left out; of a step that was trained twice
+    the later row counts.
     """
     if storage.is_remote(run):
         # Their names are times, so this is the order in which the rows came; the clocks of the machines need
@@ -52,8 +52,8 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 
 def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row, with means over the last twentieth of the steps for what was measured in training: a
-    single row is noisy.
+    """Return the last row, with training figures averaged over the last twentieth of the steps: a single
+    row is noisy.
     """
     last = rows[-1]
     steps = np.diff([0, *(row["step"] for row in rows)])

@@ -1,4 +1,4 @@
-"""The model or tokenizer that a path means: its folder itself, or one in a run folder."""
+"""Find the model or tokenizer that a path means: the folder itself, or one in a run folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_model(path: str) -> str:
-    """The folder with the weights that a path means: itself, or a run's model, or its newest checkpoint where
-    that has done more steps.
+    """Find the folder with the weights that a path means: itself, a run's model, or its newest checkpoint
+    if that is later.
 
     Raises:
         UserError: If there are none.
@@ -40,7 +40,7 @@ def find_model(path: str) -> str:
     )
     for folder in (
         uri,
-        *((newest, model) if newest is not None and _has_gone_on(model, newest) else (model, newest)),
+        *((newest, model) if newest is not None and _was_resumed(model, newest) else (model, newest)),
     ):
         if folder is not None and holds_model(folder):
             return folder
@@ -62,17 +62,15 @@ def find_model(path: str) -> str:
 
 
 def model_step(folder: str) -> int | None:
-    """The step that the weights of a run are of; None for others, such as imported ones."""
+    """Return the step of a run's weights; None for others, such as imported ones."""
     for name in (run_folder.PROGRESS_FILE, STEP_FILE):
         if storage.entry(file := storage.join(folder, name)) is not None:
             return int(json.loads(storage.read_text(file))["step"])
     return None
 
 
-def _has_gone_on(model: str, newest: str) -> bool:
-    """Whether a run that once ended, and left a model, has a checkpoint of a later step: it was
-    gone on with.
-    """
+def _was_resumed(model: str, newest: str) -> bool:
+    """Whether a finished run that left a model was resumed, and has a later checkpoint."""
     file = storage.join(model, STEP_FILE)
     return (
         storage.entry(file) is not None
@@ -81,21 +79,21 @@ def _has_gone_on(model: str, newest: str) -> bool:
 
 
 def holds_model(folder: str) -> bool:
-    """Whether a folder has all files of a model; copied in part, it has not."""
+    """Whether a folder has all files of a model."""
     return all(storage.entry(storage.join(folder, name)) is not None for name in MODEL_FILES)
 
 
 def find_tokenizer(path: str) -> str:
-    """The folder of the tokenizer that a path means: that of the run which trained it, or else the path
-    itself, with or without one.
+    """Find the folder of the tokenizer that a path means: that of the run which trained it, else the path
+    itself.
     """
     inner = storage.join(storage.absolute(path), "tokenizer")
     return inner if storage.entry(storage.join(inner, TOKENIZER_FILE)) is not None else storage.absolute(path)
 
 
 def keep_model(checkpoint: str, run: str) -> None:
-    """Copy the weights of a run's last checkpoint, and their step, into its `model` folder, where whatever
-    comes next finds them.
+    """Copy the weights of a checkpoint, and their step, into the run's `model` folder, for everything that
+    comes next.
     """
     for name in MODEL_FILES:
         storage.write_bytes(
@@ -106,8 +104,8 @@ def keep_model(checkpoint: str, run: str) -> None:
 
 
 def keep_new_model(model: VitModel, run: str, *, extra: dict[str, Any]) -> str:
-    """Write a model of this process into the `model` folder of a run, with the "extra" of its config.json;
-    returns that folder.
+    """Write a model of this process into a run's `model` folder, with the "extra" of its config.json;
+    returns the folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), extra=extra)
@@ -116,13 +114,14 @@ def keep_new_model(model: VitModel, run: str, *, extra: dict[str, Any]) -> str:
 
 
 def model_config(checkpoint: str) -> SavedConfig:
-    """What the config.json of a checkpoint folder says."""
+    """Read the config.json of a checkpoint folder."""
     with storage.local_copy(checkpoint, MODEL_FILES[1:]) as folder:
         return read_config(folder)
 
 
 def view_of(saved: SavedConfig, path: str) -> ViewConfig:
-    """How a model wants its pixels, by the "extra" of its config.json; `path` is what the user calls it.
+    """Return how a model wants its pixels, from the "extra" of its config.json; `path` names it in
+    messages.
 
     Raises:
         UserError: If it does not say so: with other mean and std its figures would be worse without a word.
@@ -141,7 +140,7 @@ def view_of(saved: SavedConfig, path: str) -> ViewConfig:
 
 
 def model_digest(checkpoint: str) -> str:
-    """Digest of the weights of a checkpoint folder."""
+    """Return the digest of the weights of a checkpoint folder."""
     return hashlib.blake2b(
         storage.read_bytes(storage.join(checkpoint, MODEL_FILES[0])), digest_size=16
     ).hexdigest()

@@ -9,8 +9,8 @@ from typing import Any
 def progress_line(
     row: dict[str, Any], *, total_steps: int, seconds_left: float, shown: list[tuple[str, str]]
 ) -> str:
-    """The one line that says whether a run is healthy: what is `shown` as (format, metric names), then speed
-    and time left.
+    """Format the line that shows whether a run is healthy: the items `shown` as (format, metric names),
+    then speed and time left.
     """
     parts = [f"step {row['step']:,}/{total_steps:,}"]
     for template, names in shown:

@@ -41,7 +41,7 @@ class RunFolder:
     attempt: int
 
     def path(self, *names: str) -> str:
-        """A file or folder of the run."""
+        """Return the path of a file or folder of the run."""
         return storage.join(self.uri, *names)
 
     @property
@@ -51,7 +51,7 @@ class RunFolder:
 
 
 def check_free(config: HasData) -> None:
-    """Refuse a name that is in use, and a folder that goes away.
+    """Refuse a name that is in use, and a folder that will be deleted.
 
     Raises:
         UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a
@@ -104,7 +104,7 @@ def save_config(
 
 
 def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
-    """The folder of a run to go on with.
+    """Open the folder of a run to resume.
 
     Raises:
         UserError: If the run would read other data than before, or another tokenizer.
@@ -125,18 +125,18 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What the config.json of a run says."""
+    """The config.json of a run."""
 
     job: str
     preset: str
     inputs: dict[str, str]
-    """Digests of what the run reads, by the option that names it."""
+    """Digests of the data that the run reads, by the option that names it."""
     config: dict[str, Any]
     """As `to_dict` made it."""
 
 
 def saved_run(path: str) -> SavedRun:
-    """What a run was started with.
+    """Read what a run was started with.
 
     Args:
         path: A run folder, or the config.json of one.
@@ -166,7 +166,7 @@ def saved_run(path: str) -> SavedRun:
 
 
 def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, str]:
-    """The configuration that a run was started with, and the name of its preset.
+    """Read the configuration that a run was started with, and the name of its preset.
 
     Args:
         path: A run folder, or the config.json of one.
@@ -183,7 +183,7 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
 
 
 def check_same(saved: HasData, asked: HasData) -> None:
-    """Refuse to go on with options that would change the result.
+    """Refuse to resume with options that would change the result.
 
     Raises:
         UserError: Naming every changed option with both values.
@@ -200,17 +200,17 @@ def check_same(saved: HasData, asked: HasData) -> None:
 
 
 def latest_checkpoint(uri: str) -> str | None:
-    """The complete checkpoint with the most steps over all attempts; None if there is none."""
+    """Return the complete checkpoint with the most steps over all attempts; None if there is none."""
     return next(iter(_complete_checkpoints(uri)), None)
 
 
 def step_of(checkpoint: str) -> int:
-    """The step that a checkpoint was saved at."""
+    """Return the step of a checkpoint, from its name."""
     return int(json.loads(storage.read_text(storage.join(checkpoint, PROGRESS_FILE)))["step"])
 
 
 def _complete_checkpoints(uri: str) -> list[str]:
-    """Newest first."""
+    """List the complete checkpoints, newest first."""
     found: list[tuple[int, str]] = []
     for attempt in _attempts(uri):
         folder = storage.join(uri, f"attempt-{attempt}")
@@ -247,7 +247,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, to be saved with a run. No environment variables: they may hold secrets."""
+    """Collect versions and machine, to be saved with a run. No environment variables: they may hold
+    secrets.
+    """
     versions = {
         name: importlib.metadata.version(name)
         for name in ("torch", "ray", "pyarrow", "numpy", "pillow", "mlflow", "simplejpeg")

@@ -1,4 +1,4 @@
-"""MLflow: one of its runs for each run folder."""
+"""MLflow: one run there for each run folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowRun:
-    """Where a run goes in MLflow, and what is known of it from the start."""
+    """The place of a run in MLflow, and what is known of it from the start."""
 
     uri: str
     experiment: str
@@ -46,18 +46,18 @@ class MlflowRun:
     parent: str | None = None
     """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
     settings: Mapping[str, str] = field(default_factory=lambda: settings(), repr=False)
-    """From `settings`, of the process that says where the run goes: whoever logs may be in another, which
-    does not have them."""
+    """MLflow's settings of the process that chose the place; the process that logs may be another, which
+    lacks them."""
 
     @property
     def is_own_file(self) -> bool:
-        """Whether it is the SQLite file beside the runs, which is there whenever the runs are."""
+        """Whether it is the SQLite file beside the runs."""
         return self.artifacts is not None
 
 
 def settings() -> dict[str, str]:
-    """MLflow's environment variables here, passwords too: to be handed from process to process, and never
-    into a file or a line.
+    """Collect MLflow's environment variables, passwords too. They pass from process to process, never into
+    a file or a line.
 
     On a cluster that a driver has joined other processes have the environment of their machine, not the
     driver's. An SQLite file named relative to the folder of this process is the same file for the others.
@@ -69,7 +69,7 @@ def settings() -> dict[str, str]:
 
 
 def adopt(settings: Mapping[str, str]) -> None:
-    """Have MLflow's environment variables be those of another process, and no others."""
+    """Replace MLflow's environment variables by those of another process."""
     for name in [name for name in os.environ if name.startswith(SETTINGS) and name not in settings]:
         del os.environ[name]
     os.environ.update(settings)
@@ -81,8 +81,8 @@ def _absolute(uri: str) -> str:
 
 
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
-    """The place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file beside the
-    runs.
+    """Return the place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file
+    beside the runs.
 
     A run folder within that of another run is its child, in the same store. None for runs on a bucket without
     a server: SQLite needs a disk (`NO_PLACE` says so).
@@ -109,8 +109,8 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
 
 
 def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowRun | None:
-    """The place of a job's run folder, with its configuration as parameters; None also if the job is not to
-    be logged.
+    """Return the place of a job's run, with its configuration as parameters; None if the job is not
+    logged.
     """
     if not config.output.mlflow:
         return None
@@ -119,7 +119,7 @@ def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowR
 
 
 def check(run: str, place: MlflowRun) -> None:
-    """Ask MLflow for a sign of life on the driver: Ray hides the exception of an actor that cannot begin.
+    """Check on the driver that MLflow answers: Ray hides the exception of an actor that cannot begin.
 
     Raises:
         UserError: If MLflow cannot be used, or does not know the run that a resumed folder belongs to.
@@ -133,7 +133,7 @@ def check(run: str, place: MlflowRun) -> None:
 
 
 def trouble(uri: str, error: Exception) -> str:
-    """What is wrong with MLflow, on one line and without the URI's credentials."""
+    """Describe a failure of MLflow in one line, without the URI's credentials."""
     root: BaseException = error
     while (deeper := root.__cause__ or root.__context__) is not None:
         root = deeper
@@ -144,7 +144,7 @@ def trouble(uri: str, error: Exception) -> str:
 
 
 class MlflowLog:
-    """Metrics over steps of one MLflow run; a resumed run folder goes on with its own.
+    """Logs the metrics of one MLflow run over steps; a resumed run folder keeps its MLflow run.
 
     Args:
         run: Run folder; the MLflow run's id is kept there.
@@ -180,7 +180,7 @@ class MlflowLog:
         return new
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Enter a row of metrics; the step is the optimizer's."""
+        """Log a row of metrics at the optimizer's step."""
         self._client.log_batch(self._id, metrics=_metrics(row))
 
     def finish(self, status: str) -> None:
@@ -189,8 +189,7 @@ class MlflowLog:
 
 
 def end_orphan(run: str, place: MlflowRun, status: str) -> None:
-    """End the MLflow run of a folder whose own processes did not come to do so; one that has ended keeps its
-    state.
+    """End the MLflow run of a folder whose own processes could not. A run that has ended keeps its state.
 
     A tracking server that cannot be reached is left alone: this is called when other things have gone wrong
     already.
@@ -203,8 +202,8 @@ def end_orphan(run: str, place: MlflowRun, status: str) -> None:
 
 
 def link(run: str, place: MlflowRun) -> str | None:
-    """Where to look at the MLflow run of a folder: an address on a server, else the command that shows the
-    file. None: it has none.
+    """Return where to look at the MLflow run of a folder: an address on a server, else a command that shows
+    the file. None without one.
     """
     if (run_id := _known_id(run)) is None:
         return None
@@ -244,7 +243,7 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
 
 
 def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names: list[str]) -> bool:
-    """Enter a run that is over at once: rows of metrics, as `MlflowLog.log` does, and files of its folder.
+    """Log a run that is over at once: rows of metrics, and files of its folder.
 
     Returns:
         Whether MLflow has all of it.
@@ -261,8 +260,7 @@ def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names:
 
 
 def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
-    """Enter a row of metrics, as `MlflowLog.log` does, into the MLflow run of a run folder that nobody is
-    logging to now.
+    """Log a row of metrics to the MLflow run of a run folder that no process logs to now.
 
     Returns:
         Whether MLflow has it; it has not if it cannot be used, or never knew the run.
@@ -277,7 +275,7 @@ def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
 
 
 def _metrics(row: Mapping[str, Any]) -> list[Any]:
-    """MLflow's metrics of a row; what is not finite is left out."""
+    """Return MLflow's metrics of a row, without values that are not finite."""
     from mlflow.entities import Metric
 
     values = {name: float(value) for name, value in row.items() if name not in ("step", "time")}
@@ -289,13 +287,13 @@ def _metrics(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _known_id(run: str) -> str | None:
-    """MLflow's name for a run folder; None if it has none yet."""
+    """Return MLflow's id of a run folder; None if it has none yet."""
     file = storage.join(run, ID_FILE)
     return str(json.loads(storage.read_text(file))["run_id"]) if storage.exists(file) else None
 
 
 def _client(uri: str) -> Any:
-    """MLflow's client, with a shorter patience and without its notes about databases."""
+    """Return MLflow's client, with a shorter patience and without its notes about databases."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -318,5 +316,5 @@ def _told_to_the_user(uri: str) -> Iterator[None]:
 
 
 def _without_credentials(text: str) -> str:
-    """Addresses without user, password and query."""
+    """Remove user, password and query from addresses."""
     return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))

@@ -50,7 +50,7 @@ class Grid:
         mirrored: bool = False,
         stretch: float = 1.0,
     ) -> Grid:
-        """Coordinates of an object standing at `to`, `scale` times as large, turned by `angle` (radians)."""
+        """Coordinates of an object at `to`, `scale` times as large, turned by `angle` (radians)."""
         cos, sin = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
         x, y = self.x - np.float32(to[0]), self.y - np.float32(to[1])
         across, down = cos * x + sin * y, cos * y - sin * x
@@ -58,7 +58,7 @@ class Grid:
         return Grid(across, down, self.pixel / scale)
 
     def window(self, centre: tuple[float, float], radius: float) -> tuple[slice, slice]:
-        """Rows and columns of the pixels within `radius` of a point: what a small object has to touch."""
+        """Rows and columns of the pixels within `radius` of a point: all that a small object can touch."""
         side = self.x.shape[0]
 
         def span(middle: float) -> slice:
@@ -75,7 +75,9 @@ def disc(at: Grid, x: float, y: float, radius: float) -> Field:
 
 
 def ellipse(at: Grid, x: float, y: float, half_width: float, half_height: float, angle: float = 0.0) -> Field:
-    """About the distance to an ellipse: exact where it is zero, scaled by the shorter half axis elsewhere."""
+    """Approximate distance to an ellipse: exact where it is zero, scaled by the shorter half axis
+    elsewhere.
+    """
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     across, down = at.x - np.float32(x), at.y - np.float32(y)
     u = (cos * across + sin * down) / np.float32(half_width)
@@ -126,7 +128,7 @@ def ring(at: Grid, x: float, y: float, radius: float, half_thickness: float) -> 
 
 
 def star(at: Grid, points: int, inner: float) -> Field:
-    """About the distance to a star of radius 1 whose dents reach in to `inner`."""
+    """Approximate distance to a star of radius 1 whose dents reach in to `inner`."""
     sector = np.float32(2 * np.pi / points)
     angle = np.abs(np.mod(np.arctan2(at.x, -at.y) + sector / 2, sector) - sector / 2)
     radius = np.hypot(at.x, at.y)
@@ -137,23 +139,23 @@ def star(at: Grid, points: int, inner: float) -> Field:
 
 
 def union(*distances: Field) -> Field:
-    """Distance to what belongs to any of the shapes."""
+    """Distance to the union of shapes."""
     return np.asarray(np.minimum.reduce(distances), np.float32)
 
 
 def without(distance: Field, cut: Field) -> Field:
-    """Distance to a shape that another one was cut out of."""
+    """Distance to a shape without another one."""
     return np.maximum(distance, -cut)
 
 
 def coverage(distance: Field, softness: float) -> Field:
-    """How much of each pixel a shape covers, in [0, 1]; its edge is `softness` wide."""
+    """Share of each pixel that a shape covers, in [0, 1]; its edge is `softness` wide."""
     covered: Field = np.clip(np.float32(0.5) - distance * np.float32(1 / softness), 0, 1)
     return covered
 
 
 def texture(rng: np.random.Generator, at: Grid, kind: str) -> Field:
-    """A pattern in [0, 1], in the coordinates of the object that wears it: where the second colour shows."""
+    """A pattern in [0, 1], in the coordinates of its object: where the second colour shows."""
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(0.28, 0.6), rng.uniform(0, 1, 2)
     cells = rng.uniform(0, 1, (7, 7)).astype(np.float32)
     if kind == "plain":
@@ -181,7 +183,7 @@ def _unit(values: NDArray[np.floating]) -> Field:
 
 
 def toward(distance: Field, light: tuple[float, float], pixel: float) -> Field:
-    """How much a rounded shape faces a light at direction `light`: in [-1, 1], 0 in its flat middle."""
+    """How far a rounded shape faces a light from `light`: in [-1, 1], 0 in its flat middle."""
     step = 2
     rows, columns = (round(step * component) for component in (light[1], light[0]))
     slope = (shifted(distance, rows, columns) - distance) * np.float32(-1 / (step * pixel))
@@ -191,7 +193,7 @@ def toward(distance: Field, light: tuple[float, float], pixel: float) -> Field:
 
 
 def shifted(field: Field, rows: int, columns: int) -> Field:
-    """A field moved down by `rows` and right by `columns` pixels, its edges repeated."""
+    """Move a field down by `rows` and right by `columns` pixels, repeating its edges."""
     height, width = field.shape
     down = np.clip(np.arange(height) - rows, 0, height - 1)
     right = np.clip(np.arange(width) - columns, 0, width - 1)
@@ -204,23 +206,23 @@ def paint(picture: Picture, covered: Field, colours: Picture) -> None:
 
 
 def mix(first: Colour, second: Colour, share: Field) -> Picture:
-    """Two colours mixed by a field."""
+    """Mix two colours by a field."""
     return first[:, None, None] + share * (second - first)[:, None, None]
 
 
 def blend(first: Colour, second: Colour, share: float) -> Colour:
-    """One colour between two."""
+    """Mix two colours by a number."""
     return first + np.float32(share) * (second - first)
 
 
 def draw_colour(
     rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
 ) -> Colour:
-    """A colour of any hue."""
+    """Draw a colour of any hue."""
     hue, grey, bright = rng.uniform(0, 1), rng.uniform(*saturation), rng.uniform(*value)
     return np.array(colorsys.hsv_to_rgb(hue, grey, bright), np.float32)
 
 
 def luminance(colour: Colour) -> float:
-    """How bright a colour looks, in [0, 1] (Rec. 709 weights)."""
+    """Perceived brightness of a colour, in [0, 1] (Rec. 709 weights)."""
     return float(colour @ np.array([0.2126, 0.7152, 0.0722], np.float32))

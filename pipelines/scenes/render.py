@@ -27,7 +27,7 @@ class Scene:
     """Kind of the main object: index into `CLASS_NAMES`."""
 
     mask: NDArray[np.uint8]
-    """uint8 [S, S]: label + 1 where the main object shows, 0 elsewhere. No pixel is to be ignored."""
+    """uint8 [S, S]: label + 1 where the main object shows, 0 elsewhere. No pixel is ignored."""
 
 
 def render_scene(rng: np.random.Generator, *, image_size: int = 64, label: int | None = None) -> Scene:
@@ -87,7 +87,7 @@ def render_scene(rng: np.random.Generator, *, image_size: int = 64, label: int |
 
 
 def _background(rng: np.random.Generator, grid: Grid) -> tuple[drawing.Picture, float]:
-    """Draw a picture to put things on, and its mean luminance."""
+    """Draw a background, and return its mean luminance."""
     first = drawing.draw_colour(rng, saturation=(0.05, 0.55), value=(0.25, 1.0))
     second: drawing.Colour = np.clip(first + rng.uniform(-0.28, 0.28, 3).astype(np.float32), 0.05, 1)
     kind = str(rng.choice(["horizon", "hills", *drawing.TEXTURES[1:]]))
@@ -136,7 +136,7 @@ def _materials(rng: np.random.Generator, ground: float) -> list[tuple[drawing.Co
 
 
 def _contrasting(rng: np.random.Generator, ground: float, distance: float) -> drawing.Colour:
-    """A colour that stands out: the first of a few draws that is `distance` brighter or darker than the
+    """Draw a colour that stands out: the first of a few that is `distance` brighter or darker than the
     ground.
     """
     draws = [drawing.draw_colour(rng, saturation=(0.35, 0.95), value=(0.3, 1.0)) for _ in range(6)]
@@ -146,9 +146,7 @@ def _contrasting(rng: np.random.Generator, ground: float, distance: float) -> dr
 def _distractor(
     rng: np.random.Generator, grid: Grid, picture: drawing.Picture, ground: float, *, near: float
 ) -> tuple[Field, tuple[slice, slice]]:
-    """Paint a small plain shape, farther than `near` from the middle; return what it covers and in which
-    window.
-    """
+    """Paint a small plain shape, farther than `near` from the middle; return its coverage and window."""
     angle, away, size = rng.uniform(0, 2 * np.pi), rng.uniform(near, 1.2), rng.uniform(0.1, 0.22)
     centre = (
         float(np.clip(away * np.cos(angle), -0.95, 0.95)),

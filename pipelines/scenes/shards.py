@@ -105,7 +105,7 @@ def write_scenes(
 
 
 def _row(seed: int, number: int, image_size: int) -> dict[str, Any]:
-    """One image as a row of the shards."""
+    """Make one image a row of the shards."""
     scene = render_scene(seeds.generator(seed, seeds.SCENE, 0, 0, number), image_size=image_size)
     picture = simplejpeg.encode_jpeg(scene.image, quality=95, colorspace="RGB", colorsubsampling="444")
     mask = io.BytesIO()

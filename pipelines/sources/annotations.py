@@ -36,8 +36,7 @@ def check_annotations(source: Source, *, option: str = "data.train") -> None:
 def annotated_classes(
     manifest: Manifest, config: AnnotationConfig
 ) -> tuple[AnnotationConfig, tuple[str, ...] | None]:
-    """How many classes there are, where the config leaves that open, and what they are called, where the data
-    says.
+    """Complete the number of classes and their names from the data, where the config leaves them open.
 
     Data name the ids from 0. An id at the end that is to be ignored (CamVid's void) is no class; with
     `reduce_zero_label` id 0 is none.
@@ -65,8 +64,8 @@ def annotated_classes(
 
 
 def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: AnnotationConfig) -> None:
-    """Refuse a validation set whose ids stand for other classes than those of the training data, where both
-    name them.
+    """Refuse a validation set whose ids stand for other classes than the training data's, where both name
+    them.
 
     Args:
         train: The names of the training data's classes, as `annotated_classes` gives them.

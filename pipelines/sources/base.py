@@ -47,7 +47,7 @@ class Unit(ABC):
 
     @abstractmethod
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
-        """Read some rows, in the order asked for.
+        """Read some rows, in the order given.
 
         Args:
             rows: int64 [n], numbers within the unit.
@@ -60,38 +60,37 @@ class Unit(ABC):
 
     @abstractmethod
     def describe(self, row: int) -> str:
-        """Where a row lies, for people."""
+        """Say where a row lies, for people."""
 
 
 def first_label_column(columns: Sequence[str]) -> str | None:
-    """The first of `LABEL_COLUMNS` that is among some columns."""
+    """Return the first of `LABEL_COLUMNS` among some columns."""
     return next((name for name in LABEL_COLUMNS if name in columns), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest(ABC):
-    """The sorted list of units. Pickled, it takes bytes a unit for Parquet, bytes an image for folders and
-    tars.
+    """The sorted list of units. Pickled, it takes bytes a unit for Parquet, and bytes an image for folders
+    and tars.
     """
 
     kind: ClassVar[str]
-    """parquet, folder or tar."""
+    """parquet, folder, tar, or one of your own."""
 
     rows: NDArray[np.int32]
     """int32 [U]: rows of each unit, none of them 0."""
 
     digest: str
-    """Of the listing (names and sizes) and the row counts: equal digests mean equal keys."""
+    """Digest of the listing (names and sizes) and the row counts: equal digests mean equal keys."""
 
     columns: tuple[str, ...]
-    """What `Unit.read` can deliver."""
+    """The columns that `Unit.read` can deliver."""
 
     class_names: tuple[str, ...] | None
-    """Name of each label, where the data says: of the first of `LABEL_COLUMNS` where there are several
-    columns of labels."""
+    """Names of the labels, if the data has them; of the first of `LABEL_COLUMNS` if there are several."""
 
     annotation_names: tuple[str, ...] | None = None
-    """Name of each id in annotations, from 0, where the data says."""
+    """Names of the ids in annotations, from 0, if the data has them."""
 
     @property
     def total(self) -> int:
@@ -100,10 +99,10 @@ class Manifest(ABC):
 
     @abstractmethod
     def unit(self, index: int) -> Unit:
-        """A unit by its number."""
+        """Return a unit by its number."""
 
     def column(self, name: str) -> NDArray[Any]:
-        """Values [images] of a column, unit after unit."""
+        """Read the values [images] of a column, unit after unit."""
 
         def read(index: int) -> NDArray[Any]:
             return self.unit(index).read(np.arange(int(self.rows[index])), (name,))[name]
@@ -117,17 +116,19 @@ class Manifest(ABC):
         return first_label_column(self.columns)
 
     def names_of(self, column: str) -> tuple[str, ...] | None:
-        """Name of each number in a column of labels, where the data says."""
+        """Return the name of each number in a label column, if the data has them."""
         return self.class_names
 
     def kind_of(self, column: str) -> Kind:
-        """What the values of a column are. Those of folders and tars are labels, unless they are names."""
+        """Return the kind of a column's values. Those of folders and tars are labels, unless they are
+        names.
+        """
         return "text" if column == PATH_COLUMN else "whole"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A data path that was looked through."""
+    """The data that a path holds."""
 
     uri: str
     """As the user gave it."""
@@ -138,18 +139,18 @@ class Source:
     """Size of the files that were found."""
 
     summary: str
-    """What was found, in a phrase with numbers."""
+    """What the path holds, in a phrase with numbers."""
 
     warnings: tuple[str, ...] = ()
-    """What will work but should not stay so, each with its remedy."""
+    """What works but should be changed, each with its remedy."""
 
     def unit(self, index: int) -> Unit:
-        """A unit by its number."""
+        """Return a unit by its number."""
         return self.manifest.unit(index)
 
 
 def listing_digest(kind: str, entries: Iterable[Entry], rows: NDArray[np.int32]) -> str:
-    """The digest of a manifest."""
+    """Compute the digest of a manifest."""
     state = hashlib.blake2b(kind.encode(), digest_size=16)
     for entry in entries:
         state.update(f"{entry.name}\0{entry.size}\0".encode(errors="surrogateescape"))
@@ -158,14 +159,14 @@ def listing_digest(kind: str, entries: Iterable[Entry], rows: NDArray[np.int32])
 
 
 def bytes_column(values: Sequence[bytes | None]) -> NDArray[np.object_]:
-    """Encoded images as an object array [n]."""
+    """Put encoded images into an object array [n]."""
     column = np.empty(len(values), object)
     column[:] = [value or b"" for value in values]
     return column
 
 
 def classes_of_folders(folders: Sequence[str]) -> tuple[list[int], tuple[str, ...] | None]:
-    """The class of each folder: its first name below what all of them share.
+    """Return the class of each folder: its first name below the part that all folders share.
 
     Args:
         folders: Distinct folders that hold images, with forward slashes; "" is the top.

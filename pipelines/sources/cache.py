@@ -1,4 +1,4 @@
-"""Manifests that took long to make, kept beside the user's other caches.
+"""A cache of manifests that took long to make, beside the user's other caches.
 
 Ten thousand Parquet footers or a million tar headers are read once: the key is a digest of the listing with
 sizes and times.
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 def cached(
     kind: str, listing: Listing, build: Callable[[], dict[str, NDArray[Any]]]
 ) -> dict[str, NDArray[Any]]:
-    """The arrays that `build` makes from a listing, from the cache where it has them."""
+    """Return the arrays that `build` makes from a listing, from the cache if they are there."""
     state = hashlib.blake2b(
         f"{_VERSION}\0{kind}\0{storage.resolve(listing.root)[1]}\0".encode(errors="surrogateescape"),
         digest_size=16,

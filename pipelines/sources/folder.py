@@ -65,7 +65,7 @@ class FolderUnit(Unit):
 
 
 def read_start(uri: str) -> bytes:
-    """The bytes of a file, no more than `MAX_ENCODED_BYTES`."""
+    """Read a file, up to `MAX_ENCODED_BYTES`."""
     if not storage.is_remote(uri):
         with open(storage.resolve(uri)[1], "rb") as local:
             return local.read(MAX_ENCODED_BYTES)
@@ -94,7 +94,7 @@ class FolderManifest(Manifest):
 
 
 def open_folder(listing: Listing) -> tuple[FolderManifest, str, tuple[str, ...]]:
-    """The manifest of image files, what was found, and warnings."""
+    """Return the manifest of image files, a summary, and warnings."""
     encoded = [os.fsencode(entry.name) for entry in listing.entries]
     hashes = np.array(
         [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in encoded],

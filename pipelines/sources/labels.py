@@ -1,5 +1,5 @@
-"""Labels beside images: checked once, then carried by the units, so that no task has to read or to interpret
-them again.
+"""Labels beside images: checked once, then carried by the units, so that no task reads or interprets them
+again.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class LabelledUnit(PartUnit):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledManifest(Manifest):
-    """The rows of another manifest that are trained on or judged by, with labels 0 .. K - 1: 12 bytes an
-    image.
-    """
+    """Some rows of another manifest, with labels 0 .. K - 1: 12 bytes an image."""
 
     kind: ClassVar[str] = "labelled"
 
@@ -52,7 +50,7 @@ class LabelledManifest(Manifest):
     kept: NDArray[np.int64]
     """int64 [images]: row within its unit of `whole`, unit after unit."""
     labels: NDArray[np.int32]
-    """int32 [images]. Of these numbers the first have the names in `class_names`, if there are any."""
+    """int32 [images]. The first of these numbers have the names in `class_names`, if there are any."""
 
     def unit(self, index: int) -> LabelledUnit:
         """A unit by its number."""
@@ -69,7 +67,7 @@ class LabelledManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledSource(Source):
-    """A source whose labels are known to be good."""
+    """A source whose labels are checked."""
 
     manifest: LabelledManifest
 
@@ -82,7 +80,7 @@ def label_source(
     classes: int | None = None,
     follows: LabelledManifest | None = None,
 ) -> LabelledSource:
-    """The same source with labels that are known to be good.
+    """Check the labels of a source.
 
     Where labels are names, the classes are numbered in alphabetical order, or as in the set that is followed.
 
@@ -152,14 +150,14 @@ def label_source(
 
 
 def class_count(manifest: LabelledManifest, classes: int | None) -> int:
-    """K: how many classes a head has."""
+    """Return K, the number of classes of a head."""
     if classes is not None:
         return classes
     return len(manifest.class_names) if manifest.class_names is not None else int(manifest.labels.max()) + 1
 
 
 def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> LabelledManifest:
-    """A part of the images, the same share of every class (at least one image of each)."""
+    """Take a part of the images, the same share of every class (at least one image of each)."""
     return (
         manifest
         if fraction >= 1
@@ -168,8 +166,8 @@ def take_fraction(manifest: LabelledManifest, fraction: float, seed: int) -> Lab
 
 
 def take_at_most(manifest: LabelledManifest, images: int, seed: int) -> LabelledManifest:
-    """So many images at most, the same share of every class, or of some classes one image where there are
-    more classes than that.
+    """Take at most this many images, the same share of every class; one image of some classes if there are
+    more classes than images.
     """
     if manifest.total <= images:
         return manifest
@@ -181,7 +179,7 @@ def take_at_most(manifest: LabelledManifest, images: int, seed: int) -> Labelled
 
 
 def _part(manifest: LabelledManifest, taken: NDArray[np.bool_], what: str) -> LabelledManifest:
-    """Some images [images]; `what` tells them from other parts."""
+    """Take some images [images]; `what` tells parts apart."""
     rows = np.bincount(
         np.repeat(np.arange(len(manifest.rows)), manifest.rows)[taken], minlength=len(manifest.rows)
     )
@@ -197,7 +195,7 @@ def _part(manifest: LabelledManifest, taken: NDArray[np.bool_], what: str) -> La
 
 
 def _draw(labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which images are taken, [images]: of every class those that come first in one random order of all."""
+    """Choose images [images]: of every class those that come first in one random order of all."""
     order = seeds.generator(seed, seeds.FRACTION, 0, 0, 0).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
@@ -233,7 +231,7 @@ def _label_column(manifest: Manifest, option: str, uri: str, column: str | None)
 
 
 def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) -> NDArray[Any]:
-    """Labels [images] as numbers, or as names, None where there is none; yes and no as 1 and 0.
+    """Return labels [images] as numbers, or as names with None for a missing one; yes and no as 1 and 0.
 
     Raises:
         UserError: If they are anything else, such as lists of labels.
@@ -256,7 +254,7 @@ def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) ->
 
 
 def unnamed(train: LabelledManifest, other: LabelledManifest, option: str) -> list[str]:
-    """A warning, where images to be judged by have numbers and those to learn from have names."""
+    """Warn if validation images have numbers and training images have names."""
     if train.class_names is None or other.class_names is not None:
         return []
     return [
@@ -269,7 +267,7 @@ def unnamed(train: LabelledManifest, other: LabelledManifest, option: str) -> li
 def _renumbered(
     labels: NDArray[np.int64], names: Sequence[str], wanted: Sequence[str], option: str, uri: str
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels by another list of names."""
+    """Number labels by another list of names."""
     numbers = {name: number for number, name in enumerate(wanted)}
     unknown = [
         names[label]
@@ -287,8 +285,8 @@ def _renumbered(
 
 
 def _is_numbering(names: Sequence[str], classes: int) -> bool:
-    """Whether names in alphabetical order stand for the numbers from 0, as is the custom: all are there, and
-    none is another number.
+    """Whether names in alphabetical order stand for the numbers from 0: all are there, and none is another
+    number.
     """
     return len(names) == classes and all(
         not name.isdecimal() or int(name) == number for number, name in enumerate(names)
@@ -296,7 +294,7 @@ def _is_numbering(names: Sequence[str], classes: int) -> bool:
 
 
 def _place(manifest: Manifest, image: int) -> tuple[int, int]:
-    """Unit and row of an image, counted through all units."""
+    """Return unit and row of an image, counted through all units."""
     ends = np.cumsum(manifest.rows, dtype=np.int64)
     unit = int(np.searchsorted(ends, image, side="right"))
     return unit, image - int(ends[unit] - manifest.rows[unit])

@@ -1,4 +1,4 @@
-"""Which files a path names: a folder, one file, or a glob."""
+"""The files that a path names: a folder, one file, or a glob."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Listing:
     entries: list[Entry]
 
     def uri(self, name: str) -> str:
-        """The path of one of the files."""
+        """Return the path of one of the files."""
         return storage.join(self.root, name)
 
 
 def find_files(path: str, *, option: str) -> Listing:
-    """List what a path names.
+    """List the files that a path names.
 
     Raises:
         UserError: Naming `option`, where nothing is there.
@@ -42,8 +42,8 @@ def find_files(path: str, *, option: str) -> Listing:
 
 
 def _glob(pattern: str, query: str, option: str) -> Listing:
-    """Files that match; * and ? stay within a folder's name, ** crosses folders. `query` is that of a
-    bucket's URI.
+    """List the files that match a glob: * and ? stay within a folder's name, ** crosses folders. `query` is
+    that of a bucket's URI.
     """
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
@@ -63,7 +63,7 @@ def _glob(pattern: str, query: str, option: str) -> Listing:
 
 
 def _translate(pattern: str) -> str:
-    """A glob as a regular expression."""
+    """Translate a glob into a regular expression."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     return "".join(
@@ -73,7 +73,7 @@ def _translate(pattern: str) -> str:
 
 
 def _missing(path: str, option: str) -> UserError:
-    """Says where the path stops existing, and what it may have meant."""
+    """Say where the path stops existing, and what it may have meant."""
     base, query = storage.split_query(path)
     scheme, mark, rest = base.partition("://") if storage.is_remote(path) else ("", "", base)
     parent, name = rest.rstrip("/"), ""

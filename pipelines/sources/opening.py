@@ -29,7 +29,7 @@ def open_source(
     split: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Source:
-    """Look through a data path.
+    """Find out what a data path holds.
 
     Args:
         path: A folder, one file, or a glob (`**` crosses folders); local, s3:// or gs://. Or a path with a
@@ -50,7 +50,7 @@ def open_source(
 
 
 def _of_files(path: str, option: str, split: str | None) -> Source:
-    """The data in the files that a path names, which must be of one kind."""
+    """Open the files that a path names, which must be of one kind."""
     try:
         listing = find_files(path, option=option)
     except OSError as error:
@@ -86,7 +86,7 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
 
 
 def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tuple[str, ...]]:
-    """The shards of one split, where there are several and it is among them; and a line about the others."""
+    """Choose the shards of one split if there are several, and return a line about the others."""
     splits: dict[str, list[Entry]] = {}
     for entry in entries:
         splits.setdefault(re.split(r"[-_.]", entry.name.rpartition("/")[2])[0].lower(), []).append(entry)

@@ -53,7 +53,7 @@ class PairedUnit(Unit):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairedManifest(Manifest):
-    """A folder's manifest, and a path more for each image."""
+    """A folder's manifest, with one more path for each image."""
 
     kind: ClassVar[str] = "folder with annotations"
 
@@ -61,7 +61,7 @@ class PairedManifest(Manifest):
     root: str
     """Folder of the annotations."""
     names: pa.LargeBinaryArray
-    """Their paths below the root, in the order of the images."""
+    """Paths of the annotations below the root, in the order of the images."""
 
     def unit(self, index: int) -> PairedUnit:
         """A slice of the list by its number."""
@@ -72,8 +72,7 @@ class PairedManifest(Manifest):
 def with_annotations(
     source: Source, path: str | None, *, option: str, say: Callable[[str], None] = lambda line: None
 ) -> Source:
-    """The same images, each with the annotation of its name in a folder or among the files of a glob; None:
-    as they are.
+    """Give each image the annotation of its name in a folder or a glob; None: leave the source as it is.
 
     Args:
         source: A folder of image files.
@@ -123,7 +122,7 @@ def with_annotations(
 
 
 def _matched(images: Sequence[str], annotations: Sequence[str], option: str, uri: str) -> list[str]:
-    """The annotation of each image."""
+    """Return the annotation of each image."""
     image_ends, annotation_ends = "", ""
     if not {_stem(name) for name in images} & {_stem(name) for name in annotations}:
         image_ends, annotation_ends = _common_end(images), _common_end(annotations)
@@ -150,12 +149,12 @@ def _matched(images: Sequence[str], annotations: Sequence[str], option: str, uri
 
 
 def _stem(name: str) -> str:
-    """The path without its ending."""
+    """Return the path without its ending."""
     return os.path.splitext(name)[0]
 
 
 def _common_end(names: Sequence[str]) -> str:
-    """What all stems end with, from a mark such as _ on: `_leftImg8bit`."""
+    """Return the common end of all stems, from a mark such as _ on: `_leftImg8bit`."""
     reversed_stems = sorted(_stem(name).rpartition("/")[2][::-1] for name in names)
     same = itertools.takewhile(
         lambda pair: pair[0] == pair[1], zip(reversed_stems[0], reversed_stems[-1], strict=False)

@@ -47,12 +47,12 @@ class ParquetUnit(Unit):
 
     uri: str
     size: int
-    """Of the file, in bytes."""
+    """Size of the file, in bytes."""
     group: int
     image: str
     """Name of the image column."""
     nested: bool
-    """The image column is struct<bytes, …>, not plain binary."""
+    """Whether the image column is struct<bytes, …>, not plain binary."""
 
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the row group's asked columns and take rows of it."""
@@ -78,7 +78,7 @@ class ParquetUnit(Unit):
 
 
 def _values(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
-    """Values [n] of a column; encoded files as bytes."""
+    """Return the values [n] of a column; encoded files as bytes."""
     if name == PATH_COLUMN:
         return np.array([(value or {}).get("path") or "" for value in column.to_pylist()], object)
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
@@ -100,7 +100,7 @@ def _footer(uri: str, size: int) -> pq.FileMetaData:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParquetManifest(Manifest):
-    """Row groups of all files, in the order of the listing."""
+    """The row groups of all files, in the order of the listing."""
 
     kind: ClassVar[str] = "parquet"
 
@@ -108,17 +108,17 @@ class ParquetManifest(Manifest):
     names: tuple[str, ...]
     sizes: NDArray[np.int64]
     file: NDArray[np.int32]
-    """int32 [U]: which file each unit lies in."""
+    """int32 [U]: the file of each unit."""
     group: NDArray[np.int32]
-    """int32 [U]: which row group of its file each unit is."""
+    """int32 [U]: the row group of each unit in its file."""
     image: str
     nested: bool
     names_of_columns: dict[str, tuple[str, ...]]
-    """What the Hugging Face library has written: for columns of labels the name of each number."""
+    """Names of the numbers in label columns, as the Hugging Face library writes them."""
 
     def names_of(self, column: str) -> tuple[str, ...] | None:
-        """Those of the column itself; `class_names` belong to the first of `LABEL_COLUMNS`, or to any column
-        where none of these is.
+        """Return the column's own names; `class_names` belong to the first of `LABEL_COLUMNS`, or to any
+        column if none of these is there.
         """
         own = self.class_names if column == (self.label_column or column) else None
         return own if own is not None else self.names_of_columns.get(column)
@@ -130,9 +130,7 @@ class ParquetManifest(Manifest):
         return ParquetUnit(uri, int(self.sizes[file]), int(self.group[index]), self.image, self.nested)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Values [images] of a column, row group after row group; a file is opened once for all of its row
-        groups.
-        """
+        """Read the values [images] of a column, row group after row group; a file is opened once."""
         if name in ("image", PATH_COLUMN):  # Parts of the image column, which a unit knows to take apart.
             return super().column(name)
 
@@ -147,7 +145,7 @@ class ParquetManifest(Manifest):
             return np.concatenate(list(threads.map(read, np.unique(self.file).tolist())))
 
     def kind_of(self, column: str) -> Kind:
-        """What the schema of the first file says."""
+        """Return the kind by the schema of the first file."""
         footer = _footer(storage.join(self.root, self.names[0]), int(self.sizes[0]))
         schema = footer.schema.to_arrow_schema()
         if column not in schema.names:  # A part of the image column.
@@ -159,7 +157,7 @@ class ParquetManifest(Manifest):
 
 
 def open_parquet(listing: Listing, *, option: str) -> tuple[ParquetManifest, str, tuple[str, ...]]:
-    """The manifest of Parquet files, what was found, and warnings.
+    """Return the manifest of Parquet files, a summary, and warnings.
 
     Raises:
         UserError: For a file that is no Parquet, or has no image column.
@@ -208,7 +206,7 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
 
 
 def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
-    """What the manifest needs of all footers, read side by side."""
+    """Read what the manifest needs of all footers, side by side."""
     with ThreadPoolExecutor(READERS) as threads:
         footers = list(
             threads.map(lambda entry: _summarise(listing.uri(entry.name), option), listing.entries)
@@ -274,7 +272,7 @@ def _summarise(uri: str, option: str) -> dict[str, Any]:
 
 
 def _image_column(schema: pa.Schema, uri: str, option: str) -> tuple[str, bool]:
-    """Name of the column with encoded images, and whether it is struct<bytes, …>."""
+    """Find the column with encoded images, and whether it is struct<bytes, …>."""
     forms = {field.name: _holds_bytes(field.type) for field in schema}
     suitable = [name for name, form in forms.items() if form is not None]
     named = [name for name in _IMAGE_COLUMNS if name in suitable]
@@ -309,9 +307,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _all_names(schema: pa.Schema) -> dict[str, Any]:
-    """The lists of names in a file's metadata: ours, and what the Hugging Face library writes for each column
-    of labels.
-    """
+    """Read the lists of names in a file's metadata: ours, and those that the Hugging Face library writes."""
     metadata: dict[bytes, bytes] = schema.metadata or {}
     given = {
         name: [str(value) for value in json.loads(metadata[name.encode()])]
@@ -327,8 +323,8 @@ def _all_names(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _names(found: dict[str, Any], columns: list[str]) -> dict[str, Any]:
-    """Names of the labels, and of the ids in annotations. Where there are annotations and no labels,
-    `class_names` are those of the ids.
+    """Return the names of labels, and of ids in annotations. With annotations and no labels, `class_names`
+    are those of the ids.
     """
     labels = first_label_column(columns)
     of_columns, of_all = found["names_of_columns"], found.get("class_names")

@@ -1,5 +1,5 @@
-"""A part of the images of another source, drawn once: the same for the same seed, and a smaller one is part
-of a larger one.
+"""A random part of the images of another source: the same for the same seed, and a smaller part lies in a
+larger one.
 
 Every image has a random number, and those with the smallest are taken. Nothing is kept for an image: whoever
 reads a unit draws its numbers again.
@@ -31,7 +31,7 @@ class PartUnit(Unit):
 
     whole: Unit
     rows: Rows
-    """int64 [n]: rows of `whole` that this unit has."""
+    """int64 [n]: rows of `whole` in this unit."""
 
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the asked rows."""
@@ -52,10 +52,10 @@ class PartManifest(Manifest):
     units: NDArray[np.int64]
     """int64 [U]: the unit of `whole` that each unit is a part of."""
     starts: NDArray[np.int64]
-    """int64 [U]: images of `whole` in front of that unit."""
+    """int64 [U]: images of `whole` before that unit."""
     seed: int
     largest: float
-    """Images with this number, or a smaller one, are taken."""
+    """Images whose number is at most this are taken."""
 
     def unit(self, index: int) -> Unit:
         """A unit by its number."""
@@ -65,14 +65,14 @@ class PartManifest(Manifest):
 
 
 def draw_numbers(seed: int, start: int, images: int) -> NDArray[np.float64]:
-    """The numbers of some images, uniform in [0, 1); `start` images are in front of them."""
+    """Draw the numbers of some images, uniform in [0, 1); `start` images come before them."""
     generator = seeds.generator(seed, seeds.FRACTION, 0, 0, 0)
     cast(np.random.PCG64, generator.bit_generator).advance(start)  # A number takes one step.
     return generator.random(images)
 
 
 def take_part(manifest: Manifest, fraction: float, seed: int) -> Manifest:
-    """A share of the images, drawn at random, whatever is on them; at least one.
+    """Take a random share of the images, at least one.
 
     Goes three times through the numbers of all images, and holds some millions of them.
     """
@@ -101,13 +101,13 @@ def take_part(manifest: Manifest, fraction: float, seed: int) -> Manifest:
 
 
 def _all_numbers(images: int, seed: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """The numbers of all images, some at a time, each time with how many are in front."""
+    """Draw the numbers of all images, some at a time, each time with the count of images before them."""
     for start in range(0, images, AT_ONCE):
         yield start, draw_numbers(seed, start, min(AT_ONCE, images - start))
 
 
 def _largest(images: int, taken: int, seed: int) -> float:
-    """The number up to which so many of all images have theirs."""
+    """Return the number below which this many of all images lie."""
     counts = np.zeros(BUCKETS, np.int64)
     for _, drawn in _all_numbers(images, seed):
         counts += np.bincount((drawn * BUCKETS).astype(np.int64), minlength=BUCKETS)

@@ -25,13 +25,13 @@ BLOCKS_PER_TASK = 50
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorResult:
-    """One execution of a stream, its start and end included."""
+    """One execution of a stream, with its start and end."""
 
     consumers: int
     operators: int
     blocks: int
     seconds: float
-    """By the clock."""
+    """Seconds by the clock."""
     core_seconds: float
     """CPU time of the coordinator's process."""
 
@@ -54,8 +54,8 @@ class CoordinatorResult:
 def measure_coordinator(
     *, consumers: int, operators: int, blocks: int, rounds: int = 1
 ) -> list[CoordinatorResult]:
-    """Pass blocks through the coordinator of a split stream on a connected Ray; the first execution warms
-    everything up.
+    """Pass blocks through the coordinator of a split stream on a connected Ray; the first execution only
+    warms up.
 
     Args:
         consumers: Workers that the stream is split among.
@@ -137,7 +137,7 @@ def _produce(batch: dict[str, Any], *, blocks: int) -> Iterator[dict[str, Any]]:
 
 
 def _coordinators() -> set[int]:
-    """The processes of all coordinators that live."""
+    """List the processes of all live coordinators."""
     import ray
     from ray.util.state import list_actors
 
@@ -147,6 +147,6 @@ def _coordinators() -> set[int]:
 
 
 def _core_seconds(pid: int) -> float:
-    """CPU time of a process of this machine, with all its threads."""
+    """Return the CPU time of a process of this machine, with all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""`beit data check`: what a data path holds, which images are broken, and a contact sheet.
+"""`beit data check`: describe a data path, find broken images, draw a contact sheet.
 
 A random sample says enough about millions of images in seconds; all of them are looked at by Ray Data, on all
 cores of a cluster.
@@ -67,7 +67,7 @@ class CheckConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What was found."""
+    """The findings of a check."""
 
     summary: str
     """What the path holds, in a phrase."""
@@ -78,9 +78,9 @@ class CheckResult:
     checked: int
     """Images that were decoded, or could not be."""
     broken: tuple[tuple[str, Status], ...]
-    """(where, why) of images that cannot be decoded; the first thousand."""
+    """(place, reason) of images that cannot be decoded; the first thousand."""
     statuses: dict[Status, int]
-    """How many images came out how."""
+    """How many images have which status."""
     percentiles: dict[str, tuple[int, ...]]
     """"width", "height" (pixels) and "bytes" of the decoded images: smallest, 5%, median, 95%, largest."""
     formats: dict[str, int]
@@ -94,7 +94,7 @@ class CheckResult:
     """Where the contact sheet lies."""
 
     def lines(self) -> list[str]:
-        """The result as text."""
+        """Write the findings as text."""
         decoded = self.statuses.get(Status.DECODED, 0)
         part = "all of them" if self.checked == self.images else f"{self.checked:,} drawn at random"
         text = [
@@ -123,7 +123,7 @@ class CheckResult:
 
 
 def check(config: CheckConfig) -> CheckResult:
-    """Look through a data path.
+    """Check a data path.
 
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
@@ -175,8 +175,8 @@ def check(config: CheckConfig) -> CheckResult:
 
 
 def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, NDArray[np.int64]]:
-    """Which rows of which units to look at: some rows each of many units, since a unit costs about as much to
-    open as to read.
+    """Draw the rows to look at: a few rows each of many units, since a unit costs about as much to open as
+    to read.
 
     Args:
         rows: int32 [U], rows of each unit.
@@ -199,9 +199,7 @@ def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, ND
 
 
 def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
-    """Decode some images of a unit; return one row for each: where it is, what it is, and what
-    became of it.
-    """
+    """Decode some images of a unit; return one row for each: place, properties, status."""
     label = manifest.label_column
     columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
     looks = [_look(encoded, view) for encoded in columns["image"]]
@@ -220,7 +218,7 @@ def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewCo
 
 
 def _look(encoded: bytes, view: ViewConfig) -> tuple[int, int, int, str, str]:
-    """Status, width, height, format and mode of an encoded image."""
+    """Return status, width, height, format and mode of an encoded image."""
     try:
         decode(encoded, view)
     except UndecodableImage as broken:
@@ -255,14 +253,14 @@ def _percentiles(values: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _as_key(label: Any) -> str | float | None:
-    """A label as what can be counted; None where there is none."""
+    """Make a label a key to count by; None if there is none."""
     if isinstance(label, str | int | float):
         return label if label == label else None
     return None if label is None else str(label)
 
 
 def _count_classes(labels: NDArray[Any], names: tuple[str, ...] | None) -> dict[str, int]:
-    """How many images have which label; those that have none come last."""
+    """Count the images of each label; labels without images come last."""
     counts = Counter(_as_key(label) for label in labels.tolist())
     unlabelled = {"no label": counts.pop(None)} if None in counts else {}
     if names is None:

@@ -1,5 +1,5 @@
-"""Compare runs: `beit compare [NAME=]RUN …`: their curves in one picture, their last figures in a table,
-seeds averaged.
+"""Compare runs: `beit compare [NAME=]RUN …`. Curves in one picture, last figures in a table, seeds
+averaged.
 """
 
 from __future__ import annotations
@@ -65,29 +65,29 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What of a run is compared."""
+    """The options and figures of a run to compare."""
 
     uri: str
     name: str | None
     job: str
     options: dict[str, Any]
-    """By dotted name, without those of `NOT_COMPARED`."""
+    """By dotted name, without those in `NOT_COMPARED`."""
     curves: dict[str, dict[int, float]]
     """By metric: step -> value."""
     rows: list[dict[str, Any]]
-    """Of the training."""
+    """Rows of metrics of the training."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that make one curve."""
+    """Runs that are averaged into one curve."""
 
     name: str
     runs: list[Run]
 
     def curve(self, metric: str) -> tuple[list[int], NDArray[np.float64]]:
-        """Steps that lie in what every run has measured, and values [runs, steps]; between a run's own points
-        those of the line.
+        """Return steps within the range that every run has, and values [runs, steps], interpolated between
+        a run's own points.
 
         Training reports by the clock, so runs seldom have points at the same steps.
         """
@@ -101,7 +101,7 @@ class Group:
         )
 
     def over(self, option: str) -> list[tuple[float, Group]]:
-        """The group in parts, one for each value of an option, in their order.
+        """Split the group by the values of an option, in their order.
 
         Raises:
             UserError: If a run has no number for it.
@@ -167,7 +167,7 @@ def compare(config: CompareConfig) -> list[str]:
 
 
 def _metrics(config: CompareConfig, groups: Sequence[Group]) -> list[str]:
-    """What is compared, in the order asked for.
+    """Choose the metrics to compare, in the order given.
 
     Raises:
         UserError: If the runs do not all have it.
@@ -212,9 +212,7 @@ def read_run(argument: str) -> Run:
 
 
 def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
-    """Runs of one name, or without names those with the same options but for the seed and for `over`, in the
-    order given.
-    """
+    """Group runs: by name, or without names by equal options but for the seed and for `over`."""
     unnamed = [run.options for run in found if run.name is None]
     names = sorted({name for options in unnamed for name in options} - {"seed", over})
     different = [name for name in names if len({json.dumps(options.get(name)) for options in unnamed}) > 1]
@@ -230,7 +228,7 @@ def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
 
 
 def _short(value: Any) -> str:
-    """A path by its last two names, which say run and part."""
+    """Shorten a path to its last two names, which are run and part."""
     return "/".join(value.split("/")[-2:]) if isinstance(value, str) else f"{value}"
 
 
@@ -263,8 +261,8 @@ def _chart_over(
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
-    """The last step, and what each run had there; of what is measured in training the means that a run's own
-    result has.
+    """Return the last step and each run's value there; training figures are averaged as in a run's own
+    result.
     """
     steps, values = one.curve(metric)
     if not metric.startswith("train/"):
@@ -275,7 +273,7 @@ def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
-    """A line a group: mean, and with several runs the standard deviation."""
+    """Write a line for each group: mean, and with several runs the standard deviation."""
     lines = []
     for one in groups:
         cells = []
@@ -291,7 +289,7 @@ def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
 
 
 def _rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[Any]]:
-    """A row a run and metric."""
+    """Write a row for each run and metric."""
     rows = []
     for one in groups:
         for metric in metrics:

@@ -33,7 +33,7 @@ class ConvertConfig:
 
 
 def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
-    """Convert, and say in lines what came of it.
+    """Convert a tokenizer, and describe the result in lines.
 
     Raises:
         UserError: For addresses, and for files that are not what they should be.

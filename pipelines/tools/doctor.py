@@ -1,6 +1,4 @@
-"""`beit doctor`: what stands in the way of a run on this machine, or on the cluster that the environment
-names; each with a remedy.
-"""
+"""`beit doctor`: find what would stop a run on this machine or on the cluster, each with a remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ LEAST_FILES = 4096
 
 
 class Level(Enum):
-    """How bad it is; also what is printed before a line."""
+    """How bad a finding is; also the word before its line."""
 
     FINE = "ok"
     WARNING = "warn"
@@ -67,19 +65,19 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One checked thing."""
 
     level: Level
     what: str
     remedy: str = ""
 
     def lines(self) -> list[str]:
-        """The finding as text; the remedy on a line of its own."""
+        """Write the finding as text; the remedy on a line of its own."""
         return [f"{self.level.value:<6}{self.what}", *([f"      -> {self.remedy}"] if self.remedy else [])]
 
 
 def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look at everything, one finding after the other; none of them raises."""
+    """Check everything, one finding after the other; none of them raises."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         versions,
         machine,
@@ -97,12 +95,12 @@ def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """2 if there are problems, else 0: warnings stop nothing."""
+    """Return 2 if there are problems, else 0: warnings stop nothing."""
     return 2 if any(finding.level == Level.PROBLEM for finding in findings) else 0
 
 
 def versions() -> Iterator[Finding]:
-    """Python, and what the package asks for against what is installed."""
+    """Check Python and the installed packages against those that the package asks for."""
     try:
         metadata = importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -141,7 +139,7 @@ def versions() -> Iterator[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    """Cores, memory, and whether others use them."""
+    """Check cores, memory, and other work on the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     what = f"{cores} cores, {_memory() / GIB:.0f} GiB of memory"
     load = os.getloadavg()[0]
@@ -163,7 +161,7 @@ def machine() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """GPUs that PyTorch can use, and those that it cannot."""
+    """Check the GPUs that PyTorch can use, and those that it cannot."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -187,7 +185,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def shared_memory(memory: float, path: Path = SHARED_MEMORY) -> Iterator[Finding]:
-    """Room for Ray's object store."""
+    """Check the room for Ray's object store."""
     if not path.exists():
         yield Finding(Level.FINE, f"no {path}: Ray's object store lies elsewhere on this system")
         return
@@ -207,7 +205,7 @@ def shared_memory(memory: float, path: Path = SHARED_MEMORY) -> Iterator[Finding
 
 
 def disk(path: Path) -> Iterator[Finding]:
-    """Room for Ray's logs and what it spills."""
+    """Check the room for Ray's logs and spilled objects."""
     usage = shutil.disk_usage(path)
     full = 1 - usage.free / usage.total
     what = f"{path}: {usage.free / GIB:.0f} GiB free, {full:.0%} full"
@@ -228,7 +226,7 @@ def disk(path: Path) -> Iterator[Finding]:
 
 
 def token(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether Ray's token authentication is on, and its file private."""
+    """Check that Ray's token authentication is on, and its file private."""
     mode = environment.get("RAY_AUTH_MODE", "")
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
@@ -262,7 +260,7 @@ def token(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The cluster that commands join: whether it answers, with which nodes."""
+    """Check that the cluster that commands join answers, and list its nodes."""
     address = environment.get("RAY_ADDRESS", "")
     if not address or address == "local":
         yield Finding(
@@ -295,7 +293,7 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The dashboard that `ray job submit` talks to."""
+    """Check the dashboard that `ray job submit` talks to."""
     address = environment.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         return
@@ -377,7 +375,7 @@ def written(root: str) -> Iterator[Finding]:
 
 
 def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Where metrics go."""
+    """Check the place of the metrics."""
     try:
         place = tracking.place_of(storage.join(storage.absolute(root), "run"), experiment="beit", params={})
     except OSError:
@@ -401,7 +399,7 @@ def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _unreachable(address: str) -> str:
-    """Why HOST:PORT cannot be reached; "" if it can."""
+    """Say why HOST:PORT cannot be reached; "" if it can."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return "it is no HOST:PORT"
@@ -413,7 +411,7 @@ def _unreachable(address: str) -> str:
 
 
 def _memory() -> float:
-    """Bytes that the processes of this machine or container may use."""
+    """Return the bytes that processes of this machine or container may use."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

@@ -1,4 +1,4 @@
-"""Single image files: those that a command is given to show, and the picture that it writes."""
+"""Single image files that a command shows, and the picture that it writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines import storage
 
 
 def read_square(image: str, px: int) -> NDArray[np.uint8]:
-    """The middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
+    """Read the middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
 
     Raises:
         UserError: If there is no such file, or it cannot be decoded.
@@ -27,7 +27,7 @@ def read_square(image: str, px: int) -> NDArray[np.uint8]:
 
 
 def check_picture(out: str) -> None:
-    """Refuse to write a picture over what is none.
+    """Refuse to write a picture over a file that is not one.
 
     Raises:
         UserError: If the name does not end in .png.

@@ -74,7 +74,7 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """What lies in the folder now."""
+    """The shards in the folder."""
 
     out: str
     images: int
@@ -121,7 +121,7 @@ class Shards(PartStore[Packing]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Which image goes where. Images are numbered through, unit by unit."""
+    """The shard and row of every image. Images are numbered through, unit by unit."""
 
     order: NDArray[np.int64]
     """int64 [images]: the images in the order of the shards."""
@@ -134,7 +134,7 @@ class Plan:
 
 
 def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | None, seed: int) -> Plan:
-    """Plan the shards: a pure function, a number an image.
+    """Plan the shards: a pure function, one number an image.
 
     Args:
         rows: int32 [U], images of each unit.
@@ -176,7 +176,7 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> PackResult:
-    """Write the shards that are missing, on all of Ray's cores.
+    """Write the missing shards, on all of Ray's cores.
 
     Args:
         config: What to pack.
@@ -265,7 +265,7 @@ def _run(
 
 
 def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows_per_group: int) -> None:
-    """Read the images of some shards, all at once, and write the shards.
+    """Read the images of some shards together, and write the shards.
 
     Args:
         manifest: Where the images are.
@@ -300,7 +300,7 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
 
 
 def _columns_line(manifest: Manifest) -> list[str]:
-    """A line, where a column becomes another one or none."""
+    """Say in a line which column becomes another one or is left out."""
     labels = manifest.label_column
     left = [name for name in manifest.columns if name not in ("image", PATH_COLUMN, labels, "annotation")]
     renamed = f"the column {labels} becomes label" if labels not in (None, "label") else ""
@@ -335,7 +335,7 @@ def _read(
 
 
 def _table(columns: Columns, metadata: dict[str, str], kind: Kind | None) -> pa.Table:
-    """One row group in the layout of the hub; `kind` is that of the labels, if there are any."""
+    """Make one row group in the layout of the hub; `kind` is that of the labels, if there are any."""
     encoded = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     paths = columns.get(PATH_COLUMN, np.full(len(columns["image"]), None))
     fields: dict[str, pa.Array] = {"image": _files(columns["image"], paths, encoded)}

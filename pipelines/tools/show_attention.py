@@ -1,5 +1,5 @@
-"""`beit attention RUN IMAGE…`: what chosen patches of images attend to in a model's last block, as a PNG (the
-paper's figure 2).
+"""`beit attention RUN IMAGE…`: draw what chosen patches attend to in a model's last block (the paper's
+figure 2).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _place(point: str) -> tuple[float, float]:
 
 
 def show(config: AttentionConfig) -> Iterator[str]:
-    """Write the sheet, and say in lines what is on it.
+    """Write the sheet, and describe it in lines.
 
     Raises:
         UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no
@@ -122,7 +122,7 @@ def show(config: AttentionConfig) -> Iterator[str]:
 
 
 def _open_model(run: str) -> tuple[VitModel, SavedConfig]:
-    """The model of a run or checkpoint folder, and its config.json."""
+    """Load the model of a run or checkpoint folder, and its config.json."""
     with storage.local_copy(find_model(run), MODEL_FILES) as folder:
         return load_model(folder), read_config(folder)
 

@@ -1,5 +1,5 @@
-"""`beit tokenizer show IMAGE… | --data PATH`: images, their visual tokens, and what the decoder makes of
-them, as a PNG; and figures.
+"""`beit tokenizer show IMAGE… | --data PATH`: draw images, their visual tokens and reconstructions; print
+figures.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ShowConfig:
 
 
 def show(config: ShowConfig) -> Iterator[str]:
-    """Write the sheet, and say in lines what is on it.
+    """Write the sheet, and describe it in lines.
 
     Raises:
         UserError: Without images, for one that cannot be decoded, or for a size that is no whole number of
@@ -108,8 +108,8 @@ def show(config: ShowConfig) -> Iterator[str]:
 
 
 def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
-    """The middles of random images of a data path, [n, size, size, 3]; those that cannot be decoded are
-    passed over.
+    """Read the middles of random images of a data path, [n, size, size, 3]; images that cannot be decoded
+    are left out.
     """
     source = open_source(data, option="data")
     squares: NDArray[np.uint8] = draw_unseen(

@@ -73,7 +73,7 @@ class ExportConfig:
 
 
 def import_weights(config: ImportConfig) -> Iterator[str]:
-    """Import, and say in lines what came of it."""
+    """Import weights, and describe the result in lines."""
     check_local(config.file, DOWNLOAD)
     check_local(config.out, COPY)
     out = Path(config.out)
@@ -116,7 +116,7 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
 
 
 def _behind(described: Described) -> str:
-    """What is behind the backbone."""
+    """Name what follows the backbone."""
     head = described.head
     if described.kind == "mim":
         return f"{head['vocab_size']:,} visual tokens"
@@ -126,8 +126,8 @@ def _behind(described: Described) -> str:
 
 
 def check_local(path: str, remedy: str) -> None:
-    """Refuse addresses: what comes from elsewhere is looked at before it is used, and a local path would be
-    made of what is to go there.
+    """Refuse addresses: what comes from elsewhere is looked at before it is used, and results are written
+    locally.
 
     Raises:
         UserError: If `path` is one.
@@ -140,8 +140,8 @@ def check_local(path: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def _refusals_told() -> Iterator[None]:
-    """Say in the words of a mistake what the file system refuses: a name that is too long, a folder of
-    somebody else's, a full disk.
+    """Turn refusals of the file system into mistakes: a name that is too long, a foreign folder, a full
+    disk.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def _refusals_told() -> Iterator[None]:
 
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
-    """Export, and say in lines what came of it."""
+    """Export a model, and describe the result in lines."""
     check_local(config.out, COPY)
     with _refusals_told():
         _check_own(config.run)
@@ -171,7 +171,7 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
 
 
 def _check_own(run: str) -> None:
-    """Tell apart what `beit import` reads from what `beit export` does.
+    """Refuse files that `beit import` reads and `beit export` does not.
 
     Raises:
         UserError: If `run` is weights of another project.

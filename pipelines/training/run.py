@@ -13,7 +13,7 @@ from typing import Any
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.cluster.failures import going_on
+from pipelines.cluster.failures import resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_machine
 from pipelines.cluster.placement import Placement, place
 from pipelines.config.jobs import JobConfig
@@ -202,7 +202,7 @@ def judge_once(
     """Judge a checkpoint unless that was done before an interruption; returns the figures."""
     step = run_folder.step_of(checkpoint)
     remedy = f"go on by --resume {folder.uri}: the training until step {step:,} is kept"
-    with going_on("while the model was judged", remedy, folder=folder.uri, say=say):
+    with resumable("while the model was judged", remedy, folder=folder.uri, say=say):
         found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)
         if found is None:
             found = judge.judge(folder, checkpoint, placement, step)

@@ -2,7 +2,7 @@ import pytest
 from ray.exceptions import WorkerCrashedError
 
 from beit.errors import JobFailedError
-from pipelines.cluster.failures import cause_of, going_on
+from pipelines.cluster.failures import cause_of, resumable
 
 # As Ray 2.60 words what a stage of Ray Data raised, and an actor that could not be built.
 OF_A_STAGE = """\x1b[36mray::MapBatches(views)()\x1b[39m (pid=3176)
@@ -41,7 +41,7 @@ def test_the_cause_is_the_line_of_what_was_raised_first(text, cause):
 def test_a_failure_leaves_its_text_and_says_how_to_go_on_and_a_mistake_of_the_code_stays_one(tmp_path):
     with (
         pytest.raises(JobFailedError) as failure,
-        going_on("meanwhile", "go on", folder=str(tmp_path), say=print),
+        resumable("meanwhile", "go on", folder=str(tmp_path), say=print),
     ):
         raise WorkerCrashedError
     assert failure.value.cause.startswith("The worker died unexpectedly while executing this task.")
@@ -49,8 +49,8 @@ def test_a_failure_leaves_its_text_and_says_how_to_go_on_and_a_mistake_of_the_co
     assert "The worker died" in (tmp_path / "error.log").read_text()
     with (
         pytest.raises(JobFailedError, match="--debug shows everything"),
-        going_on("meanwhile", "go on", folder=None, say=print),
+        resumable("meanwhile", "go on", folder=None, say=print),
     ):
         raise FileNotFoundError(2, "No such file", "x.parquet")
-    with pytest.raises(ZeroDivisionError), going_on("meanwhile", "go on", folder=None, say=print):
+    with pytest.raises(ZeroDivisionError), resumable("meanwhile", "go on", folder=None, say=print):
         _ = 1 // 0
