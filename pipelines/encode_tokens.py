@@ -43,7 +43,7 @@ IMAGES_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """What lies in the folder now."""
+    """The tokens in the folder."""
 
     out: str
     views: int
@@ -53,7 +53,7 @@ class EncodeResult:
 
 
 def config_of(name: str) -> EncodeConfig:
-    """What goes with a pretraining preset, or with the configuration of a run.
+    """Return the configuration that fits a pretraining preset, or the configuration of a run.
 
     Raises:
         UserError: For a name that is neither.
@@ -79,7 +79,7 @@ def encode_tokens(
     debug: bool = False,
     say: Callable[[str], None] = print,
 ) -> EncodeResult:
-    """Write the tokens of the first epochs' views; what an earlier call has written stays.
+    """Write the tokens of the first epochs' views; parts of an earlier call stay.
 
     Args:
         config: What to tokenise.
@@ -152,8 +152,7 @@ def _checked_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
 
 
 def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
-    """Where views are made and tokenised: as in training, but that the tokenizers have what the workers do
-    not need.
+    """Place views and tokenizers as in training, with the workers' resources for the tokenizers.
 
     That is a GPU each, and without GPUs all cores but what one reading task takes.
     """
@@ -181,7 +180,7 @@ def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
 
 
 def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Placement) -> str:
-    """The arithmetic of the tokenizer where it will run; a GPU may be on another machine only."""
+    """Return the arithmetic of the tokenizer where it will run; the GPU may be on another machine."""
     if placement.tokenizer_device == "cpu":
         return tokenizer.precision
     import ray
@@ -236,7 +235,7 @@ def _encode_missing(
 
 
 def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], samples: SampleConfig) -> Columns:
-    """The images of a part -> their token views.
+    """Make the token views of the images of a part.
 
     Args:
         manifest: The data.
@@ -270,7 +269,7 @@ class EncodePart(PartWriter):
         self._tokenize = Tokenize(tokenizer, device=device, threads=threads)
 
     def write(self, part: int, views: Columns) -> dict[str, Any]:
-        """Write the tokens of what `views_of_pieces` made: zeros for images that cannot be decoded."""
+        """Write the tokens of a part's views: zeros for images that cannot be decoded."""
         images = views["token_view"]
         tokens = np.concatenate(
             [

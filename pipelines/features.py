@@ -77,13 +77,13 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesResult:
-    """What lies in the folder now."""
+    """The features in the folder."""
 
     out: str
     images: int
-    """With features."""
+    """Images with features."""
     undecodable: int
-    """Listed in undecodable.csv."""
+    """Images listed in undecodable.csv."""
     files: int
     written: int
     """Files that this call wrote; the others were there."""
@@ -92,7 +92,7 @@ class FeaturesResult:
 def features(
     config: FeaturesConfig, *, debug: bool = False, say: Callable[[str], None] = print
 ) -> FeaturesResult:
-    """Write the features of every image of a data set; what an earlier call has written stays.
+    """Write the features of every image of a data set; files of an earlier call stay.
 
     Args:
         config: Which model, which images, which features.
@@ -156,7 +156,7 @@ def features(
 
 
 def _kept(checkpoint: str, out: str) -> str:
-    """The copy of the model beside its features: a running training deletes its older checkpoints."""
+    """Copy the model beside its features: a running training deletes its older checkpoints."""
     kept = storage.join(out, MODEL_FOLDER)
     if not holds_model(kept):
         keep_model(checkpoint, out)
@@ -169,7 +169,7 @@ def _kept(checkpoint: str, out: str) -> str:
 
 
 def default_layer(saved: SavedConfig) -> int:
-    """The layer whose features are worth most, as far as can be known without a probe."""
+    """Return the layer with the best features, as far as can be known without a probe."""
     deep = (
         saved.model.depth >= DEEP
     )  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/log/probing.md).

@@ -148,7 +148,7 @@ def finetune(
 
 
 def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None) -> str | None:
-    """A warning where classes have no image to be judged by."""
+    """Warn of classes without a validation image."""
     missing = sorted(set(range(classes)) - set(val.labels.tolist()))
     if not missing:
         return None
@@ -162,7 +162,9 @@ def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None
 def _build(
     config: FinetuneConfig, classes: int, names: tuple[str, ...] | None
 ) -> tuple[Classifier, Transfer | None]:
-    """The classifier with its first weights, and what was taken of others."""
+    """Build the classifier with its first weights; returns also the account of weights taken from the
+    start.
+    """
     model = Classifier(
         config.model,
         classes,

@@ -119,7 +119,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
         )
 
     def summary(self, training: PretrainTraining) -> list[str]:
-        """The recipe with its arithmetic, and warnings about what is probably not meant."""
+        """Describe the recipe with its arithmetic, and warn of what is probably not meant."""
         config, manifest = training.config, training.source.manifest
         return recipe.summary(
             config,
@@ -161,7 +161,7 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
         )
 
     def explain(self, config: PretrainConfig, preset: str) -> list[str]:
-        """Say the whole recipe in lines, with its arithmetic."""
+        """Describe the whole recipe in lines, with its arithmetic."""
         return explain(config, preset)
 
 
@@ -202,7 +202,7 @@ def pretrain(
 
 
 def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions:
-    """What the model makes of eight images, views and masks as the stream draws them."""
+    """Let the model fill in eight images, with views and masks as the stream draws them."""
     config = training.config
     samples = draw_unseen(training.source.manifest, training.samples, REPORT_IMAGES)
     batch = {name: torch.from_numpy(column) for name, column in samples.items()}
@@ -241,7 +241,7 @@ def _next_commands(config: PretrainConfig, run: str) -> list[tuple[str, str]]:
 
 
 def _conclusion(config: PretrainConfig, result: Result) -> list[str]:
-    """The final loss beside its baseline."""
+    """Set the final loss beside its baseline, in lines."""
     metrics = finite_metrics(result.metrics)
     everywhere = config.target.positions == "all"
     patches = config.model.patches if everywhere else config.mask.budget(config.model.grid)

@@ -120,7 +120,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What a probe leaves behind."""
+    """The table and report of a finished probe."""
 
     run: str
     """Run folder."""
@@ -265,7 +265,7 @@ def _summary(
 
 
 def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
-    """The model to probe: of a probe that is gone on with, its own copy, for a running training deletes its
+    """Return the model to probe. A resumed probe has a copy of its own: a running training deletes its
     older checkpoints.
     """
     assert config.start is not None
@@ -278,7 +278,7 @@ def _checkpoint_of(config: ProbeConfig, resume: str | None) -> str:
 
 
 def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
-    """A copy of the model for the time of the probe, or one with random weights."""
+    """Copy the model for the time of the probe, or make one with random weights."""
     kept = storage.join(folder, "model")
     if not holds_model(kept) and weights == "random":
         return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra={"view": saved.extra["view"]})
@@ -298,7 +298,7 @@ def _features(
     run: run_folder.RunFolder,
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, FeatureFiles]:
-    """Training and validation features, computed unless they are there."""
+    """Compute the features of both sets, unless they are there."""
     found = []
     kept = _kept_model(weights, checkpoint, saved, config.seed, run.path(FEATURES_FOLDER, weights))
     assert labelled.val is not None
@@ -334,7 +334,7 @@ def _judge(
     config: ProbeConfig,
     placement: Placement,
 ) -> Iterator[ProbeRow]:
-    """A task for each feature, in the places that training workers have; rows as they are ready."""
+    """Judge the features in Ray tasks, in the places of training workers; yields rows as they are ready."""
     import ray
 
     remote: Any = ray.remote
@@ -363,7 +363,7 @@ def judge_feature(
     device: str,
     threads: int,
 ) -> dict[str, float]:
-    """What one feature is worth: the figures of a `ProbeRow`."""
+    """Judge one feature; returns the figures of a `ProbeRow`."""
     torch.set_num_threads(threads)
     known, asked = Labelled(*train.read(layer, pooling)), Labelled(*val.read(layer, pooling))
     knn_score = probe_knn(known, asked, classes, knn, device=device)
@@ -385,7 +385,7 @@ def rebuild_report(run: str) -> str:
 
 
 def write_run_report(run: str) -> str:
-    """The report with the table and its curves; returns its path."""
+    """Write the report with the table and its curves; returns its path."""
     config, _ = run_folder.saved_config(run, ProbeConfig, job=JOB)
     commands = [
         (
@@ -409,7 +409,7 @@ def default() -> ProbeConfig:
 
 
 def config_for(start: str | None, name: str) -> ProbeConfig:
-    """The one preset, for a run or checkpoint.
+    """Return the one preset, for a run or checkpoint.
 
     Raises:
         UserError: For another name: nothing but RUN is given without an option.

@@ -39,7 +39,7 @@ class SegmentObjective(VitObjective[Segmenter]):
     purpose: ClassVar = DEVICE
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "labels")
     # The authors exclude these by name, but here their list lacks the backbone's prefix and so has no effect
-    # (spec section 7.1).
+    # .
     tokens_decay: ClassVar = True
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:

@@ -1,5 +1,5 @@
-"""The Ray Data job behind `beit features` and `beit probe`: features of images as files, what is missing of
-them.
+"""The Ray Data job behind `beit features` and `beit probe`: it computes the missing features of images, and
+writes them as files.
 
 A job of `pipelines.parts.job`: centre views are made by tasks on CPUs, features by actors that hold the
 model.
@@ -40,7 +40,7 @@ IMAGES_AT_ONCE = 64
 
 
 def default_centre(image_size: int) -> float | None:
-    """The share of the short side that features are computed of: small images are looked at whole, larger
+    """Return the share of the short side that features are computed of: all of a small image, of larger
     ones as the authors evaluate.
     """
     return 1.0 if image_size <= 128 else None
@@ -62,7 +62,7 @@ def extract(
     bf16: bool = False,
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, int]:
-    """Compute what is missing of the features of a manifest's images, on a connected Ray.
+    """Compute the missing features of a manifest's images, on a connected Ray.
 
     Args:
         manifest: The images. A row group is read once; one with more images than a file holds, once for each
@@ -147,7 +147,7 @@ def _extract_missing(
 
 
 def _check_finite(written: dict[str, Any], *, numbers: str) -> None:
-    """Refuse features that could not be written.
+    """Refuse features that the file's numbers cannot hold.
 
     Raises:
         UserError: Naming the layer.
@@ -168,7 +168,7 @@ def _check_finite(written: dict[str, Any], *, numbers: str) -> None:
 def views_of_pieces(
     manifest: Manifest, pieces: Sequence[Piece], description: Description, view: ViewConfig
 ) -> Columns:
-    """The images of a file, as the model will see them, with what is known about each.
+    """Make the centre views of the images of a file, with their keys and labels.
 
     Returns:
         "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has
@@ -196,8 +196,8 @@ def views_of_pieces(
 
 
 def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
-    """Values [n] of a label column as its kind is written: int64, -1 where there is none; float64, NaN; or
-    text, empty.
+    """Return the values [n] of a label column as they are written, by kind: int64 and -1, float64 and NaN,
+    or text and "" for a missing one.
     """
     if kind == "whole" and values.dtype == object:  # Yes, no and null.
         return np.array([-1 if value is None else int(value) for value in values.tolist()])
@@ -231,7 +231,7 @@ class Embed(PartWriter):
         self._files, self._view, self._device, self._images_at_once = files, view, device, images_at_once
 
     def write(self, part: int, views: Columns) -> dict[str, Any]:
-        """Write the features of what `views_of_pieces` made.
+        """Write the features of a file's views.
 
         Returns:
             "overflow": the layer with numbers that are not finite, or 0, and then nothing is written;

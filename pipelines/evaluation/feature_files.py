@@ -43,8 +43,8 @@ _UNDECODABLE = b"undecodable"
 
 
 def plan_files(rows: NDArray[np.int32], images_per_file: int) -> list[list[Piece]]:
-    """Which images go into which file: whole units as long as they fit, larger units in equal pieces. Every
-    image is in one file.
+    """Assign images to files: whole units as long as they fit, larger units in equal pieces. Every image is
+    in one file.
     """
     files: list[list[Piece]] = []
     held = images_per_file
@@ -71,7 +71,7 @@ class Description:
     data: str
     """Digest of the manifest."""
     images: int
-    """Of the manifest."""
+    """Images of the manifest."""
 
     model: str
     """Digest of the weights."""
@@ -79,13 +79,13 @@ class Description:
     view: dict[str, Any]
     """How pixels were decoded and normalised."""
     centre: float | None
-    """Share of the short side that was looked at. None: the authors' for the size."""
+    """Share of the short side that the model sees. None: the authors' for the size."""
 
     layers: list[int]
     """Numbers of blocks from 1."""
     poolings: list[Pooling]
     dim: int
-    """Numbers of a feature."""
+    """Width of a feature."""
     numbers: str
     """float16 or float32."""
     bf16: bool
@@ -94,7 +94,7 @@ class Description:
     label: str | None
     """Column of the data that is the column label here. None: there is none."""
     label_kind: Kind | None
-    """What its values are, in every file."""
+    """Kind of its values, the same in every file."""
     class_names: list[str] | None
     images_per_file: int
 
@@ -114,11 +114,11 @@ class FeatureFiles(PartStore[Description]):
     mismatch: ClassVar[str] = "holds other features"
 
     pieces: list[list[Piece]] = field(repr=False)
-    """What each file holds."""
+    """The images of each file."""
 
     @classmethod
     def create(cls, path: str, description: Description, rows: NDArray[np.int32]) -> FeatureFiles:
-        """Begin a folder, or go on with one that was begun with the same description.
+        """Begin a folder, or resume one that was begun with the same description.
 
         Args:
             path: Folder or bucket URI.
@@ -142,7 +142,7 @@ class FeatureFiles(PartStore[Description]):
         return f"{PARTS_FOLDER}/part-{part:05d}-of-{self.parts:05d}.parquet"
 
     def images_of(self, number: int) -> int:
-        """Images of a file, those that cannot be decoded among them."""
+        """Count the images of a file, those that cannot be decoded included."""
         return sum(piece.images for piece in self.pieces[number])
 
     def write(
@@ -193,7 +193,7 @@ class FeatureFiles(PartStore[Description]):
             )
 
     def finish(self) -> None:
-        """Check that every image is there once, then say that the features are complete.
+        """Check that every image is there once, then mark the features as complete.
 
         Raises:
             RuntimeError: If the files do not hold what they should.
@@ -214,13 +214,13 @@ class FeatureFiles(PartStore[Description]):
         storage.delete_file(storage.join(self.path, UNFINISHED_FILE))
 
     def undecodable(self) -> list[tuple[str, str]]:
-        """(image, reason) of the images without features."""
+        """List (image, reason) of the images without features."""
         listed = read_csv(storage.join(self.path, UNDECODABLE_FILE))
         return [(entry["image"], entry["reason"]) for entry in listed]
 
     def read(self, layer: int, pooling: Pooling) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """One feature of all images that could be decoded, in the order of units and rows: [n, D] as written,
-        and labels int64 [n].
+        """Read one feature of all images that could be decoded, in the order of units and rows: [n, D] as
+        written, and labels int64 [n].
         """
         name = column_name(layer, pooling)
 
@@ -244,7 +244,7 @@ class FeatureFiles(PartStore[Description]):
         return features, labels
 
     def _footers(self) -> list[tuple[int, Sequence[list[str]]]]:
-        """Rows of every file, and what it lists as undecodable."""
+        """Read the number of rows of every file, and the images that it lists as undecodable."""
 
         def read(number: int) -> tuple[int, Sequence[list[str]]]:
             with self.open_input(number) as file:
@@ -256,7 +256,7 @@ class FeatureFiles(PartStore[Description]):
 
 
 def _label_array(values: NDArray[Any]) -> pa.Array:
-    """Labels with nulls where there are none: -1, a number that is none, or an empty text."""
+    """Make an Arrow array of labels, with nulls for missing ones: -1, NaN, or an empty text."""
     if values.dtype.kind == "i":
         return pa.array(values.astype(np.int64), mask=values < 0)
     if values.dtype.kind == "f":

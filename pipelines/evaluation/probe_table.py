@@ -1,5 +1,5 @@
-"""What a probe finds: a row for each layer, pooling and set of weights, in a file of the run folder, on the
-terminal and in MLflow.
+"""The table of a probe: a row for each layer, pooling and set of weights; in a file, on the terminal and in
+MLflow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Weights = Literal["trained", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """What one feature is worth."""
+    """The figures of one feature."""
 
     weights: Weights
     """trained: those of the model. random: fresh ones."""
@@ -36,7 +36,7 @@ class ProbeRow:
 
 
 def read_table(run: str) -> list[ProbeRow]:
-    """What a run has judged so far: trained weights first, then by layer and pooling."""
+    """Read the rows that a run has so far: trained weights first, then by layer and pooling."""
     kinds: dict[str, Callable[[str], Any]] = {
         "weights": str,
         "pooling": str,
@@ -51,15 +51,15 @@ def read_table(run: str) -> list[ProbeRow]:
 
 
 def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
-    """Write the table of a run anew, in the order that `read_table` promises."""
+    """Write the table of a run, in the order of `read_table`."""
     ordered = sorted(rows, key=lambda row: (row.weights != "trained", row.layer, POOLINGS.index(row.pooling)))
     columns = [field.name for field in fields(ProbeRow)]
     write_csv(storage.join(run, TABLE_FILE), columns, [list(asdict(row).values()) for row in ordered])
 
 
 def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
-    """The table for MLflow: curves over layers, one for each weights, pooling and figure; the step is the
-    layer.
+    """Return the table for MLflow: curves over layers, for each set of weights, pooling and figure; the
+    step is the layer.
     """
     now = time.time()
     for row in rows:
@@ -74,7 +74,7 @@ def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
 
 
 def row_line(row: ProbeRow) -> str:
-    """A result in a line."""
+    """Write a row as a line."""
     return (
         f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear "
         f"{row.linear_top1:.2%}"
@@ -82,7 +82,7 @@ def row_line(row: ProbeRow) -> str:
 
 
 def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
-    """Top-1 by layer, for the terminal."""
+    """Write top-1 by layer for the terminal."""
     columns = list(dict.fromkeys((row.weights, row.pooling) for row in rows))
     by_place = {(row.weights, row.pooling, row.layer): row for row in rows}
     layers = sorted({row.layer for row in rows})

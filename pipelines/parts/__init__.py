@@ -1,1 +1,1 @@
-"""Outputs that are written in parts, so that a job that was stopped goes on where it was."""
+"""Outputs that are written in parts, so that an interrupted job can be resumed."""

@@ -36,10 +36,10 @@ class Piece:
     unit: int
     first: int
     last: int
-    """Not included."""
+    """First row after the piece."""
 
     epoch: int = 0
-    """Whose views are made; 0 where all epochs have the same."""
+    """Epoch whose views are made; 0 if all epochs have the same."""
 
     @property
     def images(self) -> int:
@@ -63,7 +63,7 @@ class PartWriter(ABC):
         """
 
     def __call__(self, batch: Columns) -> Columns:
-        """All views of a part -> a row with what `write` returned.
+        """Write the part of these views; returns a row with the result of `write`.
 
         Raises:
             RuntimeError: If they are not all of them, or not of one part.
@@ -93,7 +93,7 @@ def write_missing(
     say: Callable[[str], None],
     check: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> None:
-    """Write the missing parts, with a line every ten seconds.
+    """Write the missing parts, with a progress line every ten seconds.
 
     Args:
         missing: Their numbers.
@@ -163,7 +163,9 @@ _PIECE = tuple(field.name for field in fields(Piece))
 
 
 def _block(part: int, pieces: Sequence[Piece]) -> pa.Table:
-    """A part's number and pieces. The pieces of all parts would be unpickled by every task."""
+    """Make the block of a part: its number and pieces. The pieces of all parts would be unpickled by every
+    task.
+    """
     columns = {name: [[getattr(piece, name) for piece in pieces]] for name in _PIECE}
     return pa.table({"part": [part], **columns})
 
@@ -171,7 +173,7 @@ def _block(part: int, pieces: Sequence[Piece]) -> pa.Table:
 def _views_of_part(
     batch: Columns, *, shared: Any, views: Callable[[Manifest, Sequence[Piece]], Columns]
 ) -> Columns:
-    """A block of one part -> the views of its images, with its number and theirs, all in one block."""
+    """Make the views of a part's images, with its number and theirs, in one block."""
     import ray
 
     torch.set_num_threads(1)

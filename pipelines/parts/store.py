@@ -34,27 +34,27 @@ class PartStore(ABC, Generic[Description]):
     """What the parts are made from."""
 
     description_files: ClassVar[tuple[str, ...]]
-    """Names that the description may have. A new store has the first of them."""
+    """Names that the description may have; a new store has the first of them."""
 
     may_precede: ClassVar[frozenset[str]] = frozenset()
-    """What may lie in the folder before the description does."""
+    """Files that may lie in the folder before the description does."""
 
     what: ClassVar[str]
-    """What a folder that cannot become a store does not hold: "… is not empty and holds no …"."""
+    """Words for a folder that cannot become a store: "… is not empty and holds no …"."""
 
     mismatch: ClassVar[str]
-    """Says of a store that its description is another one: "… holds other …"."""
+    """Words for a store with another description: "… holds other …"."""
 
     remedy: ClassVar[str] = "give another folder, or the same options"
-    """What to do then."""
+    """What to do in that case."""
 
     option_names: ClassVar[Mapping[str, str]] = {}
-    """How messages call a field of the description, where not by its name."""
+    """Names of the description's fields in messages, where they differ."""
 
     @property
     @abstractmethod
     def parts(self) -> int:
-        """How many parts there are when all is written."""
+        """Number of parts of a complete store."""
 
     @abstractmethod
     def name(self, part: int) -> str:
@@ -91,7 +91,7 @@ class PartStore(ABC, Generic[Description]):
             )
 
     def check(self, expected: Description, *, option: str) -> None:
-        """Refuse parts that are made from anything else than what is expected.
+        """Refuse a store whose parts are made from anything else than expected.
 
         Raises:
             UserError: Naming the first fields that differ, with both values.
@@ -114,20 +114,20 @@ class PartStore(ABC, Generic[Description]):
         )
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """List the numbers of the missing parts."""
         there = {entry.name for entry in storage.list_files(self.path)}
         return [part for part in range(self.parts) if self.name(part) not in there]
 
     def open_output(self, part: int) -> AbstractContextManager[Any]:
-        """The file of a part, to write; it appears under its name when it is complete."""
+        """Open the file of a part to write. It appears under its name when it is complete."""
         return storage.open_output(storage.join(self.path, self.name(part)))
 
     def open_input(self, part: int) -> AbstractContextManager[Any]:
-        """The file of a part, to read."""
+        """Open the file of a part to read."""
         return storage.open_input(storage.join(self.path, self.name(part)))
 
 
 def plain(description: DataclassInstance) -> dict[str, Any]:
-    """A description as its JSON file would give it back: lists in place of tuples."""
+    """Return a description as its JSON file would give it back: lists in place of tuples."""
     fields: dict[str, Any] = json.loads(json.dumps(asdict(description)))
     return fields

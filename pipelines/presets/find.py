@@ -12,7 +12,7 @@ Preset = TypeVar("Preset")
 
 
 def find_preset(presets: Mapping[str, Callable[[], Preset]], name: str, cause: str) -> Preset:
-    """The configuration of a preset of any job.
+    """Return the configuration of a preset of any job.
 
     Args:
         presets: All of the job's.

@@ -175,7 +175,7 @@ PRESETS: dict[str, Callable[[], PretrainConfig]] = {
 
 
 def pretrain_preset(name: str) -> PretrainConfig:
-    """The configuration of a preset.
+    """Return the configuration of a preset.
 
     Raises:
         UserError: For a name that is none, with the nearest one.
@@ -184,7 +184,7 @@ def pretrain_preset(name: str) -> PretrainConfig:
 
 
 def meant_for(name: str) -> tuple[int, str]:
-    """Images and name of the data set that a preset at 224 px is meant for."""
+    """Return the number of images and the name of the data set that a preset at 224 px is meant for."""
     if name.endswith("-22k"):
         return 14_197_122, "ImageNet-22k"  # image-net.org, fall 2011 release
     return 1_281_167, "ImageNet-1k"

@@ -44,7 +44,7 @@ def camvid() -> SegmentConfig:
 
 def _small_images(model: ModelConfig, **rest: object) -> SegmentConfig:
     """Our own recipe: the paper's head, narrower; learning rate and decay as for small images in
-    classification (spec, section 1.2).
+    classification.
     """
     config = SegmentConfig(head="setr-pup", channels=64, layer_decay=0.75, model=model)
     return replace(config, **rest)  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ PRESETS: dict[str, Callable[[], SegmentConfig]] = {
 
 
 def segment_preset(name: str) -> SegmentConfig:
-    """The configuration of a preset.
+    """Return the configuration of a preset.
 
     Raises:
         UserError: For a name that is none.
@@ -147,8 +147,8 @@ def segment_preset(name: str) -> SegmentConfig:
 
 
 def recipe_for(model: ModelConfig, kind: str) -> str:
-    """The preset whose recipe suits the model of a run best; `kind` is the checkpoint's: a classifier was
-    fine-tuned already.
+    """Choose the preset whose recipe suits a model; `kind` is its checkpoint's: a classifier was fine-tuned
+    already.
     """
     if model.image_size <= 128:
         return "quickstart" if model.dim <= 128 else "camvid"

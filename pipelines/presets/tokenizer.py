@@ -109,7 +109,7 @@ PRESETS: dict[str, Callable[[], TrainTokenizerConfig]] = {
 
 
 def tokenizer_preset(name: str) -> TrainTokenizerConfig:
-    """The configuration of a preset.
+    """Return the configuration of a preset.
 
     Raises:
         UserError: For a name that is none.

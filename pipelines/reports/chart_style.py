@@ -1,4 +1,4 @@
-"""How every chart looks: colours, fonts, grid, and what becomes of a figure: SVG for a page, or a PNG."""
+"""The style of every chart: colours, fonts, grid; and a figure as SVG for a page, or as PNG."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ SETTINGS: Any = {
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Within it figures are made, drawn and saved in this style; also a decorator of what does all three."""
+    """Make, draw and save figures in this style: a context, or a decorator of a function that does all
+    three.
+    """
     from matplotlib import rc_context
 
     with rc_context(SETTINGS):
@@ -70,7 +72,7 @@ def chart_style() -> Iterator[None]:
 
 
 def titled_axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A figure of one chart, `size` inches wide and high."""
+    """Make a figure of one chart, `size` inches wide and high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
@@ -80,7 +82,7 @@ def titled_axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def as_svg(figure: Figure, title: str) -> Markup:
-    """A figure as an element of a page; its title is read out to who cannot see it."""
+    """Return a figure as an element of a page; screen readers read its title."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -93,7 +95,7 @@ def as_svg(figure: Figure, title: str) -> Markup:
 
 
 def as_png(figure: Figure) -> bytes:
-    """A figure as a PNG file, the same bytes each time."""
+    """Return a figure as a PNG file, the same bytes each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

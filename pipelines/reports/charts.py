@@ -31,7 +31,7 @@ class Line:
     baseline: bool = False
 
     band: tuple[ArrayLike, ArrayLike] | None = None
-    """Least and largest values beside `y`, such as those of several seeds."""
+    """Smallest and largest values beside `y`, such as those of several seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Chart:
 
     title: str
     lines: Sequence[Line]
-    """Those without a finite value are left out."""
+    """Lines without a finite value are left out."""
     x_label: str = "step"
     points: bool = False
     """The horizontal axis is a quantity with few values, each marked; logarithmic where the largest is 8
@@ -122,7 +122,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
 def _thinned(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most MOST_POINTS points, each the mean of neighbours."""
+    """Reduce to at most MOST_POINTS points, each the mean of neighbours."""
     if len(x) <= MOST_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), MOST_POINTS)

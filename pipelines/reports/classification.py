@@ -21,7 +21,7 @@ MOST_PAIRS = 10
 def classification_sections(
     evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
 ) -> list[Section]:
-    """What a run's evaluations found, by step; none if there are none."""
+    """Show the evaluations of a run, by step; no section without evaluations."""
     if not evaluations:
         return []
     last = evaluations[-1]
@@ -62,7 +62,7 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
 
 
 def _standard_error(found: dict[str, Any]) -> float:
-    """Of the accuracy, for the images are a sample."""
+    """The standard error of the accuracy: the images are a sample."""
     return float(np.sqrt(found["top1"] * (1 - found["top1"]) / max(1, found["images"])))
 
 
@@ -85,7 +85,7 @@ def _confusion(found: dict[str, Any], names: list[str]) -> Section:
 
 @chart_style()
 def _matrix(confusion: NDArray[np.int64], names: list[str]) -> bytes:
-    """The confusion matrix as a PNG."""
+    """Draw the confusion matrix as a PNG."""
     from matplotlib.figure import Figure
 
     counts = np.zeros((len(names), len(names)), np.int64)
@@ -114,7 +114,7 @@ def _matrix(confusion: NDArray[np.int64], names: list[str]) -> bytes:
 
 
 def _pairs(confusion: NDArray[np.int64], names: list[str]) -> list[str]:
-    """The commonest mistakes in words."""
+    """Name the commonest mistakes."""
     wrong = confusion[confusion[:, 0] != confusion[:, 1]]
     commonest = wrong[np.argsort(-wrong[:, 2], kind="stable")[:MOST_PAIRS]]
     return [f"{names[row]} for {names[column]} ({images:,})" for row, column, images in commonest.tolist()]

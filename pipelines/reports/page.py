@@ -41,11 +41,11 @@ class KeyFigure:
     name: str
     value: str
     note: str = ""
-    """What it is measured by, in a few words."""
+    """What to compare it with, in a few words."""
 
 
 class Block:
-    """A piece of a section. A kind of block that is none of those below writes its own `html`."""
+    """A piece of a section. A kind of block that is none of those below overrides `html`."""
 
     template: ClassVar[str]
     """A file in `templates/`, which gets the block as `block`."""
@@ -96,7 +96,7 @@ class Charts(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(Block):
-    """A picture with what there is to know about it."""
+    """A picture with a title and a legend."""
 
     title: str
     """Read out where the picture cannot be seen."""
@@ -154,7 +154,7 @@ class Section:
     """Blocks under a title."""
 
     title: str
-    """Empty: the blocks follow what is above them."""
+    """"": the blocks follow those above."""
     blocks: Sequence[Block]
 
     def html(self) -> Markup:
@@ -165,7 +165,7 @@ class Section:
 def write_page(
     folder: str, *, heading: str, figures: Sequence[KeyFigure] = (), sections: Sequence[Section]
 ) -> str:
-    """Write the page of a run's or a sweep's folder, under its name; returns its path or URI.
+    """Write the page of a run's or a sweep's folder; returns its path or URI.
 
     Args:
         folder: Whose page it is.
@@ -182,20 +182,20 @@ def write_page(
 
 
 def code(text: str) -> Markup:
-    """A file, command or option within a sentence."""
+    """Mark a file, command or option within a sentence."""
     return Markup("<code>{}</code>").format(text)
 
 
 def strong(text: str) -> Markup:
-    """What stands out in a sentence or table."""
+    """Mark what stands out in a sentence or table."""
     return Markup("<b>{}</b>").format(text)
 
 
 def picture_section(picture: Picture) -> Section:
-    """A section for a picture alone."""
+    """Make a section for a picture alone."""
     return Section(picture.title, [picture])
 
 
 def unusable_images(images: Sequence[tuple[str, str]]) -> Items:
-    """The first of images that could not be used, each as (which, why)."""
+    """List the first images that could not be used, each as (which, why)."""
     return Items([code(which) + f" {why}" for which, why in images[:MOST_LISTED]])

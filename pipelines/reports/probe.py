@@ -28,7 +28,7 @@ NOT_THE_MEASURE = (
 
 
 def probe_sections(rows: Sequence[ProbeRow]) -> list[Section]:
-    """What a probe found; none if nothing is judged yet."""
+    """Show a probe's table over layers; no section before the first row."""
     if not rows:
         return []
     first = rows[0]
@@ -52,7 +52,9 @@ def probe_sections(rows: Sequence[ProbeRow]) -> list[Section]:
 
 
 def _lines(rows: Sequence[ProbeRow], field: str) -> list[Line]:
-    """A curve for each pooling of the trained weights, and the better of the random ones as a baseline."""
+    """Make a curve for each pooling of the trained weights, and the better of the random ones as a
+    baseline.
+    """
     lines = []
     for pooling, name in (("mean", "mean of the patches"), ("cls", "class token")):
         found = [row for row in rows if (row.weights, row.pooling) == ("trained", pooling)]
@@ -69,7 +71,7 @@ def _lines(rows: Sequence[ProbeRow], field: str) -> list[Line]:
 
 
 def _verdict(rows: Sequence[ProbeRow]) -> str:
-    """The best layer, the last one, and random weights, in words."""
+    """Compare the best layer, the last one, and random weights, in words."""
     trained = [row for row in rows if row.weights == "trained"]
     random = [row for row in rows if row.weights == "random"]
     said = []
@@ -91,7 +93,7 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
 
 
 def _table(rows: Sequence[ProbeRow]) -> Table:
-    """The best figures of the weights that come first stand out."""
+    """Make the table; the best figures of the first weights stand out."""
     fields = ("knn_top1", "knn_top5", "linear_top1", "linear_top5")
     first = rows[0].weights
     best = {field: max(getattr(row, field) for row in rows if row.weights == first) for field in fields}
@@ -108,7 +110,7 @@ def _table(rows: Sequence[ProbeRow]) -> Table:
 
 
 def knn_sections(evaluations: Sequence[dict[str, Any]]) -> list[Section]:
-    """k-NN while pretraining, by step; none if there was none."""
+    """Show k-NN while pretraining, by step; no section without it."""
     if not evaluations:
         return []
     last = evaluations[-1]

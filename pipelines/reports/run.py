@@ -134,7 +134,7 @@ def _key_figures(rows: list[Row], target: type[Target]) -> list[KeyFigure]:
 
 
 def _baseline(rows: list[Row], target: type[Target]) -> list[Section]:
-    """What the key figures are to be read against."""
+    """Explain the baseline of the key figures."""
     if not rows:
         return [Section("", [Text("No metrics were recorded: the run ended before its first report.")])]
     meaning = target.baseline(finite_metrics(rows[-1]))
@@ -142,7 +142,7 @@ def _baseline(rows: list[Row], target: type[Target]) -> list[Section]:
 
 
 def _curves(rows: list[Row], target: type[Target]) -> list[Section]:
-    """Known metrics in the order of interest, then one chart for every other one."""
+    """Chart the known metrics in the order of interest, then every other one."""
     if not rows:
         return []
     known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
@@ -235,7 +235,7 @@ def _classes(counts: Sequence[int] | None, target: type[Target], where: str) -> 
 
 
 def _mask_check(rows: list[Row], config: dict[str, Any]) -> list[Section]:
-    """The share of hidden patches that the masks' rule gives, against the one seen."""
+    """Compare the share of hidden patches that the masks' rule gives with the one seen."""
     if "mask" not in config or "model" not in config:
         return []
 
@@ -306,9 +306,7 @@ def _json(run: str, name: str) -> dict[str, Any]:
 
 
 def _counts_of_checkpoint(run: str) -> list[int] | None:
-    """The histogram of classes that the masked-image-modelling objective keeps in its checkpoints, if its
-    target has classes.
-    """
+    """Read the histogram of classes from the newest checkpoint, if its target has classes."""
     checkpoint = run_folder.latest_checkpoint(run)
     content = _json(checkpoint, TARGETS_FILE) if checkpoint else {}
     return content.get("counts")

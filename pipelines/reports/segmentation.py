@@ -23,7 +23,7 @@ CURVES = (
 def segmentation_sections(
     run: str, evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
 ) -> list[Section]:
-    """What a run's evaluations found, by step; none if there are none.
+    """Show the evaluations of a run, by step; no section without evaluations.
 
     Args:
         run: Run folder; its pictures are read.
@@ -70,7 +70,7 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
 
 
 def _way(test: dict[str, Any]) -> str:
-    """How was tested, in words."""
+    """Describe the way of a test."""
     scales = (
         "one scale"
         if test["ratios"] == [1.0]
@@ -81,7 +81,7 @@ def _way(test: dict[str, Any]) -> str:
 
 
 def _classes(found: dict[str, Any], names: Sequence[str]) -> Section:
-    """A row for each class: how common it is, IoU, accuracy, and what it is taken for most."""
+    """Make a row for each class: how common it is, IoU, accuracy, and what it is taken for most."""
     confusion = np.array(found["confusion"])
     share = confusion.sum(1) / max(1, confusion.sum())
     rows = []
