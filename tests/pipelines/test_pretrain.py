@@ -134,7 +134,7 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         return judge(sets, folder, placement, checkpoint, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluation.knn.KnnSets._judge", interrupted)
+        patch.setattr("pipelines.evaluation.knn.KnnSets.judge", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, say=lines.append)
     result = pretrain(config, resume=str(tmp_path / "run"), say=lines.append)
