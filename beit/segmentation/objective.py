@@ -38,8 +38,8 @@ class SegmentObjective(VitObjective[Segmenter]):
 
     purpose: ClassVar = DEVICE
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "labels")
-    # The authors exclude these by name, but here their list lacks the backbone's prefix and so has no effect
-    # .
+    # The authors exclude these by name, but here their list lacks the backbone's prefix and so has no
+    # effect.
     tokens_decay: ClassVar = True
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:

@@ -126,12 +126,12 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         "evaluation.images": 0,
         "output.name": "run",
     }
-    config, lines, judge = override(presets.quickstart(), values), [], KnnSets._judge
+    config, lines, judge = override(presets.quickstart(), values), [], KnnSets.judge
 
-    def interrupted(sets, folder, placement, checkpoint, step):
+    def interrupted(sets, folder, checkpoint, placement, step):
         if step == 8:
             raise KeyboardInterrupt
-        return judge(sets, folder, placement, checkpoint, step)
+        return judge(sets, folder, checkpoint, placement, step)
 
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.evaluation.knn.KnnSets.judge", interrupted)
