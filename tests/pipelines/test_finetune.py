@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ray.exceptions import WorkerCrashedError
 
 from beit.classification.model import Classifier
 from beit.classification.views import make_centre_view
 from beit.config import ModelConfig, ViewConfig
-from beit.errors import JobFailedError, UserError
+from beit.errors import UserError
 from beit.images.pixels import normalise
 from beit.loading import load_model
 from beit.plain import from_dict, override
@@ -45,10 +44,11 @@ def pretrained(tmp_path):
     return str(tmp_path / "pretrained")
 
 
-def break_image(path, row):
+def break_images(path, rows):
     table = pq.read_table(path)
     columns = table.to_pydict()
-    columns["image"][row]["bytes"] = columns["image"][row]["bytes"][:60]
+    for row in rows:
+        columns["image"][row]["bytes"] = columns["image"][row]["bytes"][:60]
     broken = pa.Table.from_pydict(columns, table.schema)
     pq.write_table(broken, path, row_group_size=8)
 
@@ -233,59 +233,38 @@ def test_other_pixels_than_those_of_the_weights_are_warned_of(pretrained, tmp_pa
         )
 
 
+def test_a_model_is_judged_after_so_many_epochs(pretrained, tmp_path):
+    values = {"data.scenes": 40, "data.val_scenes": 8, "epochs": 4, "optim.global_batch_size": 8}
+    output = {"output.root": str(tmp_path), "output.name": "run"}
+    config = override(TASK.config_for(pretrained, "quickstart"), {**values, **output, "model.image_size": 64})
+    for epochs, pauses in ((1.5, [8, 16]), (2, [10]), (4, []), (None, [])):
+        training = TASK.prepare(override(config, {"evaluate_epochs": epochs}), preset="test", say=print)
+        assert (training.total_steps, list(TASK.judge(training, print).pauses)) == (20, pauses)
+
+
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
-    pretrained, tmp_path, monkeypatch
-):
+def test_a_run_is_judged_on_every_image_once(pretrained, tmp_path):
     train, val = str(tmp_path / "train"), str(tmp_path / "val")
     write_scenes(train, images=64, seed=0, image_size=32, rows_per_group=8)
     [shard] = write_scenes(val, images=37, seed=0, image_size=32, first=64, split="val", rows_per_group=8)
-    break_image(shard, 11)
+    break_images(shard, [11])
     values = {
         "data.train": train,
         "data.val": val,
         "data.fraction": 0.5,
         "epochs": 2,
-        "evaluate_epochs": 1,
+        "evaluate_epochs": None,
         "optim.global_batch_size": 8,
     }
     output = {"output.root": str(tmp_path / "runs"), "output.name": "run", "output.mlflow": False}
     config = override(TASK.config_for(pretrained, "quickstart"), {**values, **output})
     lines = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "pipelines.finetune.evaluate",
-            lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config, say=lines.append)
-    assert lines[-1].startswith(f"stopped; go on by --resume {tmp_path}/runs/run: the training until step ")
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "pipelines.finetune.evaluate",
-            lambda *arguments, **options: (_ for _ in ()).throw(WorkerCrashedError),
-        )
-        with pytest.raises(
-            JobFailedError,
-            match=(
-                r"^The worker died unexpectedly .*\nmend the cause, then go on by --resume .*/run: the "
-                r"training"
-            ),
-        ):
-            finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
-    assert "The worker died" in (tmp_path / "runs" / "run" / "error.log").read_text()
-    result = finetune(config, resume=str(tmp_path / "runs" / "run"), say=lines.append)
+    result = finetune(config, say=lines.append)
 
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
     images = int(ledger.rows.sum())
     assert 27 <= images <= 37  # half of the images of each class
-    steps, pause = 2 * images // 8, round(images / 8)
-    assert (result.step, ledger.settled) == (steps, 8 * steps)
-    assert [one["step"] for one in evaluations.read(result.run, "validation")] == [
-        *range(pause, steps, pause),
-        steps,
-    ]
-    assert f"resumed: going on from step {pause}" in lines
+    assert (result.step, ledger.settled) == (2 * images // 8, 2 * images // 8 * 8)
     assert any(line.startswith("fresh: fc_norm") for line in lines)
 
     # The same without Ray.
@@ -303,7 +282,8 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
                         int(model(normalise(torch.from_numpy(pixels[None].copy()), view)).argmax()) == label
                     )
             count += 1
-    last = evaluations.read(result.run, "validation")[-1]
+    [last] = evaluations.read(result.run, "validation")
+    assert last["step"] == result.step
     assert (count, last["images"], len(last["unusable"])) == (37, 36, 1)
     assert "row group 1, row 3" in last["unusable"][0][0]
     assert last["top1"] == pytest.approx(np.mean(right))
@@ -312,8 +292,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_judges_every_image_once(
     report = Path(rebuild_report(result.run)).read_text()
     assert "Confusion matrix" in report
     assert "What patches attend to" in report
-    for row in range(37):
-        break_image(shard, row)
+    break_images(shard, range(37))
     assert (
         "none of the images that were looked at can be decoded"
         in Path(rebuild_report(result.run)).read_text()
