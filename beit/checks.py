@@ -1,99 +1,207 @@
-"""What configs demand of their fields. A refused value is named as the user types it, and the default is the
-remedy.
+"""Constraints on the fields of configs, and `check`, which holds a config against them.
 
-`prefix` is what stands before the fields' names: "model." for a nested config, "--" for the options of a
-command itself. None passes every check: it is how a field is left out. Of a tuple, every member is checked.
-NaN and infinity never pass.
+A field says in its type what it takes:
+
+    dim: PositiveInt = 768
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    classes: PositiveInt | None = None
+
+What several fields must be to each other is said by a method of their config, `check_together`. `check` walks
+a config with all configs in it. It names what it refuses by the whole path, such as
+`evaluation.mask.ratio=1.5`, so a config may stand at several places.
+
+None passes every constraint: it is how a field is left out. Of a tuple, every member is checked. NaN and
+infinity never pass, whether a field has a constraint or not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
+import types
+import typing
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from beit.errors import UserError
 
 
-def positive(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields that are not above 0."""
-    for name in names:
-        whole = "int" in str(_field(config, name).type)
-        _check(
-            config,
-            prefix,
-            name,
-            lambda value: value > 0,
-            "is not positive",
-            "1 or more" if whole else "a number above 0",
-        )
+@dataclass(frozen=True)
+class Constraint:
+    """What a value must be. Stands in the type of a field: `Annotated[int, Constraint(…)]`."""
+
+    holds: Callable[[Any], bool]
+    """Whether a value is as it must be."""
+
+    fault: str
+    """What is said of a value that is not: "is not positive"."""
+
+    allowed: str
+    """What may be given instead: "1 or more"."""
+
+    percent: bool = False
+    """Whether a number from 5 to 100 is likely to be meant as a percentage."""
 
 
-def not_negative(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields below 0."""
-    for name in names:
-        _check(config, prefix, name, lambda value: value >= 0, "is negative", "0 or more")
+def between(low: float, high: float, *, percent: bool = False) -> Constraint:
+    """From `low` to `high`, these two included."""
+    return Constraint(
+        lambda value: low <= value <= high,
+        f"is not between {low:g} and {high:g}",
+        f"{low:g} to {high:g}",
+        percent,
+    )
 
 
-def share(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields that are not between 0 and 1, these two included."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, int | float) and 5 <= value <= 100:
-            raise UserError(
-                f"{option(prefix, name, value)} is not between 0 and 1",
-                f"set {option(prefix, name, f'{value / 100:g}')} if {value:g} % is meant",
-            )
-        _check(config, prefix, name, lambda value: 0 <= value <= 1, "is not between 0 and 1", "0 to 1")
+def above(low: float) -> Constraint:
+    """More than `low`."""
+    return Constraint(lambda value: value > low, f"is not above {low:g}", f"a number above {low:g}")
 
 
-def below_one(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields that are not between 0 and 1, or are 1."""
-    for name in names:
-        _check(config, prefix, name, lambda value: 0 <= value < 1, "is not in [0, 1)", "0 or more, below 1")
+def _is_file_name(value: str) -> bool:
+    return value.strip() not in ("", ".", "..") and not set("/\\\0") & set(value)
 
 
-def byte(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields that no 8 bits hold."""
-    for name in names:
-        _check(config, prefix, name, lambda value: 0 <= value <= 255, "is not between 0 and 255", "0 to 255")
+FINITE = Constraint(math.isfinite, "is not a finite number", "a number")
+
+PositiveInt = Annotated[int, Constraint(lambda value: value > 0, "is not positive", "1 or more")]
+PositiveFloat = Annotated[float, Constraint(lambda value: value > 0, "is not positive", "a number above 0")]
+
+NOT_NEGATIVE = Constraint(lambda value: value >= 0, "is negative", "0 or more")
+NotNegativeInt = Annotated[int, NOT_NEGATIVE]
+NotNegativeFloat = Annotated[float, NOT_NEGATIVE]
+
+Share = Annotated[float, between(0, 1, percent=True)]
+"""From 0 to 1, these two included."""
+
+PositiveShare = Annotated[PositiveFloat, between(0, 1, percent=True)]
+"""Above 0, up to 1."""
+
+BelowOne = Annotated[
+    float, Constraint(lambda value: 0 <= value < 1, "is not in [0, 1)", "0 or more, below 1")
+]
+"""From 0 on, but less than 1."""
+
+Byte = Annotated[int, between(0, 255)]
+"""What 8 bits hold."""
+
+FileName = Annotated[
+    str,
+    Constraint(_is_file_name, "is not a plain name: it is empty, or has a / in it", "a name without / in it"),
+]
+"""A name that does not lead into another folder."""
 
 
-def file_name(config: Any, prefix: str, *names: str) -> None:
-    """Refuse fields that would name nothing, or something in another folder."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and (value.strip() in ("", ".", "..") or set("/\\\0") & set(value)):
-            raise UserError(
-                f"{option(prefix, name, repr(value))} is not a plain name",
-                "give a name that is not empty and has no / in it",
-            )
+@dataclass(frozen=True)
+class Options:
+    """How the fields of a config are named to the user, with the path to that config."""
+
+    config: Any
+    """Whose fields are named."""
+
+    at: str = ""
+    """Where it stands: "" for the configuration of a whole command, "evaluation.mask." in another one."""
+
+    def name(self, field: str) -> str:
+        """`--shard-mib` for a field of the command itself, `optim.eps` in a config of its own."""
+        path = f"{self.at}{field}"
+        return path if "." in path else f"--{path.replace('_', '-')}"
+
+    def __call__(self, field: str, value: Any = dataclasses.MISSING) -> str:
+        """A field, which may lie deeper ("test.stride"), with its value or with another one:
+        `--shard-mib 0`, `optim.eps=0`.
+        """
+        shown = operator.attrgetter(field)(self.config) if value is dataclasses.MISSING else value
+        name = self.name(field)
+        return f"{name} {shown}" if name.startswith("--") else f"{name}={shown}"
 
 
-def option(prefix: str, name: str, value: Any) -> str:
-    """A field and its value as they are typed: `optim.eps=0` in a nested config, `--shard-mib 0` on a
-    command.
+@runtime_checkable
+class ChecksTogether(Protocol):
+    """A config whose fields must go with each other."""
+
+    def check_together(self, option: Options) -> None:
+        """Refuse fields that do not go together; each by itself has passed, and so have the configs below.
+
+        Args:
+            option: Names the fields for the message.
+
+        Raises:
+            UserError: If so.
+        """
+
+
+class CommandConfig:
+    """Base of the configuration of a whole command: checked, with all configs in it, when it is made.
+
+    So no configuration exists that is not checked, wherever it comes from: options, a file, a sweep, Python.
+    Configs in it do not check themselves: they do not know where they stand.
     """
-    return f"--{name.replace('_', '-')} {value}" if prefix == "--" else f"{prefix}{name}={value}"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def check_together(self, option: Options) -> None:
+        """Refuse fields that do not go together. See `ChecksTogether`."""
 
 
-def _check(
-    config: Any, prefix: str, name: str, holds: Callable[[Any], bool], fault: str, allowed: str
-) -> None:
-    value = getattr(config, name)
-    for member in value if isinstance(value, tuple) else (value,):
-        if member is None or (holds(member) and member != math.inf):
-            continue
-        finite = not isinstance(member, float) or math.isfinite(member)
-        default = _field(config, name).default
-        raise UserError(
-            f"{option(prefix, name, value)} {fault if finite else 'is not a finite number'}",
-            f"set {allowed}, or leave it out"
-            if default is None
-            else f"set {option(prefix, name, f'{default:g}' if isinstance(default, float) else default)}",
-        )
+def check(config: Any, at: str = "") -> None:
+    """Refuse a config of which a field is not as it must be, or one of a config in it.
+
+    Args:
+        config: A dataclass.
+        at: Where it stands in a larger config, such as "model."
+
+    Raises:
+        UserError: Naming the first such field by its path, with its value and what would do.
+    """
+    option = Options(config, at)
+    hints = _hints(config.__class__)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value, f"{at}{field.name}.")
+        elif (constraint := _unmet(hints[field.name], value)) is not None:
+            raise _refusal(option, field, value, constraint)
+    if isinstance(config, ChecksTogether):
+        config.check_together(option)
 
 
-def _field(config: Any, name: str) -> dataclasses.Field[Any]:
-    return next(field for field in dataclasses.fields(config) if field.name == name)
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _unmet(hint: Any, value: Any) -> Constraint | None:
+    """The first constraint in a type that a value does not meet, if there is one."""
+    if value is None:
+        return None
+    finite = not isinstance(value, float) or math.isfinite(value)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kind, *metadata = arguments
+        for constraint in metadata:
+            if isinstance(constraint, Constraint) and not (finite and constraint.holds(value)):
+                return constraint if finite else dataclasses.replace(constraint, fault=FINITE.fault)
+        return _unmet(kind, value)
+    if origin is tuple:
+        members = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return next(filter(None, map(_unmet, members, value)), None)
+    if origin in (typing.Union, types.UnionType):
+        return next(filter(None, (_unmet(member, value) for member in arguments)), None)
+    return None if finite else FINITE
+
+
+def _refusal(option: Options, field: dataclasses.Field[Any], value: Any, constraint: Constraint) -> UserError:
+    name, default = field.name, field.default
+    cause = f"{option(name, repr(value) if isinstance(value, str) else value)} {constraint.fault}"
+    if constraint.percent and isinstance(value, int | float) and 5 <= value <= 100:
+        return UserError(cause, f"set {option(name, f'{value / 100:g}')} if {value:g} % is meant")
+    if default is None:
+        return UserError(cause, f"set {constraint.allowed}, or leave it out")
+    if default is dataclasses.MISSING:
+        return UserError(cause, f"set {constraint.allowed}")
+    return UserError(cause, f"set {option(name, f'{default:g}' if isinstance(default, float) else default)}")

@@ -8,7 +8,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.checks import below_one, byte, not_negative, positive, share
+from beit.checks import (
+    BelowOne,
+    Byte,
+    NotNegativeFloat,
+    NotNegativeInt,
+    Options,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 from beit.errors import UserError
 
 AbsoluteMode = Literal["bicubic", "bilinear"]
@@ -19,25 +28,25 @@ AbsoluteMode = Literal["bicubic", "bilinear"]
 class ModelConfig:
     """The Vision Transformer. Defaults: ViT-B/16 as in the paper (arXiv 2106.08254, section 3)."""
 
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Side of the square patch view, in pixels."""
 
-    patch_size: int = 16
+    patch_size: PositiveInt = 16
     """Side of a patch, in pixels."""
 
-    dim: int = 768
+    dim: PositiveInt = 768
     """Width of a token."""
 
-    depth: int = 12
+    depth: PositiveInt = 12
     """Number of transformer blocks."""
 
-    heads: int = 12
+    heads: PositiveInt = 12
     """Attention heads; `dim` is divided among them."""
 
-    mlp_ratio: float = 4.0
+    mlp_ratio: PositiveFloat = 4.0
     """Hidden width of the MLP, as a multiple of `dim`."""
 
-    drop_path: float = 0.1
+    drop_path: BelowOne = 0.1
     """Probability of skipping the last block's branches; earlier blocks less, linearly down to 0."""
 
     position: Literal["absolute", "relative", "relative-per-block"] = "absolute"
@@ -45,24 +54,22 @@ class ModelConfig:
     released code, pretraining). relative-per-block: a table of its own for every block (the released code,
     fine-tuning)."""
 
-    layer_scale: float | None = None
+    layer_scale: PositiveFloat | None = None
     """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no
     LayerScale (the paper)."""
 
-    def __post_init__(self) -> None:
-        positive(
-            self, "model.", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "layer_scale"
-        )
-        below_one(self, "model.", "drop_path")
+    def check_together(self, option: Options) -> None:
+        """Refuse what cannot be divided: images into patches, the width among the heads."""
         if self.image_size % self.patch_size:
+            nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
             raise UserError(
-                f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}",
-                f"set model.image_size={max(1, round(self.image_size / self.patch_size)) * self.patch_size}",
+                f"{option('image_size')} is not a multiple of {option('patch_size')}",
+                f"set {option('image_size', nearest)}",
             )
         if self.dim % self.heads:
+            nearest = max(1, round(self.dim / self.heads)) * self.heads
             raise UserError(
-                f"model.dim={self.dim} cannot be divided among model.heads={self.heads}",
-                f"set model.dim={max(1, round(self.dim / self.heads)) * self.heads}",
+                f"{option('dim')} cannot be divided among {option('heads')}", f"set {option('dim', nearest)}"
             )
 
     @property
@@ -87,11 +94,8 @@ class TokenizerConfig:
     path: str | None = None
     """A tokenizer folder of your own, or the run that trained it; stands instead of `name`."""
 
-    image_size: int = 112
+    image_size: PositiveInt = 112
     """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""
-
-    def __post_init__(self) -> None:
-        positive(self, "tokenizer.", "image_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,26 +104,21 @@ class PixelConfig:
     model.
     """
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released
     22k weights."""
 
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """The channels of the patch view are divided by this after `mean` is subtracted."""
 
     exif_rotate: bool = True
     """Turn images as their EXIF orientation says."""
 
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     """Colour under transparent pixels."""
 
-    max_pixels: int = 100_000_000
+    max_pixels: PositiveInt = 100_000_000
     """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
-
-    def __post_init__(self) -> None:
-        positive(self, "view.", "std", "max_pixels")
-        share(self, "view.", "mean")
-        byte(self, "view.", "background")
 
     def pixels(self) -> PixelConfig:
         """These settings alone, without those of a subclass."""
@@ -141,7 +140,7 @@ class ViewConfig(PixelConfig):
     max_area: float = 1.0
     """Largest share of the image's area that a crop takes."""
 
-    aspect: float = 4 / 3
+    aspect: PositiveFloat = 4 / 3
     """Crops are between 1/aspect and aspect wide for their height."""
 
     short_side: tuple[int, int] | None = None
@@ -149,31 +148,27 @@ class ViewConfig(PixelConfig):
     up, and cut a square of the view's size out of the image's largest square anywhere. None: by area and
     aspect."""
 
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
 
-    jitter: float = 0.4
+    jitter: Share = 0.4
     """Brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter]. 0: never."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "view.", "aspect")
-        share(self, "view.", "flip", "jitter")
+    def check_together(self, option: Options) -> None:
+        """Refuse ranges that are empty."""
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
-                (
-                    f"view.min_area={self.min_area} and view.max_area={self.max_area} are not 0 < min <= "
-                    "max <= "
-                    "1"
-                ),
-                "set view.min_area=0.08 and view.max_area=1 for the paper's crops",
+                f"{option('min_area')} and {option('max_area')} are not 0 < min <= max <= 1",
+                f"set {option('min_area', 0.08)} and {option('max_area', 1)} for the paper's crops",
             )
         if self.aspect < 1:
-            raise UserError(f"view.aspect={self.aspect} is below 1", f"set view.aspect={1 / self.aspect:.4g}")
+            raise UserError(
+                f"{option('aspect')} is below 1", f"set {option('aspect', f'{1 / self.aspect:.4g}')}"
+            )
         if self.short_side is not None and not 0 < self.short_side[0] <= self.short_side[1]:
             raise UserError(
-                f"view.short_side={self.short_side} is not 0 < first <= second",
-                "set view.short_side=(288, 384) as DALL-E has it",
+                f"{option('short_side')} is not 0 < first <= second",
+                f"set {option('short_side', (288, 384))} as DALL-E has it",
             )
 
 
@@ -185,19 +180,12 @@ class MaskConfig:
     """blockwise: rectangles (the paper's Algorithm 1). random: independent patches. Or the name of a kind of
     your own (beit/pretraining/masking.py, `register_mask`)."""
 
-    ratio: float = 75 / 196
+    ratio: BelowOne = 75 / 196
     """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for
     `target.positions` all."""
 
-    min_block: int | None = None
+    min_block: PositiveInt | None = None
     """Fewest patches a rectangle is drawn with. None: 16 of 196 patches, scaled to the grid."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise UserError(
-                f"mask.ratio={self.ratio} is not in [0, 1)", "set mask.ratio=0.38 for the paper's"
-            )
-        positive(self, "mask.", "min_block")
 
     def budget(self, grid: int) -> int:
         """Most patches that a mask hides on a grid of grid x grid patches; at least one unless the ratio is
@@ -228,12 +216,21 @@ class TargetConfig:
     """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may
     then be 0."""
 
-    def check(self, mask: MaskConfig) -> None:
-        """Refuse a loss over nothing."""
+    def check(self, mask: MaskConfig, *, at: str = "mask.") -> None:
+        """Refuse a loss over nothing.
+
+        Args:
+            mask: Which patches are hidden.
+            at: Where it stands in the configuration of the job.
+
+        Raises:
+            UserError: If none is hidden, and only hidden ones are asked for.
+        """
+        option = Options(mask, at)
         if self.positions == "hidden" and mask.ratio == 0:
             raise UserError(
-                "mask.ratio=0 hides no patch, and target.positions=hidden asks for hidden ones only",
-                "set target.positions=all, or mask.ratio=0.38",
+                f"{option('ratio', 0)} hides no patch, and target.positions=hidden asks for hidden ones only",
+                f"set target.positions=all, or {option('ratio', 0.38)}",
             )
 
 
@@ -241,42 +238,40 @@ class TargetConfig:
 class OptimConfig:
     """AdamW, linear warmup, cosine decay. Defaults: table 12 of the paper, base size."""
 
-    global_batch_size: int = 2048
+    global_batch_size: PositiveInt = 2048
     """Images per optimizer step, over all workers."""
 
-    peak_lr: float = 1.5e-3
+    peak_lr: NotNegativeFloat = 1.5e-3
     """Learning rate at the end of the warmup, for `global_batch_size` images a step. Never rescaled."""
 
-    min_lr: float = 1e-5
+    min_lr: NotNegativeFloat = 1e-5
     """Learning rate at the end of the cosine decay."""
 
-    warmup_steps: int | None = 6250
+    warmup_steps: NotNegativeInt | None = 6250
     """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps. None: what `--warmup-epochs` of
     `beit finetune` says."""
 
-    weight_decay: float = 0.05
+    weight_decay: NotNegativeFloat = 0.05
     """Decay of all weights but biases, norms, gains, position embeddings and the class token."""
 
-    beta1: float = 0.9
+    beta1: BelowOne = 0.9
     """Decay of the gradient's running mean."""
 
-    beta2: float = 0.999
+    beta2: BelowOne = 0.999
     """Decay of the squared gradient's running mean."""
 
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Added to the root of the squared gradient's mean."""
 
-    clip_norm: float | None = 3.0
+    clip_norm: PositiveFloat | None = 3.0
     """Gradient norm above which gradients are scaled down (3.0 for base, 1.0 for large). None: never."""
 
-    def __post_init__(self) -> None:
-        positive(self, "optim.", "global_batch_size", "eps", "clip_norm")
-        not_negative(self, "optim.", "peak_lr", "warmup_steps", "weight_decay")
-        below_one(self, "optim.", "beta1", "beta2")
-        if not 0 <= self.min_lr <= self.peak_lr:
+    def check_together(self, option: Options) -> None:
+        """Refuse a learning rate that would grow from its peak."""
+        if self.min_lr > self.peak_lr:
             raise UserError(
-                f"optim.min_lr={self.min_lr:g} is not between 0 and optim.peak_lr={self.peak_lr:g}",
-                f"set optim.min_lr={min(1e-5, self.peak_lr / 100):g}",
+                f"{option('min_lr')} is not between 0 and {option('peak_lr')}",
+                f"set {option('min_lr', f'{min(1e-5, self.peak_lr / 100):g}')}",
             )
 
     @property

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from beit.checks import check
 from beit.errors import UserError
 
 Config = TypeVar("Config")
@@ -20,12 +21,23 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") -> Config:
-    """Build a config strictly from plain JSON types.
+    """Build a config strictly from plain JSON types, and check it.
+
+    Args:
+        kind: Its dataclass.
+        values: Its fields; those left out have their defaults.
+        at: Where it stands in a larger config, such as "model."
 
     Raises:
-        UserError: For an unknown field, or a nested value of the wrong form; the field is named with its
-            dots.
+        UserError: For an unknown field, or a value that a field does not take; the field is named by its
+            path.
     """
+    config = _built(kind, values, at)
+    check(config, at)
+    return config
+
+
+def _built(kind: type[Config], values: Mapping[str, Any], at: str) -> Config:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -41,7 +53,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") ->
                     f"{at}{name}={value!r} is not a table of fields",
                     f"its fields: {', '.join(typing.get_type_hints(field_type))}",
                 )
-            built[name] = from_dict(field_type, value, at=f"{at}{name}.")
+            built[name] = _built(field_type, value, f"{at}{name}.")
         else:
             built[name] = _plain(field_type, value, f"{at}{name}")
     return kind(**built)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from beit.checks import positive, share
+from beit.checks import CommandConfig, Options, PositiveInt, PositiveShare
 from beit.errors import UserError
 from beit.probing.features import check_layers, middle_layer
 from beit.vit.checkpoints import SavedConfig
@@ -29,7 +29,7 @@ DEEP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(CommandConfig):
     """Features of every image of a data set, as Parquet files."""
 
     run: str
@@ -53,7 +53,7 @@ class FeaturesConfig:
     numbers: Literal["float16", "float32"] = "float16"
     """How features are written. They are computed in full precision, unless `resources.precision` is bf16."""
 
-    centre: float | None = None
+    centre: PositiveShare | None = None
     """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128
     px."""
 
@@ -64,14 +64,13 @@ class FeaturesConfig:
     split: str | None = None
     """Which shards to read where the folder holds several splits, such as val. None: all of them."""
 
-    images_per_file: int = 512
+    images_per_file: PositiveInt = 512
     """About how many images a file has. Their views are held in memory together."""
 
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
-    def __post_init__(self) -> None:
-        positive(self, "--", "images_per_file", "centre")
-        share(self, "--", "centre")
+    def check_together(self, option: Options) -> None:
+        """Refuse no pooling at all."""
         check_poolings(self.poolings)
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from beit.checks import not_negative, positive, share
+from beit.checks import CommandConfig, NotNegativeInt, Options, PositiveInt, PositiveShare
 from beit.errors import UserError
 from beit.pretraining.model import Beit
 from beit.probing.config import KnnConfig, LinearConfig
@@ -67,7 +67,7 @@ FEATURES_FOLDER = "features"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(CommandConfig):
     """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "keep_features")
@@ -77,7 +77,7 @@ class ProbeConfig:
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
 
-    classes: int | None = None
+    classes: PositiveInt | None = None
     """How many there are. None: as many as the data names, or its largest label + 1."""
 
     layers: tuple[int, ...] = ()
@@ -89,11 +89,11 @@ class ProbeConfig:
     baseline: bool = True
     """Probe the same architecture with random weights too: what the data tell without any training."""
 
-    most_images: int = 50_000
+    most_images: PositiveInt = 50_000
     """Training images, of `data.fraction`: of more, so many are taken, the same share of every class, and
     that is said."""
 
-    centre: float | None = None
+    centre: PositiveShare | None = None
     """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128
     px."""
 
@@ -103,7 +103,7 @@ class ProbeConfig:
     keep_features: bool = False
     """Keep the features in the run folder. Otherwise they are deleted when everything is judged."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Draws the part of the images, the random weights and the order of the linear classifier's training."""
 
     knn: KnnConfig = field(default_factory=KnnConfig)
@@ -111,10 +111,8 @@ class ProbeConfig:
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     output: FolderConfig = field(default_factory=FolderConfig)
 
-    def __post_init__(self) -> None:
-        positive(self, "--", "classes", "most_images", "centre")
-        not_negative(self, "--", "seed")
-        share(self, "--", "centre")
+    def check_together(self, option: Options) -> None:
+        """Refuse no pooling at all."""
         check_poolings(self.poolings)
 
 

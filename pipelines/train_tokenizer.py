@@ -18,7 +18,8 @@ from torch import Tensor
 
 from beit.plain import to_dict
 from beit.tokenizer.codes import count_tokens, describe_codes
-from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae
+from beit.tokenizer.config import PX_PER_TOKEN
+from beit.tokenizer.dvae import Dvae
 from beit.tokenizer.figures import measure
 from beit.tokenizer.frozen import DvaeTokenizer, save_tokenizer
 from beit.tokenizer.objective import DvaeObjective

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from beit.checks import not_negative, positive
+from beit.checks import Options, PositiveFloat, PositiveInt, above
 from beit.errors import UserError
 from beit.plain import override
 from pipelines.config.pretrain import EvaluationConfig, PretrainConfig
@@ -28,7 +28,7 @@ class SweepConfig(PretrainConfig):
     """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune
     distributions."""
 
-    trials: int | None = None
+    trials: PositiveInt | None = None
     """How many trials. None: 8, or every combination of a grid."""
 
     search: Literal["random", "optuna"] = "random"
@@ -45,30 +45,27 @@ class SweepConfig(PretrainConfig):
     """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are
     those of `evaluation`."""
 
-    grace_points: int = 3
+    grace_points: PositiveInt = 3
     """No trial is stopped before its point of this number."""
 
-    halving: float = 2.0
+    halving: Annotated[float, above(1)] = 2.0
     """Of the trials that come to a rung one in so many goes on; rungs lie at `grace_points` times its
     powers."""
 
-    concurrent: int | None = None
+    concurrent: PositiveInt | None = None
     """Trials at a time. None: as many as the cluster has room for."""
 
-    data_cpus: float | None = None
+    data_cpus: PositiveFloat | None = None
     """Cores that each trial shall find free for reading and views. None: those of one reading task."""
 
-    token_epochs: int | None = None
+    token_epochs: PositiveInt | None = None
     """Epochs of views that are tokenised before the first trial; a longer trial goes through them again.
     None: all of a trial, at most 20."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self, option: Options) -> None:
+        """Refuse trials that could not be compared."""
+        super().check_together(option)
         check_whole(self, "trials")
-        positive(self, "--", "trials", "grace_points", "concurrent", "data_cpus", "token_epochs")
-        not_negative(self, "--", "halving")
-        if self.halving <= 1:
-            raise UserError(f"--halving {self.halving:g} is not above 1", "set --halving 2")
         if self.evaluation.images == 0 and self.objective != "knn":
             raise UserError(
                 "evaluation.images=0, but trials are compared by what they reach on fixed samples",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from beit.checks import below_one, not_negative, share
+from beit.checks import BelowOne, NotNegativeFloat, NotNegativeInt, Options, Share, between
 from beit.errors import UserError
 
 
@@ -14,35 +15,30 @@ class AugmentConfig:
     rand-m9-mstd0.5-inc1, erasing 0.25).
     """
 
-    operations: int = 2
+    operations: NotNegativeInt = 2
     """Operations of RandAugment (arXiv 1909.13719) for each image. 0: none."""
 
-    magnitude: float = 9.0
+    magnitude: Annotated[float, between(0, 10)] = 9.0
     """How strong they are on average, 0 to 10."""
 
-    magnitude_std: float = 0.5
+    magnitude_std: NotNegativeFloat = 0.5
     """Standard deviation of the magnitude, drawn anew for each operation."""
 
-    probability: float = 0.5
+    probability: Share = 0.5
     """Each drawn operation is applied with this probability."""
 
-    erase: float = 0.25
+    erase: Share = 0.25
     """Probability that a rectangle of the view is replaced by noise (random erasing, arXiv 1708.04896)."""
 
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_area: tuple[Share, Share] = (0.02, 1 / 3)
     """Smallest and largest share of the view that is erased."""
 
-    def __post_init__(self) -> None:
-        not_negative(self, "augment.", "operations", "magnitude_std")
-        share(self, "augment.", "probability", "erase", "erase_area")
-        if not 0 <= self.magnitude <= 10:
-            raise UserError(
-                f"augment.magnitude={self.magnitude:g} is not between 0 and 10", "set augment.magnitude=9"
-            )
+    def check_together(self, option: Options) -> None:
+        """Refuse an empty range of areas."""
         if not 0 < self.erase_area[0] <= self.erase_area[1]:
             raise UserError(
-                f"augment.erase_area={self.erase_area} is not two growing shares",
-                "set augment.erase_area=(0.02, 0.33)",
+                f"{option('erase_area')} is not two growing shares",
+                f"set {option('erase_area', (0.02, 0.33))}",
             )
 
 
@@ -50,22 +46,17 @@ class AugmentConfig:
 class MixConfig:
     """How two images of a batch become one, with both their labels."""
 
-    mixup: float = 0.8
+    mixup: NotNegativeFloat = 0.8
     """Alpha of mixup (arXiv 1710.09412): the share of an image is drawn from Beta(alpha, alpha). 0: never."""
 
-    cutmix: float = 1.0
+    cutmix: NotNegativeFloat = 1.0
     """Alpha of cutmix (arXiv 1905.04899), where a rectangle comes from the other image. 0: never."""
 
-    probability: float = 1.0
+    probability: Share = 1.0
     """Probability that a batch is mixed."""
 
-    switch: float = 0.5
+    switch: Share = 0.5
     """Probability that a mixed batch is cut rather than blended, where both alphas are above 0."""
 
-    smoothing: float = 0.1
+    smoothing: BelowOne = 0.1
     """Share of the target that is spread over all classes (label smoothing)."""
-
-    def __post_init__(self) -> None:
-        not_negative(self, "mix.", "mixup", "cutmix")
-        share(self, "mix.", "probability", "switch")
-        below_one(self, "mix.", "smoothing")

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from beit.checks import check
 from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.foreign.huggingface import Said
@@ -208,4 +209,6 @@ def _view(described: Described, pixels: Pixels | None, said: Said) -> tuple[View
             PIXELS["imagenet" if imagenet else "half"],
             f"as the published {kind}; --pixels says otherwise",
         )
-    return dataclasses.replace(ViewConfig(), mean=mean, std=std), origin
+    view = ViewConfig(mean=mean, std=std)
+    check(view, "view.")
+    return view, origin

@@ -24,6 +24,7 @@ from beit.foreign.names import INDEX, PARTS, QKV, Spelling, to_hub
 from beit.foreign.report import KeyReport
 from beit.foreign.translation import translate
 from beit.loading import KINDS, load_model
+from beit.plain import from_dict
 from beit.pretraining.targets import VisualTokens
 from beit.segmentation.model import default_taps
 from beit.vit.backbone import relative_position_index
@@ -304,5 +305,5 @@ def _view(saved: SavedConfig) -> tuple[ViewConfig, list[str]]:
         return ViewConfig(), [
             "the checkpoint does not say how pixels were normalised: ImageNet's mean and std are assumed"
         ]
-    view = ViewConfig(mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+    view = from_dict(ViewConfig, {name: recorded[name] for name in ("mean", "std")}, at="extra.view.")
     return view, [f"pixels in [0, 1] are normalised with mean {list(view.mean)} and std {list(view.std)}"]

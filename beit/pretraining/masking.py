@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.checks import Options
 from beit.config import MaskConfig
 from beit.errors import UserError
 from beit.registry import Registry
@@ -30,8 +31,9 @@ TRIED = 20
 
 Draw = Callable[[np.random.Generator, MaskConfig, int], NDArray[np.bool_]]
 """(source of all randomness, budget and more, patches along one side) -> bool [grid, grid], True = hidden."""
-Check = Callable[[MaskConfig, int], None]
-"""Refuses, by a `UserError`, a configuration that does not suit a grid of so many patches a side."""
+Check = Callable[[MaskConfig, int, Options], None]
+"""Refuses, by a `UserError`, a configuration that does not suit a grid of so many patches a side. The last
+argument names the fields for the message: `option("ratio")` is mask.ratio=0.4."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class MaskKind:
     check: Check
 
 
-def suits_every_grid(config: MaskConfig, grid: int) -> None:
+def suits_every_grid(config: MaskConfig, grid: int, option: Options) -> None:
     """The check of a kind that can always draw its masks."""
 
 
@@ -68,32 +70,33 @@ def find_mask(name: str, *, option: str = "mask.kind") -> MaskKind:
     return MASKS.find(name, option=option)
 
 
-def check_mask(config: MaskConfig, grid: int, *, option: str = "mask") -> None:
+def check_mask(config: MaskConfig, grid: int, *, at: str = "mask.") -> None:
     """Refuse an unknown kind, and what its own check refuses; a few masks are drawn and looked at.
 
     Args:
         config: Which masks.
         grid: Patches along one side.
-        option: Where the configuration stands in that of the job.
+        at: Where they stand in the configuration of the job.
 
     Raises:
         UserError: Naming the field.
     """
-    kind = find_mask(config.kind, option=f"{option}.kind")
+    option = Options(config, at)
+    kind = find_mask(config.kind, option=option.name("kind"))
     if (budget := config.budget(grid)) == 0:
         return
-    kind.check(config, grid)
+    kind.check(config, grid, option)
     rng = np.random.default_rng(0)
     for _ in range(TRIED):
         mask = kind.draw(rng, config, grid)
         if mask.shape != (grid, grid) or mask.dtype != np.bool_:
             raise UserError(
-                f"{option}.kind={config.kind} draws masks of {mask.dtype} {list(mask.shape)}",
+                f"{option('kind')} draws masks of {mask.dtype} {list(mask.shape)}",
                 f"let it draw bool [{grid}, {grid}], True = hidden",
             )
         if mask.sum() > budget:
             raise UserError(
-                f"{option}.kind={config.kind} hides {mask.sum()} patches, and the budget is {budget}",
+                f"{option('kind')} hides {mask.sum()} patches, and the budget is {budget}",
                 "let it hide at most MaskConfig.budget(grid)",
             )
 
@@ -132,7 +135,7 @@ def blockwise_mask(rng: np.random.Generator, *, grid: int, budget: int, min_bloc
             that is left of the budget, areas are drawn between the two, so that the rest can be filled.
 
     Returns:
-        Bool [grid, grid], True = hidden. All False, if not one rectangle fitted: see `MaskConfig.check`.
+        Bool [grid, grid], True = hidden. All False, if not one rectangle fitted: see `check_blockwise`.
     """
     # A mask is an integer of one bit a patch: a rectangle is one product and a shift, and counting is one
     # instruction. rows[h] has the first bit of h successive rows set.
@@ -174,27 +177,27 @@ def _draw_blockwise(rng: np.random.Generator, config: MaskConfig, grid: int) -> 
     return blockwise_mask(rng, grid=grid, budget=config.budget(grid), min_block=config.block(grid))
 
 
-def check_blockwise(config: MaskConfig, grid: int) -> None:
+def check_blockwise(config: MaskConfig, grid: int, option: Options) -> None:
     """Refuse what often leaves nothing hidden: rectangles must fit into the budget, and into the grid in
     most of their forms.
 
     Of what passes, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a side).
     """
     budget, block = config.budget(grid), config.block(grid)
+    other_kind = option("kind", "random")
     if grid < 3 or block > grid**2 / 5:
+        smaller = option("min_block", max(1, grid**2 // 12))
         raise UserError(
-            f"mask.min_block: rectangles of at least {block} patches rarely fit a grid of {grid} x {grid}: "
-            "many masks would be empty",
-            "set mask.kind=random"
-            if grid < 3
-            else f"set mask.min_block={max(1, grid**2 // 12)}, or mask.kind=random",
+            f"{option.name('min_block')}: rectangles of at least {block} patches rarely fit a grid of {grid} "
+            f"x {grid}: many masks would be empty",
+            f"set {other_kind}" if grid < 3 else f"set {smaller}, or {other_kind}",
         )
     if block > budget:
+        smaller = option("min_block", max(1, budget // 4))
         raise UserError(
-            f"mask.ratio={config.ratio:.3g} hides at most {budget} of {grid**2} patches, fewer than the "
-            f"smallest rectangle of {block} (mask.min_block): most masks would be empty",
-            f"set mask.min_block={max(1, budget // 4)}, raise mask.ratio to {2 * block / grid**2:.2f}, or "
-            "set mask.kind=random",
+            f"{option('ratio', f'{config.ratio:.3g}')} hides at most {budget} of {grid**2} patches, fewer "
+            f"than the smallest rectangle of {block} ({option.name('min_block')}): most masks would be empty",
+            f"set {smaller}, raise {option.name('ratio')} to {2 * block / grid**2:.2f}, or set {other_kind}",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from beit.checks import not_negative, positive
+from beit.checks import NotNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +16,11 @@ class KnnConfig:
     1805.01978).
     """
 
-    neighbours: int = 20
+    neighbours: PositiveInt = 20
     """Training images that vote on each image."""
 
-    temperature: float = 0.07
+    temperature: PositiveFloat = 0.07
     """Of the votes: the smaller, the more the nearest ones count."""
-
-    def __post_init__(self) -> None:
-        positive(self, "knn.", "neighbours", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +29,15 @@ class LinearConfig:
     for augmentation.
     """
 
-    epochs: int = 50
+    epochs: PositiveInt = 50
     """Passes over the training features."""
 
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Images of a step."""
 
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """First learning rate, for 256 images a step; scaled with the batch, so that the paper's 1,024 have its
     4e-3."""
 
-    weight_decay: float = 1e-4
+    weight_decay: NotNegativeFloat = 1e-4
     """Pull of the weights towards 0."""
-
-    def __post_init__(self) -> None:
-        positive(self, "linear.", "epochs", "batch_size", "lr")
-        not_negative(self, "linear.", "weight_decay")

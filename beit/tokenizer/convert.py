@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from beit.errors import UserError
 from beit.plain import to_dict
+from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.dalle import DALLE, IMAGE_SIZE
-from beit.tokenizer.dvae import DvaeConfig
 from beit.tokenizer.folder import DESCRIPTION, WEIGHTS, read_description, shape_difference, write_folder
 from beit.tokenizer.frozen import DvaeParts, save_tokenizer
 from beit.tokenizer.unilm import HALF_RANGE, KIND, UnilmConfig, UnilmDvae

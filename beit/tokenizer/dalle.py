@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from beit.tokenizer.dvae import DvaeConfig, Encoder, initialise
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Encoder, initialise
 from beit.tokenizer.frozen import DvaeTokenizer
 
 DALLE = DvaeConfig()

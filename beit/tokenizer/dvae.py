@@ -8,58 +8,17 @@ carry the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from beit.checks import positive
-from beit.errors import UserError
-
-PX_PER_TOKEN = 8
-"""Three poolings by 2."""
-
-GROUPS = 4
+from beit.checks import check
+from beit.tokenizer.config import GROUPS, DvaeConfig
 
 PIXEL_MARGIN = 0.1
 """`map_pixels` keeps this distance from 0 and 1, where the logit-Laplace density has no value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DvaeConfig:
-    """Size of a discrete VAE. Defaults: DALL-E's."""
-
-    vocab_size: int = 8192
-    """Number of different visual tokens."""
-
-    encoder_width: int = 256
-    """Channels of the encoder's first group; each later group has twice as many. A multiple of 4."""
-
-    decoder_width: int = 256
-    """Channels of the decoder's last group; each earlier group has twice as many. A multiple of 4."""
-
-    blocks: int = 2
-    """Residual blocks in each of the four groups."""
-
-    bottleneck: int = 128
-    """Channels of the decoder's first layer: the size of a token's embedding."""
-
-    def __post_init__(self) -> None:
-        positive(self, "dvae.", "vocab_size", "encoder_width", "decoder_width", "blocks", "bottleneck")
-        for name in ("encoder_width", "decoder_width"):
-            if (width := getattr(self, name)) % 4:
-                raise UserError(
-                    f"dvae.{name}={width} is not a multiple of 4", f"set dvae.{name}={-(-width // 4) * 4}"
-                )
-
-    @property
-    def gain(self) -> float:
-        """Factor of every residual branch. Small, so that the sum over all blocks stays near the identity at
-        first.
-        """
-        return 1 / (GROUPS * self.blocks) ** 2
 
 
 # B images of H x W pixels, h x w = H/8 x W/8 visual tokens, V different tokens
@@ -126,6 +85,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
+        check(config, "dvae.")
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(3, config.encoder_width, 7))
         c_in = config.encoder_width
         for g in range(GROUPS):
@@ -151,6 +111,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
+        check(config, "dvae.")
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             input=Conv2d(config.vocab_size, config.bottleneck, 1)
         )

@@ -10,17 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from beit.plain import from_dict, to_dict
-from beit.tokenizer.dvae import (
-    PIXEL_MARGIN,
-    PX_PER_TOKEN,
-    Decoder,
-    Dvae,
-    DvaeConfig,
-    Encoder,
-    map_pixels,
-    set_precision,
-    unmap_pixels,
-)
+from beit.tokenizer.config import PX_PER_TOKEN, DvaeConfig
+from beit.tokenizer.dvae import PIXEL_MARGIN, Decoder, Dvae, Encoder, map_pixels, set_precision, unmap_pixels
 from beit.tokenizer.folder import read_model, weights_digest, write_folder
 from beit.tokenizer.protocol import check_images, side_of_grid
 
@@ -170,6 +161,7 @@ def load_dvae(folder: Path) -> DvaeParts:
     return read_model(
         folder,
         lambda description: DvaeParts(
-            from_dict(DvaeConfig, description["config"]), decoder=description.get("has_decoder", True)
+            from_dict(DvaeConfig, description["config"], at="config."),
+            decoder=description.get("has_decoder", True),
         ),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit.checks import not_negative, positive, share
 from beit.config import OptimConfig
-from beit.errors import UserError
 from beit.objectives.base import Objective, derive, worker_rank
-from beit.tokenizer.dvae import PX_PER_TOKEN, Dvae, DvaeConfig, initialise, map_pixels, unmap_pixels
+from beit.tokenizer.config import PX_PER_TOKEN, DvaeConfig, DvaeTrainConfig
+from beit.tokenizer.dvae import Dvae, initialise, map_pixels, unmap_pixels
 from beit.tokenizer.first_tokens import spread_tokens
 
 WEIGHTS = "model.safetensors"
@@ -33,73 +31,6 @@ VALUES_PER_TOKEN = 3 * PX_PER_TOKEN**2
 
 NOISE = 0x6E6F6973
 """Purpose of the noise's generators, so that no other part of a run draws from the same stream."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DvaeTrainConfig:
-    """Schedules of the bound. Defaults: found at small scale (docs/log/tokenizers.md). Brackets: DALL-E."""
-
-    kl_weight: float = 6.6
-    """Weight beta of the divergence between a position's token distribution and the uniform one, at the end
-    of its rise [6.6]."""
-
-    kl_share: float = 0.5
-    """Share of the steps over which `kl_weight` rises from 0 [1/600]."""
-
-    first_temperature: float = 1.0
-    """Temperature of the relaxed tokens at the first step [1]."""
-
-    last_temperature: float = 1 / 16
-    """Temperature of the relaxed tokens at the end of its fall [1/16]."""
-
-    temperature_share: float = 0.6
-    """Share of the steps over which the temperature falls [1/20]."""
-
-    lr_share: float = 1.0
-    """Share of the steps over which the learning rate falls to `optim.min_lr`, where it stays [2/5]."""
-
-    marginal_weight: float = 0.4
-    """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's
-    tokens in use [0]."""
-
-    first_logit_std: float | None = 6.0
-    """Standard deviation over artificial images that the first weights give every token's logit [None: as
-    they are drawn]."""
-
-    encoder_lr: float = 0.1
-    """The encoder's learning rate, as a multiple of the decoder's: its tokens shall not move faster than the
-    decoder learns them [1]."""
-
-    ema_decay: float | None = None
-    """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the
-    trained ones."""
-
-    def __post_init__(self) -> None:
-        not_negative(self, "train.", "kl_weight", "marginal_weight")
-        positive(
-            self,
-            "train.",
-            "encoder_lr",
-            "first_logit_std",
-            "first_temperature",
-            "kl_share",
-            "temperature_share",
-            "lr_share",
-        )
-        share(self, "train.", "kl_share", "temperature_share", "lr_share")
-        if not 0 < self.last_temperature <= self.first_temperature:
-            raise UserError(
-                (
-                    f"train.last_temperature={self.last_temperature} is not between 0 and "
-                    f"train.first_temperature={self.first_temperature}"
-                ),
-                f"set train.last_temperature={self.first_temperature / 16:.4g}",
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(
-                f"train.ema_decay={self.ema_decay} is not between 0 and 1",
-                "set train.ema_decay=0.999, or None for no mean",
-            )
 
 
 def cosine(step: float, steps: float, first: float, last: float) -> float:

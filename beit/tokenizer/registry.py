@@ -9,8 +9,8 @@ import torch
 
 from beit.errors import UserError
 from beit.tokenizer import frozen, unilm
+from beit.tokenizer.config import PX_PER_TOKEN
 from beit.tokenizer.dalle import random_dalle
-from beit.tokenizer.dvae import PX_PER_TOKEN
 from beit.tokenizer.folder import DESCRIPTION, read_description
 from beit.tokenizer.protocol import ImageTokenizer
 

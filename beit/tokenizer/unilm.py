@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beit.checks import positive
+from beit.checks import PositiveInt, check
 from beit.plain import from_dict
 from beit.tokenizer.folder import read_model, weights_digest
 from beit.tokenizer.frozen import images_at_once
@@ -33,20 +33,17 @@ HALF_RANGE = 0.5
 class UnilmConfig:
     """Size of the released code's tokenizer. Defaults: those of `get_d_vae` in `beit/utils.py` there."""
 
-    vocab_size: int = 8192
+    vocab_size: PositiveInt = 8192
     """Number of different visual tokens."""
 
-    codebook_dim: int = 512
+    codebook_dim: PositiveInt = 512
     """Size of a token's embedding."""
 
-    width: int = 256
+    width: PositiveInt = 256
     """Channels of all hidden layers."""
 
-    layers: int = 3
+    layers: PositiveInt = 3
     """Halvings of the resolution: a token stands for 2 to this power pixels a side."""
-
-    def __post_init__(self) -> None:
-        positive(self, "unilm.", "vocab_size", "codebook_dim", "width", "layers")
 
     @property
     def px_per_token(self) -> int:
@@ -79,6 +76,7 @@ class UnilmDvae(nn.Module):
 
     def __init__(self, config: UnilmConfig) -> None:
         super().__init__()
+        check(config, "unilm.")
         self.config = config
         self.codebook = nn.Embedding(config.vocab_size, config.codebook_dim)
         self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
@@ -158,4 +156,6 @@ def load_unilm(folder: Path) -> UnilmDvae:
         UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
             says.
     """
-    return read_model(folder, lambda description: UnilmDvae(from_dict(UnilmConfig, description["config"])))
+    return read_model(
+        folder, lambda description: UnilmDvae(from_dict(UnilmConfig, description["config"], at="config."))
+    )

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from beit.checks import check
 from beit.config import ModelConfig
 from beit.vit.model import VitModel
 
@@ -294,6 +295,7 @@ class Backbone(VitModel):
             with_norm: Whether a LayerNorm follows the last block. If not, `norm` is the identity.
         """
         super().__init__()
+        check(config, "model.")
         self.config = config
         self.grid = (config.grid, config.grid)
         """Rows and columns of patches that the positions are for. `beit.vit.resolution.at_size` resamples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from beit.checks import positive, share
+from beit.checks import PositiveInt, PositiveShare, Share
 from beit.errors import UserError
 
 # Larger models want more than a few thousand rendered scenes.
@@ -47,16 +47,12 @@ class DataConfig:
     """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered
     on the spot."""
 
-    scenes: int = 4096
+    scenes: PositiveInt = 4096
     """How many scenes to render when `train` is not given."""
 
-    max_bad: float = 0.01
+    max_bad: Share = 0.01
     """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as
     of 1,000."""
-
-    def __post_init__(self) -> None:
-        positive(self, "data.", "scenes")
-        share(self, "data.", "max_bad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +72,9 @@ class SupervisedDataConfig(DataConfig):
     """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else
     no evaluation."""
 
-    val_scenes: int = 1000
+    val_scenes: PositiveInt = 1000
     """How many scenes to render for validation when `train` is not given."""
 
-    fraction: float = 1.0
+    fraction: PositiveShare = 1.0
     """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
     of every class."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "data.", "val_scenes", "fraction")
-        share(self, "data.", "fraction")

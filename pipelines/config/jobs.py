@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from beit.checks import file_name, not_negative, positive
+from beit.checks import CommandConfig, FileName, NotNegativeFloat, NotNegativeInt, PositiveFloat, PositiveInt
 from beit.errors import UserError
 from pipelines.config.data import DataConfig
 from pipelines.config.resources import ResourceConfig
@@ -18,7 +18,7 @@ class FolderConfig:
     root: str = "runs"
     """Folder or bucket URI of the run folders."""
 
-    name: str | None = None
+    name: FileName | None = None
     """Name of the run folder. None: preset, date and time."""
 
     mlflow: bool = True
@@ -27,27 +27,19 @@ class FolderConfig:
     experiment: str = "beit"
     """MLflow experiment."""
 
-    def __post_init__(self) -> None:
-        file_name(self, "output.", "name")
-
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig(FolderConfig):
     """Where the run folder lies and how often it is written."""
 
-    checkpoint_steps: int = 1000
+    checkpoint_steps: PositiveInt = 1000
     """Steps between checkpoints; there is always one at the end."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """Checkpoints to keep; older ones are deleted."""
 
-    log_seconds: float = 10.0
+    log_seconds: NotNegativeFloat = 10.0
     """Seconds between progress lines."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "output.", "checkpoint_steps", "keep_checkpoints")
-        not_negative(self, "output.", "log_seconds")
 
 
 class HasData(Protocol):
@@ -63,36 +55,32 @@ class HasData(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
+class JobConfig(CommandConfig):
     """What all jobs that train have in common."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at", "data.max_bad")
     """Who does the work, what is written, when to give up."""
 
-    epochs: float = 1.0
+    epochs: PositiveFloat = 1.0
     """Passes over the data, unless `steps` is given."""
 
     whole_steps: bool = False
     """Count an epoch as the steps that fit into it whole, as the authors' code does: 625 of 2,048 images for
     ImageNet-1k, not 625.6."""
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps. None: as many as `epochs` take."""
 
-    stop_at: int | None = None
+    stop_at: PositiveInt | None = None
     """Stop with a checkpoint after this step, though the schedule goes on: `--resume` continues. None:
     never."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Every random choice comes from this number."""
 
     data: DataConfig = field(default_factory=DataConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "steps", "epochs", "stop_at")
-        not_negative(self, "--", "seed")
 
     def total_steps(self, rows: int, batch: int) -> int:
         """Optimizer steps of the whole run on data of `rows` rows; an epoch of less than one step counts as

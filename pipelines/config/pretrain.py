@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from beit.checks import not_negative, positive
+from beit.checks import NotNegativeInt, PositiveInt
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.probing.config import KnnConfig
 from pipelines.config.data import PretrainDataConfig
@@ -21,18 +21,14 @@ class EvaluationConfig:
     of different difficulty.
     """
 
-    images: int = 0
+    images: NotNegativeInt = 0
     """How many images. 0: no evaluation."""
 
-    points: int = 10
+    points: PositiveInt = 10
     """How often, evenly over the run; the last time at its end."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
     """The masks, whatever those of the training are."""
-
-    def __post_init__(self) -> None:
-        not_negative(self, "evaluation.", "images")
-        positive(self, "evaluation.", "points")
 
     def steps(self, total: int) -> tuple[int, ...]:
         """After which of `total` steps; fewer points where there are fewer steps."""
@@ -47,7 +43,7 @@ class EvaluationConfig:
 class KnnWhileConfig(KnnConfig):
     """k-NN on frozen features while pretraining: how often, and on which labelled images."""
 
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     """Steps between evaluations. Training then pauses at a checkpoint and goes on from it. None: never."""
 
     train: str | None = None
@@ -64,13 +60,9 @@ class KnnWhileConfig(KnnConfig):
     """Blocks whose output is judged, the mean of its patches, from 1; -1 is the last. None given: a middle
     one and the last."""
 
-    most_images: int = 10_000
+    most_images: PositiveInt = 10_000
     """Of each of the two sets; of more, so many are taken, the same share of every class and always the same
     ones, and that is said."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "knn.", "every_steps", "most_images")
 
 
 @dataclass(frozen=True, kw_only=True)

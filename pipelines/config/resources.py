@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.checks import not_negative, positive, share
+from beit.checks import NotNegativeInt, Options, PositiveFloat, PositiveInt, Share
 from pipelines.config.workers import WorkerRange
 
 
@@ -24,33 +24,33 @@ class ResourceConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the training step. auto: bf16 on a GPU, fp32 on a CPU."""
 
-    micro_batch_size: int | None = None
+    micro_batch_size: PositiveInt | None = None
     """Images that a worker puts through the model at once; gradients accumulate. None: 128, or its whole
     share of the global batch where that is less; 64 where features are only computed."""
 
     compile: bool = False
     """Compile the model with torch.compile (GPU)."""
 
-    worker_cpus: float | None = None
+    worker_cpus: PositiveFloat | None = None
     """Cores reserved for each worker. None: 1 beside a GPU, half of the machine divided among the workers
     without one."""
 
-    view_cpus: float | None = None
+    view_cpus: PositiveFloat | None = None
     """Cores reserved for each reading task. None: 1, less on a machine of few cores."""
 
-    tokenizers: int | None = None
+    tokenizers: PositiveInt | None = None
     """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker, or as many as spare
     GPUs hold."""
 
-    tokenizer_cpus: float | None = None
+    tokenizer_cpus: PositiveFloat | None = None
     """Cores reserved for each tokenizer actor. None: 1 beside a GPU, 2 without one, less on a machine of few
     cores."""
 
-    tokenizer_gpus: float | None = None
+    tokenizer_gpus: Share | None = None
     """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a
     quarter of a worker's."""
 
-    streams: int | None = None
+    streams: PositiveInt | None = None
     """Streams of samples that the workers are divided over, each with reading tasks and tokenizers of its
     own. All blocks of a stream pass one process, which bounds how many GPUs it feeds: `beit plan` says how
     many streams are needed. None: one."""
@@ -59,29 +59,17 @@ class ResourceConfig:
     """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself
     to the last digit."""
 
-    cpus: int | None = None
+    cpus: PositiveInt | None = None
     """Cores that a locally started Ray may use. None: all."""
 
-    max_failures: int = 3
+    max_failures: NotNegativeInt = 3
     """Restarts of the worker group from the last checkpoint, without a new one in between, before the run
     gives up. Machines that a cloud announces to take back do not count."""
 
-    def __post_init__(self) -> None:
-        positive(
-            self,
-            "resources.",
-            "micro_batch_size",
-            "worker_cpus",
-            "view_cpus",
-            "tokenizers",
-            "tokenizer_cpus",
-            "streams",
-            "cpus",
-        )
-        not_negative(self, "resources.", "max_failures")
-        share(self, "resources.", "tokenizer_gpus")
+    def check_together(self, option: Options) -> None:
+        """Refuse what is no number of workers."""
         if self.workers is not None:
-            WorkerRange.parse(self.workers)
+            WorkerRange.parse(self.workers, option=option.name("workers"))
 
     @property
     def worker_range(self) -> WorkerRange | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from beit.checks import not_negative, positive, share
+from beit.checks import NotNegativeFloat, Options, PositiveFloat, PositiveInt, PositiveShare
 from beit.classification.config import AugmentConfig, MixConfig
 from beit.config import AbsoluteMode, ModelConfig, OptimConfig, PixelConfig, ViewConfig
 from beit.errors import UserError
@@ -23,10 +23,10 @@ class SupervisedConfig(JobConfig):
     start: str | None = None
     """Run folder or checkpoint folder to begin with. None: from scratch."""
 
-    layer_decay: float = 0.65
+    layer_decay: PositiveShare = 0.65
     """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
 
-    evaluate_epochs: float | None = None
+    evaluate_epochs: PositiveFloat | None = None
     """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it.
     None: only at the end."""
 
@@ -34,11 +34,6 @@ class SupervisedConfig(JobConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     view: PixelConfig = field(default_factory=PixelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "layer_decay", "evaluate_epochs")
-        share(self, "--", "layer_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +49,17 @@ class ClassifyDataConfig(SupervisedDataConfig):
 class FinetuneConfig(SupervisedConfig):
     """Classification: fine-tuning a pretrained model, or training one from scratch."""
 
-    classes: int | None = None
+    classes: PositiveInt | None = None
     """Classes of the head. None: as many as the data names, or its largest label + 1."""
 
     pooling: Pooling = "mean"
     """What of the tokens the head sees: the mean of the patches, or the class token."""
 
-    warmup_epochs: float | None = None
+    warmup_epochs: NotNegativeFloat | None = None
     """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps
     its share of the run."""
 
-    centre: float | None = None
+    centre: PositiveShare | None = None
     """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
@@ -72,11 +67,9 @@ class FinetuneConfig(SupervisedConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "classes", "centre")
-        not_negative(self, "--", "warmup_epochs")
-        share(self, "--", "centre")
+    def check_together(self, option: Options) -> None:
+        """Refuse a warmup that is given twice, or not at all."""
+        super().check_together(option)
         epochs, steps = self.warmup_epochs, self.optim.warmup_steps
         if epochs is None and steps is None:
             raise UserError(
@@ -127,14 +120,13 @@ class SegmentDataConfig(SupervisedDataConfig):
     val_annotations: str | None = None
     """The same for the images in `val`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for option, images in (("annotations", "train"), ("val_annotations", "val")):
-            given = getattr(self, option)
-            if given is not None and getattr(self, images) is None:
+    def check_together(self, option: Options) -> None:
+        """Refuse annotations of images that are not given."""
+        for name, images in (("annotations", "train"), ("val_annotations", "val")):
+            if getattr(self, name) is not None and getattr(self, images) is None:
                 raise UserError(
-                    f"data.{option}={given} is given without data.{images}",
-                    f"set --data.{images} to the folder of its images",
+                    f"{option(name)} is given without {option.name(images)}",
+                    f"set --{option.name(images)} to the folder of its images",
                 )
 
 
@@ -149,7 +141,7 @@ class SegmentConfig(SupervisedConfig):
     head: Head = "upernet"
     """What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
 
-    channels: int | None = None
+    channels: PositiveInt | None = None
     """Width of the head. None: the authors', the model's for upernet and 256 for setr-pup."""
 
     positions: AbsoluteMode = "bicubic"
@@ -160,7 +152,12 @@ class SegmentConfig(SupervisedConfig):
     view: SegmentViewConfig = field(default_factory=SegmentViewConfig)
     test: SlidingConfig = field(default_factory=SlidingConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "channels")
-        self.test.stride_for(self.model.image_size)
+    def check_together(self, option: Options) -> None:
+        """Refuse windows that leave pixels out."""
+        super().check_together(option)
+        crop = self.model.image_size
+        if self.test.stride_for(crop) > crop:
+            raise UserError(
+                f"{option('test.stride')} leaves pixels out between windows of {crop} px",
+                f"set {option('test.stride', crop * 2 // 3)}",
+            )

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from beit.checks import not_negative, positive
-from beit.config import TokenizerConfig, ViewConfig
+from beit.checks import CommandConfig, NotNegativeInt, Options, PositiveInt
+from beit.config import OptimConfig, TokenizerConfig, ViewConfig
 from beit.errors import UserError
+from beit.tokenizer.config import PX_PER_TOKEN, DvaeConfig, DvaeTrainConfig
 from pipelines.config.data import DataConfig
-from pipelines.config.resources import ResourceConfig
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from beit.config import OptimConfig
-from beit.tokenizer.dvae import PX_PER_TOKEN, DvaeConfig
-from beit.tokenizer.objective import DvaeTrainConfig
 from pipelines.config.jobs import JobConfig
-
-if TYPE_CHECKING:
-    pass
+from pipelines.config.resources import ResourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(CommandConfig):
     """Which views to tokenise, and where to write the tokens."""
 
     data: DataConfig = field(default_factory=DataConfig)
 
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Side of the model's patch view, in pixels, as `model.image_size` of the pretraining."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """The seed of the pretraining: views come from it."""
 
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Epochs whose views are tokenised. A longer pretraining goes through them again, with other masks."""
 
     out: str = "tokens"
@@ -47,16 +36,12 @@ class EncodeConfig:
 
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
-    def __post_init__(self) -> None:
-        positive(self, "--", "image_size", "epochs")
-        not_negative(self, "--", "seed")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(JobConfig):
     """Training a tokenizer: a discrete VAE in the structure of DALL-E's."""
 
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Side of the square views, in pixels."""
 
     dvae: DvaeConfig = field(default_factory=DvaeConfig)
@@ -67,14 +52,12 @@ class TrainTokenizerConfig(JobConfig):
     half: bool = False
     """Write the tokenizer's weights as float16, for a smaller file."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "image_size")
+    def check_together(self, option: Options) -> None:
+        """Refuse views that are no whole number of tokens."""
+        super().check_together(option)
         if self.image_size % PX_PER_TOKEN:
+            nearest = max(1, round(self.image_size / PX_PER_TOKEN)) * PX_PER_TOKEN
             raise UserError(
-                (
-                    f"--image-size {self.image_size} is not a multiple of the {PX_PER_TOKEN} px that a token "
-                    "stands for"
-                ),
-                f"set --image-size {max(1, round(self.image_size / PX_PER_TOKEN)) * PX_PER_TOKEN}",
+                f"{option('image_size')} is not a multiple of the {PX_PER_TOKEN} px that a token stands for",
+                f"set {option('image_size', nearest)}",
             )

@@ -26,8 +26,8 @@ class WorkerRange:
         return f"{self.fewest}..{self.most}" if self.elastic else str(self.fewest)
 
     @classmethod
-    def parse(cls, value: int | str) -> WorkerRange:
-        """2, "2" or "2..8" as `resources.workers` has it.
+    def parse(cls, value: int | str, *, option: str = "resources.workers") -> WorkerRange:
+        """2, "2" or "2..8", as the option has it.
 
         Raises:
             UserError: If it is none of these, or holds no worker, or does not grow.
@@ -35,16 +35,14 @@ class WorkerRange:
         found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value).strip())
         if found is None:
             raise UserError(
-                f"resources.workers={value} is no number of workers",
+                f"{option}={value} is no number of workers",
                 "set a number such as 2, or a range such as 2..8",
             )
         fewest, most = int(found[1]), int(found[2] or found[1])
         if fewest < 1:
-            raise UserError(f"resources.workers={value} is not positive", "set 1 or more, or leave it out")
+            raise UserError(f"{option}={value} is not positive", "set 1 or more, or leave it out")
         if found[2] and most <= fewest:
-            raise UserError(
-                f"resources.workers={value} does not grow", f"set {fewest}, or a larger second number"
-            )
+            raise UserError(f"{option}={value} does not grow", f"set {fewest}, or a larger second number")
         return cls(fewest, most)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from beit.checks import positive
+from beit.checks import Options, PositiveFloat, PositiveInt
 from beit.errors import UserError
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.planning.forecast import DENSE_TFLOPS, STAGES, Range
@@ -15,7 +15,7 @@ from pipelines.planning.forecast import DENSE_TFLOPS, STAGES, Range
 class PlanConfig(PretrainConfig):
     """A pretraining to be planned, not run."""
 
-    images: int | None = None
+    images: PositiveInt | None = None
     """Images of an epoch, where `data.train` is only a sample of them, or not given. None: those of
     `data.train`, or the scenes."""
 
@@ -36,16 +36,17 @@ class PlanConfig(PretrainConfig):
     """Dollars an hour of a node of each stage, such as train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2.
     None: no costs."""
 
-    seconds: float = 9.0
+    seconds: PositiveFloat = 9.0
     """Measure about so long."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "--", "images", "seconds")
-        for option, kind in (("gpu", self.gpu), ("token-gpu", self.token_gpu)):
+    def check_together(self, option: Options) -> None:
+        """Refuse unknown GPUs and prices."""
+        super().check_together(option)
+        for name in ("gpu", "token_gpu"):
+            kind = getattr(self, name)
             if kind is not None and kind not in DENSE_TFLOPS:
                 raise UserError(
-                    f"--{option} {kind}: its rate is not known", f"known are {', '.join(DENSE_TFLOPS)}"
+                    f"{option(name)}: its rate is not known", f"known are {', '.join(DENSE_TFLOPS)}"
                 )
         parse_prices(self.price)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from beit.config import OptimConfig, ViewConfig
-from beit.tokenizer.dvae import DvaeConfig
-from beit.tokenizer.objective import DvaeTrainConfig
+from beit.tokenizer.config import DvaeConfig, DvaeTrainConfig
 from pipelines.config.data import DataConfig
 from pipelines.config.tokenizer import TrainTokenizerConfig
 from pipelines.presets.find import find_preset

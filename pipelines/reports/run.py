@@ -239,7 +239,8 @@ def _mask_check(rows: list[Row], config: dict[str, Any]) -> list[Section]:
     if "mask" not in config or "model" not in config:
         return []
 
-    mask, model = from_dict(MaskConfig, config["mask"]), from_dict(ModelConfig, config["model"])
+    mask = from_dict(MaskConfig, config["mask"], at="mask.")
+    model = from_dict(ModelConfig, config["model"], at="model.")
     if mask.ratio == 0:
         return [Section("Masks", [Text("No patch was hidden (mask.ratio=0).")])]
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
-from beit.checks import file_name, not_negative, positive
+from beit.checks import CommandConfig, FileName, NotNegativeInt, PositiveInt
 from pipelines import seeds, storage
 from pipelines.scenes.objects import CLASS_NAMES
 from pipelines.scenes.render import render_scene
@@ -21,31 +21,26 @@ from pipelines.sources import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesConfig:
+class ScenesConfig(CommandConfig):
     """How many scenes to render, and where to."""
 
     out: str
     """Folder or bucket URI for the shards."""
 
-    images: int = 10_000
+    images: PositiveInt = 10_000
     """How many to render."""
 
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Side of an image, in pixels."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Image i depends on (seed, i) only."""
 
-    first: int = 0
+    first: NotNegativeInt = 0
     """Number of the first image: a held-out split of the same seed begins behind the training images."""
 
-    split: str = "train"
+    split: FileName = "train"
     """Begins the shards' names."""
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "images", "image_size")
-        not_negative(self, "--", "seed", "first")
-        file_name(self, "--", "split")
 
 
 def are_scenes(manifest: Manifest) -> bool:

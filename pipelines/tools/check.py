@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.checks import not_negative, positive
+from beit.checks import CommandConfig, NotNegativeInt, PositiveInt
 from beit.config import ViewConfig
 from beit.images.decode import Status, UndecodableImage, decode
 from beit.images.pictures import contact_sheet
@@ -39,13 +39,13 @@ _BROKEN_LISTED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(CommandConfig):
     """What to look at, and how closely."""
 
     source: str
     """Folder, glob or bucket URI of image files, tars or Parquet shards."""
 
-    sample: int = 2000
+    sample: PositiveInt = 2000
     """Images to decode, drawn at random."""
 
     all: bool = False
@@ -54,15 +54,11 @@ class CheckConfig:
     sheet: str | None = "check.png"
     """Where to write a contact sheet. None: nowhere."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Of the sample."""
 
     view: ViewConfig = field(default_factory=ViewConfig)
     """How images are decoded; `max_pixels` says which are too large."""
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "sample")
-        not_negative(self, "--", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.checks import CommandConfig
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.command_line.options import parse
@@ -41,7 +42,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(CommandConfig):
     """Compare runs of one job: curves of what both measured in one picture, the last figures in a table.
 
     Runs of one NAME are one curve, their mean with a band from the least to the largest. Without names these

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from beit.checks import CommandConfig
 from beit.tokenizer.convert import convert
 from pipelines.command_line.options import parse
 from pipelines.tools.weights import COPY, DOWNLOAD, check_local
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(CommandConfig):
     """Read a published tokenizer without running anything in its file, and write it as safetensors."""
 
     file: str

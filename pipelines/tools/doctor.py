@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import torch
 from packaging.requirements import Requirement
 
+from beit.checks import CommandConfig
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
@@ -56,7 +57,7 @@ class Level(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
+class DoctorConfig(CommandConfig):
     """What to look at besides this machine."""
 
     root: str = "runs"

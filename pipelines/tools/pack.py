@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beit.checks import file_name, not_negative, positive
+from beit.checks import CommandConfig, FileName, NotNegativeInt, PositiveInt
 from beit.errors import UserError
 from pipelines import seeds, storage
 from pipelines.cluster import session
@@ -39,7 +39,7 @@ PLAN_FILE = "pack.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig:
+class PackConfig(CommandConfig):
     """What to pack, and into shards of which form."""
 
     source: str
@@ -48,28 +48,23 @@ class PackConfig:
     out: str
     """Folder or bucket URI for the shards. An unfinished one is gone on with."""
 
-    split: str = "train"
+    split: FileName = "train"
     """Begins the shards' names: train-00000-of-00560.parquet. Of a source with several splits, such as
     train-* and val-*, this one."""
 
-    seed: int = 0
+    seed: NotNegativeInt = 0
     """Of the shuffle."""
 
-    shard_mib: int = 256
+    shard_mib: PositiveInt = 256
     """About how large a shard is, in MiB. A task holds a whole one in memory, more than once while it
     writes."""
 
-    rows_per_group: int = 128
+    rows_per_group: PositiveInt = 128
     """Images of a row group, the smallest piece that training reads at once."""
 
-    window_mib: int = 1024
+    window_mib: PositiveInt = 1024
     """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once
     while it writes."""
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "shard_mib", "rows_per_group", "window_mib")
-        not_negative(self, "--", "seed")
-        file_name(self, "--", "split")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from beit.checks import positive
+from beit.checks import CommandConfig, Options, PositiveInt
 from beit.errors import UserError
 from beit.loading import load_model
 from beit.probing.attention import check_size, figure_size, look
@@ -26,7 +26,7 @@ MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class AttentionConfig(CommandConfig):
     """Which patches of which images to ask, and which model.
 
     The largest centred square of an image is shown, nothing hidden. One row a point: the query patch in red,
@@ -43,7 +43,7 @@ class AttentionConfig:
     points: tuple[str, ...] = MIDDLES
     """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
 
-    size: int | None = None
+    size: PositiveInt | None = None
     """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are
     resampled. None: 15/7 of the model's own, as the paper's 480 px are of 224, but at most 30 patches, or the
     model's own size if that is larger."""
@@ -51,11 +51,11 @@ class AttentionConfig:
     out: str = "attention.png"
     """Where to write the picture."""
 
-    side: int = 180
+    side: PositiveInt = 180
     """Side of a picture on the sheet, in pixels, to the nearest multiple of the patches along a side."""
 
-    def __post_init__(self) -> None:
-        positive(self, "--", "side", "size")
+    def check_together(self, option: Options) -> None:
+        """Refuse what is no place in the image."""
         if not self.points:
             raise UserError("--points is given without a point", "write --points 0.5,0.5")
         _ = self.places

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from beit.checks import positive
+from beit.checks import CommandConfig, PositiveInt
 from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from beit.tokenizer.figures import measure
@@ -28,7 +28,7 @@ CENTRE_SQUARE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig:
+class ShowConfig(CommandConfig):
     """Which images to show, and with which tokenizer."""
 
     images: tuple[str, ...] = ()
@@ -38,23 +38,20 @@ class ShowConfig:
     """Shards, a folder or tars instead, as for `data.train`: `measured` random images give figures, some of
     them are shown."""
 
-    measured: int = 512
+    measured: PositiveInt = 512
     """Images of `data` to measure the tokenizer on."""
 
-    shown: int = 12
+    shown: PositiveInt = 12
     """Images of `data` to show."""
 
     out: str = "tokens.png"
     """Where to write the picture."""
 
-    side: int = 224
+    side: PositiveInt = 224
     """Side of a picture on the sheet, in pixels."""
 
     # 64 px is what the tokenizer that is the default was trained on.
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(image_size=64))
-
-    def __post_init__(self) -> None:
-        positive(self, "--", "side", "measured", "shown")
 
 
 def show(config: ShowConfig) -> Iterator[str]:

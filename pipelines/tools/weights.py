@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from beit.checks import not_negative, positive
+from beit.checks import CommandConfig, NotNegativeInt, PositiveInt
 from beit.errors import UserError
 from beit.foreign import incoming, outgoing
 from beit.foreign.layout import Described
@@ -26,7 +26,7 @@ DOWNLOAD = "download it first, and give the file"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig:
+class ImportConfig(CommandConfig):
     """Read published weights without running anything in their file, and write them as a checkpoint
     folder.
     """
@@ -42,23 +42,19 @@ class ImportConfig:
     """Mean and std of the pixels. half: 0.5, as the released 22k weights. imagenet: ImageNet's. None: what
     the folder says, or as the published models of this kind; the choice is printed."""
 
-    heads: int | None = None
+    heads: PositiveInt | None = None
     """Attention heads. None: as the tables of relative biases, config.json or the published widths tell."""
 
-    taps: tuple[int, ...] | None = None
+    taps: tuple[NotNegativeInt, ...] | None = None
     """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the
     folder's out_indices, or the authors' blocks; the choice is printed."""
 
     sha256: str | None = None
     """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
 
-    def __post_init__(self) -> None:
-        positive(self, "--", "heads")
-        not_negative(self, "--", "taps")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(CommandConfig):
     """Write a model in another project's format, every value as it is."""
 
     run: str

@@ -54,8 +54,8 @@ def check_config(config: PretrainConfig) -> None:
     config.target.check(config.mask)
     find_mask(config.evaluation.mask.kind, option="evaluation.mask.kind")
     if config.evaluation.images:
-        check_mask(config.evaluation.mask, config.model.grid, option="evaluation.mask")
-        config.target.check(config.evaluation.mask)
+        check_mask(config.evaluation.mask, config.model.grid, at="evaluation.mask.")
+        config.target.check(config.evaluation.mask, at="evaluation.mask.")
     if config.data.tokens is not None and not find_target(config.target.kind).needs_tokenizer:
         raise UserError(
             (

@@ -13,12 +13,12 @@ def draw(rng, config, grid):
     return mask
 
 
-def check(config, grid):
+def check(config, grid, option):
     """Refuse a budget of less than a column."""
     if config.budget(grid) < grid:
         raise UserError(
-            f"mask.ratio={config.ratio:g} hides less than one column of {grid} patches",
-            f"set mask.ratio={1 / grid:.3g}, or more",
+            f"{option('ratio')} hides less than one column of {grid} patches",
+            f"set {option('ratio', f'{1 / grid:.3g}')}, or more",
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from beit.checks import positive, share
+from beit.checks import Options, PositiveFloat, PositiveInt, PositiveShare
 from beit.errors import UserError
 from beit.plain import override
 from pipelines.config.pretrain import PretrainConfig
@@ -27,10 +27,10 @@ class ProtocolConfig:
     recipe: str = "quickstart"
     """A preset of the command that does it."""
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps. None: the recipe's length."""
 
-    peak_lr: float | None = None
+    peak_lr: PositiveFloat | None = None
     """Learning rate at the end of the warmup. None: the recipe's."""
 
     train: str | None = None
@@ -39,10 +39,10 @@ class ProtocolConfig:
     val: str | None = None
     """Images to be judged by. None: held-out scenes, where the pretraining has scenes."""
 
-    val_scenes: int | None = None
+    val_scenes: PositiveInt | None = None
     """How many of those. None: as many as the recipe says."""
 
-    fraction: float = 1.0
+    fraction: PositiveShare = 1.0
     """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
     of every class."""
 
@@ -52,9 +52,6 @@ class ClassifyProtocol(ProtocolConfig):
     """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what is
     different from it.
     """
-
-    def __post_init__(self) -> None:
-        _check_protocol(self, "classify.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +67,6 @@ class SegmentProtocol(ProtocolConfig):
     val_annotations: str | None = None
     """The same for the images to be judged by."""
 
-    def __post_init__(self) -> None:
-        _check_protocol(self, "segment.")
-
-
-def _check_protocol(protocol: ProtocolConfig, prefix: str) -> None:
-    positive(protocol, prefix, "steps", "peak_lr", "val_scenes", "fraction")
-    share(protocol, prefix, "fraction")
-
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(PretrainConfig):
@@ -91,11 +80,11 @@ class AblationConfig(PretrainConfig):
     rows: tuple[RowName, ...] = tuple(ROWS)
     """Which rows, in this order."""
 
-    seeds: int = 2
+    seeds: PositiveInt = 2
     """Every row is done so many times, with the seeds from `seed` on: the same ones for all rows, for
     fine-tuning too."""
 
-    longer: float = PAPER_LONGER
+    longer: PositiveFloat = PAPER_LONGER
     """How many times as long the row with the longer schedule is pretrained."""
 
     tasks: tuple[Task, ...] = ("classify", "segment")
@@ -104,42 +93,39 @@ class AblationConfig(PretrainConfig):
     classify: ClassifyProtocol = field(default_factory=ClassifyProtocol)
     segment: SegmentProtocol = field(default_factory=SegmentProtocol)
 
-    token_epochs: int = 20
+    token_epochs: PositiveInt = 20
     """Where no row goes through more epochs of views than this, their tokens are computed once for all rows
     of a seed. Beyond, every row tokenises as it trains: views that come again would be a disadvantage that
     rows without tokens do not have."""
 
-    concurrent: int | None = None
+    concurrent: PositiveInt | None = None
     """Rows at a time. None: as many as the cluster has room for."""
 
-    data_cpus: float | None = None
+    data_cpus: PositiveFloat | None = None
     """Cores that each row shall find free for reading and views. None: those of one reading task."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self, option: Options) -> None:
+        """Refuse rows that could not be compared."""
+        super().check_together(option)
         check_whole(self, "rows")
-        positive(self, "--", "seeds", "longer", "concurrent", "data_cpus", "token_epochs")
-        for option, given in (("rows", self.rows), ("tasks", self.tasks)):
+        for name, given in (("rows", self.rows), ("tasks", self.tasks)):
             if not given or len(set(given)) < len(given):
                 raise UserError(
-                    f"--{option} {' '.join(given) or 'nothing'}: each is to be given once",
-                    f"leave out --{option} for all",
+                    f"{option(name, ' '.join(given) or 'nothing')}: each is to be given once",
+                    f"leave out {option.name(name)} for all",
                 )
         if LONGER in self.rows and self.longer <= 1:
             raise UserError(
-                f"--longer {self.longer:g} is not above 1", f"set --longer {PAPER_LONGER:.3g} for the paper's"
+                f"{option('longer')} is not above 1",
+                f"set {option('longer', f'{PAPER_LONGER:.3g}')} for the paper's",
             )
         if self.data.tokens is not None:
             raise UserError(
-                (
-                    f"data.tokens={self.data.tokens} holds the tokens of one seed, and there are "
-                    f"{self.seeds} "
-                    "of them"
-                ),
+                f"{option('data.tokens')} holds the tokens of one seed, and there are {self.seeds} of them",
                 "leave out --data.tokens: an ablation computes tokens once by itself",
             )
-        for name in self.rows:
-            self._check_differs(name)
+        for row in self.rows:
+            self._check_differs(row)
 
     def _check_differs(self, name: RowName) -> None:
         base = pretraining_of(self)

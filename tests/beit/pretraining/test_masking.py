@@ -88,7 +88,7 @@ def test_a_budget_below_the_smallest_rectangle_is_refused():
 
 def test_an_unknown_kind_is_refused_with_the_nearest_one():
     with pytest.raises(UserError) as refused:
-        check_mask(MaskConfig(kind="blokwise"), 14, option="evaluation.mask")
+        check_mask(MaskConfig(kind="blokwise"), 14, at="evaluation.mask.")
     assert refused.value.cause.startswith("evaluation.mask.kind=blokwise is none of blockwise, random")
     assert refused.value.remedy.startswith("perhaps you meant blockwise; ")
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from beit.errors import UserError
+from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.convert import convert
-from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
+from beit.tokenizer.dvae import Dvae, initialise
 from beit.tokenizer.frozen import DvaeTokenizer
 from beit.tokenizer.registry import load_tokenizer
 

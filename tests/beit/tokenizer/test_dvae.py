@@ -8,16 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.tokenizer.dvae import (
-    Decoder,
-    Dvae,
-    DvaeConfig,
-    Encoder,
-    initialise,
-    map_pixels,
-    set_precision,
-    unmap_pixels,
-)
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Decoder, Dvae, Encoder, initialise, map_pixels, set_precision, unmap_pixels
 
 
 def small(**changes: int) -> Dvae:
@@ -139,4 +131,4 @@ def test_half_precision_leaves_the_layers_at_the_tokens_alone():
 )
 def test_sizes_that_cannot_be_built_are_refused_by_name(field: str, value: int):
     with pytest.raises(UserError, match=f"dvae.{field}={value} "):
-        DvaeConfig(**{field: value})
+        Dvae(DvaeConfig(**{field: value}))

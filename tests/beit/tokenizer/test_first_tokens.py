@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from beit.tokenizer.dvae import DvaeConfig, Encoder, initialise, map_pixels
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Encoder, initialise, map_pixels
 from beit.tokenizer.first_tokens import leaf_images, spread_tokens
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from beit.errors import UserError
 from beit.plain import to_dict
 from beit.tokenizer import frozen
-from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Dvae, initialise
 from beit.tokenizer.frozen import DvaeTokenizer, load_dvae, save_tokenizer, weights_digest
 from beit.tokenizer.protocol import ImageTokenizer
 from beit.tokenizer.registry import load_tokenizer
@@ -158,7 +159,7 @@ def rename(folder: Path) -> None:
         (lambda folder: describe(folder, config={"width": 8}), "width is not a field of DvaeConfig"),
         (
             lambda folder: describe(folder, config={**to_dict(CONFIG), "blocks": 0}),
-            "dvae.blocks=0 is not positive",
+            "config.blocks=0 is not positive",
         ),
         (
             lambda folder: describe(folder, config={**to_dict(CONFIG), "vocab_size": 40}),

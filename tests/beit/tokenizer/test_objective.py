@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from beit.checks import check
 from beit.config import OptimConfig
 from beit.errors import UserError
-from beit.tokenizer.dvae import DvaeConfig
+from beit.tokenizer.config import DvaeConfig, DvaeTrainConfig
 from beit.tokenizer.objective import (
     DvaeObjective,
-    DvaeTrainConfig,
     cosine,
     divergence_from_uniform,
     entropy,
@@ -284,4 +284,4 @@ def test_tokens_of_a_toy_problem_tell_its_four_colours():
 )
 def test_schedules_that_make_no_sense_are_refused_by_name(field: str, value: float):
     with pytest.raises(UserError, match=f"train.{field}={value} "):
-        DvaeTrainConfig(**{field: value})
+        check(DvaeTrainConfig(**{field: value}), "train.")

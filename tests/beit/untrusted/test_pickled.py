@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from beit.tokenizer.dvae import Decoder, DvaeConfig, Encoder, initialise
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Decoder, Encoder, initialise
 from beit.untrusted import pickled
 from beit.untrusted.pickled import NotWeightsError, read_torch
 

@@ -50,6 +50,32 @@ def test_what_tyro_refuses_is_told_in_two_lines(typed, cause, remedy):
     assert (refused.value.cause, refused.value.remedy) == (cause, remedy)
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--mask.ratio 1.5", "mask.ratio=1.5 is not in [0, 1)\nset mask.ratio=0.382653"),
+        (
+            "--evaluation.mask.ratio 1.5",
+            "evaluation.mask.ratio=1.5 is not in [0, 1)\nset evaluation.mask.ratio=0.382653",
+        ),
+        (
+            "--optim.min-lr=1",
+            "optim.min_lr=1.0 is not between 0 and optim.peak_lr=0.002\nset optim.min_lr=1e-05",
+        ),
+        ("--view.std 1 0 1", "view.std=(1.0, 0.0, 1.0) is not positive\nset view.std=(0.229, 0.224, 0.225)"),
+        ("--seed -1", "--seed -1 is negative\nset --seed 0"),
+        (
+            "--resources.workers 0..2",
+            "resources.workers=0..2 is not positive\nset 1 or more, or leave it out",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_whole_path(typed, message):
+    with pytest.raises(UserError) as refused:
+        parse(typed.split(), PretrainConfig, command="pretrain [PRESET]", positional=(), default=quickstart())
+    assert str(refused.value) == message
+
+
 def test_an_option_that_must_be_given_is_named():
     with pytest.raises(UserError) as refused:
         parse(["--run", "x", "--out", "y"], FeaturesConfig, command="features RUN DATA OUT", positional=())

@@ -5,7 +5,7 @@ import pytest
 from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.plain import from_dict, to_dict
-from beit.tokenizer.dvae import DvaeConfig
+from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.objective import DvaeObjective
 from pipelines.config.tokenizer import TrainTokenizerConfig
 from pipelines.presets.tokenizer import PRESETS, dalle, tokenizer_preset

@@ -17,7 +17,8 @@ from beit.config import TokenizerConfig, ViewConfig
 from beit.errors import UserError
 from beit.loading import load_model
 from beit.plain import override
-from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Dvae, initialise
 from beit.tokenizer.first_tokens import spread_tokens
 from beit.tokenizer.frozen import save_tokenizer
 from beit.tokenizer.registry import load_tokenizer

@@ -28,7 +28,8 @@ from torch import nn
 
 from beit.config import MaskConfig, TokenizerConfig, ViewConfig
 from beit.objectives.base import Objective
-from beit.tokenizer.dvae import Dvae, DvaeConfig, initialise
+from beit.tokenizer.config import DvaeConfig
+from beit.tokenizer.dvae import Dvae, initialise
 from beit.tokenizer.frozen import save_tokenizer
 from beit.tokenizer.registry import load_tokenizer
 from pipelines.config.data import DataConfig
