@@ -44,7 +44,7 @@ def test_rows_have_the_seeds_that_were_asked_for():
         ({"target.kind": "pixels"}, "what the row pixels has for itself", "--target.kind"),
         ({"rows": ["beit", "beit"]}, "--rows beit beit", "leave out --rows"),
         ({"tasks": []}, "--tasks nothing", "leave out --tasks"),
-        ({"longer": 1.0}, "--longer 1 is not above 1", "--longer 2.67"),
+        ({"longer": 1.0}, "--longer 1.0 is not above 1", "--longer 2.67"),
         ({"stop_at": 5}, "--stop-at 5", "--steps"),
         ({"data.tokens": "x"}, "data.tokens=x holds the tokens of one seed", "leave out --data.tokens"),
         ({"classify.fraction": 1.5}, "classify.fraction=1.5", "classify.fraction=1"),
