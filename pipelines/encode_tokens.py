@@ -143,8 +143,7 @@ def _checked_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
         raise UserError(
             (
                 f"tokenizer.image_size={config.image_size} is not a multiple of the {px} px that a token "
-                "stands "
-                "for"
+                "stands for"
             ),
             f"set --tokenizer.image-size {max(1, round(config.image_size / px)) * px}",
         )

@@ -233,8 +233,7 @@ def _capped(labelled: LabelledData, config: ProbeConfig, say: Callable[[str], No
     if train.total == total:
         return labelled
     say(
-        f"warning: {train.total:,} of {total:,} training images are taken, the same share of every "
-        "class; "
+        f"warning: {train.total:,} of {total:,} training images are taken, the same share of every class; "
         "--most-images takes more"
     )
     return replace(labelled, train=train, source=replace(labelled.source, manifest=train))
@@ -256,8 +255,7 @@ def _summary(
     held = (bytes_each * model.dim * (images + labelled.val.total) + 4 * images * (model.dim + 256)) / 2**20
     yield (
         f"features: {features} of {model.dim} {config.numbers} numbers an image: {disk:,.0f} MiB in the run "
-        "folder"
-        f"{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' "
+        f"folder{'' if config.keep_features else ' until the end'}; a task holds one, with its neighbours' "
         f"similarities {held:,.0f} MiB"
     )
 

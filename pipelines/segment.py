@@ -251,9 +251,8 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
         if -(-fewest // at_once) != -(-most // at_once):
             raise UserError(
                 f"of optim.global_batch_size={images} {count} workers have {fewest} or {most} images, in "
-                "parts of "
-                f"resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over all "
-                "workers' parts",
+                f"parts of resources.micro_batch_size={at_once} not equally many, and BatchNorm counts over "
+                "all workers' parts",
                 f"set --resources.micro-batch-size {most}"
                 + (f", or --resources.workers {workers.fewest}" if workers.elastic else ""),
             )
@@ -261,9 +260,8 @@ def check_parts(config: SegmentConfig, workers: WorkerRange) -> None:
         return
     fitting = next((size for size in range(max(2, at_once), images + 1) if images % size != 1), None)
     raise UserError(
-        f"optim.global_batch_size={images} in parts of resources.micro_batch_size={at_once} leaves a part "
-        "of one image, of which UPerNet's "
-        "BatchNorm has no statistics",
+        f"optim.global_batch_size={images} in parts of resources.micro_batch_size={at_once} leaves a part of "
+        "one image, of which UPerNet's BatchNorm has no statistics",
         (
             "set --optim.global-batch-size 2"
             if fitting is None
@@ -293,8 +291,7 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
         raise UserError(
             (
                 f"{option}={source.uri}: the column annotation holds "
-                f"{type(found['annotation'][0]).__name__}, "
-                "not the bytes of files"
+                f"{type(found['annotation'][0]).__name__}, not the bytes of files"
             ),
             "give a column annotation of PNG files, as struct<bytes, path> or binary",
         )
@@ -310,8 +307,7 @@ def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> 
             ),
             (
                 "set --annotation.classes, --annotation.ignore-index and --annotation.reduce-zero-label as "
-                "the "
-                "files are, or mend the files"
+                "the files are, or mend the files"
             ),
         )
 

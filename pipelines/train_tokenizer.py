@@ -250,9 +250,8 @@ def _report(training: TokenizerTraining, run: str, trained: Trained) -> Report:
                     (
                         "decoded",
                         f"What the decoder paints from them. Over {len(trained.images)} such views the mean "
-                        "absolute error is "
-                        f"{figures['error']:.3f} of 1; {figures['stable']:.0%} of the tokens stay when "
-                        "pixels change by at most 2 of 255.",
+                        f"absolute error is {figures['error']:.3f} of 1; {figures['stable']:.0%} of the "
+                        "tokens stay when pixels change by at most 2 of 255.",
                     ),
                 ],
             ),
@@ -269,8 +268,7 @@ def _report(training: TokenizerTraining, run: str, trained: Trained) -> Report:
                         "number: share",
                         (
                             "The token, and its share of all tokens. From the commonest to the rarest, at "
-                            "even "
-                            "distances."
+                            "even distances."
                         ),
                     ),
                 ],

@@ -61,8 +61,7 @@ class Progress(ray.tune.Callback):
         if STATUS not in result:
             self._say(
                 f"trial {trial.config['number']} | point {result[POINT]}/{self._points} | step "
-                f"{result['step']:,} | "
-                f"{self._goal.name} {result[OBJECTIVE]:.4f}"
+                f"{result['step']:,} | {self._goal.name} {result[OBJECTIVE]:.4f}"
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -115,8 +115,7 @@ def _checked(name: str, field: Any, values: Any) -> Any:
         raise UserError(
             (
                 f"--space {name}: {field} is {said}, neither a grid nor a distribution of ray.tune that a "
-                "seed "
-                "can draw from"
+                "seed can draw from"
             ),
             f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
         )

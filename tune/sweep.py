@@ -194,8 +194,7 @@ class _Sweep:
             if not shareable(config.pretraining(), self.design.space):
                 if find_target(config.target.kind).needs_tokenizer:
                     self.say(
-                        "tokens: the space changes the views or their tokens, so every trial tokenises "
-                        "for "
+                        "tokens: the space changes the views or their tokens, so every trial tokenises for "
                         "itself"
                     )
                 return

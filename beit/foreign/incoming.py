@@ -124,8 +124,7 @@ def _notes(described: Described, said: Said) -> list[str]:
     if said.norm_eps is not None and said.norm_eps != NORM_EPS:
         notes.append(
             f"config.json says layer_norm_eps={said.norm_eps:g}; here it is {NORM_EPS:g}, with which the "
-            "authors trained: "
-            "transformers' numbers with that folder differ a little"
+            "authors trained: transformers' numbers with that folder differ a little"
         )
     if described.kind == "segmenter":
         usual, taps = list(default_taps("upernet", described.model.depth)), described.head["taps"]
@@ -136,8 +135,7 @@ def _notes(described: Described, said: Said) -> list[str]:
             by = ", as transformers does with this folder" if theirs else ""
             notes.append(
                 f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they "
-                "trained, give "
-                f"--taps {' '.join(map(str, usual))}"
+                f"trained, give --taps {' '.join(map(str, usual))}"
             )
     if described.kind == "backbone":
         notes.append("there is no head: it can be fine-tuned, and predicts nothing as it is")
@@ -172,8 +170,7 @@ def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report
             raise UserError(
                 (
                     f"{file}: {origins.get(name, name)} has the shape {list(tensors[name].shape)}, and "
-                    "should "
-                    f"have {list(tensor.shape)}"
+                    f"should have {list(tensor.shape)}"
                 ),
                 "give the file as it was published",
             )

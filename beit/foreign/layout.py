@@ -104,8 +104,7 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
             raise UserError(
                 (
                     f"{said.heads_by} says {said.heads} heads, and the tables of relative biases have "
-                    f"{columns} "
-                    "columns, one for each"
+                    f"{columns} columns, one for each"
                 ),
                 "leave out --heads" if said.heads_by == HEADS_OPTION else f"correct {said.heads_by}",
             )

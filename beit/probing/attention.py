@@ -106,8 +106,7 @@ def check_size(size: int, patch_size: int) -> None:
         raise UserError(
             (
                 f"--size {size} is {size // patch_size} x {size // patch_size} patches, each of which "
-                "attends "
-                "to all"
+                "attends to all"
             ),
             f"set --size {MOST_GRID * patch_size} or less",
         )

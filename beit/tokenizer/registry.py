@@ -43,8 +43,7 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
         raise UserError(
             "tokenizer.name=dalle: DALL-E's published weights do not come with the package",
             "write beit tokenizer convert encoder.pkl FOLDER --decoder decoder.pkl, then give "
-            "--tokenizer.path FOLDER; "
-            "or measure with --tokenizer.name random-dalle",
+            "--tokenizer.path FOLDER; or measure with --tokenizer.name random-dalle",
         )
     folder = _find(name_or_path)
     kind = read_description(folder).get("kind")
@@ -94,7 +93,6 @@ def _find(name_or_path: str) -> Path:
         raise UserError(
             f"tokenizer {name_or_path!r} is neither a built-in name nor a folder",
             f"set tokenizer.name to one of {', '.join(tokenizer_names())}, or tokenizer.path to a folder "
-            "that `beit tokenizer train` "
-            "or `convert` wrote",
+            "that `beit tokenizer train` or `convert` wrote",
         )
     return Path(name_or_path)

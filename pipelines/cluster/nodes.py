@@ -148,8 +148,7 @@ def local_path_warnings(nodes: Sequence[Node], paths: Mapping[str, str]) -> list
     return [
         (
             f"warning: {len(nodes)} machines, and {option} is the local path {path}: it must be the same "
-            "folder "
-            "on all of them"
+            "folder on all of them"
         )
         for option, path in paths.items()
         if not storage.is_remote(path)

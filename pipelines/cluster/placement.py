@@ -274,8 +274,7 @@ def _share_gpus(
         raise UserError(
             (
                 f"{most} worker{'s' * (most > 1)} x 1 GPU + {needed} tokenizer{'s' * (needed > 1)} x "
-                f"{share:g} "
-                f"GPU, but Ray has {gpus}"
+                f"{share:g} GPU, but Ray has {gpus}"
             ),
             "set --resources.tokenizer-gpus 0.25 to share the workers' GPUs"
             + (

@@ -79,13 +79,11 @@ class FinetuneConfig(SupervisedConfig):
             raise UserError(
                 (
                     f"--warmup-epochs {epochs:g} and --optim.warmup-steps {steps} both say how long the "
-                    "warmup "
-                    "is"
+                    "warmup is"
                 ),
                 (
-                    "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count "
-                    "it in "
-                    "epochs"
+                    "add --warmup-epochs None to count it in steps, or --optim.warmup-steps None to count it "
+                    "in epochs"
                 ),
             )
 

@@ -107,8 +107,7 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         raise UserError(
             (
                 f"knn.every_steps={knn.every_steps}, and knn.val is not given, so there is nothing to be "
-                "judged "
-                "by"
+                "judged by"
             ),
             "set --knn.val to labelled images, or leave out --knn.every-steps",
         )

@@ -32,8 +32,7 @@ def measured_lines(rates: Rates, where: str) -> Iterator[str]:
     if rates.load > rates.cores:
         yield (
             f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times "
-            "below are those of a machine "
-            "of its own"
+            "below are those of a machine of its own"
         )
     stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
     shown = {name: seconds for name, seconds in stages.items() if seconds}
@@ -42,8 +41,7 @@ def measured_lines(rates: Rates, where: str) -> Iterator[str]:
     )
     yield (
         f"an image: {' + '.join(f'{1e3 * seconds:.3g}' for seconds in shown.values())} = "
-        f"{1e3 * sum(shown.values()):.3g} ms of a core; "
-        f"training {costs.step_flop / 1e9:.4g} GFLOP"
+        f"{1e3 * sum(shown.values()):.3g} ms of a core; training {costs.step_flop / 1e9:.4g} GFLOP"
         + (f", tokens {costs.token_flop / 1e9:.4g} GFLOP" if costs.token_flop else "")
     )
     if rates.gpu:
@@ -87,8 +85,7 @@ def here_lines(
     total = costs.view + costs.token + costs.step
     yield (
         f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training "
-        f"{costs.step / total:.0%}; "
-        f"Ray is taken to leave {forecast.RUN_SHARE:.0%} of the cores to them"
+        f"{costs.step / total:.0%}; Ray is taken to leave {forecast.RUN_SHARE:.0%} of the cores to them"
     )
 
 
@@ -135,8 +132,7 @@ def cluster_lines(
         known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))
         yield (
             f"extrapolated, not measured: TFLOP/s of the data sheets ({known}) x {UTILISATION[0]:.0%} to "
-            f"{UTILISATION[1]:.0%}; "
-            "views from the cores that were measured"
+            f"{UTILISATION[1]:.0%}; views from the cores that were measured"
         )
     if machines.head_cores is not None and not own:
         yield f"head: {machines.head_cores:g} cores, for the coordinators of as many streams at most"
@@ -184,16 +180,13 @@ def cluster_lines(
             passes = forecast.COORDINATOR_BLOCKS[2 if rates.costs.token_flop else 1]
             yield (
                 f"  with --resources.streams {fast.streams}: its {fast.rate / rows:,.0f} blocks of {rows} "
-                "images a second from "
-                f"{fast.rate * rates.costs.view:,.0f} cores are more than one stream passes, {passes:g} "
-                f"from {MOST_SLOTS}; "
-                "each stream's coordinator takes a core of the head"
+                f"images a second from {fast.rate * rates.costs.view:,.0f} cores are more than one stream "
+                f"passes, {passes:g} from {MOST_SLOTS}; each stream's coordinator takes a core of the head"
             )
         if machines.head_cores is not None and fast.wanted > machines.head_cores:
             yield (
                 f"  {fast.wanted} coordinators would pass all that the rest allows, each on a core of the "
-                "head, which has "
-                f"{machines.head_cores:g}: give it more cores, or the workers larger batches"
+                f"head, which has {machines.head_cores:g}: give it more cores, or the workers larger batches"
             )
     if config.price is None:
         if not own:
@@ -226,10 +219,9 @@ def volume_lines(
     written = -(-steps // output.checkpoint_steps)
     yield (
         f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), "
-        f"{written:,} of them, "
-        f"one every {duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; "
-        f"{output.keep_checkpoints} are kept, "
-        f"{_bytes(written * size)} are written"
+        f"{written:,} of them, one every "
+        f"{duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; "
+        f"{output.keep_checkpoints} are kept, {_bytes(written * size)} are written"
     )
     if not tokenized:
         return

@@ -141,8 +141,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         raise UserError(
             (
                 f"resources.workers={asked} need a GPU each, but {cluster_name(config)} may have {most:g} to "
-                "train on "
-                "(max_workers)"
+                "train on (max_workers)"
             ),
             f"set --resources.workers {most:g}, or raise max_workers",
         )

@@ -27,8 +27,7 @@ def check_annotations(source: Source, *, option: str = "data.train") -> None:
         f"{option}={source.uri} has no annotations, it is {source.manifest.kind} with {there}",
         (
             "give Parquet shards with a column annotation beside image, or image files and the folder of "
-            "their "
-            f"annotations by --{beside}"
+            f"their annotations by --{beside}"
         ),
     )
 
@@ -81,8 +80,7 @@ def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: Annot
     if names is None:
         raise UserError(
             f"data.val names {len(val.annotation_names)} ids, which do not come to the {len(train)} classes "
-            "of data.train: "
-            "its ids stand for other classes",
+            "of data.train: its ids stand for other classes",
             "write the annotations of both by one list of names",
         )
     for number, (ours, theirs) in enumerate(zip(train, names, strict=True)):
@@ -90,8 +88,7 @@ def check_same_names(train: tuple[str, ...] | None, val: Manifest, config: Annot
             raise UserError(
                 (
                     f"data.val calls class {number} of {len(names)} {theirs}, data.train {ours}: its ids "
-                    "stand "
-                    "for other classes"
+                    "stand for other classes"
                 ),
                 "write the annotations of both by one list of names",
             )

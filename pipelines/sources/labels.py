@@ -119,8 +119,7 @@ def label_source(
         ):
             raise UserError(
                 f"{option}={source.uri} has {len(names)} classes by name, such as {names[0]}, and the "
-                "training data has "
-                f"{class_count(follows, classes)} by number only",
+                f"training data has {class_count(follows, classes)} by number only",
                 "give both as class folders, or both with numbers: nothing says which name is which number",
             )
     count = classes or (len(names) if names is not None else int(labels.max(initial=-1)) + 1)
@@ -130,8 +129,7 @@ def label_source(
         first = values[bad[:1]].tolist()[0]
         raise UserError(
             f"{option}={source.uri}: {len(bad):,} of {len(labels):,} labels are none of 0 to {count - 1}, "
-            f"the first {first!r} "
-            f"of {manifest.unit(unit).describe(row)}",
+            f"the first {first!r} of {manifest.unit(unit).describe(row)}",
             "mend or leave out these images" + ("" if classes is None else ", or raise --classes")
             if follows is None
             else f"give images of the {count} classes of the training data",
@@ -259,8 +257,7 @@ def unnamed(train: LabelledManifest, other: LabelledManifest, option: str) -> li
         return []
     return [
         f"warning: {option} has labels by number only, taken as places in the training data's list of "
-        "classes: "
-        f"0 is {train.class_names[0]}, {len(train.class_names) - 1} is {train.class_names[-1]}"
+        f"classes: 0 is {train.class_names[0]}, {len(train.class_names) - 1} is {train.class_names[-1]}"
     ]
 
 

@@ -141,8 +141,7 @@ def _matched(images: Sequence[str], annotations: Sequence[str], option: str, uri
         expected = _stem(missing[0]).removesuffix(image_ends) + annotation_ends + ".png"
         raise UserError(
             f"{option} has {len(annotations):,} annotations, but none for {len(missing):,} of the "
-            f"{len(images):,} images of {uri}: "
-            f"{missing[0]} lacks {expected}",
+            f"{len(images):,} images of {uri}: {missing[0]} lacks {expected}",
             "give each image an annotation of the same path, or leave the image out",
         )
     return [by_name[name] for name in wanted]

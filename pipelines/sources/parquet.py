@@ -197,10 +197,9 @@ def _warnings(manifest: ParquetManifest, group_bytes: NDArray[np.int64], listing
         worst = int(large[np.argmax(group_bytes[large])])
         found.append(
             f"{len(large):,} of {len(manifest.rows):,} row groups are large "
-            f"({manifest.unit(worst).describe(0).rpartition(',')[0]}: "
-            f"{manifest.rows[worst]:,} rows, {group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row "
-            "group at a time, "
-            "so they cost memory and mixing: rewrite them with `beit data pack`"
+            f"({manifest.unit(worst).describe(0).rpartition(',')[0]}: {manifest.rows[worst]:,} rows, "
+            f"{group_bytes[worst] / 2**20:,.0f} MiB); a task reads a row group at a time, so they cost "
+            "memory and mixing: rewrite them with `beit data pack`"
         )
     return tuple(found)
 
@@ -282,8 +281,7 @@ def _image_column(schema: pa.Schema, uri: str, option: str) -> tuple[str, bool]:
             f"{option}: {uri} has no column of encoded images; its columns: {columns}",
             (
                 "name the column `image`, as struct<bytes: binary, path: string> or as binary (or make "
-                "shards "
-                "with `beit data pack`)"
+                "shards with `beit data pack`)"
             ),
         )
     name = (named or suitable)[0]

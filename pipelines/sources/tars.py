@@ -86,8 +86,7 @@ class TarUnit(Unit):
                 content = file.read_at(last - first, first)
                 if len(content) < last - first:
                     raise OSError(
-                        f"{self.uri} ends at byte {first + len(content)}, but its index says {last}: it "
-                        "was "
+                        f"{self.uri} ends at byte {first + len(content)}, but its index says {last}: it was "
                         "changed since"
                     )
                 for place in run:

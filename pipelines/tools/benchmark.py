@@ -241,8 +241,7 @@ def tokens_table(result: TokensResult, *, title: str) -> list[str]:
     ratios = [(encode + step) / step for encode, step in zip(result.encode, result.step, strict=True)]
     spread = statistics.stdev(ratios)
     lines.append(
-        f"-> cached tokens save up to {statistics.mean(ratios):.2f} x +- {spread:.2f} where tokenizer "
-        "and "
+        f"-> cached tokens save up to {statistics.mean(ratios):.2f} x +- {spread:.2f} where tokenizer and "
         "training share cores"
     )
     return lines

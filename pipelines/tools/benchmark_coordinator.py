@@ -44,10 +44,9 @@ class CoordinatorResult:
         """The result in words."""
         return (
             f"{self.operators} operator{'s' * (self.operators > 1)}, {self.consumers:>3} "
-            f"worker{'s' * (self.consumers > 1)}: "
-            f"{self.blocks:,} blocks, {self.blocks / self.seconds:.0f} a second by the clock; "
-            f"{1e3 * self.core_seconds / self.blocks:.1f} ms of the coordinator's core each = "
-            f"{self.of_a_core:.0f} a second"
+            f"worker{'s' * (self.consumers > 1)}: {self.blocks:,} blocks, {self.blocks / self.seconds:.0f} a "
+            f"second by the clock; {1e3 * self.core_seconds / self.blocks:.1f} ms of the coordinator's core "
+            f"each = {self.of_a_core:.0f} a second"
         )
 
 

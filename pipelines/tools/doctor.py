@@ -253,8 +253,7 @@ def token(environment: Mapping[str, str]) -> Iterator[Finding]:
             Level.WARNING,
             (
                 f"RAY_AUTH_MODE={mode or '(not set)'} for the cluster at {cluster}: who reaches it may run "
-                "code "
-                "there"
+                "code there"
             ),
             "start the cluster with RAY_AUTH_MODE=token, and set it here too",
         )

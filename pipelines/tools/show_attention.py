@@ -77,8 +77,7 @@ def _place(point: str) -> tuple[float, float]:
         raise UserError(
             (
                 f"--points {point} is not in the picture: 0,0 is its top left corner and 1,1 its bottom "
-                "right "
-                "one"
+                "right one"
             ),
             "divide pixels by the side of the shown square",
         )
@@ -114,9 +113,8 @@ def show(config: AttentionConfig) -> Iterator[str]:
         else f", positions resampled from {saved.model.grid} x {saved.model.grid}"
     )
     yield (
-        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} "
-        f"image(s) of {size} px: "
-        f"{patches} x {patches} patches{stretched}"
+        f"block {saved.model.depth} of {saved.model.depth}, {saved.model.heads} heads; {len(shown)} image(s) "
+        f"of {size} px: {patches} x {patches} patches{stretched}"
     )
     yield f"written: {config.out}"
 

@@ -295,9 +295,8 @@ class Worker:
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             # An exception would make Ray Train try again; the same images would be as bad as before.
             self.config.recorder.give_up.remote(
-                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted "
-                "in every epoch, cannot be used: "
-                f"more than data.max_bad={self.config.max_bad:g} allows",
+                f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in "
+                f"every epoch, cannot be used: more than data.max_bad={self.config.max_bad:g} allows",
                 (
                     "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume "
                     "with a larger --data.max-bad"

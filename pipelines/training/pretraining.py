@@ -60,8 +60,7 @@ def check_config(config: PretrainConfig) -> None:
         raise UserError(
             (
                 f"data.tokens={config.data.tokens} holds tokens, and target.kind={config.target.kind} "
-                "predicts "
-                "none"
+                "predicts none"
             ),
             "leave out --data.tokens, or set --target.kind tokens",
         )

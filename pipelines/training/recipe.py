@@ -59,15 +59,13 @@ def _facts(
     gains = "" if model.layer_scale is None else f", LayerScale from {model.layer_scale:g}"
     lines = [
         f"model: ViT {model.dim}/{model.depth}/{model.heads}, {model.image_size} px, {model.grid} x "
-        f"{model.grid} patches, "
-        f"{model.position} positions{gains}",
+        f"{model.grid} patches, {model.position} positions{gains}",
         target_line(config),
     ]
     if find_target(config.target.kind).needs_tokenizer:
         lines.append(
             f"tokenizer: {config.tokenizer.path or config.tokenizer.name}, {config.tokenizer.image_size} px "
-            f"= {model.grid} x {model.grid} "
-            f"visual tokens of {config.tokenizer.image_size / model.grid:g} px"
+            f"= {model.grid} x {model.grid} visual tokens of {config.tokenizer.image_size / model.grid:g} px"
         )
     if cache:
         lines.append(
@@ -134,8 +132,7 @@ def warnings(config: PretrainConfig, *, preset: str, total_steps: int, scenes: b
     if built_in == "scenes64" and config.data.train is not None and not scenes:
         lines.append(
             "warning: the tokens of scenes64 were learned from the built-in scenes and say little about "
-            "photographs: "
-            f"beit tokenizer train photo64 --data.train {shlex.quote(config.data.train)}, then "
+            f"photographs: beit tokenizer train photo64 --data.train {shlex.quote(config.data.train)}, then "
             "--tokenizer.path runs/NAME"
         )
     return lines
@@ -186,9 +183,8 @@ def explain(config: PretrainConfig, *, preset: str, data: str, images: int, scen
             else f"gradients clipped at norm {optim.clip_norm:g}"
         )
         + f", drop path {model.drop_path:g}",
-        f"views: crops of {view.min_area:.0%} to {view.max_area:.0%} of the area, flip {view.flip:g}, "
-        f"jitter {view.jitter:g}, "
-        f"mean {_numbers(view.mean)}, std {_numbers(view.std)}",
+        f"views: crops of {view.min_area:.0%} to {view.max_area:.0%} of the area, flip {view.flip:g}, jitter "
+        f"{view.jitter:g}, mean {_numbers(view.mean)}, std {_numbers(view.std)}",
         *warnings(config, preset=preset, total_steps=total, scenes=scenes),
     ]
 

@@ -59,8 +59,7 @@ def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> N
             for name in ("mean", "std")
         )
         say(
-            "warning: the weights to begin with are used to pixels of another mean and std; unless that "
-            "is "
+            "warning: the weights to begin with are used to pixels of another mean and std; unless that is "
             f"meant, give {options}"
         )
 

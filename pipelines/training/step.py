@@ -144,8 +144,7 @@ class Stepper:
         """
         if bad := int(self._bad_steps.item()):
             raise NotFiniteError(
-                f"{bad} of the last steps had a gradient that is not finite; the weights are those "
-                "before "
+                f"{bad} of the last steps had a gradient that is not finite; the weights are those before "
                 "them"
             )
 

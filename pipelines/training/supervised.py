@@ -163,8 +163,7 @@ class SupervisedTask(Task[Config, Ready]):
         start = f"from {config.start}" if config.start else "from scratch"
         return [
             f"model: ViT {size.dim}/{size.depth}/{size.heads}, {size.image_size} px, {size.position} "
-            "positions, "
-            f"{self.head(config)}, {start}",
+            f"positions, {self.head(config)}, {start}",
             *(training.transfer.lines() if training.transfer else ()),
             f"data: {data.total:,} images, {training.classes:,} classes{part}",
             f"validation: {training.val.total:,} images"

@@ -325,8 +325,7 @@ def elastic(cluster):
     assert driver.process.returncode == 0
     counting_run.assert_exactly_once(shards, tokenizer, cluster.folder, missing=3 * 186 % counting_run.BATCH)
     print(
-        "every sample of every epoch was trained on once, and is what its key says; 6 are left, less "
-        "than a "
+        "every sample of every epoch was trained on once, and is what its key says; 6 are left, less than a "
         "step"
     )
 

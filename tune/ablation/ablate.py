@@ -242,8 +242,7 @@ class _Ablation:
         if not epochs:
             if self.prepared.tokenises:
                 self.say(
-                    f"tokens: a row goes through more than {self.config.token_epochs} epochs of views, "
-                    "so "
+                    f"tokens: a row goes through more than {self.config.token_epochs} epochs of views, so "
                     "each tokenises as it trains"
                 )
             return {}

@@ -191,9 +191,8 @@ def order_words(order: Order) -> list[str]:
         clear = [pair for pair in order.pairs if pair.clear]
         said += (
             f"; beyond what a seed does to all rows alike, results spread by {order.spread:.2f} points; "
-            f"{len(clear)} of the differences "
-            f"are more than {CLEAR:g} standard errors, {sum(pair.agrees for pair in clear)} of these in the "
-            "paper's order"
+            f"{len(clear)} of the differences are more than {CLEAR:g} standard errors, "
+            f"{sum(pair.agrees for pair in clear)} of these in the paper's order"
         )
     return [f"{said}.", *(f"In another order: {pair_words(pair)}." for pair in other)]
 

@@ -198,8 +198,7 @@ def test_tokenizers_on_cpus_beside_gpu_workers_need_no_further_option():
             "laptop of 2",
             (
                 "1 tokenizer x 0.28 CPU has no room: 2 workers x 1 CPU leave 1 machine x 0 CPU of 1 machine "
-                "x 2 "
-                "CPU"
+                "x 2 CPU"
             ),
             "set --resources.worker-cpus 0.5",
         ),
@@ -208,8 +207,7 @@ def test_tokenizers_on_cpus_beside_gpu_workers_need_no_further_option():
             "12 x 1 core",
             (
                 "1 tokenizer x 2 CPU has no room: 1 worker x 0.5 CPU leave 1 machine x 0.5 CPU, 11 machines "
-                "x 1 "
-                "CPU of 12 machines x 1 CPU"
+                "x 1 CPU of 12 machines x 1 CPU"
             ),
             "set --resources.tokenizer-cpus 0.4",
         ),

@@ -77,8 +77,7 @@ def test_the_figures_of_a_data_path_are_those_of_its_images(tmp_path):
     )
     figures = measure(load_tokenizer("scenes64"), pixels)
     assert lines[0].startswith(
-        f"on 40 images: mean absolute error {figures['error']:.3f}, perplexity "
-        f"{figures['perplexity']:,.0f} "
+        f"on 40 images: mean absolute error {figures['error']:.3f}, perplexity {figures['perplexity']:,.0f} "
         "of 512"
     )
     assert lines[1].startswith("5 image(s) of 64 px: 64 tokens each")
