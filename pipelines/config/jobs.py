@@ -35,6 +35,9 @@ class OutputConfig(FolderConfig):
     checkpoint_steps: PositiveInt = 1000
     """Steps between checkpoints; there is always one at the end."""
 
+    checkpoint_minutes: PositiveFloat = 10.0
+    """Minutes between checkpoints, where `checkpoint_steps` take longer."""
+
     keep_checkpoints: PositiveInt = 2
     """Checkpoints to keep; older ones are deleted."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from beit.errors import UserError
@@ -216,11 +217,13 @@ def volume_lines(
     a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
     yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
     size = forecast.checkpoint_bytes(rates.parameters)
-    written = -(-steps // output.checkpoint_steps)
+    step_seconds = config.optim.global_batch_size / rate
+    between = min(output.checkpoint_steps * step_seconds, 60 * output.checkpoint_minutes)
+    written = max(-(-steps // output.checkpoint_steps), math.ceil(steps * step_seconds / between - 1e-9))
     yield (
         f"checkpoints: {_bytes(size)} each ({rates.parameters / 1e6:.4g} M parameters and two moments), "
         f"{written:,} of them, one every "
-        f"{duration(output.checkpoint_steps * config.optim.global_batch_size / rate)}; "
+        f"{duration(between)}; "
         f"{output.keep_checkpoints} are kept, {_bytes(written * size)} are written"
     )
     if not tokenized:

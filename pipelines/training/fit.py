@@ -127,6 +127,7 @@ def fit(
         precision=config.resources.precision,
         compile=config.resources.compile,
         checkpoint_steps=config.output.checkpoint_steps,
+        checkpoint_seconds=60 * config.output.checkpoint_minutes,
         log_seconds=config.output.log_seconds,
         max_bad=config.data.max_bad,
         resume_from=checkpoint,

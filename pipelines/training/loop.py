@@ -59,6 +59,7 @@ class LoopConfig:
     precision: str
     compile: bool
     checkpoint_steps: int
+    checkpoint_seconds: float
     log_seconds: float
     max_bad: float
     resume_from: str | None
@@ -114,6 +115,7 @@ class Worker:
         self.generation, self.restarts = 0, 0
         self.keys: list[Batch] = []
         self.stop, self.training = False, False
+        self.checkpoint_is_due, self.saved_at = False, time.perf_counter()
         self.question: Any = None
         self.asked_at = time.monotonic()
         self.logged_step, self.logged_at, self.wait_seconds = 0, time.perf_counter(), 0.0
@@ -133,7 +135,7 @@ class Worker:
                     break
                 if self.step == self.config.stop_at:
                     break
-                if self.step % self.config.checkpoint_steps == 0:
+                if self.step % self.config.checkpoint_steps == 0 or self.checkpoint_is_due:
                     self._log()  # What the objective gathers for its reports is part of the checkpoint.
                     self._save(final=False)
                     saved = self.step
@@ -206,10 +208,11 @@ class Worker:
         self.stop = self.stop or self._is_to_stop()
         due = self.rank == 0 and time.perf_counter() - self.logged_at >= self.config.log_seconds
         weight = self.objective.weight(host) if host else 0.0
-        have, weight, log, stop = self.stepper.add_up(
-            [float(bool(host)), weight, float(due), float(self.stop)]
+        overdue = self.rank == 0 and time.perf_counter() - self.saved_at >= self.config.checkpoint_seconds
+        have, weight, log, stop, save = self.stepper.add_up(
+            [float(bool(host)), weight, float(due), float(self.stop), float(overdue)]
         )
-        self.stop = bool(stop)
+        self.stop, self.checkpoint_is_due = bool(stop), bool(save)
         if self.stop or have < self.workers:
             return False
         self.stepper.step(self.step, batch, weight)
@@ -326,6 +329,7 @@ class Worker:
         import ray
         import ray.train
 
+        self.saved_at = time.perf_counter()
         self.stepper.check_finite()
         self._settle()
         checkpoint = None

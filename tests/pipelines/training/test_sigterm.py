@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from beit.plain import override
+from pipelines.presets.pretrain import quickstart
+from pipelines.pretrain import pretrain
 from pipelines.runs import run_folder
 from pipelines.stream.ledger import Ledger
 
@@ -89,3 +92,22 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step_taken(tmp_path, number):
     )
     assert f"stopped; step {step} is saved: go on by --resume {tmp_path}/run" in rest
     assert ledger.settled == step * BATCH
+
+
+@pytest.mark.slow
+def test_a_slow_run_has_checkpoints_by_the_clock(tmp_path, ray_cluster):
+    values = {
+        "data.scenes": 64,
+        "steps": 3,
+        "optim.global_batch_size": 16,
+        "optim.warmup_steps": 1,
+        "evaluation.images": 0,
+        "output.checkpoint_minutes": 1e-6,
+        "output.keep_checkpoints": 9,
+        "output.root": str(tmp_path),
+        "output.name": "run",
+        "output.mlflow": False,
+    }
+    pretrain(override(quickstart(), values))
+    saved = sorted(path.parent.name for path in tmp_path.glob("run/attempt-1/*/progress.json"))
+    assert saved == ["step-00000001", "step-00000002", "step-00000003"]
