@@ -15,7 +15,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.evaluation.knn import KnnSets
 from pipelines.presets import pretrain as presets
 from pipelines.presets.tokenizer import scenes64
-from pipelines.pretrain import Pretraining, pretrain, rebuild_report
+from pipelines.pretrain import Pretraining, pretrain
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.metrics import read_metrics
 from pipelines.scenes.shards import write_scenes
@@ -71,7 +71,7 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     model = load_model(Path(result.run, "model"))
     logits = model(torch.zeros(1, 3, 64, 64), torch.eye(1, 64, dtype=torch.bool))
     assert logits.shape == (1, 512)
-    report = Path(rebuild_report(result.run)).read_text()
+    report = Path(result.run, "report", "index.html").read_text()
     assert "What the model fills in" in report
     assert "What patches attend to" in report
     assert f"beit pretrain --resume {result.run}" in report
