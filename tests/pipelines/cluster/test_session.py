@@ -159,6 +159,15 @@ def test_where_workers_train_patience_is_for_the_place_and_not_for_the_work(ray_
     assert time.time() >= over
 
 
+def test_what_is_refused_where_workers_train_is_told_as_it_is(ray_cluster):
+    def refuse():
+        raise UserError("no images are there", "give others")
+
+    with pytest.raises(UserError) as refused:
+        run_where_workers_train(refuse)
+    assert (refused.value.cause, refused.value.remedy) == ("no images are there", "give others")
+
+
 def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
     work = "from pipelines.cluster.session import without_stderr\nwith without_stderr(): print('done')"
     # Not in this process: its other threads may open files meanwhile, and would get the free number.
