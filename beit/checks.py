@@ -43,7 +43,7 @@ class Constraint:
     """What may be given instead: "1 or more"."""
 
     percent: bool = False
-    """Whether a number from 5 to 100 is likely to be meant as a percentage."""
+    """Whether a number from 5 on is likely to be meant as a percentage."""
 
 
 def between(low: float, high: float, *, percent: bool = False) -> Constraint:
@@ -81,7 +81,7 @@ PositiveShare = Annotated[PositiveFloat, between(0, 1, percent=True)]
 """Above 0, up to 1."""
 
 BelowOne = Annotated[
-    float, Constraint(lambda value: 0 <= value < 1, "is not in [0, 1)", "0 or more, below 1")
+    float, Constraint(lambda value: 0 <= value < 1, "is not in [0, 1)", "0 or more, below 1", percent=True)
 ]
 """From 0 on, but less than 1."""
 
@@ -198,7 +198,7 @@ def _unmet(hint: Any, value: Any) -> Constraint | None:
 def _refusal(option: Options, field: dataclasses.Field[Any], value: Any, constraint: Constraint) -> UserError:
     name, default = field.name, field.default
     cause = f"{option(name, repr(value) if isinstance(value, str) else value)} {constraint.fault}"
-    if constraint.percent and isinstance(value, int | float) and 5 <= value <= 100:
+    if constraint.percent and isinstance(value, int | float) and value >= 5 and constraint.holds(value / 100):
         return UserError(cause, f"set {option(name, f'{value / 100:g}')} if {value:g} % is meant")
     if default is None:
         return UserError(cause, f"set {constraint.allowed}, or leave it out")

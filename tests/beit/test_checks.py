@@ -85,6 +85,8 @@ class Command(CommandConfig):
         ),
         ({"growth": 1.0}, "growth=1.0 is not above 1\nset {}growth=2"),
         ({"strength": 11}, "strength=11 is not between 0 and 10\nset {}strength=5"),
+        ({"dropped": 40.0}, "dropped=40.0 is not in [0, 1)\nset {}dropped=0.4 if 40 % is meant"),
+        ({"dropped": 100.0}, "dropped=100.0 is not in [0, 1)\nset {}dropped=0.25"),
         ({"dropped": 1.0}, "dropped=1.0 is not in [0, 1)\nset {}dropped=0.25"),
         ({"low": 0.5, "high": 0.25}, "low=0.5 is above {}high=0.25\nset {}high=1"),
     ],

@@ -101,12 +101,16 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
-    """Return the preset of a task."""
-    return (
-        finetune_preset(config.classify.recipe)
-        if task == "classify"
-        else segment_preset(config.segment.recipe)
-    )
+    """Return the preset of a task, with which the protocol's learning rate must go."""
+    protocol: ProtocolConfig = getattr(config, task)
+    recipe: Any = (finetune_preset if task == "classify" else segment_preset)(protocol.recipe)
+    if protocol.peak_lr is not None and protocol.peak_lr < recipe.optim.min_lr:
+        raise UserError(
+            f"{task}.peak_lr={protocol.peak_lr} is below {recipe.optim.min_lr:g}, to which the learning rate "
+            f"falls in the recipe {protocol.recipe}",
+            f"set --{task}.peak-lr {recipe.optim.peak_lr:g}, or leave it out",
+        )
+    return recipe
 
 
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTraining[Any]:

@@ -183,6 +183,7 @@ def test_tokens_are_computed_once_only_where_no_view_comes_again(tmp_path):
             "--segment.train",
         ),
         ({"classify.recipe": "quickstrat"}, "quickstrat is neither", "perhaps you meant quickstart"),
+        ({"classify.peak_lr": 1e-9}, "classify.peak_lr=1e-09 is below 1e-06", "--classify.peak-lr 0.002"),
         ({"mask.ratio": 0.04}, "the row beit: mask.ratio=0.04", "mask.min_block"),
         (
             {"model.image_size": 224, "model.patch_size": 28},
