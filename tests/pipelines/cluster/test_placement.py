@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from beit.checks import check
 from beit.errors import UserError
 from pipelines.cluster.placement import Node, place
 from pipelines.config.resources import ResourceConfig
@@ -272,7 +273,7 @@ def test_a_group_that_grows_is_placed_by_the_workers_it_always_has():
 )
 def test_a_number_of_workers_that_is_none_is_refused(workers, why):
     with pytest.raises(UserError, match=why):
-        ResourceConfig(workers=workers)
+        check(ResourceConfig(workers=workers), "resources.")
 
 
 @pytest.mark.parametrize("machines", [1, 2, 4])
