@@ -69,8 +69,7 @@ def read_start(uri: str) -> bytes:
     if not storage.is_remote(uri):
         with open(storage.resolve(uri)[1], "rb") as local:
             return local.read(MAX_ENCODED_BYTES)
-    system, path = storage.resolve(uri)
-    with system.open_input_file(path) as file:
+    with storage.open_input(uri) as file:
         return bytes(file.read(MAX_ENCODED_BYTES))
 
 

@@ -56,13 +56,12 @@ class ParquetUnit(Unit):
 
     def read(self, rows: Rows, columns: Sequence[str] = ("image",)) -> Columns:
         """Read the row group's asked columns and take rows of it."""
-        system, path = storage.resolve(self.uri)
         leaves = {
             "image": f"{self.image}.bytes" if self.nested else self.image,
             PATH_COLUMN: f"{self.image}.path",
         }
         wanted = [leaves.get(column, column) for column in columns]
-        with system.open_input_file(path) as file:
+        with storage.open_input(self.uri) as file:
             table = pq.ParquetFile(
                 file, metadata=_footer(self.uri, self.size), pre_buffer=True
             ).read_row_group(self.group, columns=wanted)
@@ -93,8 +92,7 @@ def _values(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
 @functools.lru_cache(maxsize=16)
 def _footer(uri: str, size: int) -> pq.FileMetaData:
     # Kept for the process: a shard's footer can be hundreds of kilobytes, and its row groups come one by one.
-    system, path = storage.resolve(uri)
-    with system.open_input_file(path) as file:
+    with storage.open_input(uri) as file:
         return pq.read_metadata(file)
 
 
@@ -135,8 +133,7 @@ class ParquetManifest(Manifest):
             return super().column(name)
 
         def read(file: int) -> NDArray[Any]:
-            system, path = storage.resolve(storage.join(self.root, self.names[file]))
-            with system.open_input_file(path) as opened:
+            with storage.open_input(storage.join(self.root, self.names[file])) as opened:
                 return _values(
                     pq.ParquetFile(opened, pre_buffer=True).read(columns=[name]).column(name), name
                 )
@@ -244,9 +241,8 @@ def _read_footers(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
 
 
 def _summarise(uri: str, option: str) -> dict[str, Any]:
-    system, path = storage.resolve(uri)
     try:
-        with system.open_input_file(path) as file:
+        with storage.open_input(uri) as file:
             footer = pq.read_metadata(file)
     except pa.ArrowInvalid as error:
         raise UserError(

@@ -69,8 +69,7 @@ class TarUnit(Unit):
     def describe(self, row: int) -> str:
         """Tar and member; the member's name is read from its header."""
         try:
-            system, path = storage.resolve(self.uri)
-            with system.open_input_file(path) as file:
+            with storage.open_input(self.uri) as file:
                 return f"{self.uri}: {_name(file.read_at(_BLOCK, int(self.offsets[row]) - _BLOCK))}"
         except OSError:
             return f"{self.uri}, byte {self.offsets[row]}"
@@ -79,8 +78,7 @@ class TarUnit(Unit):
         """Header and content of the members."""
         starts, ends = self.offsets - _BLOCK, self.offsets + np.minimum(self.sizes, MAX_ENCODED_BYTES)
         members: list[bytes] = [b""] * len(rows)
-        system, path = storage.resolve(self.uri)
-        with system.open_input_file(path) as file:
+        with storage.open_input(self.uri) as file:
             for run in _neighbours(rows, starts, ends):
                 first, last = int(starts[rows[run[0]]]), int(ends[rows[run]].max())
                 content = file.read_at(last - first, first)
@@ -230,13 +228,12 @@ def _index_all(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
 
 def _index(uri: str, option: str) -> _Index:
     index = _Index([], [], [], [], {})
-    system, path = storage.resolve(uri)
     try:
         if storage.is_remote(uri):
-            with system.open_input_file(path) as remote, io.BufferedReader(remote, 1 << 20) as file:
+            with storage.open_input(uri) as remote, io.BufferedReader(remote, 1 << 20) as file:
                 _scan(cast(IO[bytes], file), 0, "", index)
         else:
-            with open(path, "rb") as local:
+            with open(storage.resolve(uri)[1], "rb") as local:
                 _scan(local, 0, "", index)
     except tarfile.TarError as error:
         raise UserError(
