@@ -1,3 +1,1 @@
-"""Weights of other projects: what their files are, what they call things, and how ours are written
-for them.
-"""
+"""Weights of other projects: read them, translate their names, and write ours in their formats."""

@@ -1,6 +1,4 @@
-"""The JSON files beside Hugging Face's weights: what they say of a model, and what ours say to be loaded
-there.
-"""
+"""Hugging Face's `config.json` and `preprocessor_config.json`: read theirs, and write them for our models."""
 
 from __future__ import annotations
 
@@ -23,30 +21,30 @@ CLASSES = {
 }
 
 BICUBIC = 3
-"""Pillow's number of the filter."""
+"""Pillow's number for this filter."""
 
 Triple = tuple[float, float, float]
 
 
 TAPS = "beit_taps"
-"""Our word in their `config.json`: the blocks that a segmenter's head reads, of which `out_indices` cannot
-say the last one."""
+"""An entry of our own in their `config.json`: the blocks that a segmenter's head reads. Their `out_indices`
+cannot name the last block."""
 
 POOL_SCALES = [1, 2, 3, 6]
-"""Of UPerNet's pyramid; no tensor tells them."""
+"""The sides of UPerNet's pyramid, which no tensor reveals."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """What tensors do not tell: from a folder's JSON files, or by the user. None: nothing is said."""
+class Settings:
+    """Settings that tensors do not reveal, from a folder's JSON files or from the user. None: unknown."""
 
     heads: int | None = None
     heads_by: str = "num_attention_heads in config.json"
-    """Who says so."""
+    """Where `heads` is from."""
     taps: list[int] | None = None
     """Blocks, from 0, whose tokens a segmenter's head reads."""
     out_indices: list[int] | None = None
-    """The same in their numbers."""
+    """The same in Hugging Face's numbering; see `stages`."""
     norm_eps: float | None = None
     layer_scale: float | None = None
     class_names: list[str] | None = None
@@ -54,11 +52,11 @@ class Said:
     std: Triple | None = None
 
 
-def read_settings(folder: Path) -> Said:
+def read_settings(folder: Path) -> Settings:
     """Read `config.json` and `preprocessor_config.json`; either may be absent.
 
     Raises:
-        UserError: If they are no JSON objects, of another model than BEiT, or of one that computes otherwise.
+        UserError: If they are no JSON objects, or describe another model than BEiT or an unsupported variant.
     """
     config, preprocessor = _read(folder / CONFIG), _read(folder / PREPROCESSOR)
     kind = config.get("model_type", "beit")
@@ -70,10 +68,10 @@ def read_settings(folder: Path) -> Said:
     heads, gain, eps = (
         config.get(name) for name in ("num_attention_heads", "layer_scale_init_value", "layer_norm_eps")
     )
-    return Said(
+    return Settings(
         heads=heads if isinstance(heads, int) and heads > 0 else None,
         taps=_numbers(config.get(TAPS)),
-        # Version 4 wrote the older name for a while.
+        # Version 4 used the older name for a while.
         out_indices=_numbers(config.get("out_indices", config.get("segmentation_indices"))),
         norm_eps=float(eps) if isinstance(eps, (int, float)) else None,
         layer_scale=float(gain) if isinstance(gain, (int, float)) and gain > 0 else None,
@@ -84,7 +82,7 @@ def read_settings(folder: Path) -> Said:
 
 
 def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` for a model of ours."""
+    """Return a `config.json` for one of our models."""
     names = head.get("class_names") or [f"LABEL_{number}" for number in range(head.get("classes", 0))]
     config: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
@@ -100,14 +98,14 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "drop_path_rate": model.drop_path,
-        # Their default is 1e-12, with which the numbers differ.
+        # Their default is 1e-12, which gives slightly different numbers.
         "layer_norm_eps": NORM_EPS,
         "layer_scale_init_value": model.layer_scale or 0.0,
         "use_mask_token": kind == "mim",
         "use_absolute_position_embeddings": model.position == "absolute",
         "use_shared_relative_position_bias": model.position == "relative",
         "use_relative_position_bias": model.position == "relative-per-block",
-        # Without it their model for pretraining norms twice.
+        # If this is False, their pretraining model applies the norm twice.
         "use_mean_pooling": kind != "backbone" and head.get("pooling", "mean") == "mean",
     }
     if kind == "backbone":
@@ -130,25 +128,27 @@ def model_config(kind: str, model: ModelConfig, head: dict[str, Any]) -> dict[st
 
 
 def stages(taps: list[int], depth: int) -> list[int]:
-    """Their `out_indices` for blocks from 0: number i means the tokens that block i - 2 gives, and none means
-    those of the last block.
+    """Return Hugging Face's `out_indices` for blocks counted from 0.
+
+    There, number i stands for the tokens after block i - 2, and none stands for those after the last block.
     """
     return [min(tap + 2, depth) for tap in taps]
 
 
-def taps_of(said: Said, depth: int) -> list[int] | None:
-    """The blocks, from 0, that a segmenter's head reads; None if nothing says so.
+def taps_of(settings: Settings, depth: int) -> list[int] | None:
+    """Return the blocks, from 0, that a segmenter's head reads; None if unknown.
 
     Raises:
         UserError: If they are not four of the `depth` blocks.
     """
-    if said.out_indices is None or (said.taps is not None and stages(said.taps, depth) == said.out_indices):
-        taps, why = said.taps, f"blocks {said.taps}"
+    indices = settings.out_indices
+    if indices is None or (settings.taps is not None and stages(settings.taps, depth) == indices):
+        taps, why = settings.taps, f"blocks {settings.taps}"
     else:
-        taps = [index - 2 for index in said.out_indices]
+        taps = [index - 2 for index in indices]
         why = (
-            f"out_indices {said.out_indices} in {CONFIG}, where number i means the tokens behind block i "
-            "- 2, counted from 0"
+            f"out_indices {indices} in {CONFIG}, where number i means the tokens after block i - 2, "
+            "counted from 0"
         )
     if taps is not None and (len(taps) != 4 or not all(0 <= tap < depth for tap in taps)):
         raise UserError(
@@ -159,7 +159,7 @@ def taps_of(said: Said, depth: int) -> list[int] | None:
 
 
 def preprocessor_config(model: ModelConfig, view: ViewConfig) -> dict[str, Any]:
-    """`preprocessor_config.json`: whole images at the model's size, bicubic, normalised as in training."""
+    """Return a `preprocessor_config.json`: whole images, bicubic, normalised as in training."""
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
@@ -204,7 +204,7 @@ def _numbers(values: Any) -> list[int] | None:
 
 
 def _class_names(labels: Any) -> list[str] | None:
-    """Names in the order of their numbers; None if there are none, or only the numbers again."""
+    """Return the names in the order of their numbers; None if there are none, or only numbers as names."""
     if (
         not isinstance(labels, dict)
         or not labels

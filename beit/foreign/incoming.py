@@ -1,5 +1,6 @@
-"""Weights of microsoft/unilm, timm and Hugging Face -> a checkpoint folder. What a file is, is told from its
-contents.
+"""Import weights of microsoft/unilm, timm and Hugging Face as a checkpoint folder.
+
+Files are recognised by their contents.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from beit.checks import check
 from beit.config import ViewConfig
 from beit.errors import UserError
-from beit.foreign.huggingface import Said
+from beit.foreign.huggingface import Settings
 from beit.foreign.layout import HEADS_OPTION, Described, describe, kind_of
 from beit.foreign.names import Spelling, spelling_of
 from beit.foreign.report import KeyReport
@@ -48,9 +49,9 @@ class Imported:
     report: KeyReport
     view: ViewConfig
     pixels: str
-    """Where mean and std are from."""
+    """Where mean and std of the view are from."""
     notes: list[str] = field(default_factory=list)
-    """What is done otherwise here, or was chosen where nothing says it."""
+    """How this model differs from theirs, and what was assumed because nothing says it."""
 
 
 def import_weights(
@@ -62,16 +63,17 @@ def import_weights(
     taps: Sequence[int] | None = None,
     sha256: str | None = None,
 ) -> Imported:
-    """Write published weights as a checkpoint folder, every value as it is. No code in the file runs.
+    """Write published weights as a checkpoint folder, with unchanged values. No code in the file is run.
 
     Args:
-        source: A file of unilm's, timm's or Hugging Face's, or a folder of the latter.
+        source: A file of unilm's, timm's or Hugging Face's, or a folder of Hugging Face's.
         out: The folder to write.
-        pixels: How pixels were normalised. None: as a folder says, or as the published models of that kind
-            were.
-        heads: Attention heads, where nothing tells them.
-        taps: Blocks, from 0, whose tokens a segmenter's head reads. None: as a folder says, or the authors'.
-        sha256: What the weights' file must have, in hexadecimal.
+        pixels: How pixels were normalised. None: as the folder says, or as for the published models of that
+            kind.
+        heads: Number of attention heads, if nothing else says it.
+        taps: Blocks, from 0, whose tokens a segmenter's head reads. None: as the folder says, or the
+            authors'.
+        sha256: The SHA-256 that the weights' file must have, in hexadecimal.
 
     Raises:
         UserError: If the file is not what it should be (it says what it is), a tensor is missing, unexpected
@@ -79,11 +81,11 @@ def import_weights(
     """
     _check_empty(out)
     published = read_published(source, sha256)
-    file, found, said = published.path, published.tensors, published.said
+    file, found, settings = published.path, published.tensors, published.settings
     if heads is not None:
-        said = dataclasses.replace(said, heads=heads, heads_by=HEADS_OPTION)
+        settings = dataclasses.replace(settings, heads=heads, heads_by=HEADS_OPTION)
     if taps is not None:
-        said = dataclasses.replace(said, taps=list(taps), out_indices=None)
+        settings = dataclasses.replace(settings, taps=list(taps), out_indices=None)
     spelling = spelling_of(unwrapped(name) for name in found)
     if spelling is None:
         some = ", ".join(list(found)[:3]) or "none"
@@ -102,13 +104,13 @@ def import_weights(
             "leave it out",
         )
     drop(tensors, report, kind)
-    described = describe(tensors, kind, said)
+    described = describe(tensors, kind, settings)
     model = fill(described, tensors, file, report)
-    view, origin = _view(described, pixels, said)
+    view, origin = _view(described, pixels, settings)
     origins = {"files": published.digests, "spelling": spelling}
     save_model(model, out, extra={"view": to_dict(view), "imported_from": origins})
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(out, described, spelling, parameters, report, view, origin, _notes(described, said))
+    return Imported(out, described, spelling, parameters, report, view, origin, _notes(described, settings))
 
 
 def _check_empty(out: Path) -> None:
@@ -118,34 +120,33 @@ def _check_empty(out: Path) -> None:
         raise UserError(f"{out} is not empty: {inside.name} is in it", "give a folder that is new or empty")
 
 
-def _notes(described: Described, said: Said) -> list[str]:
-    """What a user of the folder would not guess."""
+def _notes(described: Described, settings: Settings) -> list[str]:
+    """Return notes on everything that a user of the folder might not expect."""
     notes = []
-    if said.norm_eps is not None and said.norm_eps != NORM_EPS:
+    if settings.norm_eps is not None and settings.norm_eps != NORM_EPS:
         notes.append(
-            f"config.json says layer_norm_eps={said.norm_eps:g}; here it is {NORM_EPS:g}, with which the "
+            f"config.json says layer_norm_eps={settings.norm_eps:g}; here it is {NORM_EPS:g}, with which the "
             "authors trained: transformers' numbers with that folder differ a little"
         )
     if described.kind == "segmenter":
         usual, taps = list(default_taps("upernet", described.model.depth)), described.head["taps"]
         if taps is None:
-            notes.append(f"the head reads blocks {usual}, as the authors'; --taps says otherwise")
+            notes.append(f"the head reads blocks {usual}, as the authors'; --taps chooses others")
         elif taps != usual:
-            theirs = said.out_indices is not None and taps == [index - 2 for index in said.out_indices]
+            indices = settings.out_indices
+            theirs = indices is not None and taps == [index - 2 for index in indices]
             by = ", as transformers does with this folder" if theirs else ""
             notes.append(
                 f"the head reads blocks {taps}{by}; the authors' reads {usual}: for weights that they "
                 f"trained, give --taps {' '.join(map(str, usual))}"
             )
     if described.kind == "backbone":
-        notes.append("there is no head: it can be fine-tuned, and predicts nothing as it is")
+        notes.append("there is no head: it can be fine-tuned, but predicts nothing as it is")
     return notes
 
 
 def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report: KeyReport) -> VitModel:
-    """The model with these tensors in it, of their own precision, after a check of names, shapes
-    and values.
-    """
+    """Build the model with these tensors, in their own precision, after checking names, shapes and values."""
     with torch.device("meta"):
         model = KINDS[described.kind].from_config(described.model, described.head)
     expected = model.state_dict()
@@ -179,22 +180,22 @@ def fill(described: Described, tensors: Mapping[str, Tensor], file: Path, report
             or not tensors[name].isfinite().all()
         ):
             raise UserError(
-                f"{file}: {origins.get(name, name)} holds values that are no finite numbers of its kind",
+                f"{file}: {origins.get(name, name)} holds values that are not finite numbers of its type",
                 "download it again",
             )
-    # Own memory for each: parts of one storage cannot be saved apart.
+    # A copy of each tensor, because tensors that share memory cannot be saved.
     model.load_state_dict(
         {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in expected}, assign=True
     )
     return model
 
 
-def _view(described: Described, pixels: Pixels | None, said: Said) -> tuple[ViewConfig, str]:
-    """How pixels are normalised for these weights, and how that is known."""
+def _view(described: Described, pixels: Pixels | None, settings: Settings) -> tuple[ViewConfig, str]:
+    """Return how pixels are normalised for these weights, and how that is known."""
     if pixels is not None:
         (mean, std), origin = PIXELS[pixels], f"--pixels {pixels}"
-    elif said.mean is not None and said.std is not None:
-        mean, std, origin = said.mean, said.std, "from preprocessor_config.json"
+    elif settings.mean is not None and settings.std is not None:
+        mean, std, origin = settings.mean, settings.std, "from preprocessor_config.json"
     else:
         imagenet = described.kind == "segmenter" or described.model.position == "absolute"
         kind = (

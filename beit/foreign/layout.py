@@ -1,4 +1,4 @@
-"""From a BEiT's tensors to the sizes and the kind of the model that they belong to."""
+"""Find out from a BEiT's tensors which kind of model they belong to, and its sizes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from beit.config import ModelConfig
 from beit.errors import UserError
-from beit.foreign.huggingface import Said, taps_of
+from beit.foreign.huggingface import Settings, taps_of
 from beit.foreign.names import BACKBONE
 from beit.vit.resolution import CLASS_ROWS
 
 PUBLISHED_HEADS = {768: 12, 1024: 16}
-"""Heads of the published widths: 64 channels each."""
+"""Number of heads by width in the published models: each head has 64 channels."""
 
 PUBLISHED_LAYER_SCALE = {12: 0.1, 24: 1e-5}
-"""First values of LayerScale by the number of blocks. Weights do not tell them, and are not changed by
-them."""
+"""Initial values of LayerScale by number of blocks. They are only recorded: weights do not reveal them and do
+not depend on them."""
 
 LARGEST_GRID = 128
 
@@ -36,39 +36,39 @@ HEADS: dict[Kind, str] = {
     "classifier": "head.weight",
     "mim": "lm_head.weight",
 }
-"""The tensor that makes a model one of this kind; the first that is there counts."""
+"""A model with this tensor is of this kind; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What builds a model."""
+    """Kind and config of a model, found out from its tensors."""
 
     kind: Kind
     model: ModelConfig
     head: dict[str, Any]
-    """Its class's `head_config`."""
+    """The `head_config` of its class."""
     heads_by: str
-    """What tells the number of attention heads."""
+    """How the number of attention heads is known."""
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
-    """What a model with these tensors does, under our names; backbone without a head that is known."""
+    """Return the kind of a model with these tensors, under our names; "backbone" if no head is recognised."""
     return next((kind for kind, name in HEADS.items() if name in tensors), "backbone")
 
 
-def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None) -> Described:
-    """Read sizes and variant from tensors.
+def describe(tensors: Mapping[str, Tensor], kind: Kind, settings: Settings | None = None) -> Described:
+    """Find out sizes and variant from tensors.
 
     Args:
         tensors: Under our names.
-        kind: What the model does.
-        said: What else is known. Where it is needed and nothing is said, the published models' values stand.
+        kind: Kind of the model.
+        settings: Settings that tensors do not reveal. Missing ones are those of the published models.
 
     Raises:
-        UserError: If a tensor that tells a size is absent or has an impossible shape, or what is said does
-            not go with the tensors.
+        UserError: If a tensor that determines a size is missing or has an impossible shape, or if the
+            settings contradict the tensors.
     """
-    said = said or Said()
+    settings = settings or Settings()
     body = {name.removeprefix(BACKBONE): tensor for name, tensor in tensors.items()}
     embed = _shape(body, "patch_embed.proj.weight", 4)
     dim, patch = embed[0], embed[-1]
@@ -88,7 +88,7 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         grid = math.isqrt(max(0, tokens - 1))
         if grid**2 + 1 != tokens:
             raise UserError(
-                f"pos_embed has {tokens} positions, which is no square of patches and a class token",
+                f"pos_embed has {tokens} positions, which is no square number of patches plus a class token",
                 "square models can be read",
             )
     elif shared or own:
@@ -97,16 +97,16 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         grid = (math.isqrt(max(0, rows - CLASS_ROWS)) + 1) // 2
         if (2 * grid - 1) ** 2 + CLASS_ROWS != rows:
             raise UserError(
-                f"a table of relative biases has {rows} rows, which is that of no square grid",
+                f"a table of relative biases has {rows} rows, which fits no square grid",
                 "square models can be read",
             )
-        if said.heads not in (None, columns):
+        if settings.heads not in (None, columns):
             raise UserError(
                 (
-                    f"{said.heads_by} says {said.heads} heads, and the tables of relative biases have "
-                    f"{columns} columns, one for each"
+                    f"{settings.heads_by} says {settings.heads} heads, and the tables of relative biases "
+                    f"have {columns} columns, one for each"
                 ),
-                "leave out --heads" if said.heads_by == HEADS_OPTION else f"correct {said.heads_by}",
+                "leave out --heads" if settings.heads_by == HEADS_OPTION else f"correct {settings.heads_by}",
             )
     else:
         raise UserError(
@@ -116,7 +116,7 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         raise UserError(
             f"the positions are those of {grid} x {grid} patches", f"up to {LARGEST_GRID} a side can be read"
         )
-    heads, heads_by = _heads(dim, columns, said)
+    heads, heads_by = _heads(dim, columns, settings)
     scaled = "blocks.0.gamma_1" in body
     model = ModelConfig(
         image_size=grid * patch,
@@ -126,17 +126,17 @@ def describe(tensors: Mapping[str, Tensor], kind: Kind, said: Said | None = None
         heads=heads,
         mlp_ratio=_shape(body, "blocks.0.mlp.fc1.weight", 2)[0] / dim,
         position=position,
-        layer_scale=(said.layer_scale or PUBLISHED_LAYER_SCALE.get(depth, 0.1)) if scaled else None,
+        layer_scale=(settings.layer_scale or PUBLISHED_LAYER_SCALE.get(depth, 0.1)) if scaled else None,
     )
-    return Described(kind=kind, model=model, head=_head(tensors, kind, said, depth), heads_by=heads_by)
+    return Described(kind=kind, model=model, head=_head(tensors, kind, settings, depth), heads_by=heads_by)
 
 
-def _heads(dim: int, columns: int | None, said: Said) -> tuple[int, str]:
-    """How many heads share the width, and what tells it."""
+def _heads(dim: int, columns: int | None, settings: Settings) -> tuple[int, str]:
+    """Return the number of heads, and how it is known."""
     if columns is not None:
         heads, by = columns, "by the tables of relative biases"
-    elif said.heads is not None:
-        heads, by = said.heads, f"by {said.heads_by}"
+    elif settings.heads is not None:
+        heads, by = settings.heads, f"by {settings.heads_by}"
     elif dim in PUBLISHED_HEADS:
         heads, by = PUBLISHED_HEADS[dim], f"as the published models of width {dim}"
     else:
@@ -152,12 +152,14 @@ def _heads(dim: int, columns: int | None, said: Said) -> tuple[int, str]:
     return heads, by
 
 
-def _head(tensors: Mapping[str, Tensor], kind: Kind, said: Said, depth: int) -> dict[str, Any]:
-    """What builds the part behind the backbone."""
+def _head(tensors: Mapping[str, Tensor], kind: Kind, settings: Settings, depth: int) -> dict[str, Any]:
+    """Return the `head_config` of the model's class."""
     if kind == "backbone":
         return {"norm": "norm.weight" in tensors}
     outputs = tensors[HEADS[kind]].shape[0] if tensors[HEADS[kind]].ndim else 0
-    names = said.class_names if said.class_names is not None and len(said.class_names) == outputs else None
+    names = settings.class_names
+    if names is not None and len(names) != outputs:
+        names = None
     if kind == "mim":
         return {"vocab_size": outputs}
     if kind == "classifier":
@@ -170,7 +172,7 @@ def _head(tensors: Mapping[str, Tensor], kind: Kind, said: Said, depth: int) -> 
     return {
         "classes": outputs,
         "head": "upernet",
-        "taps": taps_of(said, depth),
+        "taps": taps_of(settings, depth),
         "channels": channels,
         "class_names": names,
     }

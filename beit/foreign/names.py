@@ -1,8 +1,7 @@
-"""What others call the tensors of a BEiT. Ours are microsoft/unilm's names, which timm has too; Hugging Face
-has two spellings.
+"""Translate tensor names of a BEiT between our spelling and Hugging Face's two.
 
-"hub" is the spelling of Hugging Face's files, which version 5 still reads and writes; "v5" that of its
-modules in memory since version 5.
+Ours are microsoft/unilm's names, which timm uses too. "hub" is the spelling of Hugging Face's files, which
+version 5 still reads and writes; "v5" that of its modules in memory since version 5.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Literal, NamedTuple
 Spelling = Literal["unilm", "hub", "v5"]
 
 BACKBONE, HF_BACKBONE = "backbone.", "beit."
-"""What stands before a backbone's names in a segmenter of ours (and of mmsegmentation's), and in any task
-model of Hugging Face's."""
+"""Prefix of a backbone's names: in our segmenters (and mmsegmentation's), and in every task model of Hugging
+Face's."""
 
 PARTS = ("q", "k", "v")
 QKV = "attn.qkv.weight"
-"""One matrix of ours is three of Hugging Face's: rows of queries, keys, values. Their parts are named
-`attn.qkv.weight[q]` here."""
+"""This matrix is three in Hugging Face's models: queries, keys, values. Here its parts are named
+`attn.qkv.weight[q]` and so on."""
 
 INDEX = "relative_position_index"
-"""A buffer that older code saves with every table of relative biases; it follows from the grid alone."""
+"""A buffer that older code saves with every table of relative biases. The grid alone determines it."""
 
 
 class Row(NamedTuple):
@@ -72,7 +71,7 @@ _BODY = (
     Row("norm.*", "layernorm.*", "layernorm.*"),
     Row("fc_norm.*", "pooler.layernorm.*", "pooler.layernorm.*"),
 )
-"""Of the backbone, on both sides."""
+"""Tensors that belong to the backbone in both projects."""
 
 _NECK = (
     Row("fpn1.0.*", "fpn1.0.*", "fpn.fpn1.conv_transpose1.*"),
@@ -80,11 +79,11 @@ _NECK = (
     Row("fpn1.3.*", "fpn1.3.*", "fpn.fpn1.conv_transpose2.*"),
     Row("fpn2.0.*", "fpn2.0.*", "fpn.fpn2.*"),
 )
-"""Of the backbone with us, beside it in Hugging Face's."""
+"""Tensors that belong to the backbone in ours, and to the task model in Hugging Face's."""
 
 
 def _conv_norm(ours: str, v5: str | None = None) -> tuple[Row, Row]:
-    """A convolution and its norm, which differ in the newest spelling only."""
+    """Return the rows of a convolution and its norm, which only "v5" names differently."""
     v5 = v5 or ours
     return (
         Row(f"{ours}.conv.*", f"{ours}.conv.*", f"{v5}.convolution.*"),
@@ -104,13 +103,11 @@ _HEADS = (
     *_conv_norm("auxiliary_head.convs.N"),
     Row("auxiliary_head.conv_seg.*", "auxiliary_head.classifier.*", "auxiliary_head.classifier.*"),
 )
-"""Beside the backbone, on both sides."""
+"""Tensors outside of the backbone in both projects."""
 
 
 def from_hugging_face(name: str, *, segmenter: bool) -> str | None:
-    """Our name of a tensor in either spelling of Hugging Face's; None if there is no such tensor in
-    a BEiT.
-    """
+    """Return our name for a tensor in either of Hugging Face's spellings; None if no BEiT has it."""
     inner = name.removeprefix(HF_BACKBONE)
     for spelling in ("hub", "v5"):
         if (ours := _translate(inner, _BODY, spelling, "ours")) is not None:
@@ -123,11 +120,11 @@ def from_hugging_face(name: str, *, segmenter: bool) -> str | None:
 
 
 def to_hub(name: str, *, kind: str) -> str:
-    """The name in Hugging Face's files of one of our tensors, or of a part `attn.qkv.weight[q]` of one.
+    """Return the name in Hugging Face's files for one of our tensors, or a part `attn.qkv.weight[q]` of one.
 
     Args:
-        name: As in a model of ours.
-        kind: Of that model. The last norm is part of the backbone in a classifier, and of the head in
+        name: In a model of ours.
+        kind: Kind of that model. The final norm belongs to the backbone in a classifier, and to the head in
             pretraining.
     """
     inner = name.removeprefix(BACKBONE)
@@ -140,7 +137,7 @@ def to_hub(name: str, *, kind: str) -> str:
 
 
 def spelling_of(names: Iterable[str]) -> Spelling | None:
-    """Whose names these are; None if they are of no BEiT."""
+    """Return which project's names these are; None if they are not those of a BEiT."""
     inner = {name.removeprefix(BACKBONE).removeprefix(HF_BACKBONE) for name in names}
     if "patch_embed.proj.weight" in inner:
         return "unilm"
@@ -157,10 +154,10 @@ def _translate(name: str, rows: tuple[Row, ...], source: str, target: str) -> st
 
 
 def _filled(template: str, values: Iterator[str]) -> str:
-    """A row's template with a value for every N and *."""
+    """Fill a row's template with a value for every N and *."""
     return re.sub(r"\bN\b|\*", lambda _: next(values), template)
 
 
 def _pattern(template: str) -> str:
-    """A row's template as a regular expression with a group for every N and *."""
+    """Convert a row's template to a regular expression with a group for every N and *."""
     return re.sub(r"\bN\b", r"(\\d+)", re.escape(template)).replace(r"\*", "(.+)")

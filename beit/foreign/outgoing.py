@@ -1,6 +1,4 @@
-"""A checkpoint folder -> weights for Hugging Face's transformers, timm, or the released code
-(microsoft/unilm).
-"""
+"""Export a checkpoint folder for Hugging Face's transformers, timm or the released code, microsoft/unilm."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from beit.vit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
 Format = Literal["hf", "timm", "unilm"]
 
 TIMM_MODELS = {(768, 12, 12): "beit_base_patch16_224", (1024, 24, 16): "beit_large_patch16_224"}
-"""Names by width, depth and heads."""
+"""timm's names of the published models, by width, depth and heads."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,13 @@ class Exported:
     kind: str
     report: KeyReport
     next_step: str
-    """Python that loads it."""
+    """Python code that loads it."""
     notes: list[str] = field(default_factory=list)
-    """What the other side does differently, or could not be told."""
+    """How the other project's model differs from ours, and what its files cannot say."""
 
 
 def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
-    """Write a checkpoint folder's model in another project's format, every value as it is.
+    """Write a checkpoint folder's model in another project's format, with unchanged values.
 
     Args:
         folder: Written by `save_model`.
@@ -59,8 +57,8 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
         format: hf, timm or unilm.
 
     Raises:
-        UserError: If the folder is no checkpoint, `out` exists or has the wrong ending, or the format cannot
-            hold this model.
+        UserError: If the folder is no checkpoint, if `out` exists or has the wrong ending, or if the format
+            cannot hold this model.
     """
     saved = read_config(folder)
     if out.exists():
@@ -75,9 +73,9 @@ def export_weights(folder: Path, out: Path, *, format: Format) -> Exported:
         raise UserError(
             f"{folder} cannot be written with --format {format}: {refusal}", "choose another format"
         )
-    # Loading checks names and shapes; what is written are the file's own values, in their precision.
+    # Loading only checks names and shapes. The file's own values are written, in their own precision.
     model, tensors = load_model(folder), read_tensors(folder)
-    # Not the model's own config: what `head_config` says is complete, where the file may leave defaults out.
+    # `head_config` is used because it is complete; the file may leave defaults out.
     writers: dict[str, Callable[[SavedConfig, dict[str, Any], dict[str, Tensor], Path], Exported]]
     writers = {"hf": _write_hf, "timm": _write_timm, "unilm": _write_unilm}
     return writers[format](saved, model.head_config, tensors, out)
@@ -88,7 +86,7 @@ def _cannot_hold(saved: SavedConfig, format: Format) -> str | None:
     if saved.kind == "mim" and (target := saved.head.get("target", VisualTokens.kind)) != VisualTokens.kind:
         return f"its head predicts {target}, and theirs visual tokens"
     if saved.kind == "backbone" and not saved.head["norm"] and format != "unilm":
-        return "theirs norms behind the last block, and this backbone has no norm"
+        return "their models have a norm after the last block, and this backbone has none"
     if saved.kind == "segmenter":
         if saved.head.get("head") == "setr-pup":
             return "only UPerNet was released, and this head is SETR-PUP"
@@ -124,12 +122,12 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
             report.split[name] = places
         else:
             _take(report, written, name, to_hub(name, kind=saved.kind), tensor)
-    _count(report, written, "hub", saved.kind, saved.model, head)
+    _check_names(report, written, "hub", saved.kind, saved.model, head)
     view, notes = _view(saved)
     if saved.kind == "segmenter" and [tap + 2 for tap in head["taps"]] != indices:
         seen = [index - 2 for index in indices]
         notes.append(
-            f"their class cannot see the last block: it taps blocks {seen} instead of {head['taps']}, so "
+            f"their class cannot read the last block: it reads blocks {seen} instead of {head['taps']}, so "
             "its numbers differ"
         )
     precision = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
@@ -138,7 +136,7 @@ def _write_hf(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Tenso
         | {"dtype": str(precision).removeprefix("torch.")},
         PREPROCESSOR: preprocessor_config(saved.model, view),
     }
-    # A folder appears under its name when it is complete.
+    # The folder gets its name only when it is complete.
     part = out.with_name(f".{out.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -173,19 +171,19 @@ def _write_timm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Ten
             _take(report, written, name, name, tensor)
     model = finetuning_config(saved.model)
     if saved.kind == "mim":
-        _count(report, written, "unilm", "backbone", model, {"norm": True})
+        _check_names(report, written, "unilm", "backbone", model, {"norm": True})
     else:
-        _count(report, written, "unilm", saved.kind, model, head)
+        _check_names(report, written, "unilm", saved.kind, model, head)
     _write_file(written, out)
     return Exported(out, saved.kind, report, _timm_call(saved.kind, saved.model, head, out), _view(saved)[1])
 
 
 def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -> str:
-    """Python that builds timm's model and loads the file."""
+    """Return Python code that builds timm's model and loads the file."""
     name = TIMM_MODELS.get((model.dim, model.depth, model.heads))
     options = {"checkpoint_path": str(out), "num_classes": head.get("classes", 0)}
     if kind != "classifier" or head["pooling"] == "cls":
-        options["global_pool"] = "token"  # With it the model keeps the norm behind the last block.
+        options["global_pool"] = "token"  # This makes timm keep the norm after the last block.
     if model.image_size != 224:
         options["img_size"] = model.image_size
     if model.patch_size != 16:
@@ -198,7 +196,7 @@ def _timm_call(kind: str, model: ModelConfig, head: dict[str, Any], out: Path) -
         options |= {"use_abs_pos_emb": True, "use_rel_pos_bias": False}
     published = 1e-5 if name and "large" in name else 0.1
     if model.layer_scale != published:
-        options["init_values"] = model.layer_scale or 0  # timm takes None for an option that was not given.
+        options["init_values"] = model.layer_scale or 0  # timm treats None as not given.
     listed = ", ".join(
         f"{option}={json.dumps(value) if isinstance(value, str) else value}"
         for option, value in options.items()
@@ -220,7 +218,7 @@ def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Te
             buffer = f"{name.rpartition('.')[0]}.{INDEX}"
             written[buffer] = index.clone()
             report.added[buffer] = "a buffer that the released code saves and expects"
-    _count(report, written, "unilm", saved.kind, saved.model, head)
+    _check_names(report, written, "unilm", saved.kind, saved.model, head)
     names = {"CLASSES": head.get("class_names")}
     _write_file(
         {"state_dict": written, "meta": names} if saved.kind == "segmenter" else {"model": written}, out
@@ -243,11 +241,12 @@ def _write_unilm(saved: SavedConfig, head: dict[str, Any], tensors: dict[str, Te
 
 
 def _unilm_options(saved: SavedConfig, view: ViewConfig) -> list[str]:
-    """Which of its options the released code needs: a file of its tells it neither the variant nor how pixels
-    were normalised.
+    """Return a note with the options that the released code needs to load the file.
+
+    Its files do not say the variant of the model, nor how pixels were normalised.
     """
     if saved.kind == "segmenter":
-        return []  # Its configs, not options, say both.
+        return []  # There, config files say both.
     options = []
     if (view.mean, view.std) == (ViewConfig().mean, ViewConfig().std):
         options.append("--imagenet_default_mean_and_std")
@@ -258,7 +257,7 @@ def _unilm_options(saved: SavedConfig, view: ViewConfig) -> list[str]:
     return [f"there, give {' '.join(options)} with it"] if options else []
 
 
-def _count(
+def _check_names(
     report: KeyReport,
     written: Mapping[str, Tensor],
     spelling: Spelling,
@@ -266,7 +265,7 @@ def _count(
     model: ModelConfig,
     head: dict[str, Any],
 ) -> None:
-    """Read the names as an import would, and count what a model of these sizes misses or has no place for."""
+    """Read the names back as an import would, and check that they are those of a model of these sizes."""
     with torch.device("meta"):
         expected = KINDS[kind].from_config(model, head).state_dict()
     read, _ = translate({name: tensor.to("meta") for name, tensor in written.items()}, spelling)
@@ -285,7 +284,7 @@ def _take(report: KeyReport, written: dict[str, Tensor], name: str, new: str, te
 
 
 def _write_file(content: Any, out: Path) -> None:
-    """Write weights under a temporary name, then under their own."""
+    """Write weights to a temporary file, then rename it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     try:
@@ -299,7 +298,7 @@ def _write_file(content: Any, out: Path) -> None:
 
 
 def _view(saved: SavedConfig) -> tuple[ViewConfig, list[str]]:
-    """How pixels were normalised for these weights, and a note for the user about it."""
+    """Return how pixels were normalised for these weights, and a note about it for the user."""
     recorded = saved.extra.get("view")
     if not isinstance(recorded, dict) or not {"mean", "std"} <= set(recorded):
         return ViewConfig(), [

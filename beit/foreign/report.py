@@ -1,4 +1,4 @@
-"""What became of every tensor when weights changed their format."""
+"""Report what became of every tensor when weights were converted to another format."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from dataclasses import dataclass, field
 
 @dataclass
 class KeyReport:
-    """Names before and after. Nothing is left out in silence: each name that was read is in exactly one of
-    the first four, and weights with names that are missing or unexpected are not written.
+    """Names of tensors before and after a conversion.
+
+    Every tensor that was read is in exactly one of `same`, `renamed`, `split` and `dropped`. If any tensor is
+    missing or unexpected, nothing is written.
     """
 
     same: list[str] = field(default_factory=list)
-    """Taken under their own names."""
+    """Names that did not change."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """The old name and the new one; parts that were joined have the same new name."""
+    """Old name and new name; tensors that were joined have the same new name."""
     split: dict[str, list[str]] = field(default_factory=dict)
-    """One tensor that became several."""
+    """Old name, and the names of the tensors that it was split into."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """Names and why."""
+    """Names, and why they were left out."""
     added: dict[str, str] = field(default_factory=dict)
-    """Names that nothing was read for, and what they are."""
+    """Names of tensors that were not read from the file, and what they are."""
     missing: list[str] = field(default_factory=list)
-    """Names that the model needs and were not there."""
+    """Names that the model needs and the file lacks."""
     unexpected: list[str] = field(default_factory=list)
-    """Names that were there and are no part of the model."""
+    """Names in the file that are no part of the model."""
 
     @property
     def read(self) -> int:
-        """Tensors that there were."""
+        """Number of tensors read."""
         return len(self.same) + len(self.renamed) + len(self.split) + len(self.dropped)
 
     @property
     def written(self) -> int:
-        """Tensors that there are."""
+        """Number of tensors written."""
         return (
             len(self.same)
             + len(set(self.renamed.values()))
@@ -44,7 +46,7 @@ class KeyReport:
         )
 
     def lines(self) -> Iterator[str]:
-        """As the commands print it."""
+        """Return the report as lines of text."""
         yield f"{self.read} tensors read, {self.written} written"
         yield f"  as they are  {len(self.same)}"
         joined = [new for new, count in Counter(self.renamed.values()).items() if count > 1]

@@ -1,4 +1,4 @@
-"""What a path of published weights holds: one file, or a folder of Hugging Face's, whole or in shards."""
+"""Read published weights: a single file, or a folder of Hugging Face's, in one file or in shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beit.errors import UserError
-from beit.foreign.huggingface import Said, read_settings
+from beit.foreign.huggingface import Settings, read_settings
 from beit.foreign.names import INDEX
 from beit.foreign.translation import SOURCES
 from beit.untrusted.files import read_bytes, read_tensors
@@ -20,31 +20,31 @@ LARGEST_BYTES = 16 * 2**30
 
 WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 INDEX_ENDING = ".index.json"
-"""Ends the name of the file that says which shard holds which tensor."""
+"""How the name of the index ends, the file that says which shard holds which tensor."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """The contents of a path."""
+    """Weights as read from a path."""
 
     path: Path
-    """The file with the weights; of a folder in shards, their index."""
+    """The file with the weights; if they are in shards, their index."""
     tensors: dict[str, Tensor]
     digests: dict[str, str]
     """SHA-256 of each file of weights."""
-    said: Said
-    """By the folder's JSON files."""
+    settings: Settings
+    """From the folder's JSON files."""
 
 
 def read_published(source: Path, sha256: str | None) -> Published:
     """Read a file or folder of published weights.
 
     Args:
-        source: A file, a folder of Hugging Face's, or the index of one in shards.
-        sha256: What the weights' file must have, in hexadecimal; of shards, it cannot be given.
+        source: A file, a folder of Hugging Face's, or the index of a folder in shards.
+        sha256: The SHA-256 that the file must have, in hexadecimal; not for shards.
 
     Raises:
-        UserError: If it is something else, saying what.
+        UserError: If it is something else; the message says what.
     """
     _refuse_own(source)
     if not source.exists():
@@ -56,19 +56,19 @@ def read_published(source: Path, sha256: str | None) -> Published:
             raise UserError(f"{source} holds none of {', '.join(names)}", f"give {SOURCES}")
     else:
         file = source
-    # A folder's file by name: what its config says still holds.
+    # For a folder's file given by name, the folder's config is read as well.
     whole_folder = file.name.removesuffix(INDEX_ENDING) in WEIGHTS_OF_FOLDERS
-    said = read_settings(file.parent) if whole_folder else Said()
+    settings = read_settings(file.parent) if whole_folder else Settings()
     if file.name.endswith(INDEX_ENDING):
         tensors, digests = _read_shards(file, sha256)
     else:
         tensors, digest = _read(file, sha256)
         digests = {file.name: digest}
-    return Published(file, tensors, digests, said)
+    return Published(file, tensors, digests, settings)
 
 
 def _refuse_own(source: Path) -> None:
-    """Refuse what this project wrote: its names are unilm's, so it would seem to be a file of theirs."""
+    """Refuse a checkpoint of this project: its names are unilm's, so it would pass for a file of unilm's."""
     inside = (
         (source, source / "model")
         if source.is_dir()
@@ -126,7 +126,7 @@ def _read_shards(index: Path, sha256: str | None) -> tuple[dict[str, Tensor], di
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor is in."""
+    """Read which file each tensor is in."""
     try:
         values = json.loads(index.read_text())
     except ValueError as error:

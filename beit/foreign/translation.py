@@ -1,4 +1,4 @@
-"""A file's tensors under our names, with an account of every one."""
+"""Translate a file's tensors to our names, and report what became of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beit.foreign.names import BACKBONE, INDEX, PARTS, Spelling, from_hugging_fa
 from beit.foreign.report import KeyReport
 
 WRAPPED = ("module.", "_orig_mod.")
-"""Before every name of a model that was wrapped for several GPUs, or compiled."""
+"""Prefixes of all names in a model that was wrapped for several GPUs, or compiled."""
 
 SOURCES = "unilm's or timm's file of weights, or a folder or file of Hugging Face's"
 
@@ -39,21 +39,21 @@ _DROPPED: dict[Kind, dict[str, str]] = {
         "fc_norm.": "pools, which a model without a head does not",
     },
 }
-"""What a model of a kind does not use, by the beginning of the name."""
+"""Prefixes of the tensors that a kind of model does not use, and why."""
 
 
 def unwrapped(name: str) -> str:
-    """A name without what wrappers put before it, in whatever order."""
+    """Remove all wrappers' prefixes from a name."""
     while prefix := next((prefix for prefix in WRAPPED if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name
 
 
 def translate(found: Mapping[str, Tensor], spelling: Spelling) -> tuple[dict[str, Tensor], KeyReport]:
-    """Tensors under our names, and what became of each name.
+    """Return the tensors under our names, and a report of every name.
 
     Raises:
-        UserError: If names are unexpected, or two stand for one tensor.
+        UserError: If a name is unexpected, or if two names stand for one tensor.
     """
     report, tensors, unexpected = KeyReport(), {}, []
     parts: dict[str, dict[str, Tensor]] = {}
@@ -97,7 +97,7 @@ def translate(found: Mapping[str, Tensor], spelling: Spelling) -> tuple[dict[str
 
 
 def drop(tensors: dict[str, Tensor], report: KeyReport, kind: Kind) -> None:
-    """Take out what a model of this kind does not use."""
+    """Remove the tensors that this kind of model does not use."""
     reasons = dict(_DROPPED[kind])
     if kind == "classifier" and "fc_norm.weight" in tensors:
         reasons["norm."] = "the mean of the patches goes through fc_norm instead"
@@ -116,6 +116,6 @@ def drop(tensors: dict[str, Tensor], report: KeyReport, kind: Kind) -> None:
 
 
 def listed(names: list[str], one: str, many: str) -> str:
-    """The first three names and how many more, with the verb that follows."""
+    """Join the first three names, how many more there are, and the verb that follows."""
     more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} {one if len(names) == 1 else many}"

@@ -1,1 +1,1 @@
-"""Tokenizers: from pixels to visual tokens, and back to pixels where there is a decoder."""
+"""Tokenizers: from pixels to visual tokens, and back to pixels if there is a decoder."""

@@ -1,4 +1,4 @@
-"""What the visual tokens of a tokenizer look like, and how often each occurs."""
+"""Statistics and examples of a tokenizer's visual tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from beit.tokenizer.protocol import ImageTokenizer
 
 FIELD = 5
-"""Side, in tokens, of the field that a token is decoded in: it sees itself on all sides."""
+"""Side, in tokens, of the field of equal tokens that a single token is decoded in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +22,18 @@ class Code:
     token: int
 
     share: float
-    """Of all tokens of the images looked at."""
+    """Share of all tokens of the images."""
 
     decoded: NDArray[np.uint8] | None
-    """What the decoder paints in the middle of a field of nothing else, [px, px, 3]. None: there is no
-    decoder."""
+    """The decoder's output in the middle of a field of this token, [px, px, 3]. None: there is no decoder."""
 
     examples: NDArray[np.uint8]
-    """Squares of images that got this token, [n, px, px, 3]."""
+    """Squares of images with this token, [n, px, px, 3]."""
 
 
 # B images of h x w pixels in R x C squares of px x px pixels, N = R * C
 def count_tokens(tokens: Tensor, vocab_size: int) -> NDArray[np.int64]:
-    """How often each token occurs: int64 [...] -> int64 [V]."""
+    """Count how often each token occurs: int64 [...] -> int64 [V]."""
     counts: NDArray[np.int64] = tokens.flatten().bincount(minlength=vocab_size).cpu().numpy()
     return counts
 
@@ -42,14 +41,14 @@ def count_tokens(tokens: Tensor, vocab_size: int) -> NDArray[np.int64]:
 def describe_codes(
     tokenizer: ImageTokenizer, images: Tensor, tokens: Tensor, *, codes: int = 48, examples: int = 6
 ) -> list[Code]:
-    """Show some tokens from the commonest to the rarest of those that occur, at even distances in rank.
+    """Return examples of some tokens, from the most frequent to the rarest, evenly spaced by rank.
 
     Args:
-        tokenizer: Made the tokens.
+        tokenizer: The tokenizer that made the tokens.
         images: uint8 [B, 3, h, w].
-        tokens: int64 [B, N], theirs.
-        codes: At most so many tokens.
-        examples: At most so many squares of each, of as many different images as there are.
+        tokens: int64 [B, N], those of the images.
+        codes: Number of tokens at most.
+        examples: Number of squares per token at most, from as many different images as possible.
     """
     px = tokenizer.px_per_token
     counts = count_tokens(tokens, tokenizer.vocab_size)
@@ -72,7 +71,7 @@ def describe_codes(
     described = []
     for number, token in enumerate(shown.tolist()):
         image, square = np.nonzero(of_square == token)
-        # One square an image first: neighbours in one image are often alike.
+        # First one square per image, because neighbours in one image are often alike.
         order = np.argsort(
             [np.count_nonzero(image[:i] == one) for i, one in enumerate(image)], kind="stable"
         )[:examples]

@@ -1,8 +1,8 @@
-"""Published tokenizers -> the folder that `load_tokenizer` reads. What a file is, is told from its contents.
+"""Convert published tokenizers to folders that `load_tokenizer` reads.
 
-Known are the two files of openai/DALL-E (whole pickled modules), state dicts under the same names
-(mmpretrain's `dalle_encoder.pth`), the image codebook of FLAVA in Hugging Face's names (the same encoder),
-and the tokenizer that microsoft/unilm trains itself.
+Files are recognised by their contents. Supported are the two files of openai/DALL-E (whole pickled modules),
+state dicts with the same names (mmpretrain's `dalle_encoder.pth`), the image codebook of FLAVA with Hugging
+Face's names (the same encoder), and unilm's own tokenizer (microsoft/unilm).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Published:
-    """A file's weights, under our names."""
+    """A file's weights, with our names."""
 
     path: Path
     sha256: str
@@ -76,21 +76,22 @@ def convert(
     dvae: DvaeConfig = DALLE,
     unilm: UnilmConfig | None = None,
 ) -> Converted:
-    """Write a published tokenizer to a folder as `tokenizer.safetensors` and `tokenizer.json`. No code in the
-    files runs.
+    """Write a published tokenizer to a folder as `tokenizer.safetensors` and `tokenizer.json`.
+
+    No code in the files is run.
 
     Args:
         source: The encoder, or the whole tokenizer.
         out: The folder to write.
-        decoder: DALL-E's decoder, to go with an encoder. Without it the tokenizer only encodes.
-        sha256: What the contents of `source` must have, in hexadecimal.
-        decoder_sha256: The same of `decoder`.
+        decoder: DALL-E's decoder, to go with an encoder. Without it the tokenizer can only encode.
+        sha256: The SHA-256 that `source` must have, in hexadecimal.
+        decoder_sha256: The SHA-256 that `decoder` must have.
         dvae: Sizes that DALL-E's encoder and decoder must have.
         unilm: Sizes that unilm's tokenizer must have. None: those of the released code.
 
     Raises:
-        UserError: When a file is not what it should be (it says what it is), or the folder holds a tokenizer
-            already.
+        UserError: If a file is not what it should be (the message says what it is), or if the folder already
+            holds a tokenizer.
     """
     if any((out / name).exists() for name in (WEIGHTS, DESCRIPTION)):
         raise UserError(f"{out} holds a tokenizer already", "give another folder, or delete that one first")
@@ -161,9 +162,7 @@ def _provenance(*files: Published | None) -> dict[str, Any]:
 
 
 def _fill(model: nn.Module, published: Published) -> None:
-    """Give a model on the meta device a file's weights, in float32, after a check of names, shapes and
-    values.
-    """
+    """Check names, shapes and values of a file's weights, then give them as float32 to a model on "meta"."""
     expected = model.state_dict()
     if difference := shape_difference(published.tensors, expected):
         name, found, right = difference
@@ -178,7 +177,7 @@ def _fill(model: nn.Module, published: Published) -> None:
     for name, tensor in published.tensors.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise UserError(
-                f"{published.path}: {name} holds values that are no finite fractions",
+                f"{published.path}: {name} holds values that are not finite floating-point numbers",
                 "download the file again",
             )
     model.load_state_dict(
@@ -200,11 +199,12 @@ def _read(path: Path, sha256: str | None) -> Published:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, Tensors]:
-    """What kind of tokenizer the names belong to, and the tensors under our names.
+    """Return which kind of tokenizer has these names, and the tensors with our names.
 
     Raises:
-        NotWeightsError: When they belong to none that is known.
+        NotWeightsError: If no known tokenizer has them.
     """
+    # A model that was wrapped for training on several GPUs has this prefix.
     # A model that was wrapped for training on several GPUs.
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -221,8 +221,9 @@ def recognise(tensors: Mapping[str, Tensor]) -> tuple[str, Tensors]:
 
 
 def _from_flava(name: str) -> str:
-    """`blocks.group_1.group.block_1.res_path.path.conv_1.weight` ->
-    `blocks.group_1.block_1.res_path.conv_1.w`.
+    """Translate a name of FLAVA's.
+
+    `blocks.group_1.group.block_1.res_path.path.conv_1.weight` -> `blocks.group_1.block_1.res_path.conv_1.w`.
     """
     for theirs, ours in ((".group.", "."), (".path.", "."), (".weight", ".w"), (".bias", ".b")):
         name = name.replace(theirs, ours)

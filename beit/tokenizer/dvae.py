@@ -1,8 +1,8 @@
 """The discrete VAE of DALL-E: an encoder from pixels to token logits, a decoder from tokens to pixels.
 
-The structure is that of openai/DALL-E (dall_e/encoder.py, decoder.py, utils.py) with free widths, depth and
-vocabulary; four groups and three poolings are fixed, so a token always stands for 8 x 8 pixels. Parameters
-carry the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
+The structure is that of openai/DALL-E (dall_e/encoder.py, decoder.py, utils.py). Widths, depth and vocabulary
+can be chosen; four groups and three poolings are fixed, so a token always stands for 8 x 8 pixels. Parameters
+have the published names, such as `blocks.group_1.block_1.res_path.conv_1.w`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from beit.checks import check
 from beit.tokenizer.config import GROUPS, DvaeConfig
 
 PIXEL_MARGIN = 0.1
-"""`map_pixels` keeps this distance from 0 and 1, where the logit-Laplace density has no value."""
+"""`map_pixels` keeps this distance from 0 and 1, where the logit-Laplace density is undefined."""
 
 
 # B images of H x W pixels, h x w = H/8 x W/8 visual tokens, V different tokens
 def map_pixels(images: Tensor) -> Tensor:
-    """Pixels uint8 [...] or float [...] in [0, 1] -> float [...] in [0.1, 0.9], where the logit is
-    moderate.
-    """
+    """Map pixels, uint8 or float in [0, 1], to float in [0.1, 0.9], where logits are moderate; any shape."""
     scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
     return (1 - 2 * PIXEL_MARGIN) * scaled + PIXEL_MARGIN
 
 
 def unmap_pixels(mapped: Tensor) -> Tensor:
-    """The inverse of `map_pixels`: float [...] -> float [...] in [0, 1]; what lies beyond is clamped."""
+    """Invert `map_pixels`: float [...] -> float [...] clamped to [0, 1]."""
     return ((mapped - PIXEL_MARGIN) / (1 - 2 * PIXEL_MARGIN)).clamp(0, 1)
 
 
 class Conv2d(nn.Module):
-    """A convolution of stride 1 that keeps the size of the image. Zero until `initialise` or a state dict
-    fills it.
+    """A convolution of stride 1 that keeps the size of the image.
+
+    Its weights are zero until `initialise` or a state dict sets them.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
@@ -46,12 +45,12 @@ class Conv2d(nn.Module):
         self.b = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, c_in, h, w] -> [B, c_out, h, w], in the precision of the weights."""
+        """Convolve [B, c_in, h, w] to [B, c_out, h, w], in the precision of the weights."""
         return F.conv2d(x.to(self.w.dtype), self.w, self.b, padding=self.w.shape[-1] // 2)
 
 
 class Block(nn.Module):
-    """id(x) + gain * res(x), with four convolutions in the residual branch, each behind a ReLU."""
+    """id(x) + gain * res(x), with four convolutions in the residual branch, each after a ReLU."""
 
     def __init__(self, c_in: int, c_out: int, kernels: tuple[int, int, int, int], gain: float) -> None:
         super().__init__()
@@ -61,13 +60,13 @@ class Block(nn.Module):
         self.id_path = Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         layers: list[tuple[str, nn.Module]] = []
         for i, kernel in enumerate(kernels):
-            # The first ReLU reads what the identity path still needs; the others may write over their input.
+            # The identity path still needs the input of the first ReLU; the others may overwrite theirs.
             layers.append((f"relu_{i + 1}", nn.ReLU(inplace=i > 0)))
             layers.append((f"conv_{i + 1}", Conv2d(channels[i], channels[i + 1], kernel)))
         self.res_path = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, c_in, h, w] -> [B, c_out, h, w]."""
+        """Apply the block: [B, c_in, h, w] -> [B, c_out, h, w]."""
         return torch.add(self.id_path(x), self.res_path(x), alpha=self.gain)
 
 
@@ -81,7 +80,7 @@ def _group(
 
 
 class Encoder(nn.Module):
-    """Pixels -> logits of the visual tokens."""
+    """From pixels to logits of the visual tokens."""
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
@@ -99,15 +98,13 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(layers)
 
     def forward(self, mapped: Tensor) -> Tensor:
-        """Mapped pixels, float [B, 3, H, W] -> logits [B, V, H/8, W/8]."""
+        """Return logits [B, V, H/8, W/8] of mapped pixels, float [B, 3, H, W]."""
         logits: Tensor = self.blocks(mapped)
         return logits
 
 
 class Decoder(nn.Module):
-    """Visual tokens, one-hot or a mixture -> location and logarithm of the scale of every pixel's
-    distribution.
-    """
+    """From visual tokens (one-hot or mixtures) to the distribution of every pixel: location and log scale."""
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
@@ -127,14 +124,16 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(layers)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """[B, V, h, w], non-negative with sum 1 over V -> [B, 6, 8h, 8w]: three locations, three logarithms
-        of a scale.
+        """Return three locations and three log scales, [B, 6, 8h, 8w].
+
+        Args:
+            codes: Float [B, V, h, w], non-negative, with sum 1 over V.
         """
         statistics: Tensor = self.blocks(codes)
         return statistics
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] -> [B, 6, 8h, 8w]: what `forward` gives for one-hot codes, without making them."""
+        """Return `forward` of one-hot codes, without building them: int64 [B, h, w] -> [B, 6, 8h, 8w]."""
         first, *rest = self.blocks
         first = cast(Conv2d, first)
         # A 1 x 1 convolution of a one-hot vector picks a column of the weights.
@@ -145,7 +144,7 @@ class Decoder(nn.Module):
 
 
 class Dvae(nn.Module):
-    """Encoder and decoder. All parameters are zero until `initialise` is called or a state dict is loaded."""
+    """Encoder and decoder. All weights are zero until `initialise` or a state dict sets them."""
 
     def __init__(self, config: DvaeConfig) -> None:
         super().__init__()
@@ -155,9 +154,7 @@ class Dvae(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution's weights from N(0, 1 / (c_in k^2)), in the order of the modules; biases become
-    0.
-    """
+    """Initialise every convolution, in order: weights from N(0, 1 / (c_in k^2)), biases 0."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, Conv2d):
@@ -166,9 +163,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def set_precision(module: Encoder | Decoder, precision: Literal["float32", "float16"]) -> None:
-    """Convert the weights, and with them the arithmetic, as the authors do.
+    """Convert the weights, and so the arithmetic, as the authors do.
 
-    float16 leaves the layer at the tokens, the encoder's output and the decoder's input, in float32.
+    With float16, the layer next to the tokens stays in float32: the encoder's output, the decoder's input.
     """
     at_tokens = "blocks.output.conv" if isinstance(module, Encoder) else "blocks.input"
     for name, layer in module.named_modules():

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on given images."""
+"""Quality metrics of a tokenizer on given images."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor
 from beit.tokenizer.protocol import ImageTokenizer
 
 NOISE_LEVELS = 2
-"""The stability figure adds to every value of a pixel a whole number between minus and plus this, of 255."""
+"""For "stable", each pixel value changes by a random integer between minus and plus this, of 255."""
 
 
 def measure(tokenizer: ImageTokenizer, images: Tensor, *, seed: int = 0) -> dict[str, float]:
-    """Figures of a tokenizer's most probable tokens, the ones that pretraining sees.
+    """Measure a tokenizer by its most probable tokens, which are those that pretraining uses.
 
     Args:
-        tokenizer: With a decoder or without.
+        tokenizer: With or without a decoder.
         images: uint8 [B, 3, h, w].
-        seed: Of the noise for "stable".
+        seed: Seed of the noise for "stable".
 
     Returns:
-        "perplexity" of the tokens' frequencies over all images; "dead", tokens that occur nowhere;
-        "commonest", the share of the most frequent token; "stable", the share of tokens that noise of at most
-        2 levels of 255 leaves as they were; and, with a decoder, "error", the mean absolute error of the
+        "perplexity" of the token frequencies over all images; "dead", the number of tokens that never occur;
+        "commonest", the share of the most frequent token; "stable", the share of tokens that do not change
+        under noise of at most 2 levels of 255; and, with a decoder, "error", the mean absolute error of the
         decoded pixels in [0, 1].
     """
     tokens = tokenizer.encode(images)

@@ -1,4 +1,4 @@
-"""The folder that a tokenizer is kept in: its weights, and a description that they are checked against."""
+"""Tokenizer folders: the weights, and a description that they are checked against."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values, in the order of the names."""
+    """Return the SHA-256 of names, shapes and float32 values, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
@@ -34,14 +34,14 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def write_folder(
     folder: Path, state: Mapping[str, Tensor], description: Mapping[str, Any], *, half: bool = False
 ) -> str:
-    """Write `tokenizer.safetensors` and `tokenizer.json` into a folder, which is made if it is absent.
+    """Write `tokenizer.safetensors` and `tokenizer.json` into a folder, which is created if necessary.
 
     Args:
-        folder: The tokenizer's folder; files of an earlier save are replaced.
+        folder: The tokenizer's folder; existing files are replaced.
         state: The weights by name.
-        description: At least "kind" and "config"; plain JSON types. The weights' digest is added.
-        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read
-            back.
+        description: At least "kind" and "config"; plain JSON types. The digest of the weights is added.
+        half: Whether to store the weights as float16. They are read back as float32; the digest is that of
+            the values read back.
 
     Returns:
         The digest.
@@ -58,10 +58,10 @@ def write_folder(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The contents of a tokenizer folder's `tokenizer.json`.
+    """Read a tokenizer folder's `tokenizer.json`.
 
     Raises:
-        UserError: When the folder holds no tokenizer, or a description without what loading needs.
+        UserError: If the folder holds no tokenizer, or if the description lacks an entry that loading needs.
     """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -80,16 +80,16 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def read_model(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """A tokenizer's model with its weights, float32 on the CPU.
+    """Read a tokenizer's model with its weights, float32 on the CPU.
 
     Args:
         folder: The tokenizer's folder.
-        build: Makes the model from its description. Called with "meta" as the device: its weights are
-            replaced.
+        build: Builds the model from the description. It is called with "meta" as the default device, because
+            the weights are replaced afterwards.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
-            says.
+        UserError: If the folder holds no tokenizer, a damaged one, or weights that do not fit its
+            description.
     """
     description = read_description(folder)
     try:
@@ -115,8 +115,9 @@ def read_model(folder: Path, build: Callable[[dict[str, Any]], Model]) -> Model:
 def shape_difference(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[str, str, str] | None:
-    """The first name, in order, whose shape differs, with the shape found and the one expected ("absent" for
-    none).
+    """Return the first name, in order, whose shapes differ, with the shape found and the one expected.
+
+    The shape of a tensor that does not exist is "absent".
     """
     shapes = [
         {name: str(list(tensor.shape)) for name, tensor in tensors.items()} for tensors in (found, expected)

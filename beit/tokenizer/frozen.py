@@ -1,4 +1,4 @@
-"""A trained discrete VAE as a tokenizer, and how it is kept."""
+"""A trained discrete VAE as a tokenizer: loading, saving, encoding, decoding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KIND = "dvae"
 Part = TypeVar("Part", Encoder, Decoder)
 
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
-"""Largest activation of one pass, by device: on a CPU what its caches hold, on a GPU what occupies it. One
-image at least."""
+"""Size of the largest activation in one pass, by device: small enough for the caches of a CPU, large enough
+to keep a GPU busy. A pass has at least one image."""
 
 
 class DvaeParts(nn.Module):
-    """A discrete VAE as it is kept: the encoder, and the decoder where there is one."""
+    """A discrete VAE as it is saved: the encoder, and the decoder if there is one."""
 
     def __init__(self, config: DvaeConfig, *, decoder: bool) -> None:
         super().__init__()
@@ -35,28 +35,32 @@ class DvaeParts(nn.Module):
 
 
 def images_at_once(device: torch.device, channels: int, pixels: int) -> int:
-    """Images of so many pixels that go through together, where an activation has this many channels
-    a pixel.
+    """Return how many images of a number of pixels go through in one pass.
+
+    Args:
+        device: Where the pass runs.
+        channels: Channels of the largest activation, per pixel of the image.
+        pixels: Pixels of an image.
     """
     return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // (4 * channels * pixels))
 
 
 class DvaeTokenizer:
-    """A frozen discrete VAE: `encode` takes the most probable token, without noise.
+    """A frozen discrete VAE: `encode` returns the most probable tokens, without noise.
 
-    float32 on a CPU. On a GPU the convolutions are float16 but for the layers at the tokens, as in DALL-E's
-    own code.
+    It computes in float32 on a CPU. On a GPU the convolutions are float16, except for the layers next to the
+    tokens, as in DALL-E's own code.
     """
 
     def __init__(
         self, encoder: Encoder, decoder: Decoder | None, *, device: str | torch.device = "cpu"
     ) -> None:
-        """Take over modules with their weights; the digest is of the weights as they are now.
+        """Take over modules with their weights, and compute the digest of these weights.
 
         Args:
             encoder: With float32 weights. It is moved and converted, not copied.
-            decoder: The same, or None for a tokenizer that only encodes.
-            device: Where images and tokens are taken to and tokens and images come from.
+            decoder: The same; None for a tokenizer that can only encode.
+            device: Where it computes. Images and tokens are moved there; results stay there.
         """
         parts = {"encoder": encoder, "decoder": decoder}
         state = {
@@ -85,7 +89,7 @@ class DvaeTokenizer:
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, h, w] -> int64 [B, N]; see `ImageTokenizer.encode`."""
+        """Encode uint8 [B, 3, h, w] as int64 [B, N]; see `ImageTokenizer.encode`."""
         check_images(images, PX_PER_TOKEN)
         at_once = images_at_once(self.device, self._width, images.shape[2] * images.shape[3])
         tokens = [
@@ -98,7 +102,7 @@ class DvaeTokenizer:
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
-        """int64 [B, N] -> uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
+        """Decode int64 [B, N] to uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
         if self._decoder is None:
             raise ValueError("this tokenizer has no decoder")
         grid = side_of_grid(tokens)
@@ -129,13 +133,13 @@ def save_tokenizer(
     """Write a discrete VAE into a folder as `tokenizer.safetensors` and `tokenizer.json`.
 
     Args:
-        folder: The tokenizer's folder; it is made if it is absent, files of an earlier save are replaced.
+        folder: The tokenizer's folder, created if necessary; existing files are replaced.
         dvae: The trained model.
-        image_size: Side in pixels of the images it was trained on.
-        training: How it was trained (settings, data, versions) or where it comes from: plain JSON types.
-        figures: What it reaches, by name.
-        half: Keep the weights as float16. They are read back to float32, and the digest is of what is read
-            back.
+        image_size: Side in pixels of the images that it was trained on.
+        training: How it was trained (settings, data, versions) or where it comes from; plain JSON types.
+        figures: Its quality metrics, by name.
+        half: Whether to store the weights as float16. They are read back as float32; the digest is that of
+            the values read back.
     """
     description = {
         "kind": KIND,
@@ -152,11 +156,11 @@ def save_tokenizer(
 
 
 def load_dvae(folder: Path) -> DvaeParts:
-    """Read a saved discrete VAE to float32 on the CPU.
+    """Read a saved discrete VAE, float32 on the CPU.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
-            says.
+        UserError: If the folder holds no tokenizer, a damaged one, or weights that do not fit its
+            description.
     """
     return read_model(
         folder,

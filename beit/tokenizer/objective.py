@@ -1,5 +1,6 @@
-"""Training a discrete VAE: the relaxed evidence lower bound of DALL-E (arXiv 2102.12092, section 2.1 and
-appendix A).
+"""The tokenizer objective: train a discrete VAE by DALL-E's relaxed evidence lower bound.
+
+arXiv 2102.12092, section 2.1 and appendix A.
 """
 
 from __future__ import annotations
@@ -21,31 +22,30 @@ from beit.config import OptimConfig
 from beit.objectives.base import Objective, derive, worker_rank
 from beit.tokenizer.config import PX_PER_TOKEN, DvaeConfig, DvaeTrainConfig
 from beit.tokenizer.dvae import Dvae, initialise, map_pixels, unmap_pixels
-from beit.tokenizer.first_tokens import spread_tokens
+from beit.tokenizer.spread_tokens import spread_tokens
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "average.safetensors"
 
 VALUES_PER_TOKEN = 3 * PX_PER_TOKEN**2
-"""Channel values that one token stands for: 192."""
+"""Pixel values that one token stands for: 192."""
 
 NOISE = 0x6E6F6973
-"""Purpose of the noise's generators, so that no other part of a run draws from the same stream."""
+"""[seed, purpose, step, worker]: the purpose of the noise keeps its generator apart from others."""
 
 
 def cosine(step: float, steps: float, first: float, last: float) -> float:
-    """Half a cosine from `first` at step 0 to `last` at `steps`, and `last` from then on."""
+    """Fall along half a cosine from `first` at step 0 to `last` at `steps`, then stay at `last`."""
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))) if steps > 0 else last
 
 
 # B images of H x W pixels, h x w visual tokens, V different tokens
 def negative_log_likelihood(mapped: Tensor, statistics: Tensor) -> Tensor:
-    """The logit-Laplace distribution's negative logarithmic density, which is below 0 where the density is
-    above 1.
+    """Return the negative log density of the logit-Laplace distribution; below 0 if the density is above 1.
 
     Args:
         mapped: float [B, 3, H, W] in (0, 1), from `map_pixels`.
-        statistics: float [B, 6, H, W] from the decoder: location, then logarithm of the scale.
+        statistics: float [B, 6, H, W] from the decoder: location, then log scale.
 
     Returns:
         Nats, float [B, 3, H, W].
@@ -59,26 +59,26 @@ def negative_log_likelihood(mapped: Tensor, statistics: Tensor) -> Tensor:
 
 
 def divergence_from_uniform(log_q: Tensor) -> Tensor:
-    """KL(q || uniform) in nats: log-probabilities float [B, V, h, w] -> [B, h, w]."""
+    """Return KL(q || uniform) in nats: log-probabilities float [B, V, h, w] -> [B, h, w]."""
     return math.log(log_q.shape[1]) + (log_q.exp() * log_q).sum(1)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats over the last dimension."""
-    # The slope of -p log p is infinite at 0, where a token that no position considers would put NaN into the
-    # gradient.
+    """Return the entropy in nats over the last dimension."""
+    # The slope of -p log p is infinite at 0: a token with probability 0 everywhere would make the gradient
+    # NaN.
     kept = probabilities.clamp(min=1e-12)
     return -(kept * kept.log()).sum(-1)
 
 
 class DvaeObjective(Objective):
-    """A discrete VAE and its bound. A batch's loss is the sum over its images; undecodable ones add nothing.
+    """A discrete VAE with its bound. A batch's loss is the sum over its images; undecodable ones add nothing.
 
-    The loss of an image is a mean over its pixels and channels, in nats, of the negative log-likelihood, plus
-    `kl_weight / 192` times the mean divergence of its positions, less `marginal_weight` times the entropy of
-    the mean token distribution. That mean is over the images of one `forward`, so with the reward on,
-    splitting a batch over workers changes the gradient a little; without it, not at all but for the noise,
-    which every worker draws for itself.
+    The loss of an image is the mean negative log-likelihood over its pixels and channels, in nats, plus
+    `kl_weight / 192` times the mean divergence of its positions, minus `marginal_weight` times the entropy of
+    the mean token distribution. That distribution is the mean over the images of one `forward`, so with
+    `marginal_weight` above 0 the gradient depends a little on how a batch is divided among workers. Otherwise
+    it depends on that only through the noise, which every worker draws for itself.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("patch_view", "status")
@@ -89,18 +89,18 @@ class DvaeObjective(Objective):
         """Build and initialise the model.
 
         Args:
-            dvae: Its size.
+            dvae: Size of the model.
             train: Schedules of the bound, relative to `total_steps`.
             optim: AdamW and the learning rate.
             total_steps: Optimizer steps of the whole run.
-            seed: Of the initial weights and of the noise.
+            seed: Seed of the initial weights and of the noise.
         """
         super().__init__()
         self.train_config = train
         self.optim_config = optim
         self.total_steps = total_steps
         self.seed = seed
-        # Weights in the layout of the images: a seventh less time on a CPU.
+        # The images' memory layout for the weights, too, saves a seventh of the time on a CPU.
         self.dvae = Dvae(dvae).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         generator = torch.Generator().manual_seed(seed)
         initialise(self.dvae, generator)
@@ -113,17 +113,15 @@ class DvaeObjective(Objective):
 
     @property
     def trained(self) -> Dvae:
-        """The model to keep: the running mean if there is one."""
+        """The model to save: the running mean if there is one."""
         return self.dvae if self.average is None else self.average
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:
-        """Number of decoded images."""
+        """Return the number of decoded images."""
         return float((batch["status"] == 0).sum())
 
     def start_step(self, step: int) -> None:
-        """Set temperature, weight of the divergence and generator of the noise, all functions of the step
-        alone.
-        """
+        """Set temperature, weight of the divergence and generator of the noise, all from the step alone."""
         train = self.train_config
         self.temperature = cosine(
             step, train.temperature_share * self.total_steps, train.first_temperature, train.last_temperature
@@ -133,15 +131,15 @@ class DvaeObjective(Objective):
         self._noise = torch.Generator(device).manual_seed(derive(self.seed, NOISE, step, worker_rank()))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the decoded images.
+        """Return sums over the decoded images.
 
         Args:
             batch: "patch_view" uint8 [B, H, W, 3], H and W multiples of 8; "status" uint8 [B], 0 = decoded.
 
         Returns:
             "loss", with the gradient; "bound", "kl", "marginal" (entropy of the mean distribution) and
-            "error" (mean absolute error of pixels in [0, 1] with the relaxed tokens), each times the decoded
-            images; "tokens", float64 [V]: how often each is the most probable one.
+            "error" (mean absolute error of pixels in [0, 1], with the relaxed tokens), each a mean times the
+            number of decoded images; "tokens", float64 [V]: how often each token is the most probable.
         """
         images = batch["patch_view"].permute(0, 3, 1, 2)
         decoded = (batch["status"] == 0).float()
@@ -149,8 +147,8 @@ class DvaeObjective(Objective):
 
         logits = self.dvae.encoder(mapped).float()
         log_q = F.log_softmax(logits, dim=1)
-        # An exponential draw can be 0 on a CPU, and its logarithm would make the token's share infinite over
-        # infinite.
+        # An exponential random number can be 0 on a CPU; without the clamp, its logarithm would lead to
+        # infinity / infinity in the softmax.
         gumbel = torch.empty_like(logits).exponential_(generator=self._noise).clamp_(min=1e-10).log_().neg_()
         codes = F.softmax((logits + gumbel) / self.temperature, dim=1)
         statistics = self.dvae.decoder(codes).float()
@@ -162,7 +160,7 @@ class DvaeObjective(Objective):
         loss = (bound * decoded).sum()
         marginal = torch.zeros_like(count)
         if self.train_config.marginal_weight:
-            # A sum, not a matrix product: autocast would round that one to bfloat16.
+            # A sum, not a matrix product, because autocast would round the latter to bfloat16.
             mean_q = (log_q.exp().mean((2, 3)) * decoded[:, None]).sum(0) / count.clamp(min=1)
             marginal = entropy(mean_q) * count
             loss = loss - self.train_config.marginal_weight * marginal
@@ -185,8 +183,9 @@ class DvaeObjective(Objective):
         }
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with decay on all parameters, biases included, as the authors of DALL-E have it; encoder and
-        decoder are two groups.
+        """Return AdamW with weight decay on all parameters, biases included, as DALL-E's authors have it.
+
+        Encoder and decoder are two parameter groups.
         """
         optim = self.optim_config
         return torch.optim.AdamW(
@@ -202,8 +201,9 @@ class DvaeObjective(Objective):
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warmup, then half a cosine from `peak_lr` to `min_lr`, reached after `lr_share` of the
-        steps.
+        """Return the learning rate of a step: linear warmup, then half a cosine from `peak_lr` to `min_lr`.
+
+        The minimum is reached after `lr_share` of the steps.
         """
         optim = self.optim_config
         if step < optim.warmup:
@@ -213,20 +213,20 @@ class DvaeObjective(Objective):
 
     @torch.no_grad()
     def finish_step(self, step: int) -> None:
-        """Move the running mean."""
+        """Update the running mean."""
         if self.average is not None and self.train_config.ema_decay is not None:
-            # A mean over the last tenth of the steps at first: otherwise it would remember the random
-            # weights.
+            # At first it is a mean over the last tenth of the steps; otherwise it would retain the random
+            # initial weights.
             decay = min(self.train_config.ema_decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.dvae.parameters()), 1 - decay)
 
     def metrics(self, sums: dict[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Means over the images since the last report, and how the tokens were used.
+        """Return means over the images since the last report, and how often tokens were used.
 
         Returns:
             "loss", "bound", "kl" (nats), "error" ([0, 1], with the relaxed tokens), "perplexity" (of the most
-            probable tokens), "dead" (tokens that no position took), "temperature", "kl_weight", and
-            "marginal" (nats) where it is rewarded.
+            probable tokens), "dead" (number of tokens that were never the most probable), "temperature",
+            "kl_weight", and, with `marginal_weight`, "marginal" (nats).
         """
         mean = {
             name: float(sums[name]) / max(weight, 1) for name in ("loss", "bound", "kl", "error", "marginal")
@@ -244,7 +244,7 @@ class DvaeObjective(Objective):
         }
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights, and their running mean."""
+        """Write the trained weights, and their running mean if there is one."""
         for name, dvae in ((WEIGHTS, self.dvae), (AVERAGE, self.average)):
             if dvae is not None:
                 save_file(
@@ -253,7 +253,7 @@ class DvaeObjective(Objective):
                 )
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, onto the device that the model is on."""
+        """Read the files that `save` wrote, onto the model's device."""
         for name, dvae in ((WEIGHTS, self.dvae), (AVERAGE, self.average)):
             if dvae is not None:
                 dvae.load_state_dict(load_file(folder / name))

@@ -1,4 +1,4 @@
-"""Pictures of visual tokens: images beside their tokens, and what single tokens look like."""
+"""Draw visual tokens: images next to their tokens, and examples of single tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from beit.images.pictures import FAINT, FONT_PX, GAP_PX, LINE_PX, PAPER, Pixels, fit, shorten, table
 from beit.tokenizer.codes import Code
 
-SPREAD = 1.2207440846  # x^4 = x + 1: multiples of 1/x, 1/x^2 and 1/x^3, modulo 1, fill a cube evenly
+SPREAD = (
+    1.2207440846  # The root of x^4 = x + 1: multiples of 1/x, 1/x^2, 1/x^3, modulo 1, fill a cube evenly.
+)
 
 
 def token_sheet(
@@ -22,13 +24,13 @@ def token_sheet(
     *,
     side: int = 224,
 ) -> Image.Image:
-    """A row an image: the image, its visual tokens as coloured squares, what the decoder paints from them.
+    """Draw one row per image: the image, its visual tokens as coloured squares, the image decoded from them.
 
     Args:
         images: uint8 [T, T, 3] each.
-        tokens: Their grids, [grid, grid] each. One token has one colour in all of them.
+        tokens: Their grids, [grid, grid] each. A token has the same colour in all of them.
         decoded: uint8 [T, T, 3] each, or None for a tokenizer without decoder.
-        names: What to write under each image.
+        names: Text under each image.
         side: Side of a picture, in pixels.
     """
     columns: list[tuple[str, Sequence[Pixels]]] = [
@@ -50,12 +52,11 @@ def token_sheet(
 
 
 def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: int = 4) -> Image.Image:
-    """Single visual tokens: what the decoder paints from each, on the left, and squares of images that got
-    it.
+    """Draw single visual tokens: on the left what the decoder makes of each, then squares of images with it.
 
     Args:
         codes: From `beit.tokenizer.codes.describe_codes`.
-        examples: Squares to leave room for, in two rows.
+        examples: Number of squares to leave room for, in two rows.
         columns: Tokens in a row.
         zoom: Factor by which squares are enlarged.
     """
@@ -84,8 +85,9 @@ def code_sheet(codes: Sequence[Code], *, examples: int, columns: int = 8, zoom: 
 
 
 def colour_of(tokens: NDArray[np.int64]) -> Pixels:
-    """Visual tokens [grid, grid] -> a colour each, uint8 [grid, grid, 3]. Tokens with numbers next to each
-    other look unlike.
+    """Return a colour for each visual token, [grid, grid] -> uint8 [grid, grid, 3].
+
+    Consecutive token numbers get dissimilar colours.
     """
     hue, saturation, value = (tokens[..., None] / SPREAD**power % 1 for power in (1, 2, 3))
     saturation, value = 0.5 + 0.5 * saturation, 0.55 + 0.45 * value

@@ -1,4 +1,4 @@
-"""What every tokenizer offers, whatever it is made of."""
+"""`ImageTokenizer`: the interface of every tokenizer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 
-# B images of h x w pixels, N visual tokens per image: one for each square of `px_per_token` pixels, row by
-# row
+# B images of h x w pixels; N visual tokens per image, one for each square of `px_per_token` pixels, in row
+# order
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """Turns images into visual tokens. Frozen: the same image gives the same tokens for the same `digest` and
-    `precision`.
+    """Turns images into visual tokens.
+
+    A tokenizer is frozen: one `digest` and `precision` always give the same tokens for an image.
     """
 
     @property

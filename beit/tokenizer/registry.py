@@ -1,4 +1,4 @@
-"""Tokenizers by name."""
+"""Load tokenizers by name or folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parent / "trained"
 
 
 def tokenizer_names() -> list[str]:
-    """Names that `load_tokenizer` knows."""
+    """Return the names that `load_tokenizer` knows."""
     return [*sorted(folder.parent.name for folder in SHIPPED.glob("*/tokenizer.json")), RANDOM]
 
 
@@ -32,10 +32,10 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
 
     Args:
         name_or_path: One of `tokenizer_names()`, or a folder.
-        device: Where it computes. float32 on a CPU, float16 on a GPU.
+        device: Where it computes: in float32 on a CPU; DALL-E's kind in float16 on a GPU.
 
     Raises:
-        UserError: When it is neither; the names that exist are listed.
+        UserError: If it is neither; the message lists the names.
     """
     if name_or_path == RANDOM:
         return random_dalle(device=device)
@@ -59,11 +59,10 @@ def load_tokenizer(name_or_path: str, *, device: str | torch.device = "cpu") -> 
 
 
 def px_per_token(name_or_path: str) -> int:
-    """Side of the square of pixels that one token of a tokenizer stands for, without its weights: by its
-    description.
+    """Return the side of the square of pixels that one token stands for, without loading the weights.
 
     Raises:
-        UserError: When there is no such tokenizer.
+        UserError: If there is no such tokenizer.
     """
     if name_or_path in (RANDOM, PUBLISHED):
         return PX_PER_TOKEN
@@ -71,10 +70,10 @@ def px_per_token(name_or_path: str) -> int:
 
 
 def described_px(description: Any, place: str) -> int:
-    """What a `tokenizer.json` says of it.
+    """Return `px_per_token` from the contents of a `tokenizer.json`.
 
     Raises:
-        UserError: When it does not.
+        UserError: If it is missing.
     """
     px = description.get("px_per_token") if isinstance(description, dict) else None
     if not isinstance(px, int) or px < 1:
@@ -86,7 +85,7 @@ def described_px(description: Any, place: str) -> int:
 
 
 def _find(name_or_path: str) -> Path:
-    """The folder that a name or path means."""
+    """Return the folder of a tokenizer, given by name or path."""
     if name_or_path in tokenizer_names():
         return SHIPPED / name_or_path
     if not Path(name_or_path).is_dir():

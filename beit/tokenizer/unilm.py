@@ -1,9 +1,9 @@
-"""The tokenizer that BEiT's authors trained themselves: `DiscreteVAE` of microsoft/unilm,
-`beit/modeling_discrete_vae.py`.
+"""unilm's own tokenizer, which the BEiT authors trained: `DiscreteVAE` of microsoft/unilm.
 
-Smaller and simpler than DALL-E's: strided convolutions and one residual block at every resolution, a codebook
-of embeddings, pixels as they are rather than a distribution of them (arXiv 2106.08254, appendix C, compares
-the two). Parameters carry the released code's names, such as `encoder.1.net.0.weight`.
+From `beit/modeling_discrete_vae.py` there. It is smaller and simpler than DALL-E's: strided convolutions with
+one residual block per resolution, a codebook of embeddings, and a decoder that outputs pixels, not their
+distribution (arXiv 2106.08254, appendix C, compares the two). Parameters have the released code's names, such
+as `encoder.1.net.0.weight`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from beit.tokenizer.protocol import check_images, side_of_grid
 KIND = "unilm"
 
 IMAGE_SIZE = 112
-"""Pixels of the images that the released code tokenises by default."""
+"""Side of the images that the released code tokenises by default, in pixels."""
 
 HALF_RANGE = 0.5
-"""Pixels in [0, 1] are taken to [-1, 1] by a mean and a standard deviation of this."""
+"""Mean and standard deviation that map pixels from [0, 1] to [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, h, w] -> the same."""
+        """Apply the block: [B, width, h, w] -> [B, width, h, w]."""
         changed: Tensor = self.net(x)
         return x + changed
 
@@ -91,36 +91,35 @@ class UnilmDvae(nn.Module):
         self.decoder.append(nn.Conv2d(config.width, 3, 1))
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] -> float [B, 3, H, W], about -1 to 1."""
+        """Decode tokens int64 [B, h, w] to pixels float [B, 3, H, W], about -1 to 1."""
         pixels: Tensor = self.decoder(self.codebook(tokens).permute(0, 3, 1, 2))
         return pixels
 
 
 class UnilmTokenizer:
-    """The released code's tokenizer, frozen. float32 on every device, as that code runs it."""
+    """The released code's tokenizer, frozen. It computes in float32 on every device, like that code."""
 
     precision = "float32"
     has_decoder = True
 
     def __init__(self, model: UnilmDvae, *, device: str | torch.device = "cpu") -> None:
-        """Take over a model with its weights; the digest is of the weights as they are now.
+        """Take over a model with its weights, and compute the digest of these weights.
 
         Args:
             model: It is moved, not copied.
-            device: Where images and tokens are taken to and tokens and images come from.
+            device: Where it computes. Images and tokens are moved there; results stay there.
         """
         self.digest = weights_digest(model.state_dict())
         self.device = torch.device(device)
         self.px_per_token = model.config.px_per_token
         self.vocab_size = model.config.vocab_size
-        # Of the largest activations, channels for each pixel of the image: half the resolution, or the
-        # logits.
+        # Channels per pixel of the image of the largest activation: at half the resolution, or the logits.
         self._channels = max(1, model.config.width // 4, model.config.vocab_size // self.px_per_token**2)
         self._model = model.eval().requires_grad_(False).to(self.device)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, h, w] -> int64 [B, N]; see `ImageTokenizer.encode`."""
+        """Encode uint8 [B, 3, h, w] as int64 [B, N]; see `ImageTokenizer.encode`."""
         check_images(images, self.px_per_token)
         at_once = images_at_once(self.device, self._channels, images.shape[2] * images.shape[3])
         tokens = [
@@ -133,7 +132,7 @@ class UnilmTokenizer:
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
-        """int64 [B, N] -> uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
+        """Decode int64 [B, N] to uint8 [B, 3, h, w]; see `ImageTokenizer.decode`."""
         grid = side_of_grid(tokens)
         at_once = images_at_once(self.device, self._channels, (grid * self.px_per_token) ** 2)
         images = [
@@ -150,11 +149,11 @@ class UnilmTokenizer:
 
 
 def load_unilm(folder: Path) -> UnilmDvae:
-    """Read a converted tokenizer of the released code to float32 on the CPU.
+    """Read a converted tokenizer of the released code, float32 on the CPU.
 
     Raises:
-        UserError: When the folder holds no tokenizer, a damaged one, or weights other than its description
-            says.
+        UserError: If the folder holds no tokenizer, a damaged one, or weights that do not fit its
+            description.
     """
     return read_model(
         folder, lambda description: UnilmDvae(from_dict(UnilmConfig, description["config"], at="config."))

@@ -182,7 +182,7 @@ def test_a_segmenter_reads_the_blocks_that_its_folder_says(config, taps, expecte
 def test_blocks_that_are_none_are_refused_with_the_way_out(indices, build, tmp_path: Path):
     folder = as_folder(build("segmenter").state_dict(), tmp_path / "hf", out_indices=indices)
     with pytest.raises(
-        UserError, match=r"number i means the tokens behind block i - 2(.|\n)*give them with --taps"
+        UserError, match=r"number i means the tokens after block i - 2(.|\n)*give them with --taps"
     ):
         import_weights(folder, tmp_path / "ours")
     import_weights(folder, tmp_path / "ours", taps=[1, 2, 3, 5])

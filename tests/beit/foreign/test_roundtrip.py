@@ -141,7 +141,7 @@ def test_a_segmenter_says_which_blocks_hugging_face_taps(build, tmp_path: Path):
     exported = export_weights(tmp_path / "ours", tmp_path / "hf", format="hf")
     indices = json.loads((tmp_path / "hf" / "config.json").read_text())["out_indices"]
     assert [index - 2 for index in indices] == [min(tap, 4) for tap in taps]
-    assert any("cannot see the last block" in note for note in exported.notes)
+    assert any("cannot read the last block" in note for note in exported.notes)
 
 
 def test_a_segmenter_of_hugging_faces_gives_the_same_numbers_here(build, tmp_path: Path):

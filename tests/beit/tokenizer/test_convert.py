@@ -184,11 +184,11 @@ def change(name: str, tensor: Tensor | None) -> Callable[[dict[str, Tensor]], di
         ),
         (
             change("blocks.output.conv.b", torch.full((60,), torch.nan)),
-            r"blocks\.output\.conv\.b holds values that are no finite",
+            r"blocks\.output\.conv\.b holds values that are not finite",
         ),
         (
             change("blocks.output.conv.b", torch.ones(60, dtype=torch.int64)),
-            r"blocks\.output\.conv\.b holds values that are no finite",
+            r"blocks\.output\.conv\.b holds values that are not finite",
         ),
         (
             lambda state: {"patch_embed.proj.weight": torch.ones(1)},

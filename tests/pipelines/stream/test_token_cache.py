@@ -19,9 +19,9 @@ from beit.loading import load_model
 from beit.plain import override
 from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.dvae import Dvae, initialise
-from beit.tokenizer.first_tokens import spread_tokens
 from beit.tokenizer.frozen import save_tokenizer
 from beit.tokenizer.registry import load_tokenizer
+from beit.tokenizer.spread_tokens import spread_tokens
 from pipelines import seeds
 from pipelines.cli import main
 from pipelines.cluster.nodes import cluster_nodes

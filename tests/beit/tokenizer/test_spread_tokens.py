@@ -5,7 +5,7 @@ from torch import Tensor
 
 from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.dvae import Encoder, initialise, map_pixels
-from beit.tokenizer.first_tokens import leaf_images, spread_tokens
+from beit.tokenizer.spread_tokens import leaf_images, spread_tokens
 
 
 def some_encoder() -> Encoder:

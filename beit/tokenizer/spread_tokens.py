@@ -1,4 +1,4 @@
-"""First weights of the encoder's output layer, so that all tokens are in use before the first step."""
+"""Scale the initial output layer of the encoder, so that all tokens are used from the first step on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from torch import Tensor
 from beit.tokenizer.dvae import Conv2d, Encoder, map_pixels
 
 LEAVES = 24
-"""Shapes in an artificial image."""
+"""Number of shapes in an artificial image."""
 
 IMAGES = 128
 SIDE = 64
 
 
 def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Artificial images of discs and rectangles that hide each other, most of them small, in shaded random
-    colours.
-
-    Such "dead leaves" share with photographs that neighbouring pixels are alike except across edges, at every
-    scale.
+    """Generate images of overlapping discs and rectangles in shaded random colours, most of them small.
+    Such "dead leaves" images resemble photographs in one respect: neighbouring pixels are alike except across
+    edges, at every scale.
 
     Returns:
         float [count, 3, side, side] in [0, 1].
@@ -36,8 +34,8 @@ def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
     for _ in range(LEAVES):
         dx, dy, angle = centres - draw(1, 1), centres[:, None] - draw(1, 1), math.pi * draw(1, 1)
         along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
-        # From a twenty-fifth to half of the side; the reciprocal makes small leaves frequent and large ones
-        # rare.
+        # From a twenty-fifth to half of the side. Because of the reciprocal, small shapes are frequent and
+        # large ones rare.
         radius = 0.04 / (0.08 + 0.92 * draw(1, 1))
         disc, box = along**2 + across**2 < radius**2, (along.abs() < radius) & (across.abs() < 0.6 * radius)
         covered = torch.where(draw(1, 1) < 0.5, disc, box)
@@ -48,12 +46,11 @@ def leaf_images(count: int, side: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def spread_tokens(encoder: Encoder, std: float, generator: torch.Generator) -> None:
-    """Scale and shift the output layer: on artificial images every token's logit then has mean 0 and
-    deviation `std`.
+    """Scale and shift the output layer: on artificial images every logit gets mean 0 and deviation `std`.
 
-    With the weights as they are drawn, the logits of a deep stack of convolutions hardly depend on the image:
-    one token is the most probable everywhere, and its rivals differ by less than the noise of the relaxation.
-    No data is looked at, so every worker computes the same weights.
+    As initialised, the logits of a deep stack of convolutions hardly depend on the image: one token is the
+    most probable everywhere, and the others differ from it by less than the noise of the relaxation.
+    Artificial images are used instead of data, so every worker computes the same weights.
     """
     output = cast(Conv2d, encoder.blocks.get_submodule("output.conv"))
     logits = torch.cat([encoder(map_pixels(leaf_images(16, SIDE, generator))) for _ in range(IMAGES // 16)])
