@@ -1,5 +1,5 @@
-"""What a BEiT is made of, as frozen dataclasses. Imports nothing heavy: the command line reads this file
-first.
+"""Configuration of the model, its views, masks, target and optimizer, as frozen dataclasses. Imports nothing
+heavy: the command line reads this file first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from beit.checks import (
 from beit.errors import UserError
 
 AbsoluteMode = Literal["bicubic", "bilinear"]
-"""How absolute positions are resampled for another grid of patches."""
+"""How absolute position embeddings are resampled for another grid of patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +35,34 @@ class ModelConfig:
     """Side of a patch, in pixels."""
 
     dim: PositiveInt = 768
-    """Width of a token."""
+    """Width of a token: the length of its vector."""
 
     depth: PositiveInt = 12
     """Number of transformer blocks."""
 
     heads: PositiveInt = 12
-    """Attention heads; `dim` is divided among them."""
+    """Number of attention heads; each is `dim` / `heads` wide."""
 
     mlp_ratio: PositiveFloat = 4.0
     """Hidden width of the MLP, as a multiple of `dim`."""
 
     drop_path: BelowOne = 0.1
-    """Probability of skipping the last block's branches; earlier blocks less, linearly down to 0."""
+    """Stochastic depth: probability of skipping the residual branches of the last block. It falls linearly to
+    0 at the first block."""
 
     position: Literal["absolute", "relative", "relative-per-block"] = "absolute"
-    """absolute: learned embeddings (the paper). relative: one table of biases shared by all blocks (the
-    released code, pretraining). relative-per-block: a table of its own for every block (the released code,
-    fine-tuning)."""
+    """Position information. absolute: learned embeddings (the paper). relative: one table of relative biases,
+    shared by all blocks (the released code, pretraining). relative-per-block: a separate table for every
+    block (the released code, fine-tuning)."""
 
     layer_scale: PositiveFloat | None = None
     """Initial value of the LayerScale gains (released code: 0.1 for base, 1e-5 for large). None: no
     LayerScale (the paper)."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse what cannot be divided: images into patches, the width among the heads."""
+        """Refuse image sizes that are no multiple of the patch size, and widths that are no multiple of the
+        heads.
+        """
         if self.image_size % self.patch_size:
             nearest = max(1, round(self.image_size / self.patch_size)) * self.patch_size
             raise UserError(
@@ -74,12 +77,12 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Number of patches along one side."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return self.grid**2
 
 
@@ -88,37 +91,39 @@ class TokenizerConfig:
     """Which tokenizer turns the token view into visual tokens."""
 
     name: str = "scenes64"
-    """scenes64: trained, ships with the package. random-dalle: DALL-E's encoder with random weights, for
-    measuring."""
+    """A built-in tokenizer. scenes64: trained, comes with the package. random-dalle: DALL-E's encoder with
+    random weights, only for benchmarks."""
 
     path: str | None = None
-    """A tokenizer folder of your own, or the run that trained it; stands instead of `name`."""
+    """Folder of your own tokenizer, or of the run that trained it. None: the tokenizer `name`."""
 
     image_size: PositiveInt = 112
-    """Side of the square token view, in pixels: 8 x the patch grid, for tokenizers of 8 pixels a token."""
+    """Side of the square token view, in pixels. For tokenizers with 8 pixels per token: 8 x the patches along
+    one side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig:
-    """How files become pixels and pixels numbers: the same in training and testing, and for whoever uses the
-    model.
+    """How image files become pixels, and pixels become numbers: the same in training, in evaluation, and when
+    the model is used later.
     """
 
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
-    """Subtracted from the patch view's channels in [0, 1]. ImageNet's for ImageNet-1k; 0.5 for the released
-    22k weights."""
+    """Mean of each channel, between 0 and 1, subtracted from the patch view. The default is ImageNet's; the
+    released ImageNet-22k weights need 0.5 0.5 0.5."""
 
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """The channels of the patch view are divided by this after `mean` is subtracted."""
+    """Standard deviation of each channel; the patch view is divided by it after `mean` is subtracted."""
 
     exif_rotate: bool = True
-    """Turn images as their EXIF orientation says."""
+    """Rotate images according to their EXIF orientation."""
 
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
-    """Colour under transparent pixels."""
+    """Colour that shows through transparent pixels: red, green, blue, from 0 to 255."""
 
     max_pixels: PositiveInt = 100_000_000
-    """Images larger than this are not decoded but quarantined: a 48 kB PNG can unpack to a gigabyte."""
+    """Images with more pixels are quarantined without decoding them: a PNG of 48 kB can unpack to a
+    gigabyte."""
 
     def pixels(self) -> PixelConfig:
         """These settings alone, without those of a subclass."""
@@ -129,30 +134,31 @@ class PixelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig(PixelConfig):
-    """From an encoded image to one random crop at two sizes (the paper's section 2, microsoft/unilm
-    beit/datasets.py).
+    """One random crop of an image, resized to the patch view and to the token view (the paper's section 2;
+    microsoft/unilm, beit/datasets.py).
     """
 
     min_area: float = 0.08
-    """Smallest share of the image's area that a crop takes. 1 with `aspect` 1: the centre square, no
-    randomness."""
+    """Smallest area of a crop, as a share of the image. 1 together with `aspect` 1: always the centre
+    square."""
 
     max_area: float = 1.0
-    """Largest share of the image's area that a crop takes."""
+    """Largest area of a crop, as a share of the image."""
 
     aspect: PositiveFloat = 4 / 3
-    """Crops are between 1/aspect and aspect wide for their height."""
+    """Limit of a crop's aspect ratio: width / height is drawn between 1/aspect and aspect."""
 
     short_side: tuple[int, int] | None = None
-    """Crop as DALL-E does: scale the shorter side to a whole number of pixels between these two, but never
-    up, and cut a square of the view's size out of the image's largest square anywhere. None: by area and
-    aspect."""
+    """Crop as DALL-E does: scale the shorter side to a random number of pixels between these two, but never
+    up, then cut a square of the view's size at a random place in the image's largest square. None: crop by
+    `min_area`, `max_area` and `aspect`."""
 
     flip: Share = 0.5
     """Probability of a horizontal flip."""
 
     jitter: Share = 0.4
-    """Brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter]. 0: never."""
+    """Brightness, contrast and saturation are multiplied by random factors in [1 - jitter, 1 + jitter]. 0: no
+    change."""
 
     def check_together(self, option: Options) -> None:
         """Refuse ranges that are empty."""
@@ -174,27 +180,30 @@ class ViewConfig(PixelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Which patches are hidden (the paper's section 2.3). Budget and smallest block scale with the grid."""
+    """Which patches are hidden (the paper's section 2.3). The number of hidden patches and the smallest block
+    scale with the grid.
+    """
 
     kind: str = "blockwise"
-    """blockwise: rectangles (the paper's Algorithm 1). random: independent patches. Or the name of a kind of
-    your own (beit/pretraining/masking.py, `register_mask`)."""
+    """How masks are drawn. blockwise: rectangles (the paper's Algorithm 1). random: patches independently of
+    each other. Or the name of a kind of your own (beit/pretraining/masking.py, `register_mask`)."""
 
     ratio: BelowOne = 75 / 196
-    """Share of the patches that may be hidden. The authors' budget: 75 of 196. 0: none, for
-    `target.positions` all."""
+    """Largest share of the patches that a mask hides. The default is the authors' 75 of 196. 0: none, which
+    needs `target.positions` all."""
 
     min_block: PositiveInt | None = None
-    """Fewest patches a rectangle is drawn with. None: 16 of 196 patches, scaled to the grid."""
+    """Smallest number of patches in a rectangle, when it is drawn. None: 16 for a grid of 196 patches, in
+    proportion for other grids."""
 
     def budget(self, grid: int) -> int:
-        """Most patches that a mask hides on a grid of grid x grid patches; at least one unless the ratio is
-        0.
+        """Largest number of patches that a mask hides on a grid of grid x grid patches: at least one, unless
+        the ratio is 0.
         """
         return max(1, round(self.ratio * grid**2)) if self.ratio else 0
 
     def block(self, grid: int) -> int:
-        """Fewest patches a rectangle is drawn with."""
+        """Smallest number of patches in a rectangle, when it is drawn."""
         return max(1, round(16 / 196 * grid**2)) if self.min_block is None else self.min_block
 
 
@@ -203,18 +212,18 @@ AskedPatches = Literal["hidden", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What is predicted of which patches. Defaults: BEiT. The rest is for its ablations (the paper's Table
-    4).
+    """What the model predicts, and for which patches. The defaults are BEiT's, the alternatives those of its
+    ablations (the paper's Table 4).
     """
 
     kind: str = "tokens"
-    """tokens: the tokenizer's. pixels: the patch's normalised pixels, by regression. colour: its mean colour,
-    3 bits a channel (ViT). Or the name of a target of your own (beit/pretraining/targets,
-    `register_target`)."""
+    """What is predicted for a patch. tokens: its visual token. pixels: its normalised pixels, by regression.
+    colour: its mean colour with 3 bits per channel (ViT). Or the name of a target of your own
+    (beit/pretraining/targets, `register_target`)."""
 
     positions: AskedPatches = "hidden"
-    """hidden: the loss is over hidden patches. all: over visible ones too ("recover 100 %"); `mask.ratio` may
-    then be 0."""
+    """Patches that the loss covers. hidden: only hidden ones. all: visible ones too (the paper's "recover 100
+    %"); `mask.ratio` may then be 0."""
 
     def check(self, mask: MaskConfig, *, at: str = "mask.") -> None:
         """Refuse a loss over nothing.
@@ -236,38 +245,39 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, linear warmup, cosine decay. Defaults: table 12 of the paper, base size."""
+    """AdamW with linear warmup and cosine decay. Defaults: table 12 of the paper, base size."""
 
     global_batch_size: PositiveInt = 2048
-    """Images per optimizer step, over all workers."""
+    """Images per optimizer step, over all workers together."""
 
     peak_lr: NotNegativeFloat = 1.5e-3
-    """Learning rate at the end of the warmup, for `global_batch_size` images a step. Never rescaled."""
+    """Learning rate at the end of the warmup. It is not rescaled when `global_batch_size` changes."""
 
     min_lr: NotNegativeFloat = 1e-5
     """Learning rate at the end of the cosine decay."""
 
     warmup_steps: NotNegativeInt | None = 6250
-    """Steps of the linear warmup from 0. The paper: 10 epochs of 625 steps. None: what `--warmup-epochs` of
-    `beit finetune` says."""
+    """Length of the linear warmup from 0, in optimizer steps. The default is the paper's 10 epochs of 625
+    steps. None: `--warmup-epochs` of `beit finetune` says how long it is."""
 
     weight_decay: NotNegativeFloat = 0.05
-    """Decay of all weights but biases, norms, gains, position embeddings and the class token."""
+    """Weight decay of all weights except biases, norms, gains, position embeddings and the class token."""
 
     beta1: BelowOne = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay rate of the gradient's running mean."""
 
     beta2: BelowOne = 0.999
-    """Decay of the squared gradient's running mean."""
+    """Decay rate of the squared gradient's running mean."""
 
     eps: PositiveFloat = 1e-8
-    """Added to the root of the squared gradient's mean."""
+    """Added to the root of the squared gradient's running mean, so that no step divides by 0."""
 
     clip_norm: PositiveFloat | None = 3.0
-    """Gradient norm above which gradients are scaled down (3.0 for base, 1.0 for large). None: never."""
+    """Norm above which the gradient is scaled down to this norm (3.0 for base, 1.0 for large). None:
+    never."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse a learning rate that would grow from its peak."""
+        """Refuse a final learning rate above the peak."""
         if self.min_lr > self.peak_lr:
             raise UserError(
                 f"{option('min_lr')} is not between 0 and {option('peak_lr')}",
@@ -279,7 +289,7 @@ class OptimConfig:
         """Steps of the warmup.
 
         Raises:
-            UserError: If they are not known.
+            UserError: If `warmup_steps` is None.
         """
         if self.warmup_steps is None:
             raise UserError(

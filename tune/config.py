@@ -1,4 +1,4 @@
-"""The configuration of a sweep: a pretraining, and what is varied about it."""
+"""Configuration of a sweep: a pretraining, and the fields that its trials vary."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ EVALUATED_IMAGES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(PretrainConfig):
-    """Many pretrainings that differ in a few fields. All that is not of the sweep itself is what its trials
-    have in common.
+    """Many pretrainings that differ in a few fields. Options that do not belong to the sweep itself are the
+    same for all trials.
     """
 
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus")
 
     space: str = "mask-lr"
-    """What is varied: mask-lr, mask-lr-grid, a JSON file, or a Python file with a SPACE of ray.tune
-    distributions."""
+    """Which fields vary, and over which values: mask-lr, mask-lr-grid, a JSON file, or a Python file that
+    defines SPACE with distributions of ray.tune."""
 
     trials: PositiveInt | None = None
-    """How many trials. None: 8, or every combination of a grid."""
+    """Number of trials. None: 8, or one for every combination of a grid."""
 
     search: Literal["random", "optuna"] = "random"
-    """Where the next trial is tried. random: drawn from the space, grids in order. optuna: by what was
-    learned from the earlier ones."""
+    """How the parameters of the next trial are chosen. random: drawn from the space, grids in order. optuna:
+    suggested from the results of earlier trials."""
 
     objective: Literal["loss", "accuracy", "knn"] = "loss"
-    """What makes a trial good. loss: on the fixed samples of `evaluation`, with masks that are the same for
-    all trials. accuracy: there with the trial's own kind of masks, as the share of what always saying the
-    commonest token gets wrong. knn: top-1 of k-NN among the labelled images of `knn`, at `evaluation.points`
-    pauses of the trial."""
+    """Figure by which trials are compared. loss: on the fixed samples of `evaluation`, with the same masks
+    for all trials. accuracy: on the same samples, with each trial's own kind of masks, as (accuracy -
+    baseline) / (1 - baseline); the baseline always predicts the most frequent token. knn: top-1 of k-NN on
+    the labelled images of `knn`, at `evaluation.points` pauses of the trial."""
 
     stop_early: bool = True
-    """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Points are
-    those of `evaluation`."""
+    """Stop the worse trials early, by asynchronous successive halving (ASHA, arXiv 1810.05934). Trials are
+    compared at the points of `evaluation`."""
 
     grace_points: PositiveInt = 3
-    """No trial is stopped before its point of this number."""
+    """First point of `evaluation` at which a trial may be stopped."""
 
     halving: Annotated[float, above(1)] = 2.0
-    """Of the trials that come to a rung one in so many goes on; rungs lie at `grace_points` times its
-    powers."""
+    """At each comparison, one of this many trials continues. Comparisons are at `grace_points` times the
+    powers of this number."""
 
     concurrent: PositiveInt | None = None
-    """Trials at a time. None: as many as the cluster has room for."""
+    """Most trials that run at a time. None: as many as the cluster has room for."""
 
     data_cpus: PositiveFloat | None = None
-    """Cores that each trial shall find free for reading and views. None: those of one reading task."""
+    """Cores kept free for each trial's reading and views. None: those of one reading task."""
 
     token_epochs: PositiveInt | None = None
-    """Epochs of views that are tokenised before the first trial; a longer trial goes through them again.
-    None: all of a trial, at most 20."""
+    """Number of epochs whose views are tokenised before the first trial; a longer trial repeats them. None:
+    all epochs of a trial, 20 at most."""
 
     def check_together(self, option: Options) -> None:
         """Refuse trials that could not be compared."""
@@ -81,7 +81,8 @@ class SweepConfig(PretrainConfig):
             )
 
     def pretraining(self, params: Mapping[str, Any] | None = None) -> PretrainConfig:
-        """The pretraining that the trials have in common, with fields replaced by their dotted names.
+        """The pretraining that the trials have in common, with the fields in `params` replaced; they are
+        given by their dotted names.
 
         Raises:
             UserError: For a name that is no field, or a value that the field does not take.
@@ -91,14 +92,14 @@ class SweepConfig(PretrainConfig):
 
 
 def pretraining_of(config: PretrainConfig) -> PretrainConfig:
-    """What a configuration of several pretrainings has of one, and nothing else."""
+    """The pretraining part of a configuration of several pretrainings."""
     return PretrainConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)}
     )
 
 
 def check_whole(config: PretrainConfig, what: str) -> None:
-    """Refuse to break off what is to be compared.
+    """Refuse to stop runs early that are to be compared.
 
     Raises:
         UserError: If `stop_at` is given.
@@ -111,23 +112,23 @@ def check_whole(config: PretrainConfig, what: str) -> None:
 
 
 def quickstart() -> SweepConfig:
-    """The quick start at an eighth of its length, made to try a sweep out on two cores."""
+    """The quick start at an eighth of its length: tries out a sweep on two cores."""
     config = _of(pretrain_preset("quickstart"))
     return replace(
         config,
         epochs=2,
         data=replace(config.data, scenes=1000),
-        # More steps for the same arithmetic.
+        # Smaller batches give more steps for the same arithmetic.
         optim=replace(config.optim, global_batch_size=32, warmup_steps=8),
     )
 
 
 def sweep_preset(name: str) -> SweepConfig:
-    """The sweep around a pretraining preset: its own short one for the quick start, the preset as it is for
+    """The sweep around a pretraining preset: a short one of its own for quickstart, and the preset itself for
     all others.
 
     Raises:
-        UserError: For a name that is none.
+        UserError: If there is no preset of this name.
     """
     return quickstart() if name == "quickstart" else _of(pretrain_preset(name))
 

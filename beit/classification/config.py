@@ -1,4 +1,4 @@
-"""What classification is told beside model and optimizer. Imports nothing heavy, as `beit/config.py`."""
+"""Configuration of a classifier's augmentation and mixing. Imports nothing heavy, like `beit/config.py`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from beit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to a training view beside crop and flip when a classifier is trained (spec:
-    rand-m9-mstd0.5-inc1, erasing 0.25).
+    """Augmentation of a classifier's training views, in addition to crop and flip (timm:
+    rand-m9-mstd0.5-inc1, erasing with probability 0.25).
     """
 
     operations: NotNegativeInt = 2
-    """Operations of RandAugment (arXiv 1909.13719) for each image. 0: none."""
+    """RandAugment operations per image (arXiv 1909.13719). 0: none."""
 
     magnitude: Annotated[float, between(0, 10)] = 9.0
-    """How strong they are on average, 0 to 10."""
+    """Mean strength of the operations, from 0 to 10."""
 
     magnitude_std: NotNegativeFloat = 0.5
-    """Standard deviation of the magnitude, drawn anew for each operation."""
+    """Standard deviation of the strength, which is drawn anew for each operation."""
 
     probability: Share = 0.5
-    """Each drawn operation is applied with this probability."""
+    """Probability that a drawn operation is applied."""
 
     erase: Share = 0.25
     """Probability that a rectangle of the view is replaced by noise (random erasing, arXiv 1708.04896)."""
 
     erase_area: tuple[Share, Share] = (0.02, 1 / 3)
-    """Smallest and largest share of the view that is erased."""
+    """Smallest and largest area of the erased rectangle, as a share of the view."""
 
     def check_together(self, option: Options) -> None:
         """Refuse an empty range of areas."""
@@ -44,19 +44,21 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """How two images of a batch become one, with both their labels."""
+    """Mix two images of a batch, and their labels, into one."""
 
     mixup: NotNegativeFloat = 0.8
-    """Alpha of mixup (arXiv 1710.09412): the share of an image is drawn from Beta(alpha, alpha). 0: never."""
+    """Alpha of mixup (arXiv 1710.09412): images are blended with weights drawn from Beta(alpha, alpha). 0: no
+    mixup."""
 
     cutmix: NotNegativeFloat = 1.0
-    """Alpha of cutmix (arXiv 1905.04899), where a rectangle comes from the other image. 0: never."""
+    """Alpha of cutmix (arXiv 1905.04899), which replaces a rectangle by the same one of the other image. 0:
+    no cutmix."""
 
     probability: Share = 1.0
     """Probability that a batch is mixed."""
 
     switch: Share = 0.5
-    """Probability that a mixed batch is cut rather than blended, where both alphas are above 0."""
+    """Probability that a mixed batch gets cutmix, not mixup, if both alphas are above 0."""
 
     smoothing: BelowOne = 0.1
-    """Share of the target that is spread over all classes (label smoothing)."""
+    """Label smoothing: share of the target that is spread evenly over all classes. 0: none."""

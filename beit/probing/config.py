@@ -1,4 +1,4 @@
-"""How frozen features are judged. Imports nothing heavy: the command line reads this file first."""
+"""Configuration of the k-NN and linear probes. Imports nothing heavy, like `beit/config.py`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class KnnConfig:
     """
 
     neighbours: PositiveInt = 20
-    """Training images that vote on each image."""
+    """Number of training images that vote on the class of each image."""
 
     temperature: PositiveFloat = 0.07
-    """Of the votes: the smaller, the more the nearest ones count."""
+    """Temperature of the votes: the smaller, the more the most similar images dominate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
-    """A linear layer on standardised features, trained by AdamW with a cosine to 0: the paper's recipe but
-    for augmentation.
+    """A linear layer on standardised features, trained by AdamW with a cosine decay to 0: the paper's recipe
+    without augmentation.
     """
 
     epochs: PositiveInt = 50
     """Passes over the training features."""
 
     batch_size: PositiveInt = 256
-    """Images of a step."""
+    """Images per optimizer step."""
 
     lr: PositiveFloat = 1e-3
-    """First learning rate, for 256 images a step; scaled with the batch, so that the paper's 1,024 have its
-    4e-3."""
+    """Initial learning rate for 256 images per step. It is scaled in proportion to `batch_size`: the paper's
+    1,024 images get its 4e-3."""
 
     weight_decay: NotNegativeFloat = 1e-4
-    """Pull of the weights towards 0."""
+    """AdamW's weight decay."""

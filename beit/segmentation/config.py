@@ -1,4 +1,6 @@
-"""What segmentation is told beside model and optimizer. Imports nothing heavy, as `beit/config.py`."""
+"""Configuration of annotations, views and sliding-window evaluation. Imports nothing heavy, like
+`beit/config.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +20,26 @@ from beit.config import PixelConfig
 from beit.errors import UserError
 
 Head = Literal["upernet", "setr-pup"]
-"""What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
+"""The segmentation head. setr-pup: the paper's. upernet: the released code's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationConfig:
-    """What the ids in annotation files stand for."""
+    """What the ids in annotation files mean."""
 
     classes: PositiveInt | None = None
-    """Classes that are told apart. None: not known yet; where annotations are decoded it must be."""
+    """Number of classes. None: found in the data; it must be known before annotations are decoded."""
 
     ignore_index: NotNegativeInt | None = 255
-    """Id, as it stands in the files, of pixels that count neither in training nor in testing (CamVid's void:
-    11). None: no such id."""
+    """Id in the files of pixels that count neither in training nor in evaluation (CamVid's void: 11). None:
+    all ids count."""
 
     reduce_zero_label: bool = False
-    """Pixels of id 0 are ignored too, and id n stands for class n - 1 (ADE20K, whose files have 0 for all
-    that is no class)."""
+    """Ignore pixels of id 0 too, and read id n as class n - 1. For ADE20K, whose files have 0 for pixels
+    without a class."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse more classes than annotations can hold, and one that would be ignored."""
+        """Refuse more classes than annotations can hold, and a class whose id would be ignored."""
         most = 1 << 15
         if self.classes is not None and self.classes > most:
             raise UserError(
@@ -52,40 +54,42 @@ class AnnotationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentViewConfig(PixelConfig):
-    """From an image and its annotation to one random crop of both (microsoft/unilm,
-    beit/semantic_segmentation). Defaults: ADE20K's.
+    """One random crop of an image and of its annotation (microsoft/unilm, beit/semantic_segmentation).
+    Defaults: ADE20K's.
     """
 
     short_side: PositiveInt = 512
-    """Before the random factor images are scaled, up or down, so that the shorter side has so many pixels."""
+    """Length of the shorter side, in pixels, to which images are scaled up or down before the random factor
+    `scale`."""
 
     long_side: PositiveInt = 2048
-    """Images longer than this are scaled so that the longer side has so many pixels."""
+    """Largest length of the longer side, in pixels: images that `short_side` would make longer are scaled to
+    this instead."""
 
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
-    """Then a factor is drawn between these two."""
+    """Range of the random factor by which images are scaled after that."""
 
     most_of_one_class: PositiveShare = 0.75
-    """Crops of which one class has this share or more of the pixels that count are drawn again, until ten are
-    drawn. 1: never again."""
+    """A crop is rejected if one class covers this share or more of its annotated pixels; at most ten crops
+    are drawn. 1: the first crop is taken."""
 
     flip: Share = 0.5
     """Probability of a horizontal flip."""
 
     distort: Share = 0.5
-    """Probability of each of the four changes of colour."""
+    """Probability of each of the four colour changes: brightness, contrast, saturation, hue."""
 
     brightness: NotNegativeFloat = 32.0
-    """Most grey levels, of 255, that are added or taken away."""
+    """Largest change of brightness, in grey levels of 255, up or down."""
 
     contrast: tuple[NotNegativeFloat, NotNegativeFloat] = (0.5, 1.5)
-    """Factors of all values, black at 0."""
+    """Range of the factor on all pixel values; black stays black."""
 
     saturation: tuple[NotNegativeFloat, NotNegativeFloat] = (0.5, 1.5)
-    """Factors of the saturation (HSV)."""
+    """Range of the factor on the saturation (HSV)."""
 
     hue: NotNegativeFloat = 36.0
-    """Most degrees that the hue turns. The authors: 18 steps of 2 degrees."""
+    """Largest rotation of the hue, in degrees. The authors: 18 steps of 2 degrees."""
 
     def check_together(self, option: Options) -> None:
         """Refuse ranges that are empty."""
@@ -105,32 +109,32 @@ class SegmentViewConfig(PixelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingConfig:
-    """How a model of one crop size segments whole images (see `beit.segmentation.sliding`)."""
+    """Evaluation of whole images by sliding windows of the crop's size (see `beit.segmentation.sliding`)."""
 
     stride: PositiveInt | None = None
-    """From window to window, in pixels. None: two thirds of the crop, as the authors have it (341 of 512, 426
-    of 640)."""
+    """Distance between windows, in pixels. None: two thirds of the crop, as the authors have it (341 of 512,
+    426 of 640)."""
 
     ratios: tuple[PositiveFloat, ...] = (1.0,)
-    """Scales at which an image is looked at; probabilities are averaged. The authors' multi-scale test: 0.5
-    0.75 1 1.25 1.5 1.75."""
+    """Scales at which each image is evaluated; the probabilities are averaged. The authors' multi-scale test:
+    0.5 0.75 1 1.25 1.5 1.75."""
 
     flip: bool = False
-    """Look at the mirror image too, as the authors' multi-scale test does."""
+    """Evaluate the mirrored image too and average, as the authors' multi-scale test does."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse a test at no scale."""
+        """Refuse an evaluation at no scale."""
         if not self.ratios:
             raise UserError(f"{option('ratios', '')} names no scale to test at", f"set {option('ratios', 1)}")
 
     def stride_for(self, crop: int) -> int:
-        """Pixels from window to window, for windows of `crop`."""
+        """Pixels between windows of side `crop`."""
         return self.stride or max(1, crop * 2 // 3)
 
     @property
     def name(self) -> str:
-        """What tells this way of testing from others, for names of files: "" for one scale, not mirrored, the
-        authors' stride.
+        """Suffix for names of files that tells this variant of the evaluation from others: "" for one scale,
+        not mirrored, with the authors' stride.
         """
         scales = "" if self.ratios == (1.0,) else "".join(f"-{ratio:g}x" for ratio in self.ratios)
         return scales + "-flip" * self.flip + (f"-stride{self.stride}" if self.stride is not None else "")

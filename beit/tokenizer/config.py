@@ -1,4 +1,4 @@
-"""What the discrete VAE and its training are told. Imports nothing heavy, as `beit/config.py`."""
+"""Configuration of the discrete VAE and of its training. Imports nothing heavy, like `beit/config.py`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from beit.checks import Constraint, NotNegativeFloat, Options, PositiveFloat, Po
 from beit.errors import UserError
 
 PX_PER_TOKEN = 8
-"""Three poolings by 2."""
+"""Side of the square of pixels that one token stands for: three poolings by 2."""
 
 GROUPS = 4
-"""Groups of residual blocks, in the encoder as in the decoder."""
+"""Groups of residual blocks in the encoder, and in the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class DvaeConfig:
     """Size of a discrete VAE. Defaults: DALL-E's."""
 
     vocab_size: PositiveInt = 8192
-    """Number of different visual tokens."""
+    """Size of the vocabulary: the number of different visual tokens."""
 
     encoder_width: PositiveInt = 256
     """Channels of the encoder's first group; each later group has twice as many. A multiple of 4."""
@@ -44,46 +44,49 @@ class DvaeConfig:
 
     @property
     def gain(self) -> float:
-        """Factor of every residual branch. Small, so that the sum over all blocks stays near the identity at
-        first.
+        """Factor of every residual branch. It is small, so that the sum over all blocks is near the identity
+        at first.
         """
         return 1 / (GROUPS * self.blocks) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DvaeTrainConfig:
-    """Schedules of the bound. Defaults: found at small scale (docs/log/tokenizers.md). Brackets: DALL-E."""
+    """Schedules of the evidence lower bound. The defaults were found at small scale (docs/log/tokenizers.md);
+    DALL-E's values stand in brackets.
+    """
 
     kl_weight: NotNegativeFloat = 6.6
-    """Weight beta of the divergence between a position's token distribution and the uniform one, at the end
-    of its rise [6.6]."""
+    """Final weight beta of the KL divergence between the token distribution at a position and the uniform one
+    [6.6]."""
 
     kl_share: PositiveShare = 0.5
-    """Share of the steps over which `kl_weight` rises from 0 [1/600]."""
+    """Share of the steps during which `kl_weight` rises from 0 to its final value [1/600]."""
 
     first_temperature: PositiveFloat = 1.0
     """Temperature of the relaxed tokens at the first step [1]."""
 
     last_temperature: PositiveFloat = 1 / 16
-    """Temperature of the relaxed tokens at the end of its fall [1/16]."""
+    """Temperature of the relaxed tokens once it has fallen [1/16]."""
 
     temperature_share: PositiveShare = 0.6
-    """Share of the steps over which the temperature falls [1/20]."""
+    """Share of the steps during which the temperature falls [1/20]."""
 
     lr_share: PositiveShare = 1.0
-    """Share of the steps over which the learning rate falls to `optim.min_lr`, where it stays [2/5]."""
+    """Share of the steps during which the learning rate falls to `optim.min_lr`; it then stays there
+    [2/5]."""
 
     marginal_weight: NotNegativeFloat = 0.4
-    """Reward for the entropy of the batch's mean token distribution, in nats. Keeps all of a small model's
-    tokens in use [0]."""
+    """Weight of a reward for the entropy, in nats, of the batch's mean token distribution. It keeps all
+    tokens of a small model in use [0]."""
 
     first_logit_std: PositiveFloat | None = 6.0
-    """Standard deviation over artificial images that the first weights give every token's logit [None: as
-    they are drawn]."""
+    """Standard deviation of every token's initial logit over artificial images: the encoder's output layer is
+    scaled to it before the first step. None: not scaled [None]."""
 
     encoder_lr: PositiveFloat = 0.1
-    """The encoder's learning rate, as a multiple of the decoder's: its tokens shall not move faster than the
-    decoder learns them [1]."""
+    """Learning rate of the encoder, as a multiple of the decoder's. Below 1, tokens do not change faster than
+    the decoder learns them [1]."""
 
     ema_decay: (
         Annotated[
@@ -91,8 +94,8 @@ class DvaeTrainConfig:
         ]
         | None
     ) = None
-    """The tokenizer's weights are a running mean of the trained ones with this decay [0.999]. None: the
-    trained ones."""
+    """Decay rate of a running mean of the trained weights, which becomes the tokenizer [0.999]. None: the
+    trained weights themselves become the tokenizer."""
 
     def check_together(self, option: Options) -> None:
         """Refuse a temperature that would rise."""

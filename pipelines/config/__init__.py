@@ -1,1 +1,1 @@
-"""The configurations of the jobs: the method's fields with data, resources and output."""
+"""Configurations of the jobs: the method's fields, with data, resources and output."""

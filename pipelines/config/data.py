@@ -1,4 +1,4 @@
-"""Where the images come from."""
+"""Configuration of a job's images, labels and annotations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from beit.checks import PositiveInt, PositiveShare, Share
 from beit.errors import UserError
 
-# Larger models want more than a few thousand rendered scenes.
+# Larger models need more data than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
 
 
@@ -18,7 +18,7 @@ def check_has_data(
     works: str,
     wanted: str = "--data.train to a folder or bucket of images",
 ) -> None:
-    """Refuse images of a size for which the built-in scenes are no data, where no other data is given.
+    """Refuse images that are too large for the built-in scenes when no other data is given.
 
     Args:
         train: `data.train`.
@@ -27,7 +27,7 @@ def check_has_data(
         wanted: What to set.
 
     Raises:
-        UserError: If so.
+        UserError: If `train` is None and the images are larger than `MOST_SCENE_PX`.
     """
     if train is None and image_size > MOST_SCENE_PX:
         raise UserError(
@@ -44,15 +44,15 @@ class DataConfig:
     """Where the images come from."""
 
     train: str | None = None
-    """Folder, glob or bucket URI of Parquet shards, image files or tars. None: the built-in scenes, rendered
-    on the spot."""
+    """Training images: a folder, glob or bucket URI of Parquet shards, image files or tars. None: the
+    built-in scenes, rendered when the run starts."""
 
     scenes: PositiveInt = 4096
-    """How many scenes to render when `train` is not given."""
+    """Number of scenes to render if `train` is not given."""
 
     max_bad: Share = 0.01
-    """The run stops when more than this share of the samples cannot be used; of the first 1,000, as many as
-    of 1,000."""
+    """The run stops when more than this share of the samples cannot be used. During the first 1,000 samples
+    the limit is this share of 1,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,21 @@ class PretrainDataConfig(DataConfig):
     """Where the images and their visual tokens come from."""
 
     tokens: str | None = None
-    """Folder of a token cache written by `beit tokenizer encode`; the stream then has no tokenizer. None:
-    tokenise while training."""
+    """Folder of a token cache written by `beit tokenizer encode`; the run then needs no tokenizer. None:
+    compute tokens while training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedDataConfig(DataConfig):
-    """Where the images and what there is to say about them come from."""
+    """Where the images and their labels or annotations come from."""
 
     val: str | None = None
-    """Images to be judged by, found like `train`. None: held-out scenes if `train` is not given either, else
+    """Validation images, given like `train`. None: held-out scenes if `train` is not given either, otherwise
     no evaluation."""
 
     val_scenes: PositiveInt = 1000
-    """How many scenes to render for validation when `train` is not given."""
+    """Number of scenes to render for validation if `train` is not given."""
 
     fraction: PositiveShare = 1.0
-    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
-    of every class."""
+    """Share of the training images to use: the same images for the same seed, and the same share of every
+    class if they are labelled."""

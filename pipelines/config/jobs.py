@@ -13,33 +13,33 @@ from pipelines.config.resources import ResourceConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """Where the run folder lies, and whether MLflow has the run."""
+    """Where the run folder lies, and whether the run is logged to MLflow."""
 
     root: str = "runs"
-    """Folder or bucket URI of the run folders."""
+    """Folder or bucket URI in which run folders are created."""
 
     name: FileName | None = None
-    """Name of the run folder. None: preset, date and time."""
+    """Name of the run folder. None: the preset with date and time."""
 
     mlflow: bool = True
-    """Log to MLflow: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the folder of the runs."""
+    """Log to MLflow: at `MLFLOW_TRACKING_URI` if that is set, otherwise in `mlflow.db` in `root`."""
 
     experiment: str = "beit"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig(FolderConfig):
-    """Where the run folder lies and how often it is written."""
+    """Where the run folder lies, and how often checkpoints and progress lines are written."""
 
     checkpoint_steps: PositiveInt = 1000
-    """Steps between checkpoints; there is always one at the end."""
+    """Most steps between checkpoints; there is always one at the end."""
 
     checkpoint_minutes: PositiveFloat = 10.0
-    """Minutes between checkpoints, where `checkpoint_steps` take longer."""
+    """Most minutes between checkpoints, for runs in which `checkpoint_steps` take longer."""
 
     keep_checkpoints: PositiveInt = 2
-    """Checkpoints to keep; older ones are deleted."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
     log_seconds: NotNegativeFloat = 10.0
     """Seconds between progress lines."""
@@ -49,7 +49,7 @@ class HasData(Protocol):
     """The configuration of any job that reads images and writes a run folder."""
 
     free_on_resume: ClassVar[tuple[str, ...]]
-    """Options, or their beginnings, that a resumed run may change."""
+    """Options that a resumed run may change; a name that ends in a dot stands for all options below it."""
 
     @property
     def data(self) -> DataConfig: ...
@@ -59,35 +59,35 @@ class HasData(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig(CommandConfig):
-    """What all jobs that train have in common."""
+    """Options that all training jobs share."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at", "data.max_bad")
-    """Who does the work, what is written, when to give up."""
+    """Resources, output, and when to stop."""
 
     epochs: PositiveFloat = 1.0
-    """Passes over the data, unless `steps` is given."""
+    """Passes over the training data. Ignored if `steps` is given."""
 
     whole_steps: bool = False
-    """Count an epoch as the steps that fit into it whole, as the authors' code does: 625 of 2,048 images for
+    """Count only whole steps in an epoch, as the authors' code does: 625 steps of 2,048 images for
     ImageNet-1k, not 625.6."""
 
     steps: PositiveInt | None = None
-    """Optimizer steps. None: as many as `epochs` take."""
+    """Length of the run in optimizer steps. None: as long as `epochs` says."""
 
     stop_at: PositiveInt | None = None
-    """Stop with a checkpoint after this step, though the schedule goes on: `--resume` continues. None:
-    never."""
+    """Write a checkpoint and stop after this step, before the schedule ends; `--resume` continues. None: run
+    to the end."""
 
     seed: NotNegativeInt = 0
-    """Every random choice comes from this number."""
+    """Seed of every random choice."""
 
     data: DataConfig = field(default_factory=DataConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def total_steps(self, rows: int, batch: int) -> int:
-        """Optimizer steps of the whole run on data of `rows` rows; an epoch of less than one step counts as
-        what it is.
+        """Optimizer steps of the whole run on data of `rows` rows. With `whole_steps`, an epoch shorter than
+        one step still counts with the images that it has.
 
         Raises:
             UserError: If there are fewer images than one step takes.

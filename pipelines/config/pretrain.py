@@ -1,4 +1,4 @@
-"""The configuration of a pretraining."""
+"""Configuration of pretraining."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from pipelines.config.jobs import JobConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The loss on fixed samples as the training goes on: the same images, views and masks in every run on the
-    same data.
+    """Loss on fixed samples during training: the same images, views and masks in all runs on the same data.
 
-    They are centre squares without augmentation, which no step trains on, of images that are trained on.
-    Unlike the training's own loss it can be compared between runs of different mask ratios, which have tasks
-    of different difficulty.
+    The samples are centre squares of training images, without augmentation; no step trains on these views.
+    Unlike the training loss, this loss can be compared between runs with different mask ratios, whose tasks
+    differ in difficulty.
     """
 
     images: NotNegativeInt = 0
-    """How many images. 0: no evaluation."""
+    """Number of images. 0: no evaluation."""
 
     points: PositiveInt = 10
-    """How often, evenly over the run; the last time at its end."""
+    """Number of evaluations, evenly spaced over the run; the last one is at its end."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """The masks, whatever those of the training are."""
+    """How the masks of the evaluation are drawn. They do not depend on the masks of the training."""
 
     def steps(self, total: int) -> tuple[int, ...]:
-        """After which of `total` steps; fewer points where there are fewer steps."""
+        """The steps, of `total`, after which the model is evaluated: fewer than `points` if there are fewer
+        steps.
+        """
         return (
             tuple(sorted({max(1, round(total * point / self.points)) for point in range(1, self.points + 1)}))
             if self.images
@@ -41,28 +42,29 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KnnWhileConfig(KnnConfig):
-    """k-NN on frozen features while pretraining: how often, and on which labelled images."""
+    """k-NN on frozen features during pretraining: how often, and on which labelled images."""
 
     every_steps: PositiveInt | None = None
-    """Steps between evaluations. Training then pauses at a checkpoint and goes on from it. None: never."""
+    """Steps between k-NN evaluations. Training stops at a checkpoint, and resumes from it afterwards. None:
+    no k-NN."""
 
     train: str | None = None
-    """Labelled images to look for neighbours in. None: `data.train`."""
+    """Labelled images among which neighbours are searched. None: `data.train`."""
 
     val: str | None = None
-    """Labelled images to be judged by. None: held-out scenes if `data.train` is not given either."""
+    """Labelled images to classify. None: held-out scenes, if `data.train` is not given either."""
 
     label: str | None = None
-    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is
-    there."""
+    """Parquet column with the labels. None: the first that exists of label, labels, class, target and
+    fine_label."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is judged, the mean of its patches, from 1; -1 is the last. None given: a middle
-    one and the last."""
+    """Blocks whose features are evaluated, counted from 1; -1 is the last. A feature is the mean over a
+    block's patches. Not given: a middle block and the last."""
 
     most_images: PositiveInt = 10_000
-    """Of each of the two sets; of more, so many are taken, the same share of every class and always the same
-    ones, and that is said."""
+    """Most images to use of each of the two sets. Of a larger set, the same share of every class is taken,
+    always the same images, and the run says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Who does the work: workers, cores, GPUs, precision."""
+"""Configuration of a job's workers, cores, GPUs and precision."""
 
 from __future__ import annotations
 
@@ -11,67 +11,68 @@ from pipelines.config.workers import WorkerRange
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceConfig:
-    """Who does the work. Changing these changes the speed, not the samples nor the gradient."""
+    """Workers, cores, GPUs and precision. They change the speed, but neither the samples nor the gradient."""
 
     workers: int | str | None = None
-    """Training workers: one GPU each, or a share of the cores. A number, or a range such as 2..8: as many of
-    these as there is room for, more when machines come and fewer when they are lost, with the same global
-    batch. None: one for each GPU of the cluster, one where they train on CPUs."""
+    """Number of training workers; each has one GPU, or a share of the cores. A range such as 2..8: as many of
+    these as there is room for, more when machines join and fewer when machines are lost, with the same global
+    batch. None: one for each GPU of the cluster, or one if training runs on CPUs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the workers train. auto: GPUs if the cluster has any."""
+    """Device that the workers train on. auto: GPUs if the cluster has any, otherwise CPUs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the training step. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Floating-point precision of the training step. auto: bf16 on a GPU, fp32 on a CPU."""
 
     micro_batch_size: PositiveInt | None = None
-    """Images that a worker puts through the model at once; gradients accumulate. None: 128, or its whole
-    share of the global batch where that is less; 64 where features are only computed."""
+    """Most images that a worker passes through the model at once; gradients accumulate over a worker's share
+    of the global batch. None: 128 in training, 64 if only features are computed."""
 
     compile: bool = False
-    """Compile the model with torch.compile (GPU)."""
+    """Compile the model with torch.compile (GPU only)."""
 
     worker_cpus: PositiveFloat | None = None
-    """Cores reserved for each worker. None: 1 beside a GPU, half of the machine divided among the workers
-    without one."""
+    """Cores reserved for each worker. None: 1 with a GPU; without one, the workers share half of the
+    machine's cores."""
 
     view_cpus: PositiveFloat | None = None
-    """Cores reserved for each reading task. None: 1, less on a machine of few cores."""
-
-    tokenizers: PositiveInt | None = None
-    """Most tokenizer actors; fewer run where fewer keep up. None: one for each worker, or as many as spare
-    GPUs hold."""
-
-    tokenizer_cpus: PositiveFloat | None = None
-    """Cores reserved for each tokenizer actor. None: 1 beside a GPU, 2 without one, less on a machine of few
+    """Cores reserved for each task that reads images and makes views. None: 1, or less on a machine with few
     cores."""
 
+    tokenizers: PositiveInt | None = None
+    """Most tokenizer actors; fewer run if fewer keep up. None: one for each worker, or as many as fit on
+    spare GPUs."""
+
+    tokenizer_cpus: PositiveFloat | None = None
+    """Cores reserved for each tokenizer actor. None: 1 with a GPU, 2 without one, or less on a machine with
+    few cores."""
+
     tokenizer_gpus: Share | None = None
-    """Share of a GPU for each tokenizer actor. None: a GPU of its own where the workers leave one, else a
-    quarter of a worker's."""
+    """Share of a GPU for each tokenizer actor. None: a whole GPU if the workers leave one free, otherwise a
+    quarter of a worker's GPU."""
 
     streams: PositiveInt | None = None
-    """Streams of samples that the workers are divided over, each with reading tasks and tokenizers of its
-    own. All blocks of a stream pass one process, which bounds how many GPUs it feeds: `beit plan` says how
-    many streams are needed. None: one."""
+    """Number of streams of samples; the workers are divided among them, and each stream has its own reading
+    tasks and tokenizers. All blocks of a stream pass through one process, which limits the GPUs that a stream
+    can feed: `beit plan` says how many streams are needed. None: one."""
 
     in_order: bool = False
-    """Deliver samples in the planned order, not as they are ready: a run with one worker then repeats itself
-    to the last digit."""
+    """Deliver samples in the planned order, not as soon as they are ready. A run with one worker then repeats
+    exactly, to the last digit."""
 
     cpus: PositiveInt | None = None
-    """Cores that a locally started Ray may use. None: all."""
+    """Cores that Ray may use when it is started on this machine. None: all."""
 
     max_failures: NotNegativeInt = 3
-    """Restarts of the worker group from the last checkpoint, without a new one in between, before the run
-    gives up. Machines that a cloud announces to take back do not count."""
+    """Most restarts from the same checkpoint before the run gives up. Machines that a cloud takes back with
+    notice do not count."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse what is no number of workers."""
+        """Refuse a `workers` that is neither a number nor a range."""
         if self.workers is not None:
             WorkerRange.parse(self.workers, option=option.name("workers"))
 
     @property
     def worker_range(self) -> WorkerRange | None:
-        """`workers` as two numbers; None where it is not given."""
+        """`workers` as a range; None if it is not given."""
         return None if self.workers is None else WorkerRange.parse(self.workers)

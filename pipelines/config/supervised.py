@@ -1,4 +1,4 @@
-"""The configurations of classification and segmentation, and what they have in common."""
+"""Configurations of classification and segmentation, and the options that they share."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pipelines.config.jobs import JobConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(JobConfig):
-    """What classification and segmentation have in common: a model that begins with pretrained weights or
-    with none, and is judged.
+    """Options that classification and segmentation share: they train a pretrained or a new model, and
+    evaluate it.
     """
 
     start: str | None = None
-    """Run folder or checkpoint folder to begin with. None: from scratch."""
+    """Run folder or checkpoint folder with the first weights. None: train from scratch."""
 
     layer_decay: PositiveShare = 0.65
-    """Factor on the learning rate from each layer to the one below. 1: the same everywhere."""
+    """Layer-wise decay: the learning rate of a layer is this multiple of the rate of the layer above it. 1:
+    the same rate for all layers."""
 
     evaluate_epochs: PositiveFloat | None = None
-    """Passes over the data between evaluations. Training then pauses at a checkpoint and goes on from it.
-    None: only at the end."""
+    """Passes over the data between evaluations. Training stops at a checkpoint, and resumes from it
+    afterwards. None: evaluate only at the end."""
 
     data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -41,26 +42,27 @@ class ClassifyDataConfig(SupervisedDataConfig):
     """Where images and labels come from."""
 
     label: str | None = None
-    """Parquet column with the labels. None: label, labels, class, target or fine_label, whichever is
-    there."""
+    """Parquet column with the labels. None: the first that exists of label, labels, class, target and
+    fine_label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(SupervisedConfig):
-    """Classification: fine-tuning a pretrained model, or training one from scratch."""
+    """Classification: fine-tune a pretrained model, or train one from scratch."""
 
     classes: PositiveInt | None = None
-    """Classes of the head. None: as many as the data names, or its largest label + 1."""
+    """Number of classes. None: as many as the data names, or its largest label + 1."""
 
     pooling: Pooling = "mean"
-    """What of the tokens the head sees: the mean of the patches, or the class token."""
+    """What the head reads. mean: the mean of the patch tokens. cls: the class token."""
 
     warmup_epochs: NotNegativeFloat | None = None
-    """Passes over the data of the linear warmup, where `optim.warmup_steps` is None; with `steps` it keeps
-    its share of the run."""
+    """Length of the linear warmup in passes over the data, if `optim.warmup_steps` is None. If `steps` sets
+    the length of the run, the warmup keeps its share of the run."""
 
     centre: PositiveShare | None = None
-    """Share of the short side that evaluation looks at. None: 0.875, and all of it from 384 px on."""
+    """Side of the centre square that evaluation reads, as a share of the image's shorter side. None: 0.875,
+    or 1 for models of 384 px and more."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
     view: ViewConfig = field(default_factory=lambda: ViewConfig(jitter=0.0))
@@ -88,10 +90,10 @@ class FinetuneConfig(SupervisedConfig):
             )
 
     def with_warmup_counted(self, total_steps: int) -> FinetuneConfig:
-        """The same with the warmup in steps, of a run of so many.
+        """The same configuration with the warmup in steps, for a run of `total_steps`.
 
         Raises:
-            UserError: If the warmup leaves nothing of a run of so many epochs.
+            UserError: If the warmup takes all the epochs of the run.
         """
         if self.warmup_epochs is None:
             return self
@@ -112,8 +114,8 @@ class SegmentDataConfig(SupervisedDataConfig):
     """Where images and annotations come from."""
 
     annotations: str | None = None
-    """Folder or glob of PNGs with the paths and names of the image files in `train`. None: Parquet's column
-    annotation."""
+    """Folder or glob of annotation PNGs, whose paths and names are those of the image files in `train`. None:
+    the annotation column of Parquet files."""
 
     val_annotations: str | None = None
     """The same for the images in `val`."""
@@ -130,20 +132,21 @@ class SegmentDataConfig(SupervisedDataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(SupervisedConfig):
-    """Segmentation: a class for every pixel, by a pretrained model with a new head, or by one from
-    scratch.
+    """Segmentation: train a pretrained model with a new head, or one from scratch, to give every pixel a
+    class.
     """
 
     free_on_resume = (*SupervisedConfig.free_on_resume, "test.")
 
     head: Head = "upernet"
-    """What makes classes of the backbone's maps. setr-pup: the paper's. upernet: the released code's."""
+    """The segmentation head. setr-pup: the paper's. upernet: the released code's."""
 
     channels: PositiveInt | None = None
-    """Width of the head. None: the authors', the model's for upernet and 256 for setr-pup."""
+    """Width of the head, in channels. None: the authors' value, which is the model's width for upernet and
+    256 for setr-pup."""
 
     positions: AbsoluteMode = "bicubic"
-    """How absolute positions are resampled for another image size."""
+    """How absolute position embeddings are resampled for another image size."""
 
     data: SegmentDataConfig = field(default_factory=SegmentDataConfig)
     annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
@@ -151,7 +154,7 @@ class SegmentConfig(SupervisedConfig):
     test: SlidingConfig = field(default_factory=SlidingConfig)
 
     def check_together(self, option: Options) -> None:
-        """Refuse windows that leave pixels out."""
+        """Refuse windows that leave pixels out between them."""
         super().check_together(option)
         crop = self.model.image_size
         if self.test.stride_for(crop) > crop:

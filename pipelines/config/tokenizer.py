@@ -1,4 +1,4 @@
-"""The configurations of training a tokenizer and of encoding tokens with one."""
+"""Configurations of training a tokenizer, and of encoding images with one."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ class EncodeConfig(CommandConfig):
     data: DataConfig = field(default_factory=DataConfig)
 
     image_size: PositiveInt = 224
-    """Side of the model's patch view, in pixels, as `model.image_size` of the pretraining."""
+    """Side of the model's patch view, in pixels: `model.image_size` of the pretraining."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
 
     seed: NotNegativeInt = 0
-    """The seed of the pretraining: views come from it."""
+    """Seed of the pretraining, from which its views are drawn."""
 
     epochs: PositiveInt = 1
-    """Epochs whose views are tokenised. A longer pretraining goes through them again, with other masks."""
+    """Number of epochs whose views are tokenised. A longer pretraining repeats these views with other
+    masks."""
 
     out: str = "tokens"
-    """Folder or bucket URI for the tokens. An unfinished one is gone on with."""
+    """Folder or bucket URI for the tokens. An unfinished one is completed."""
 
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(JobConfig):
-    """Training a tokenizer: a discrete VAE in the structure of DALL-E's."""
+    """Train a tokenizer: a discrete VAE with the structure of DALL-E's."""
 
     image_size: PositiveInt = 64
     """Side of the square views, in pixels."""
@@ -50,10 +51,10 @@ class TrainTokenizerConfig(JobConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     half: bool = False
-    """Write the tokenizer's weights as float16, for a smaller file."""
+    """Write the tokenizer's weights as float16, which halves the file."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse views that are no whole number of tokens."""
+        """Refuse views whose side is no whole number of tokens."""
         super().check_together(option)
         if self.image_size % PX_PER_TOKEN:
             nearest = max(1, round(self.image_size / PX_PER_TOKEN)) * PX_PER_TOKEN

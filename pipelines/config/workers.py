@@ -1,4 +1,4 @@
-"""How many training workers a run may have: always so many, or as many as the cluster has room for between
+"""How many training workers a run may have: a fixed number, or as many as the cluster has room for, between
 two numbers.
 """
 
@@ -12,7 +12,7 @@ from beit.errors import UserError
 
 @dataclass(frozen=True)
 class WorkerRange:
-    """The fewest and the most workers; the same number twice where the group keeps its size."""
+    """The fewest and the most workers; both are the same for a group of fixed size."""
 
     fewest: int
     most: int
@@ -27,10 +27,10 @@ class WorkerRange:
 
     @classmethod
     def parse(cls, value: int | str, *, option: str = "resources.workers") -> WorkerRange:
-        """2, "2" or "2..8", as the option has it.
+        """Parse 2, "2" or "2..8".
 
         Raises:
-            UserError: If it is none of these, or holds no worker, or does not grow.
+            UserError: If it is none of these, allows no worker, or its second number is below the first.
         """
         found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value).strip())
         if found is None:
@@ -47,11 +47,11 @@ class WorkerRange:
 
 
 def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
-    """Every worker takes the same share of the global batch; of an elastic group, the same but for one image.
-    None: not yet known.
+    """Check that the global batch can be shared among the workers: equally in a fixed group, and with at
+    least one image each in an elastic one. None: the number is not known yet.
 
     Raises:
-        UserError: With the division and the nearest numbers that go.
+        UserError: With the division and the nearest numbers that work.
     """
     if workers is None:
         return

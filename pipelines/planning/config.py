@@ -1,4 +1,4 @@
-"""The configuration of `beit plan`."""
+"""Configuration of `beit plan`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ class PlanConfig(PretrainConfig):
     """A pretraining to be planned, not run."""
 
     images: PositiveInt | None = None
-    """Images of an epoch, where `data.train` is only a sample of them, or not given. None: those of
-    `data.train`, or the scenes."""
+    """Number of images of an epoch, if `data.train` is only a sample of them or is not given. None: the
+    images in `data.train`, or the scenes."""
 
     cluster: str | None = None
-    """File for `ray up`, such as clusters/aws.yaml, or of a RayCluster or RayJob: its node types are what the
-    plan counts, and no more of them than it allows. None: this machine, or the connected cluster, or
-    `gpu`."""
+    """File for `ray up`, such as clusters/aws.yaml, or of a RayCluster or RayJob. The plan uses its node
+    types, and no more nodes than it allows. None: this machine, or the connected cluster, or `gpu`."""
 
     gpu: str | None = None
-    """Kind of the training GPUs, such as H100: plans as if the cluster's machines had these. None: those that
-    they have."""
+    """Model of the training GPUs, such as H100: plan as if the cluster's machines had these. None: the GPUs
+    that they have."""
 
     token_gpu: str | None = None
-    """Kind of the tokenizers' GPUs, where they have nodes of their own. None: that of the cluster's
+    """Model of the tokenizers' GPUs, if tokenizers have nodes of their own. None: the GPUs of the cluster's
     machines."""
 
     price: str | None = None
-    """Dollars an hour of a node of each stage, such as train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2.
-    None: no costs."""
+    """Price of a node of each stage, in dollars per hour, such as
+    train=10..33,tokens=0.3..0.8,views=0.3..0.7,head=0.2. None: the plan has no costs."""
 
     seconds: PositiveFloat = 9.0
-    """Measure about so long."""
+    """Approximate duration of the measurements, in seconds."""
 
     def check_together(self, option: Options) -> None:
         """Refuse unknown GPUs and prices."""
@@ -52,17 +51,18 @@ class PlanConfig(PretrainConfig):
 
 
 def config_of(config: PretrainConfig) -> PlanConfig:
-    """A plan of a run."""
+    """The plan configuration of a pretraining."""
     return PlanConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PretrainConfig)}
     )
 
 
 def parse_prices(text: str | None) -> dict[str, Range]:
-    """'train=10..33,head=0.2' -> dollars an hour of a node, from and to.
+    """Parse 'train=10..33,head=0.2' to the lowest and highest price of each stage's nodes, in dollars per
+    hour.
 
     Raises:
-        UserError: If it says something else.
+        UserError: If the text has another form.
     """
     prices: dict[str, Range] = {}
     for item in text.split(",") if text else ():

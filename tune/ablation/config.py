@@ -1,5 +1,5 @@
-"""The configuration of an ablation: the full method, the rows that change something in it, and one protocol
-to judge them all by.
+"""Configuration of an ablation: the full method, the rows that change it, and the protocols that evaluate
+every row.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tune.config import check_whole, pretraining_of
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
-    """How every row is fine-tuned: a recipe, and what is different from it. What is not said here is the
-    recipe's.
+    """How every row is fine-tuned: a recipe, and the options that replace its own. Options that are left out
+    are the recipe's.
     """
 
     recipe: str = "quickstart"
-    """A preset of the command that does it."""
+    """A preset of the fine-tuning command."""
 
     steps: PositiveInt | None = None
     """Optimizer steps. None: the recipe's length."""
@@ -34,75 +34,75 @@ class ProtocolConfig:
     """Learning rate at the end of the warmup. None: the recipe's."""
 
     train: str | None = None
-    """Images to learn from. None: those of the pretraining."""
+    """Training images. None: those of the pretraining."""
 
     val: str | None = None
-    """Images to be judged by. None: held-out scenes, where the pretraining has scenes."""
+    """Validation images. None: held-out scenes, if the pretraining uses scenes."""
 
     val_scenes: PositiveInt | None = None
-    """How many of those. None: as many as the recipe says."""
+    """Number of scenes to render for validation. None: the recipe's."""
 
     fraction: PositiveShare = 1.0
-    """Share of the training images to use, the same ones for the same seed; of labelled ones the same share
-    of every class."""
+    """Share of the training images to use: the same images for the same seed, and the same share of every
+    class if they are labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyProtocol(ProtocolConfig):
-    """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what is
-    different from it.
+    """Fine-tuning for classification, the same for every row: a recipe of `beit finetune`, and what replaces
+    its options.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentProtocol(ProtocolConfig):
-    """Fine-tuning for segmentation, the same for every row: a recipe of `beit segment`, and what is different
-    from it.
+    """Fine-tuning for segmentation, the same for every row: a recipe of `beit segment`, and what replaces its
+    options.
     """
 
     annotations: str | None = None
-    """Folder of PNGs with the paths and names of the image files to learn from. None: Parquet's column
-    annotation."""
+    """Folder of annotation PNGs, whose paths and names are those of the training images. None: the annotation
+    column of Parquet files."""
 
     val_annotations: str | None = None
-    """The same for the images to be judged by."""
+    """The same for the validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(PretrainConfig):
-    """The paper's table 4. All that is not of the ablation itself is the full method's pretraining, which
-    every row changes a little.
+    """The paper's table 4. Options that do not belong to the ablation itself are those of the full method's
+    pretraining, which every row changes in one respect.
     """
 
     # There may be more rows and seeds.
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus", "rows", "seeds")
 
     rows: tuple[RowName, ...] = tuple(ROWS)
-    """Which rows, in this order."""
+    """Rows of the table, in the order in which they are run."""
 
     seeds: PositiveInt = 2
-    """Every row is done so many times, with the seeds from `seed` on: the same ones for all rows, for
-    fine-tuning too."""
+    """Number of seeds per row: `seed` and the numbers after it. All rows, and their fine-tunings, use the
+    same seeds."""
 
     longer: PositiveFloat = PAPER_LONGER
-    """How many times as long the row with the longer schedule is pretrained."""
+    """Factor on the length of the pretraining, for the row with the longer schedule."""
 
     tasks: tuple[Task, ...] = ("classify", "segment")
-    """What every row is fine-tuned for."""
+    """Tasks that every row is fine-tuned for."""
 
     classify: ClassifyProtocol = field(default_factory=ClassifyProtocol)
     segment: SegmentProtocol = field(default_factory=SegmentProtocol)
 
     token_epochs: PositiveInt = 20
-    """Where no row goes through more epochs of views than this, their tokens are computed once for all rows
-    of a seed. Beyond, every row tokenises as it trains: views that come again would be a disadvantage that
+    """If every row goes through at most this many epochs of views, their tokens are computed once per seed,
+    for all rows. Otherwise every row tokenises while it trains: repeated views would be a disadvantage that
     rows without tokens do not have."""
 
     concurrent: PositiveInt | None = None
-    """Rows at a time. None: as many as the cluster has room for."""
+    """Most rows that run at a time. None: as many as the cluster has room for."""
 
     data_cpus: PositiveFloat | None = None
-    """Cores that each row shall find free for reading and views. None: those of one reading task."""
+    """Cores kept free for each row's reading and views. None: those of one reading task."""
 
     def check_together(self, option: Options) -> None:
         """Refuse rows that could not be compared."""
@@ -137,7 +137,7 @@ class AblationConfig(PretrainConfig):
                 )
 
     def pretraining(self, name: RowName, seed: int) -> PretrainConfig:
-        """The pretraining of a row, with one of the seeds."""
+        """The pretraining configuration of a row with one of the seeds."""
         base = pretraining_of(self)
         return replace(override(base, changes_of(name, base, longer=self.longer)), seed=seed)
 
@@ -148,27 +148,27 @@ class AblationConfig(PretrainConfig):
 
 
 def quickstart() -> AblationConfig:
-    """A very small ViT on the built-in scenes, two cores: short, to see that it runs."""
+    """A short run that shows that everything works: a very small ViT on the built-in scenes, two cores."""
     config = _of(pretrain_preset("quickstart"))
     return replace(
         config,
         steps=300,
-        # More steps for the same arithmetic.
+        # Smaller batches give more steps for the same arithmetic.
         optim=replace(config.optim, global_batch_size=32, warmup_steps=20),
-        # A thousand labels: the fewer there are, the more does it matter what was learned without any. Of
-        # 1,000 images to be judged by, the standard error of a top-1 of 25 % would be 1.4 points, more than
-        # between most rows.
+        # A thousand labels: the fewer there are, the more the pretraining matters. With 1,000 validation
+        # images, the standard error of a top-1 of 25 % would be 1.4 points, more than the difference between
+        # most rows.
         classify=ClassifyProtocol(recipe="quickstart", steps=100, fraction=0.25, val_scenes=4000),
         segment=SegmentProtocol(recipe="quickstart", steps=500),
     )
 
 
 def ablation_preset(name: str) -> AblationConfig:
-    """The ablation of a pretraining preset: a short one for the quick start, the preset as it is for all
-    others; base-300 is the paper's.
+    """The ablation of a pretraining preset: a short one for quickstart, and the preset itself for all others;
+    base-300 is the paper's.
 
     Raises:
-        UserError: For a name that is none.
+        UserError: If there is no preset of this name.
     """
     return quickstart() if name == "quickstart" else _of(pretrain_preset(name))
 
