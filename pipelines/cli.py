@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beit.errors import UserError
-from pipelines.command_line.run import Command, run
+from pipelines.command_line.run import Command, run_program
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,46 @@ class Entry:
     function: str
     """module:function of its `Command`. A string, so that no job is imported before it is asked for."""
 
+    report: str | None = None
+    """module:function that writes the report of one of its runs again. None: its runs have none."""
+
 
 COMMANDS = {
     "pretrain": Entry(
-        "[PRESET]", "train on --data.train, or on built-in scenes", "pipelines.pretrain:command"
+        "[PRESET]",
+        "train on --data.train, or on built-in scenes",
+        "pipelines.pretrain:command",
+        "pipelines.pretrain:rebuild_report",
     ),
     "sweep": Entry(
         "[PRESET]",
         "pretrain many times, with mask ratio and learning rate varied, by Ray Tune",
         "tune.sweep:command",
+        "tune.sweep:rebuild_report",
     ),
     "ablate": Entry(
         "[PRESET]",
         "the paper's table 4: its rows pretrained and fine-tuned, beside its figures",
         "tune.ablation.ablate:command",
+        "tune.ablation.ablate:rebuild_report",
     ),
     "finetune": Entry(
         "[RUN] [PRESET]",
         "train a classifier, from a pretrained run or from scratch",
         "pipelines.finetune:command",
+        "pipelines.finetune:rebuild_report",
     ),
-    "segment": Entry("[RUN] [PRESET]", "train a segmenter, likewise", "pipelines.segment:command"),
+    "segment": Entry(
+        "[RUN] [PRESET]",
+        "train a segmenter, likewise",
+        "pipelines.segment:command",
+        "pipelines.segment:rebuild_report",
+    ),
     "tokenizer train": Entry(
-        "[PRESET]", "train a tokenizer (discrete VAE)", "pipelines.train_tokenizer:command"
+        "[PRESET]",
+        "train a tokenizer (discrete VAE)",
+        "pipelines.train_tokenizer:command",
+        "pipelines.train_tokenizer:rebuild_report",
     ),
     "tokenizer convert": Entry(
         "FILE OUT",
@@ -86,7 +103,10 @@ COMMANDS = {
     ),
     "features": Entry("RUN DATA OUT", "features of every image, as Parquet", "pipelines.features:command"),
     "probe": Entry(
-        "RUN", "what frozen features know about labels, layer by layer", "pipelines.probe:command"
+        "RUN",
+        "what frozen features know about labels, layer by layer",
+        "pipelines.probe:command",
+        "pipelines.probe:rebuild_report",
     ),
     "attention": Entry(
         "RUN IMAGE…",
@@ -110,21 +130,9 @@ COMMANDS = {
 }
 
 
-REPORTS = {
-    "pretrain": "pipelines.pretrain:rebuild_report",
-    "finetune": "pipelines.finetune:rebuild_report",
-    "segment": "pipelines.segment:rebuild_report",
-    "probe": "pipelines.probe:rebuild_report",
-    "tokenizer train": "pipelines.train_tokenizer:rebuild_report",
-    "sweep": "tune.sweep:rebuild_report",
-    "ablate": "tune.ablation.ablate:rebuild_report",
-}
-"""What writes the report of a run again, by the run's job."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of the console script."""
-    run(beit, arguments)
+    run_program(beit, arguments)
 
 
 def beit(arguments: list[str], debug: bool) -> None:
@@ -149,8 +157,13 @@ def report(arguments: list[str], debug: bool) -> None:
         raise UserError("beit report takes one run folder", "write beit report runs/NAME")
     else:
         job = _imported("pipelines.runs.run_folder:saved_run")(arguments[0]).job
-        rebuild = _imported(REPORTS.get(job, "pipelines.reports.run:write_report"))
-        print(rebuild(arguments[0]))
+        rebuild = COMMANDS[job].report if job in COMMANDS else None
+        if rebuild is None:
+            raise UserError(
+                f"{arguments[0]} is a run of {job}, which is no command of beit that writes reports",
+                "call pipelines.training.frame.rebuild_report with its task, in the program that defines it",
+            )
+        print(_imported(rebuild)(arguments[0]))
 
 
 def _imported(function: str) -> Any:

@@ -23,7 +23,7 @@ from pipelines.cluster import session
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import Node, Placement, place
 from pipelines.command_line.options import parse
-from pipelines.command_line.run import run
+from pipelines.command_line.run import run_program
 from pipelines.config.data import DataConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.resources import ResourceConfig
@@ -298,4 +298,4 @@ def command(arguments: list[str], debug: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(command)
+    run_program(command)

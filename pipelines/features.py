@@ -17,7 +17,7 @@ from pipelines.cluster.failures import resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings
 from pipelines.cluster.placement import place
 from pipelines.command_line.options import parse
-from pipelines.command_line.run import run
+from pipelines.command_line.run import run_program
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
 from pipelines.evaluation.feature_files import MODEL_FOLDER, FeatureFiles
@@ -200,4 +200,4 @@ def command(arguments: list[str], debug: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(command)
+    run_program(command)

@@ -16,7 +16,7 @@ from beit.classification.objective import ClassifyObjective
 from beit.config import ModelConfig
 from beit.vit.transfer import Transfer
 from pipelines.cluster.placement import Placement
-from pipelines.command_line.run import run as run_program
+from pipelines.command_line.run import run_program
 from pipelines.config.supervised import FinetuneConfig
 from pipelines.datasets import open_labelled
 from pipelines.evaluation.classification import evaluate, majority_share
@@ -27,8 +27,7 @@ from pipelines.runs.models import find_model, model_config
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources.labels import LabelledManifest
 from pipelines.stream.samples import SampleConfig
-from pipelines.training import run as frame
-from pipelines.training import supervised
+from pipelines.training import frame, supervised
 from pipelines.training.starts import compare_pixels, keep_start, take_weights
 from pipelines.training.supervised import SupervisedTask, SupervisedTraining
 from pipelines.training.training import Result
@@ -41,10 +40,11 @@ class ClassificationTraining(SupervisedTraining[FinetuneConfig]):
     val: LabelledManifest | None
 
 
-class Classification(SupervisedTask[FinetuneConfig, ClassificationTraining]):
+class ClassificationTask(SupervisedTask[FinetuneConfig, ClassificationTraining]):
     """Fine-tune a pretrained model for classification, or train one from scratch."""
 
     name = "finetune"
+    program = "beit finetune"
     config_type = FinetuneConfig
     presets = PRESETS
     model_type = Classifier
@@ -142,9 +142,9 @@ def finetune(
 ) -> Result:
     """Train a classifier, judge it on the validation set, and write its run folder.
 
-    The arguments are those of `pipelines.training.run.run`.
+    The arguments are those of `pipelines.training.frame.run`.
     """
-    return frame.run(Classification(), config, preset=preset, resume=resume, debug=debug, say=say)
+    return frame.run(ClassificationTask(), config, preset=preset, resume=resume, debug=debug, say=say)
 
 
 def _unjudged(val: LabelledManifest, classes: int, names: tuple[str, ...] | None) -> str | None:
@@ -193,12 +193,12 @@ def _make_objective(
 
 def command(arguments: list[str], debug: bool) -> None:
     """`beit finetune [RUN] [PRESET | CONFIG.json] [--option value …]`."""
-    frame.run_command(Classification(), arguments, debug)
+    frame.run_command(ClassificationTask(), arguments, debug)
 
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run again; returns its path."""
-    return frame.rebuild_report(Classification(), run)
+    return frame.rebuild_report(ClassificationTask(), run)
 
 
 if __name__ == "__main__":

@@ -5,37 +5,38 @@ pipelines.pretrain` with the same options.
 from __future__ import annotations
 
 import functools
+import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from beit.loading import load_model
 from beit.pretraining.model import Beit
+from beit.pretraining.objective import TARGETS_FILE
 from beit.pretraining.pictures import Reconstructions, reconstruct
 from beit.pretraining.targets import find_target
 from pipelines import storage
-from pipelines.cluster.placement import Placement
-from pipelines.command_line.run import run as run_program
+from pipelines.command_line.run import run_program
 from pipelines.config.data import check_has_data
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.datasets import open_data
-from pipelines.evaluation.knn import FOLDER, KnnSets, open_knn
+from pipelines.evaluation.judge import Judge
+from pipelines.evaluation.knn import FOLDER, open_knn
 from pipelines.presets.pretrain import PRESETS
 from pipelines.reports.attention import attention_picture
+from pipelines.reports.pretraining import pretraining_report
 from pipelines.reports.probe import knn_sections
 from pipelines.reports.reconstructions import reconstruction_picture
-from pipelines.runs import evaluations
-from pipelines.runs.metrics import finite_metrics
-from pipelines.runs.models import MODEL_FILES
-from pipelines.runs.run_folder import RunFolder
+from pipelines.reports.run import Report
+from pipelines.runs import evaluations, run_folder
+from pipelines.runs.metrics import finite_metrics, read_metrics
+from pipelines.runs.models import MODEL_FILES, find_model
 from pipelines.scenes.shards import are_scenes
 from pipelines.stream.fixed_samples import fixed_samples
 from pipelines.stream.samples import SampleConfig, draw_unseen
-from pipelines.training import recipe
-from pipelines.training import run as frame
+from pipelines.training import frame, recipe
 from pipelines.training.pretraining import (
     check_config,
     checked_cache,
@@ -46,7 +47,7 @@ from pipelines.training.pretraining import (
     make_target,
     with_absolute_paths,
 )
-from pipelines.training.task import Finished, Judge, Report, Task
+from pipelines.training.task import Finished, Task
 from pipelines.training.training import Result, Training
 from pipelines.training.watch import Follow
 
@@ -66,10 +67,11 @@ class PretrainTraining(Training[PretrainConfig]):
     samples: SampleConfig
 
 
-class Pretraining(Task[PretrainConfig, PretrainTraining]):
+class PretrainTask(Task[PretrainConfig, PretrainTraining]):
     """Predict what is behind hidden patches."""
 
     name = "pretrain"
+    program = "beit pretrain"
     config_type = PretrainConfig
     presets = PRESETS
 
@@ -131,10 +133,9 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
             cache=training.samples.cache,
         )
 
-    def judge(self, training: PretrainTraining, say: Callable[[str], None]) -> Judge | None:
+    def make_judge(self, training: PretrainTraining, say: Callable[[str], None]) -> Judge | None:
         """Measure k-NN on frozen features, where `knn.every_steps` asks for it."""
-        sets = open_knn(training.config, say=say)
-        return None if sets is None else NeighboursJudge(sets, training.total_steps)
+        return open_knn(training.config, total_steps=training.total_steps, say=say)
 
     def conclusion(
         self, finished: Finished[PretrainConfig, PretrainTraining], result: Result
@@ -148,41 +149,20 @@ class Pretraining(Task[PretrainConfig, PretrainTraining]):
         if training is None:  # The report shows what was measured, and measures nothing.
             config = replace(finished.config, evaluation=replace(finished.config.evaluation, images=0))
             training = self.prepare(config, preset=finished.preset, say=lambda line: None)
-        with storage.local_copy(finished.checkpoint, MODEL_FILES) as folder:
+        config, run = training.config, finished.run
+        with storage.local_copy(find_model(run), MODEL_FILES) as folder:
             model = load_model(folder, Beit)
         shown = _reconstructions(training, model)
-        return Report(
-            sections=knn_sections(evaluations.read(finished.run, FOLDER)),
-            pictures=[
-                reconstruction_picture(shown),
-                attention_picture(model, shown.images, training.config.view),
-            ],
-            commands=_next_commands(training.config, finished.run),
+        return replace(
+            pretraining_report(config, read_metrics(run), _class_counts(run)),
+            sections=knn_sections(evaluations.read(run, FOLDER)),
+            pictures=[reconstruction_picture(shown), attention_picture(model, shown.images, config.view)],
+            commands=_next_commands(config, run),
         )
 
     def explain(self, config: PretrainConfig, preset: str) -> list[str]:
         """Describe the whole recipe in lines, with its arithmetic."""
         return explain(config, preset)
-
-
-class NeighboursJudge(Judge):
-    """Judges a pretraining by k-NN on frozen features."""
-
-    folder = FOLDER
-
-    def __init__(self, sets: KnnSets, total_steps: int) -> None:
-        self._sets = sets
-        self.pauses = sets.pauses(total_steps)
-
-    def judge(self, folder: RunFolder, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-        return self._sets.judge(folder, checkpoint, placement, step)
-
-    def line(self, found: Mapping[str, Any]) -> str:
-        figures = ", ".join(f"{value:.2%} at layer {layer}" for layer, value in found["top1"].items())
-        return f"k-NN at step {found['step']:,}: {figures}, on {found['val_images']:,} images"
-
-    def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
-        return {f"knn/layer_{layer}": value for layer, value in found["top1"].items()}
 
 
 def pretrain(
@@ -196,9 +176,11 @@ def pretrain(
 ) -> Result:
     """Train a BEiT from image shards and write its run folder with checkpoints, metrics and report.
 
-    The arguments are those of `pipelines.training.run.run`.
+    The arguments are those of `pipelines.training.frame.run`.
     """
-    return frame.run(Pretraining(), config, preset=preset, resume=resume, debug=debug, say=say, follow=follow)
+    return frame.run(
+        PretrainTask(), config, preset=preset, resume=resume, debug=debug, say=say, follow=follow
+    )
 
 
 def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions:
@@ -216,6 +198,16 @@ def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions
     return reconstruct(
         model, target, {name: batch[name] for name in columns}, config.view, asked=config.target.positions
     )
+
+
+def _class_counts(run: str) -> list[int] | None:
+    """Read how often each class was asked for from the newest checkpoint, if the target has classes."""
+    checkpoint = run_folder.latest_checkpoint(run)
+    file = None if checkpoint is None else storage.join(checkpoint, TARGETS_FILE)
+    if file is None or not storage.exists(file):
+        return None
+    counts: list[int] | None = json.loads(storage.read_text(file)).get("counts")
+    return counts
 
 
 def _next_commands(config: PretrainConfig, run: str) -> list[tuple[str, str]]:
@@ -257,12 +249,12 @@ def _conclusion(config: PretrainConfig, result: Result) -> list[str]:
 
 def command(arguments: list[str], debug: bool) -> None:
     """`beit pretrain [PRESET | CONFIG.json] [--option value …]`."""
-    frame.run_command(Pretraining(), arguments, debug)
+    frame.run_command(PretrainTask(), arguments, debug)
 
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run again; returns its path."""
-    return frame.rebuild_report(Pretraining(), run)
+    return frame.rebuild_report(PretrainTask(), run)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from beit.segmentation.objective import SegmentObjective
 from beit.vit.transfer import Transfer
 from pipelines import storage
 from pipelines.cluster.placement import Placement
-from pipelines.command_line.run import run as run_program
+from pipelines.command_line.run import run_program
 from pipelines.config.supervised import SegmentConfig
 from pipelines.config.workers import WorkerRange
 from pipelines.datasets import open_data, open_val
@@ -34,8 +34,7 @@ from pipelines.sources.annotations import annotated_classes, check_annotations, 
 from pipelines.sources.pairs import with_annotations
 from pipelines.sources.part import take_part
 from pipelines.stream.segment_samples import SegmentSampleConfig, fault
-from pipelines.training import run as frame
-from pipelines.training import supervised
+from pipelines.training import frame, supervised
 from pipelines.training.starts import compare_pixels, for_start, keep_start, take_weights
 from pipelines.training.supervised import SupervisedTask, SupervisedTraining
 from pipelines.training.training import MICRO_BATCH, Result
@@ -55,10 +54,11 @@ class SegmentationTraining(SupervisedTraining[SegmentConfig]):
     """K names. None: the data has none."""
 
 
-class Segmentation(SupervisedTask[SegmentConfig, SegmentationTraining]):
+class SegmentationTask(SupervisedTask[SegmentConfig, SegmentationTraining]):
     """Train a model that finds a class for every pixel, from a pretrained one or from scratch."""
 
     name = "segment"
+    program = "beit segment"
     config_type = SegmentConfig
     presets = PRESETS
     model_type = Segmenter
@@ -163,7 +163,7 @@ class Segmentation(SupervisedTask[SegmentConfig, SegmentationTraining]):
         return f"{config.head} head"
 
     def variant(self, config: SegmentConfig) -> str:
-        """Name the way of the test: windows, scales, mirrored or not."""
+        """Name how images are tested: windows, scales, mirrored or not."""
         return config.test.name
 
     def summary(self, training: SegmentationTraining) -> list[str]:
@@ -218,9 +218,9 @@ def segment(
     """Train a segmenter, judge it on the validation set, and write its run folder.
 
     A finished run that is resumed with another `test` is judged again. The arguments are those of
-    `pipelines.training.run.run`.
+    `pipelines.training.frame.run`.
     """
-    return frame.run(Segmentation(), config, preset=preset, resume=resume, debug=debug, say=say)
+    return frame.run(SegmentationTask(), config, preset=preset, resume=resume, debug=debug, say=say)
 
 
 def _pixels_of_start(preset: str) -> bool:
@@ -341,12 +341,12 @@ def _make_objective(
 
 def command(arguments: list[str], debug: bool) -> None:
     """`beit segment [RUN] [PRESET | CONFIG.json] [--option value …]`."""
-    frame.run_command(Segmentation(), arguments, debug)
+    frame.run_command(SegmentationTask(), arguments, debug)
 
 
 def rebuild_report(run: str) -> str:
     """Write the report of a run again; returns its path."""
-    return frame.rebuild_report(Segmentation(), run)
+    return frame.rebuild_report(SegmentationTask(), run)
 
 
 if __name__ == "__main__":

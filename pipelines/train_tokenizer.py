@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beit.objectives.metric_chart import MetricChart
 from beit.plain import to_dict
+from beit.pretraining.targets import VisualTokens
 from beit.tokenizer.codes import count_tokens, describe_codes
 from beit.tokenizer.config import PX_PER_TOKEN
 from beit.tokenizer.dvae import Dvae
@@ -25,17 +27,19 @@ from beit.tokenizer.frozen import DvaeTokenizer, save_tokenizer
 from beit.tokenizer.objective import DvaeObjective
 from beit.tokenizer.pictures import code_sheet, token_sheet
 from pipelines import storage
-from pipelines.command_line.run import run as run_program
+from pipelines.command_line.run import run_program
 from pipelines.config.data import check_has_data
 from pipelines.config.tokenizer import TrainTokenizerConfig
 from pipelines.config.workers import check_batch
 from pipelines.datasets import open_data, with_absolute_data
 from pipelines.presets.tokenizer import PRESETS
 from pipelines.reports.page import Picture
+from pipelines.reports.pretraining import class_sections
+from pipelines.reports.run import Report
 from pipelines.stream.samples import SampleConfig, draw_unseen
-from pipelines.training import run as frame
+from pipelines.training import frame
 from pipelines.training.recipe import warmup_warnings
-from pipelines.training.task import Finished, Report, Task
+from pipelines.training.task import Finished, Task
 from pipelines.training.training import Result, Training
 
 # Tokens that the figures are measured on: 512 images of 64 px, 32 of 256 px. A full-size encoder takes
@@ -54,6 +58,32 @@ PROGRESS = [
     ("temperature {:.2f}", "train/temperature"),
     ("lr {:.1e}", "optim/lr"),
 ]
+
+CHARTS = (
+    MetricChart(title="Token perplexity", curves=(("train/perplexity", "perplexity"),), from_zero=True),
+    MetricChart(
+        title="Tokens that no position took", curves=(("train/dead", "unused tokens"),), from_zero=True
+    ),
+    MetricChart(
+        title="Reconstruction error (mean absolute, of 1)",
+        curves=(("train/error", "error with relaxed tokens"),),
+        from_zero=True,
+    ),
+    MetricChart(
+        title="Bound and divergence from uniform tokens (nats)",
+        curves=(("train/bound", "bound"),),
+        baselines=(("train/kl", "divergence"),),
+    ),
+    MetricChart(
+        title="Entropy of the mean token distribution (nats)", curves=(("train/marginal", "entropy"),)
+    ),
+    MetricChart(title="Weight of the divergence", curves=(("train/kl_weight", "weight"),), from_zero=True),
+    MetricChart(
+        title="Temperature of the relaxed tokens",
+        curves=(("train/temperature", "temperature"),),
+        from_zero=True,
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +111,7 @@ class TokenizerTask(Task[TrainTokenizerConfig, TokenizerTraining]):
     """Train a discrete VAE; the tokenizer is in `RUN/tokenizer`."""
 
     name = "tokenizer train"
+    program = "beit tokenizer train"
     config_type = TrainTokenizerConfig
     presets = PRESETS
     default_preset = "scenes64"
@@ -137,7 +168,7 @@ class TokenizerTask(Task[TrainTokenizerConfig, TokenizerTraining]):
         self, finished: Finished[TrainTokenizerConfig, TokenizerTraining], result: Result
     ) -> Iterable[str]:
         """Measure the tokenizer on views that no step has seen."""
-        trained = self._look(self._training(finished), finished.checkpoint)
+        trained = self._look(self._training(finished), result.checkpoint)
         figures = trained.figures
         yield (
             f"on {len(trained.images)} views that no step has seen: error {figures['error']:.3f}, "
@@ -151,13 +182,13 @@ class TokenizerTask(Task[TrainTokenizerConfig, TokenizerTraining]):
         """Write the tokenizer's folder."""
         training = self._training(finished)
         folder = storage.join(finished.run, "tokenizer")
-        write_tokenizer(training, result, self._look(training, finished.checkpoint), folder)
+        write_tokenizer(training, result, self._look(training, result.checkpoint), folder)
         return (f"tokenizer: {folder}",)
 
     def report(self, finished: Finished[TrainTokenizerConfig, TokenizerTraining]) -> Report:
         """Originals and reconstructions, how often each token occurs, and what single tokens look like."""
         training = self._training(finished)
-        return _report(training, finished.run, self._look(training, finished.checkpoint))
+        return _report(training, finished.run, self._look(training, finished.checkpoint()))
 
     def _training(self, finished: Finished[TrainTokenizerConfig, TokenizerTraining]) -> TokenizerTraining:
         if finished.training is not None:
@@ -180,7 +211,7 @@ def train_tokenizer(
 ) -> Result:
     """Train a discrete VAE from image shards and write its run folder; the tokenizer is in `<run>/tokenizer`.
 
-    The arguments are those of `pipelines.training.run.run`.
+    The arguments are those of `pipelines.training.frame.run`.
     """
     return frame.run(TokenizerTask(), config, preset=preset, resume=resume, debug=debug, say=say)
 
@@ -274,8 +305,13 @@ def _report(training: TokenizerTraining, run: str, trained: Trained) -> Report:
                 ],
             ),
         ],
-        class_counts=count_tokens(trained.tokens, tokenizer.vocab_size).tolist(),
-        counted=f"in {len(trained.images)} views that no step has seen",
+        key_figures=(),
+        charts=CHARTS,
+        checks=class_sections(
+            count_tokens(trained.tokens, tokenizer.vocab_size).tolist(),
+            VisualTokens,
+            where=f"in {len(trained.images)} views that no step has seen",
+        ),
         commands=_next_commands(training, run),
     )
 

@@ -8,6 +8,8 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+from pipelines.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 JOBS = ("pretrain", "finetune", "segment", "train_tokenizer", "encode_tokens", "features", "probe")
@@ -106,6 +108,19 @@ def layer(module: str) -> str:
 def test_every_module_has_its_layer():
     homeless = {name: layer(name) for name in MODULES if layer(name) not in LAYERS and name != "pipelines"}
     assert not homeless, "name the layer of a new wing in LAYERS, where it belongs"
+
+
+def test_every_layer_and_job_is_there():
+    assert {layer(name) for name in MODULES} - {"pipelines"} == set(LAYERS)
+    assert {f"pipelines.{job}" for job in JOBS} <= MODULES.keys()
+
+
+def test_every_command_names_a_function_that_is_there():
+    for name, entry in COMMANDS.items():
+        for place in filter(None, (entry.function, entry.report)):
+            module, function = place.split(":")
+            defined = {node.name for node in MODULES[module].body if isinstance(node, ast.FunctionDef)}
+            assert function in defined, f"beit {name}: {place}"
 
 
 def test_no_import_runs_upward():

@@ -123,5 +123,6 @@ def _checked_knn(
             knn,
             val=held_out_scenes(config.output.root, first=first, images=1000, image_size=side, say=say).uri,
         )
-    open_knn(evaluated(replace(base, knn=knn), "knn", images), say=say)
+    steps = images // base.optim.global_batch_size
+    open_knn(evaluated(replace(base, knn=knn), "knn", images), total_steps=steps, say=say)
     return knn

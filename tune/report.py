@@ -76,7 +76,7 @@ def write_sweep_report(
         figures=_figures(trials, goal, best, seconds),
         sections=[
             Section("", [Text(f"The objective is {goal.meaning}")]),
-            _go_on(sweep, mlflow, command),
+            _next_section(sweep, mlflow, command),
             *_planes(trials, goal, config),
             *_curves(trials, goal),
             *_parallel(trials, goal),
@@ -128,7 +128,7 @@ def _figures(trials: Sequence[Trial], goal: Goal, best: Trial | None, seconds: f
     return figures
 
 
-def go_on(
+def next_section(
     commands: Sequence[tuple[str, str]], mlflow: str | None, files: Sequence[str], what: str
 ) -> Section:
     """What to do next.
@@ -144,14 +144,14 @@ def go_on(
     is_link = mlflow is not None and mlflow.startswith("http")
     shown = Commands(commands, links=place) if is_link else Commands([*commands, *place])
     named = Markup(" and ").join(code(file) for file in files)
-    return Section("Go on", [shown, Text(f"{what}: " + named + ".")])
+    return Section("Next", [shown, Text(f"{what}: " + named + ".")])
 
 
-def _go_on(sweep: str, mlflow: str | None, command: str | None) -> Section:
+def _next_section(sweep: str, mlflow: str | None, command: str | None) -> Section:
     commands = [] if command is None else [("Train the winner", command)]
-    commands.append(("Go on after an interruption", f"beit sweep --resume {shlex.quote(sweep)}"))
+    commands.append(("Resume after an interruption", f"beit sweep --resume {shlex.quote(sweep)}"))
     files = [storage.join(sweep, *name.split("/")) for name in (TRIALS_FILE, BEST_FILE)]
-    return go_on(commands, mlflow, files, "The table and the winner's configuration")
+    return next_section(commands, mlflow, files, "The table and the winner's configuration")
 
 
 def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> list[Section]:

@@ -20,9 +20,9 @@ from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.nodes import cluster_nodes, this_machine
 from pipelines.command_line.options import parse_job
-from pipelines.command_line.run import run
+from pipelines.command_line.run import run_program
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.pretrain import Pretraining
+from pipelines.pretrain import PretrainTask
 from pipelines.reports.page import REPORT_FILE
 from pipelines.runs import run_folder
 from tune.concurrency import Schedule
@@ -202,7 +202,7 @@ class _Sweep:
             keep(self.folder, self.tokens)
         # Those of the evaluation too are computed once, and left in the cache.
         trial = Trial(number=0, params=self.design.examples[0])
-        Pretraining().prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
+        PretrainTask().prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
 
     def _computed_tokens(self) -> Tokens:
         """For as many epochs as the longest trial that is known takes."""
@@ -401,6 +401,7 @@ def command(arguments: list[str], debug: bool) -> None:
         arguments,
         SweepConfig,
         job=JOB,
+        program=f"beit {JOB}",
         default="quickstart",
         presets=SWEEPS,
         preset=sweep_preset,
@@ -411,4 +412,4 @@ def command(arguments: list[str], debug: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(command)
+    run_program(command)

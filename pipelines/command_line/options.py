@@ -1,6 +1,4 @@
-"""What stands behind a command's name: options into its configuration. Imports what is heavy only when it is
-needed.
-"""
+"""Parse a command's arguments into its configuration."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ from pipelines.runs.models import find_model, model_config
 def parse(
     arguments: list[str], kind: type[Any], *, command: str, positional: tuple[str, ...], default: Any = None
 ) -> Any:
-    """The options of a command that is no training; the leading arguments without a dash are the `positional`
-    fields.
+    """Parse the arguments of a command that does not train. The leading ones without a dash are the
+    `positional` fields.
 
     Raises:
         UserError: If one of these is missing.
@@ -37,16 +35,18 @@ def parse(
             named += [f"--{field}", arguments.pop(0)]
         elif not {"-h", "--help", f"--{field}"} & set(arguments):
             raise UserError(f"beit {command}: {word} is missing", f"write beit {command}")
-    return _configuration([*named, *arguments], kind, command=command, default=default)
+    return _configuration([*named, *arguments], kind, usage=f"beit {command}", default=default)
 
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A job's command line, understood."""
+    """What a job's command line asks for."""
 
     config: Any
     preset: str
+    """Its name, or that of the earlier run's."""
     resume: str | None
+    """Run folder to resume."""
 
 
 def parse_job(
@@ -54,21 +54,30 @@ def parse_job(
     kind: type[Any],
     *,
     job: str,
+    program: str,
     default: str,
     presets: dict[str, Any],
     preset: Callable[[str], Any],
-    explain: Callable[[Any, str], Iterable[str]] | None = None,
-    usage: str | None = None,
+    explain: Callable[[Any, str], Iterable[str]] = lambda config, preset: (),
+    positional: str = "[PRESET]",
     start: str | None = None,
     with_start: Callable[[Any, str], Any] | None = None,
 ) -> JobCommand | None:
-    """[PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …] -> the configuration; None after a
-    dry run.
+    """Parse [PRESET | CONFIG.json] [--resume RUN] [--dry-run] [--option value …]; returns None after a dry
+    run, which prints the configuration as JSON.
 
-    A dry run prints JSON to the standard output. What `explain` of the module `explained_by` says of a
-    configuration and its preset goes to the standard error. `start` is the RUN given before PRESET: `preset`
-    applies it already, `with_start` applies it to the configuration of an earlier run, whose preset it gets
-    too.
+    Args:
+        arguments: What was typed behind the command's name.
+        kind: The job's configuration.
+        job: Its name, as in the config.json of its runs.
+        program: What its command line begins with, for its usage.
+        default: Preset where none is named.
+        presets: All of the job's, for `--help`.
+        preset: Name -> its configuration, with `start` applied.
+        explain: (configuration, preset) -> lines that a dry run adds on the standard error.
+        positional: What the usage says of the arguments without a dash.
+        start: The RUN that was given before PRESET.
+        with_start: (configuration of an earlier run, its preset) -> the same with `start` applied.
 
     Raises:
         UserError: For an unknown preset, a run that is not there, or options that a resumed run cannot
@@ -99,22 +108,21 @@ def parse_job(
     lines = "\n".join(
         f"  {key:<{width}}{(function.__doc__ or '').splitlines()[0]}" for key, function in presets.items()
     )
-    dry = "print the resolved configuration as JSON and stop" + (
-        "; the recipe with its arithmetic goes to stderr" if explain else ""
-    )
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
-        f"--resume RUN    go on with a run from its last checkpoint\n--dry-run       {dry}\n"
+        f"--resume RUN    resume a run from its last checkpoint\n"
+        "--dry-run       print the resolved configuration as JSON and stop; what it means goes to stderr\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
     config = _configuration(
-        arguments, kind, command=usage or f"{job} [PRESET]", default=base, description=description
+        arguments, kind, usage=f"{program} {positional}", default=base, description=description
     )
     if resume is not None:
         run_folder.check_same(base, config)
     if dry_run:
+        explained = list(explain(config, name))  # Refuses what it cannot explain, before anything is printed.
         print(json.dumps(to_dict(config), indent=2), flush=True)
-        for line in explain(config, name) if explain else ():
+        for line in explained:
             print(line, file=sys.stderr)
         return None
     return JobCommand(config, name, resume)
@@ -125,24 +133,30 @@ def parse_supervised(
     kind: type[Any],
     *,
     job: str,
+    program: str,
+    default: str,
     presets: dict[str, Any],
     config_for: Callable[[str | None, str], Any],
     with_start: Callable[[Any, str, str], Any],
     recipe_for: Callable[[ModelConfig, str], str],
+    explain: Callable[[Any, str], Iterable[str]],
 ) -> JobCommand | None:
-    """[RUN] before what `parse_job` understands: the model to begin with, which chooses and adapts the
+    """Parse [RUN] and then what `parse_job` does. RUN is the model to begin with; it chooses and adapts the
     recipe.
 
     Args:
         arguments: What was typed behind the command's name.
         kind: The job's configuration.
-        job: Its name.
+        job: Its name, as in the config.json of its runs.
+        program: What its command line begins with, for its usage.
+        default: Preset where neither RUN nor PRESET is given.
         presets: Its recipes by name.
         config_for: (RUN or None, preset) -> the recipe, for that model.
         with_start: (configuration of an earlier run, RUN, its preset) -> the same for that model.
         recipe_for: (a model's sizes, its kind) -> the preset that suits it.
+        explain: (configuration, preset) -> lines that a dry run adds on the standard error.
     """
-    start, default = None, "quickstart"
+    start = None
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if first is not None and first not in presets and not first.endswith(".json"):
         if not storage.exists(storage.absolute(first)):
@@ -157,28 +171,28 @@ def parse_supervised(
         arguments,
         kind,
         job=job,
+        program=program,
         default=default,
         presets=presets,
         preset=functools.partial(config_for, start),
-        usage=f"{job} [RUN] [PRESET]",
+        explain=explain,
+        positional="[RUN] [PRESET]",
         start=start,
         with_start=from_start,
     )
 
 
 def _configuration(
-    arguments: list[str], kind: type[Any], *, command: str, default: Any, description: str | None = None
+    arguments: list[str], kind: type[Any], *, usage: str, default: Any, description: str | None = None
 ) -> Any:
-    """Options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
+    """Parse options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
     import tyro
     from tyro._errors import on_parse_error
 
     with on_parse_error(lambda event: refuse(event, arguments, kind)):
         if default is None:
-            return tyro.cli(kind, args=arguments, prog=f"beit {command}", description=description)
-        return tyro.cli(
-            kind, args=arguments, prog=f"beit {command}", description=description, default=default
-        )
+            return tyro.cli(kind, args=arguments, prog=usage, description=description)
+        return tyro.cli(kind, args=arguments, prog=usage, description=description, default=default)
 
 
 def _take(arguments: list[str], option: str) -> str | None:

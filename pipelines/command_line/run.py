@@ -16,7 +16,7 @@ Command = Callable[[list[str], bool], None]
 by `UserError`."""
 
 
-def run(command: Command, arguments: Sequence[str] | None = None) -> None:
+def run_program(command: Command, arguments: Sequence[str] | None = None) -> None:
     """Run a command as a program.
 
     Exits with 0, with 1 after a failure, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after

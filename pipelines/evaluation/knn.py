@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from pipelines.cluster.placement import Placement
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
 from pipelines.datasets import held_out_scenes, open_data
 from pipelines.evaluation.extract import extract
-from pipelines.runs import run_folder
+from pipelines.evaluation.judge import Judge
 from pipelines.runs.models import model_digest
+from pipelines.runs.run_folder import RunFolder
 from pipelines.sources import open_source
 from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_at_most, unnamed
 
@@ -26,23 +27,19 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnSets:
-    """The two sets of a pretraining's k-NN, opened and checked before it starts."""
+class KnnJudge(Judge):
+    """Judges a pretraining by k-NN on frozen features of two sets, which are opened before it starts."""
 
     config: KnnWhileConfig
     train: LabelledManifest
     val: LabelledManifest
     classes: int
     layers: tuple[int, ...]
+    pauses: Sequence[int]
 
-    def pauses(self, total_steps: int) -> list[int]:
-        """Steps after which k-NN is measured, before the last."""
-        every = self.config.every_steps
-        return [] if every is None else list(range(every, total_steps, every))
+    folder = FOLDER
 
-    def judge(
-        self, folder: run_folder.RunFolder, checkpoint: str, placement: Placement, step: int
-    ) -> dict[str, Any]:
+    def judge(self, folder: RunFolder, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
         """Judge a checkpoint.
 
         Features are written below the run folder, read back one layer at a time, and deleted.
@@ -75,12 +72,22 @@ class KnnSets:
         storage.delete_folder(folder.path(f"{FOLDER}-features"))
         return {"top1": top1, "top5": top5, "train_images": images[0], "val_images": images[1]}
 
+    def line(self, found: Mapping[str, Any]) -> str:
+        """Put the accuracy of each layer into a line."""
+        figures = ", ".join(f"{value:.2%} at layer {layer}" for layer, value in found["top1"].items())
+        return f"k-NN at step {found['step']:,}: {figures}, on {found['val_images']:,} images"
 
-def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets | None:
+    def figures(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Pick the accuracy of each layer."""
+        return {f"knn/layer_{layer}": value for layer, value in found["top1"].items()}
+
+
+def open_knn(config: PretrainConfig, *, total_steps: int, say: Callable[[str], None]) -> KnnJudge | None:
     """Open the labelled images; None where no k-NN is asked for.
 
     Args:
         config: With absolute paths.
+        total_steps: Length of the run.
         say: Takes the lines for the user.
 
     Raises:
@@ -118,7 +125,8 @@ def open_knn(config: PretrainConfig, *, say: Callable[[str], None]) -> KnnSets |
         f"k-NN: every {knn.every_steps:,} steps and at the end, layers {', '.join(map(str, layers))} of "
         f"{depth}"
     )
-    return KnnSets(
+    return KnnJudge(
+        pauses=range(knn.every_steps, total_steps, knn.every_steps),
         config=knn,
         train=_capped(train, option, knn, say),
         val=_capped(val, "knn.val", knn, say),

@@ -9,7 +9,6 @@ from beit.classification.config import AugmentConfig, MixConfig
 from beit.config import ModelConfig, OptimConfig, ViewConfig
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.supervised import ClassifyDataConfig, FinetuneConfig
-from pipelines.presets.find import find_preset
 from pipelines.presets.pretrain import BASE, LARGE
 
 
@@ -206,17 +205,6 @@ PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
         vit_large,
     )
 }
-
-
-def finetune_preset(name: str) -> FinetuneConfig:
-    """Return the configuration of a preset.
-
-    Raises:
-        UserError: For a name that is none.
-    """
-    return find_preset(
-        PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset"
-    )
 
 
 def recipe_for(model: ModelConfig, kind: str) -> str:

@@ -180,7 +180,7 @@ def pretrain_preset(name: str) -> PretrainConfig:
     Raises:
         UserError: For a name that is none, with the nearest one.
     """
-    return find_preset(PRESETS, name, f"there is no preset {name}")
+    return find_preset(PRESETS, name, f"pretrain has no preset {name}")
 
 
 def meant_for(name: str) -> tuple[int, str]:

@@ -9,7 +9,6 @@ from beit.config import ModelConfig, OptimConfig
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.supervised import SegmentConfig, SegmentDataConfig
-from pipelines.presets.find import find_preset
 from pipelines.presets.pretrain import BASE, LARGE
 
 
@@ -133,17 +132,6 @@ PRESETS: dict[str, Callable[[], SegmentConfig]] = {
         ade20k_upernet_large_22k_640,
     )
 }
-
-
-def segment_preset(name: str) -> SegmentConfig:
-    """Return the configuration of a preset.
-
-    Raises:
-        UserError: For a name that is none.
-    """
-    return find_preset(
-        PRESETS, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset"
-    )
 
 
 def recipe_for(model: ModelConfig, kind: str) -> str:

@@ -10,7 +10,6 @@ from beit.config import OptimConfig, ViewConfig
 from beit.tokenizer.config import DvaeConfig, DvaeTrainConfig
 from pipelines.config.data import DataConfig
 from pipelines.config.tokenizer import TrainTokenizerConfig
-from pipelines.presets.find import find_preset
 
 
 def scenes64() -> TrainTokenizerConfig:
@@ -105,12 +104,3 @@ def dalle() -> TrainTokenizerConfig:
 PRESETS: dict[str, Callable[[], TrainTokenizerConfig]] = {
     preset.__name__: preset for preset in (scenes64, photo64, photo112, dalle)
 }
-
-
-def tokenizer_preset(name: str) -> TrainTokenizerConfig:
-    """Return the configuration of a preset.
-
-    Raises:
-        UserError: For a name that is none.
-    """
-    return find_preset(PRESETS, name, f"there is no tokenizer preset {name}")

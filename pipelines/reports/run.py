@@ -8,16 +8,11 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from beit.config import MaskConfig, ModelConfig
-from beit.plain import from_dict
-from beit.pretraining.masking import draw_mask
-from beit.pretraining.objective import TARGETS_FILE
-from beit.pretraining.targets import MetricChart, Target, VisualTokens, find_target
+from beit.objectives.metric_chart import LOSS, MetricChart
 from pipelines import storage
 from pipelines.csv_files import read_csv
 from pipelines.reports.charts import Chart, Line, chart_svg
@@ -44,30 +39,63 @@ from pipelines.runs.progress import duration
 
 Row = dict[str, Any]
 
-NOT_METRICS = ("step", "images", "time")
-WITHOUT_STEPS = ("probe",)
-"""Jobs that train nothing, so have no metrics over steps, nor a quarantine."""
+NOT_METRICS = ("step", "images", "time", "data/quarantined")
+"""Entries of a row that get no chart; the images in quarantine are listed."""
+
+CHARTS_OF_ALL = (
+    MetricChart(title="Learning rate", curves=(("optim/lr", "learning rate"),), from_zero=True),
+    MetricChart(title="Gradient norm", curves=(("optim/grad_norm", "gradient norm"),), from_zero=True),
+    MetricChart(
+        title="Images a second", curves=(("speed/images_per_second", "images a second"),), from_zero=True
+    ),
+    MetricChart(
+        title="Data wait (share of a step)",
+        curves=(("speed/data_wait", "data wait"),),
+        percent=True,
+        from_zero=True,
+    ),
+)
 
 
-def write_report(
-    run: str | Path,
-    *,
-    sections: Sequence[Section] = (),
-    pictures: Sequence[Picture] = (),
-    commands: Sequence[tuple[str, str]] = (),
-    class_counts: Sequence[int] | None = None,
-    counted: str | None = None,
-) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a job shows of a run, beside what is the same for all jobs."""
+
+    key_figures: Sequence[KeyFigure] | None = None
+    """Figures at the top of the page. None: the loss."""
+
+    reading: str = ""
+    """A paragraph below them on how to read them."""
+
+    sections: Sequence[Section] = ()
+    """Sections of its own, shown first."""
+
+    pictures: Sequence[Picture] = ()
+    """What the model makes of images, shown before the curves."""
+
+    charts: Sequence[MetricChart] = (LOSS,)
+    """Curves of its metrics, shown before those of all jobs. A metric that is in no chart gets one of its
+    own."""
+
+    uncharted: Sequence[str] = ()
+    """Metrics that get no chart."""
+
+    checks: Sequence[Section] = ()
+    """Sections below the curves."""
+
+    commands: Sequence[tuple[str, str]] = ()
+    """(what for, command) pairs: what to do next."""
+
+
+def write_report(run: str | Path, report: Report, *, program: str | None, trains: bool = True) -> str:
     """Write the report of a run from the files in its folder; what is not there is left out.
 
     Args:
         run: Run folder, a path or a bucket URI.
-        sections: What the job has to say, shown first.
-        pictures: What the model makes of images, shown before the curves.
-        commands: (what for, command) pairs to go on with, before those that every run has.
-        class_counts: How often each visual token (or colour) occurred. None: how often it was asked for, from
-            the newest checkpoint.
-        counted: Where they were counted. None: where the target asks for them.
+        report: What the job shows.
+        program: What the job's command line begins with, such as "beit pretrain". None: it is run from
+            Python, and no command is offered to resume it.
+        trains: Whether the job has metrics over steps, and a quarantine.
 
     Returns:
         Path or URI of the page.
@@ -75,39 +103,33 @@ def write_report(
     run = storage.absolute(run)
     saved = _json(run, run_folder.CONFIG_FILE)
     rows = read_metrics(run)
-    if class_counts is None:
-        class_counts = _counts_of_checkpoint(run)
-    asked = saved.get("config", {}).get("target", {})
-    # Jobs without a target count visual tokens, if they count anything.
-    target = find_target(asked["kind"]) if "kind" in asked else VisualTokens
-    where = counted or ("in the patches" if asked.get("positions") == "all" else "behind hidden patches")
-    trains = saved.get("job") not in WITHOUT_STEPS
     heading = " ".join(dict.fromkeys(part for part in (saved.get("job"), saved.get("preset")) if part))
     return write_page(
         run,
         heading=heading or "run",
-        figures=_key_figures(rows, target) if trains and rows else (),
+        figures=_key_figures(rows, report) if trains and rows else (),
         sections=[
-            *(_baseline(rows, target) if trains else ()),
-            *sections,
-            *(picture_section(picture) for picture in pictures),
-            *_curves(rows, target),
-            *_classes(class_counts, target, where),
-            *_mask_check(rows, saved.get("config", {})),
+            *(_reading(rows, report) if trains else ()),
+            *report.sections,
+            *(picture_section(picture) for picture in report.pictures),
+            *_curves(rows, report),
+            *report.checks,
             *(_quarantine(run) if trains else ()),
-            _go_on(run, saved.get("job", ""), commands),
+            *_next_commands(run, report.commands, program),
             *_details(saved, _json(run, run_folder.ENVIRONMENT_FILE)),
         ],
     )
 
 
-# -- the parts of the page, in its order: those that may have nothing to say give a list that may be empty
-# ---
+# -- the parts of the page, in its order --------------------------------------------------------------------
 
 
-def _key_figures(rows: list[Row], target: type[Target]) -> list[KeyFigure]:
+def _key_figures(rows: list[Row], report: Report) -> list[KeyFigure]:
     last = rows[-1]
-    figures = [KeyFigure(*figure) for figure in target.key_figures(finite_metrics(last))]
+    loss = finite_metrics(last).get("train/loss")
+    figures = [] if loss is None else [KeyFigure("loss", f"{loss:.3f}")]
+    if report.key_figures is not None:
+        figures = list(report.key_figures)
     images = _finite(last.get("images"))
     if images is not None:
         figures.append(KeyFigure("images seen", f"{images:,.0f}", f"{last['step']:,} steps"))
@@ -133,132 +155,34 @@ def _key_figures(rows: list[Row], target: type[Target]) -> list[KeyFigure]:
     return figures
 
 
-def _baseline(rows: list[Row], target: type[Target]) -> list[Section]:
-    """Explain the baseline of the key figures."""
+def _reading(rows: list[Row], report: Report) -> list[Section]:
+    """Explain the key figures."""
     if not rows:
         return [Section("", [Text("No metrics were recorded: the run ended before its first report.")])]
-    meaning = target.baseline(finite_metrics(rows[-1]))
-    return [Section("", [Text(meaning)])] if meaning else []
+    return [Section("", [Text(report.reading)])] if report.reading else []
 
 
-def _curves(rows: list[Row], target: type[Target]) -> list[Section]:
+def _curves(rows: list[Row], report: Report) -> list[Section]:
     """Chart the known metrics in the order of interest, then every other one."""
-    if not rows:
-        return []
-    known: list[tuple[str, list[tuple[str, str, bool]], dict[str, Any]]] = [
-        *(_chart_of_target(chart) for chart in target.charts()),
-        ("Learning rate", [("optim/lr", "learning rate", False)], {"from_zero": True}),
-        ("Gradient norm", [("optim/grad_norm", "gradient norm", False)], {"from_zero": True}),
-        ("Images a second", [("speed/images_per_second", "images a second", False)], {"from_zero": True}),
-        (
-            "Data wait (share of a step)",
-            [("speed/data_wait", "data wait", False)],
-            {"percent": True, "from_zero": True},
-        ),
-        (
-            f"{target.noun.capitalize()} perplexity",
-            [("train/perplexity", "perplexity", False)],
-            {"from_zero": True},
-        ),
-        ("Tokens that no position took", [("train/dead", "unused tokens", False)], {"from_zero": True}),
-        (
-            "Reconstruction error (mean absolute, of 1)",
-            [("train/error", "error with relaxed tokens", False)],
-            {"from_zero": True},
-        ),
-        (
-            "Bound and divergence from uniform tokens (nats)",
-            [("train/bound", "bound", False), ("train/kl", "divergence", True)],
-            {},
-        ),
-        ("Entropy of the mean token distribution (nats)", [("train/marginal", "entropy", False)], {}),
-        ("Weight of the divergence", [("train/kl_weight", "weight", False)], {"from_zero": True}),
-        (
-            "Temperature of the relaxed tokens",
-            [("train/temperature", "temperature", False)],
-            {"from_zero": True},
-        ),
-    ]
-    # Shown by sections of their own.
-    drawn = {metric for _, curves, _ in known for metric, _, _ in curves} | {
-        "train/hidden",
-        "data/quarantined",
-        "eval/perplexity",
-    }
-    others = sorted({name for row in rows for name in row} - drawn - set(NOT_METRICS))
-    charts = [(title, curves, options) for title, curves, options in known] + [
-        (name, [(name, name, False)], {}) for name in others
-    ]
-    steps = [row["step"] for row in rows]
-    drawings = []
-    for title, curves, options in charts:
-        columns = [(_column(rows, metric), label, baseline) for metric, label, baseline in curves]
-        lines = [
-            Line(name=label, x=steps, y=values, baseline=baseline)
-            for values, label, baseline in columns
-            if any(math.isfinite(value) for value in values)
-        ]
-        if lines:
-            drawings.append(chart_svg(Chart(title=title, lines=lines, **options)))
+    known = [*report.charts, *CHARTS_OF_ALL]
+    drawn = {metric for chart in known for metric, _ in (*chart.curves, *chart.baselines)}
+    others = sorted({name for row in rows for name in row} - drawn - {*report.uncharted, *NOT_METRICS})
+    charts = [*known, *(MetricChart(title=name, curves=((name, name),)) for name in others)]
+    drawings = [chart_svg(chart) for chart in (_chart(rows, chart) for chart in charts) if chart.lines]
     return [Section("Curves", [Charts(drawings)])] if drawings else []
 
 
-def _chart_of_target(chart: MetricChart) -> tuple[str, list[tuple[str, str, bool]], dict[str, Any]]:
-    """A target's chart in the form of those of every run."""
-    curves = [(metric, label, False) for metric, label in chart.curves]
-    baselines = [(metric, label, True) for metric, label in chart.baselines]
-    return chart.title, curves + baselines, {"percent": chart.percent, "from_zero": chart.from_zero}
-
-
-def _classes(counts: Sequence[int] | None, target: type[Target], where: str) -> list[Section]:
-    if counts is None or not sum(counts):
-        return []
-    noun = target.noun
-    share = np.sort(np.asarray(counts, dtype=float))[::-1] / sum(counts)
-    used = share[share > 0]
-    perplexity = math.exp(-(used * np.log(used)).sum())
-    rank = np.unique(np.geomspace(1, len(used), 300).round().astype(int))
-    chart = Chart(
-        title=f"Share of each {noun}, commonest first",
-        lines=[Line(name="share", x=rank, y=used[rank - 1])],
-        x_label="rank",
-        log=True,
-    )
-    title, note = target.histogram or (f"{noun.capitalize()}s", "")
-    text = (
-        f"{len(used):,} of {len(counts):,} {noun}s occurred {where}. The commonest stands for {used[0]:.1%}, "
-        f"and they are used as evenly as {perplexity:,.0f} equally frequent {noun}s would be (perplexity)."
-    )
-    if note:
-        text += f" {note}"
-    return [Section(title, [Text(text), Charts([chart_svg(chart)])])]
-
-
-def _mask_check(rows: list[Row], config: dict[str, Any]) -> list[Section]:
-    """Compare the share of hidden patches that the masks' rule gives with the one seen."""
-    if "mask" not in config or "model" not in config:
-        return []
-
-    mask = from_dict(MaskConfig, config["mask"], at="mask.")
-    model = from_dict(ModelConfig, config["model"], at="model.")
-    if mask.ratio == 0:
-        return [Section("Masks", [Text("No patch was hidden (mask.ratio=0).")])]
-    rng = np.random.default_rng(0)
-    expected = float(np.mean([draw_mask(rng, mask, model.grid).mean() for _ in range(500)]))
-    seen = [share for row in rows if (share := _finite(row.get("train/hidden"))) is not None]
-    text = (
-        f"{mask.kind} masks with a budget of {mask.budget(model.grid)} of {model.patches} patches hide "
-        f"{expected:.1%} on average"
-    )
-    if seen:
-        mean = statistics.mean(seen)
-        agrees = abs(mean - expected) < 0.01
-        text += f"; the training saw {mean:.1%}" + (
-            "." if agrees else ", which does not agree: undecodable images, which hide nothing, or a fault."
-        )
-    else:
-        text += "."
-    return [Section("Masks", [Text(text[0].upper() + text[1:])])]
+def _chart(rows: list[Row], chart: MetricChart) -> Chart:
+    """Take a chart's curves from the rows; those without a finite value are left out."""
+    steps = [row["step"] for row in rows]
+    curves = [(*curve, False) for curve in chart.curves] + [(*curve, True) for curve in chart.baselines]
+    columns = [(label, baseline, _column(rows, metric)) for metric, label, baseline in curves]
+    lines = [
+        Line(name=label, x=steps, y=values, baseline=baseline)
+        for label, baseline, values in columns
+        if any(math.isfinite(value) for value in values)
+    ]
+    return Chart(title=chart.title, lines=lines, percent=chart.percent, from_zero=chart.from_zero)
 
 
 def _quarantine(run: str) -> list[Section]:
@@ -281,11 +205,12 @@ def _quarantine(run: str) -> list[Section]:
     return [Section("Quarantine", blocks)]
 
 
-def _go_on(run: str, job: str, commands: Sequence[tuple[str, str]]) -> Section:
+def _next_commands(run: str, commands: Sequence[tuple[str, str]], program: str | None) -> list[Section]:
     folder = shlex.quote(run)
-    every = [("Go on after an interruption", f"beit {job} --resume {folder}")] if job else []
-    every.append(("Write this report again", f"beit report {folder}"))
-    return Section("Go on", [Commands([*commands, *every])])
+    every = [] if program is None else [("Resume after an interruption", f"{program} --resume {folder}")]
+    if program is not None and program.startswith("beit "):  # `beit report` knows the jobs of beit alone.
+        every.append(("Write this report again", f"beit report {folder}"))
+    return [Section("Next", [Commands([*commands, *every])])] if commands or every else []
 
 
 def _details(saved: dict[str, Any], environment: dict[str, Any]) -> list[Section]:
@@ -296,21 +221,13 @@ def _details(saved: dict[str, Any], environment: dict[str, Any]) -> list[Section
     return [Section("", blocks)] if blocks else []
 
 
-# -- reading
-# ---
+# -- reading ------------------------------------------------------------------------------------------------
 
 
 def _json(run: str, name: str) -> dict[str, Any]:
     file = storage.join(run, name)
     content: dict[str, Any] = json.loads(storage.read_text(file)) if storage.exists(file) else {}
     return content
-
-
-def _counts_of_checkpoint(run: str) -> list[int] | None:
-    """Read the histogram of classes from the newest checkpoint, if its target has classes."""
-    checkpoint = run_folder.latest_checkpoint(run)
-    content = _json(checkpoint, TARGETS_FILE) if checkpoint else {}
-    return content.get("counts")
 
 
 def _column(rows: list[Row], metric: str) -> list[float]:

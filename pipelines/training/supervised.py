@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
 from beit.loading import load_model
+from beit.objectives.metric_chart import MetricChart
 from beit.objectives.optim import check_schedule
 from beit.vit.checkpoints import read_config
 from beit.vit.model import VitModel
@@ -28,9 +29,11 @@ from pipelines.config.supervised import SupervisedConfig
 from pipelines.config.workers import check_batch
 from pipelines.datasets import checked_data, open_data, open_val
 from pipelines.evaluation.every_image import FOLDER
+from pipelines.evaluation.judge import Judge
 from pipelines.presets.find import find_preset
 from pipelines.reports.attention import IMAGES, attention_picture
-from pipelines.reports.page import Picture, Section, Text
+from pipelines.reports.page import KeyFigure, Picture, Section, Text
+from pipelines.reports.run import Report
 from pipelines.runs import evaluations
 from pipelines.runs.models import MODEL_FILES, find_model, model_digest, view_of
 from pipelines.runs.run_folder import RunFolder
@@ -39,10 +42,15 @@ from pipelines.stream.fixed_samples import centre
 from pipelines.stream.samples import SampleConfig, draw_unseen
 from pipelines.training.recipe import warmup_line, warmup_warnings
 from pipelines.training.starts import for_start
-from pipelines.training.task import Finished, Judge, Report, Task
+from pipelines.training.task import Finished, Task
 from pipelines.training.training import Training
 
 Config = TypeVar("Config", bound=SupervisedConfig)
+
+CHARTS = (
+    MetricChart(title="Loss (nats)", curves=(("train/loss", "loss"),)),
+    MetricChart(title="Accuracy", curves=(("train/accuracy", "accuracy"),), percent=True, from_zero=True),
+)
 
 PROGRESS = [
     ("loss {:.3f}", "train/loss"),
@@ -66,10 +74,10 @@ class SupervisedTraining(Training[Config]):
     """What was taken from the weights that the model begins with."""
 
 
-Ready = TypeVar("Ready", bound=SupervisedTraining[Any])
+Prepared = TypeVar("Prepared", bound=SupervisedTraining[Any])
 
 
-class SupervisedTask(Task[Config, Ready]):
+class SupervisedTask(Task[Config, Prepared]):
     """Classification, segmentation, or another task with a head on the backbone."""
 
     model_type: type[VitModel]
@@ -80,7 +88,7 @@ class SupervisedTask(Task[Config, Ready]):
 
     @abstractmethod
     def evaluate(
-        self, training: Ready, folder: RunFolder, checkpoint: str, placement: Placement, step: int
+        self, training: Prepared, folder: RunFolder, checkpoint: str, placement: Placement, step: int
     ) -> dict[str, Any]:
         """Judge a checkpoint on every validation image once; returns JSON types with "images" and
         "unusable".
@@ -133,10 +141,14 @@ class SupervisedTask(Task[Config, Ready]):
         Raises:
             UserError: For a name that is none.
         """
-        recipe = find_preset(
+        recipe = self.preset(name)
+        return recipe if start is None else self.begin(recipe, start, name)
+
+    def preset(self, name: str) -> Config:
+        """Return a preset's recipe, for a model from scratch."""
+        return find_preset(
             self.presets, name, f"{name} is neither a run folder, nor a checkpoint folder, nor a preset"
         )
-        return recipe if start is None else self.begin(recipe, start, name)
 
     def parse(self, arguments: list[str]) -> JobCommand | None:
         """Parse [RUN] [PRESET] and the options."""
@@ -144,17 +156,20 @@ class SupervisedTask(Task[Config, Ready]):
             arguments,
             self.config_type,
             job=self.name,
+            program=self.program or self.name,
+            default=self.default_preset,
             presets=dict(self.presets),
             config_for=self.config_for,
             with_start=lambda config, start, name: self.begin(
                 config, start, name, image_size=config.model.image_size
             ),
             recipe_for=self.recipe_for,
+            explain=self.explain,
         )
 
     # -- the frame's questions -------------------------------------------------------------------------------
 
-    def summary(self, training: Ready) -> list[str]:
+    def summary(self, training: Prepared) -> list[str]:
         """Model, weights, data, steps and warmup, derived numbers with their arithmetic."""
         config: Config = training.config
         data, size = training.source.manifest, config.model
@@ -174,11 +189,11 @@ class SupervisedTask(Task[Config, Ready]):
             warmup_line(config.optim, data.total),
         ]
 
-    def judge(self, training: Ready, say: Callable[[str], None]) -> Judge | None:
+    def make_judge(self, training: Prepared, say: Callable[[str], None]) -> Judge | None:
         """Judge on the validation set, if there is one."""
         return None if training.val is None else _OnValidation(self, training)
 
-    def report(self, finished: Finished[Config, Ready]) -> Report:
+    def report(self, finished: Finished[Config, Prepared]) -> Report:
         """Show the evaluations, and what the model attends to."""
         config, run = finished.config, finished.run
         with storage.local_copy(find_model(run), MODEL_FILES) as folder:
@@ -187,19 +202,33 @@ class SupervisedTask(Task[Config, Ready]):
         pictures, notes = _attention(model, config, view, root=storage.parent(run))
         found = evaluations.read(run, FOLDER)
         return Report(
+            key_figures=_key_figures(finished.metrics()),
+            charts=CHARTS,
             sections=[*self.sections(run, found, saved.head.get("class_names")), *notes],
             pictures=pictures,
             commands=self._next_commands(config, run),
         )
 
     def _next_commands(self, config: Config, run: str) -> list[tuple[str, str]]:
-        again = f"beit {self.name} {shlex.quote(run + '/config.json')}"
+        if self.program is None:
+            return []
+        again = f"{self.program} {shlex.quote(run + '/config.json')}"
         longer = f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"
         commands = [("Twice as long", f"{again} {longer}")]
         if config.start is not None:
-            what = "The same without pretraining, whose best optim.peak_lr is another: try several"
+            what = "The same without pretraining (try several --optim.peak-lr)"
             commands.append((what, f"{again} --start None --layer-decay 1"))
         return commands
+
+
+def _key_figures(metrics: Mapping[str, float]) -> list[KeyFigure]:
+    """Loss and accuracy of the training views."""
+    figures = []
+    if (loss := metrics.get("train/loss")) is not None:
+        figures.append(KeyFigure("loss", f"{loss:.3f}", "nats"))
+    if (accuracy := metrics.get("train/accuracy")) is not None:
+        figures.append(KeyFigure("accuracy", f"{accuracy:.1%}", "in training"))
+    return figures
 
 
 class _OnValidation(Judge):

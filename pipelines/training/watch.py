@@ -1,5 +1,5 @@
 """Watch a training from the driver: print its lines, hand on its rows of metrics, list broken images, forward
-SIGTERM.
+Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def job_commands():
 def test_the_options_of_every_documented_job_are_understood(monkeypatch):
     understood = []
     monkeypatch.setattr(
-        "pipelines.training.run.run",
+        "pipelines.training.frame.run",
         lambda task, config, **how: understood.append((how["preset"], config.output.root)),
     )
     commands = job_commands()

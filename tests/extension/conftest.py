@@ -14,7 +14,7 @@ from ray import cloudpickle
 from beit.plain import override
 from pipelines.presets.pretrain import quickstart
 from pipelines.pretrain import pretrain
-from pipelines.training.run import run
+from pipelines.training.frame import run
 
 OUTPUT = {"output.mlflow": False, "output.log_seconds": 0.0}
 

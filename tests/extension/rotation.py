@@ -21,8 +21,9 @@ from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig
 from pipelines.datasets import open_data, with_absolute_data
 from pipelines.reports.page import Section, Text
+from pipelines.reports.run import Report
 from pipelines.stream.samples import SampleConfig, make_samples
-from pipelines.training.task import Finished, Report, Task
+from pipelines.training.task import Finished, Task
 from pipelines.training.training import Training
 
 TURN = 101

@@ -8,7 +8,7 @@ import pytest
 from beit.errors import UserError
 from beit.plain import override
 from pipelines.presets.pretrain import quickstart
-from pipelines.pretrain import Pretraining, pretrain
+from pipelines.pretrain import PretrainTask, pretrain
 from pipelines.runs.metrics import read_metrics
 from pipelines.stream.samples import draw_unseen
 
@@ -18,7 +18,7 @@ OPTIONS = {"mask.kind": "stripes", "mask.ratio": 0.3, "steps": 3, "data.scenes":
 def test_masks_of_ones_own_are_those_of_the_stream(extension, pretrained, tmp_path):
     extension("stripes")
     config = override(quickstart(), {**OPTIONS, "output.root": str(tmp_path)})
-    samples = Pretraining().prepare(config, preset="test", say=print)
+    samples = PretrainTask().prepare(config, preset="test", say=print)
     masks = draw_unseen(samples.source.manifest, samples.samples, 8)["mask"].reshape(8, 8, 8)
     assert np.array_equal(masks.all(1), masks.any(1)), "whole columns or none of it"
     assert (masks.all(1).sum(1) == 19 // 8).all(), "as many as 30 % of 64 patches have room for"

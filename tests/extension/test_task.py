@@ -7,8 +7,9 @@ import pytest
 
 from beit.errors import UserError
 from beit.loading import load_model
+from pipelines import cli
 from pipelines.runs.metrics import read_metrics
-from pipelines.training.run import rebuild_report, run_command
+from pipelines.training.frame import rebuild_report, run_command
 
 
 def test_a_task_of_ones_own_trains_through_the_stream_and_has_a_report(extension, turned):
@@ -23,9 +24,14 @@ def test_a_task_of_ones_own_trains_through_the_stream_and_has_a_report(extension
     assert model.head.out_features == 4
     assert json.loads(Path(result.run, "config.json").read_text())["job"] == "rotation"
     page = Path(result.run, "report", "index.html")
-    assert "One of 4 turns." in page.read_text()
+    text = page.read_text()
+    assert "One of 4 turns." in text
+    for word in ("nats", "token", "beit rotation", "beit report"):
+        assert word not in text.partition(">Configuration<")[0].lower(), "that belongs to beit's own jobs"
     page.unlink()
-    assert "One of 4 turns." in Path(rebuild_report(rotation.Rotation(), result.run)).read_text()
+    assert Path(rebuild_report(rotation.Rotation(), result.run)).read_text() == text
+    with pytest.raises(UserError, match="is a run of rotation, which is no command of beit"):
+        cli.report([result.run], debug=False)
 
 
 def test_a_wrong_option_of_it_is_refused_before_anything_starts(extension, tmp_path):
@@ -34,6 +40,6 @@ def test_a_wrong_option_of_it_is_refused_before_anything_starts(extension, tmp_p
         run_command(rotation.Rotation(), ["--turns", "3", "--output.root", str(tmp_path)], debug=False)
     with pytest.raises(UserError, match="perhaps you meant --turns"):
         run_command(rotation.Rotation(), ["--turn", "4"], debug=False)
-    with pytest.raises(UserError, match="there is no preset quick"):
+    with pytest.raises(UserError, match="rotation has no preset quick"):
         run_command(rotation.Rotation(), ["quick"], debug=False)
     assert not list(tmp_path.iterdir())

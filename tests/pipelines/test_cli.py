@@ -13,10 +13,10 @@ import pytest
 
 from beit.plain import override
 from pipelines.cli import main
+from pipelines.config.probe import ProbeConfig
 from pipelines.config.supervised import FinetuneConfig, SegmentConfig
 from pipelines.config.tokenizer import TrainTokenizerConfig
 from pipelines.presets import pretrain as presets
-from pipelines.probe import ProbeConfig
 from pipelines.runs import run_folder
 from pipelines.scenes.shards import write_scenes
 from tune.ablation.config import AblationConfig
@@ -37,6 +37,7 @@ def refused(arguments, capsys):
     assert exit_.value.code == 2
     shown = "".join(capsys.readouterr())
     assert "Traceback" not in shown
+    assert not shown.startswith("{"), "no configuration is printed that is refused afterwards"
     return shown
 
 
@@ -62,7 +63,15 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
     ("arguments", "cause", "remedy"),
     [
         (["pretrian"], "no command beit pretrian", "beit pretrain"),
-        (["pretrain", "bse"], "no preset bse", "perhaps you meant base"),
+        (["pretrain", "bse"], "pretrain has no preset bse", "perhaps you meant base"),
+        (["tokenizer", "train", "photo46"], "tokenizer train has no preset photo46", "photo64"),
+        (["pretrain", "--mask.kind", "blok", "--dry-run"], "mask.kind=blok", "blockwise"),
+        (["pretrain", "--target.kind", "token", "--dry-run"], "target.kind=token", "tokens"),
+        (
+            ["pretrain", "--evaluation.mask.kind", "blok", "--dry-run"],
+            "evaluation.mask.kind=blok",
+            "blockwise",
+        ),
         (["pretrain", "--data.train", "/nowhere/at/all"], "data.train=/nowhere/at/all", ""),
         (["pretrain", "--tokenizer.name", "dall-e"], "'dall-e'", "random-dalle"),
         (["sweep", "--space", "nosuch"], "--space nosuch is no space", "mask-lr"),

@@ -12,10 +12,10 @@ from beit.loading import load_model
 from beit.plain import override
 from beit.tokenizer.registry import load_tokenizer
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.evaluation.knn import KnnSets
+from pipelines.evaluation.knn import KnnJudge
 from pipelines.presets import pretrain as presets
 from pipelines.presets.tokenizer import scenes64
-from pipelines.pretrain import Pretraining, pretrain
+from pipelines.pretrain import PretrainTask, pretrain
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.metrics import read_metrics
 from pipelines.scenes.shards import write_scenes
@@ -25,7 +25,7 @@ from pipelines.tools.weights import ExportConfig, export_weights
 from pipelines.train_tokenizer import rebuild_report as rebuild_tokenizer_report
 from pipelines.train_tokenizer import train_tokenizer
 
-TASK = Pretraining()
+TASK = PretrainTask()
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -126,7 +126,7 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         "evaluation.images": 0,
         "output.name": "run",
     }
-    config, lines, judge = override(presets.quickstart(), values), [], KnnSets.judge
+    config, lines, judge = override(presets.quickstart(), values), [], KnnJudge.judge
 
     def interrupted(sets, folder, checkpoint, placement, step):
         if step == 8:
@@ -134,7 +134,7 @@ def test_neighbours_judge_a_pretraining_at_its_pauses_and_none_again_after_an_in
         return judge(sets, folder, checkpoint, placement, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluation.knn.KnnSets.judge", interrupted)
+        patch.setattr("pipelines.evaluation.knn.KnnJudge.judge", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, say=lines.append)
     result = pretrain(config, resume=str(tmp_path / "run"), say=lines.append)

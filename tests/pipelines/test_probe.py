@@ -23,17 +23,17 @@ from pipelines import probe as job
 from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.placement import place
 from pipelines.config.pretrain import KnnWhileConfig, PretrainConfig
+from pipelines.config.probe import ProbeConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.knn import open_knn
 from pipelines.evaluation.probe_table import read_table, table_lines
-from pipelines.pretrain import NeighboursJudge
-from pipelines.probe import ProbeConfig, probe, rebuild_report
+from pipelines.probe import probe, rebuild_report
 from pipelines.runs import evaluations
 from pipelines.runs.run_folder import RunFolder
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
 from pipelines.sources.labels import label_source, take_at_most
-from pipelines.training.run import judge_once
+from pipelines.training.frame import judge_once
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=24, depth=2, heads=2, drop_path=0.0)
 VIEW = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -94,10 +94,10 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     def written():
         return {path: path.stat().st_mtime_ns for path in Path(run, "features", "trained").rglob("*.parquet")}
 
-    files, seen, judge = written(), [], job._judge
+    files, seen, judge = written(), [], job.judge_features
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.probe._judge", lambda *arguments: seen.append(written()) or judge(*arguments)
+            "pipelines.probe.judge_features", lambda *arguments: seen.append(written()) or judge(*arguments)
         )
         result = probe(config, resume=run, say=lines.append)
     assert files
@@ -203,11 +203,10 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
 ):
     knn = KnnWhileConfig(every_steps=5, train=str(given / "train"), val=str(given / "val"))
     lines = []
-    sets = open_knn(PretrainConfig(model=TINY, knn=knn), say=lines.append)
-    assert sets.layers == (2,)  # Of two blocks the second is the middle one and the last.
+    judge = open_knn(PretrainConfig(model=TINY, knn=knn), total_steps=15, say=lines.append)
+    assert judge.layers == (2,)  # Of two blocks the second is the middle one and the last.
     folder, placement = RunFolder(str(tmp_path), 1), place(ResourceConfig(), cluster_nodes(), tokenize=False)
-    judge = NeighboursJudge(sets, 15)
-    assert judge.pauses == [5, 10]
+    assert list(judge.pauses) == [5, 10]
     figures = judge_once(judge, folder, str(given / "model"), placement, None, lines.append)
     train, val = (
         directly(load_model(given / "model"), manifest_of(given / name), 2, "mean")
@@ -223,9 +222,10 @@ def test_neighbours_while_pretraining_are_judged_once_a_step_and_leave_no_featur
 
 
 def test_neighbours_need_something_to_be_judged_by(given):
-    assert open_knn(PretrainConfig(model=TINY), say=print) is None
+    assert open_knn(PretrainConfig(model=TINY), total_steps=15, say=print) is None
     with pytest.raises(UserError, match=r"knn\.val is not given"):
         open_knn(
             PretrainConfig(model=TINY, knn=KnnWhileConfig(every_steps=5, train=str(given / "train"))),
+            total_steps=15,
             say=print,
         )

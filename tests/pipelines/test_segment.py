@@ -30,11 +30,11 @@ from pipelines.config.workers import WorkerRange
 from pipelines.evaluation.segmentation import PixelJudge, add_up, whole_views
 from pipelines.presets.segment import PRESETS, recipe_for
 from pipelines.runs import evaluations, run_folder
-from pipelines.segment import Segmentation, check_parts, rebuild_report, segment
+from pipelines.segment import SegmentationTask, check_parts, rebuild_report, segment
 from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
 
-TASK = Segmentation()
+TASK = SegmentationTask()
 
 TINY = ModelConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2, drop_path=0.0, position="relative")
 NAMES = ("sky", "road", "tree", "void")

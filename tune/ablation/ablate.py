@@ -347,6 +347,7 @@ def command(arguments: list[str], debug: bool) -> None:
         arguments,
         AblationConfig,
         job=JOB,
+        program=f"beit {JOB}",
         default="quickstart",
         presets=ABLATIONS,
         preset=ablation_preset,

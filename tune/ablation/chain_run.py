@@ -15,10 +15,10 @@ from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.supervised import FinetuneConfig, SegmentConfig, SupervisedConfig
-from pipelines.finetune import Classification, finetune
+from pipelines.finetune import ClassificationTask, finetune
 from pipelines.pretrain import pretrain
 from pipelines.runs import run_folder
-from pipelines.segment import Segmentation, segment
+from pipelines.segment import SegmentationTask, segment
 from tune.ablation.chain import PRETRAIN, Chain, JobName, JobState, left_to_do, write_state
 from tune.ablation.config import AblationConfig, ProtocolConfig
 from tune.failures import cause
@@ -64,7 +64,7 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     """Return the configuration of a chain's fine-tuning for classification."""
     protocol = setup.config.classify
     return _of_chain(
-        with_protocol(Classification().config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(ClassificationTask().config_for(_start(setup, chain), protocol.recipe), protocol),
         setup,
         chain,
         "classify",
@@ -75,7 +75,7 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     """Return the configuration of a chain's fine-tuning for segmentation."""
     protocol = setup.config.segment
     return _of_chain(
-        with_protocol(Segmentation().config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(SegmentationTask().config_for(_start(setup, chain), protocol.recipe), protocol),
         setup,
         chain,
         "segment",

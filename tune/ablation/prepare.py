@@ -12,14 +12,12 @@ from beit.pretraining.targets import find_target
 from pipelines import storage
 from pipelines.config.data import SupervisedDataConfig, check_has_data
 from pipelines.datasets import open_data, open_val
-from pipelines.finetune import Classification
-from pipelines.presets.finetune import finetune_preset
-from pipelines.presets.segment import segment_preset
-from pipelines.segment import Segmentation
+from pipelines.finetune import ClassificationTask
+from pipelines.segment import SegmentationTask
 from pipelines.sources import Source
 from pipelines.stream.graph import px_per_token
 from pipelines.training.pretraining import check_config, check_grid, checked_length, with_absolute_paths
-from pipelines.training.supervised import SupervisedTraining
+from pipelines.training.supervised import SupervisedTask, SupervisedTraining
 from tune.ablation.chain import JobName
 from tune.ablation.chain_run import with_protocol
 from tune.ablation.config import AblationConfig, ProtocolConfig
@@ -103,7 +101,7 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 def _recipe(config: AblationConfig, task: Task) -> Any:
     """Return the preset of a task, with which the protocol's learning rate must go."""
     protocol: ProtocolConfig = getattr(config, task)
-    recipe: Any = (finetune_preset if task == "classify" else segment_preset)(protocol.recipe)
+    recipe = _task(task).preset(protocol.recipe)
     if protocol.peak_lr is not None and protocol.peak_lr < recipe.optim.min_lr:
         raise UserError(
             f"{task}.peak_lr={protocol.peak_lr} is below {recipe.optim.min_lr:g}, to which the learning rate "
@@ -113,10 +111,13 @@ def _recipe(config: AblationConfig, task: Task) -> Any:
     return recipe
 
 
+def _task(name: Task) -> SupervisedTask[Any, Any]:
+    return ClassificationTask() if name == "classify" else SegmentationTask()
+
+
 def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTraining[Any]:
     """Check the data, labels and length of a task, with a model from scratch of the recipe's size."""
     protocol: ProtocolConfig = getattr(config, task)
-    job: Any = Classification() if task == "classify" else Segmentation()
     try:
         checked = replace(
             with_protocol(recipe, protocol),
@@ -124,7 +125,9 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTr
             output=config.output,
             seed=config.seed,
         )
-        found: SupervisedTraining[Any] = job.prepare(checked, preset=protocol.recipe, say=lambda line: None)
+        found: SupervisedTraining[Any] = _task(task).prepare(
+            checked, preset=protocol.recipe, say=lambda line: None
+        )
     except UserError as error:
         raise UserError(f"{task}: {error.cause}", error.remedy.replace("--data.", f"--{task}.")) from error
     return found

@@ -26,7 +26,7 @@ from tune.ablation.table import (
 )
 from tune.ablation.table4 import PAPER_DATA, ROWS, TASK_NAMES, Task, changes_of
 from tune.charts import dot_rows
-from tune.report import go_on, write_report_page
+from tune.report import next_section, write_report_page
 from tune.space import described
 
 SOURCE = (
@@ -69,7 +69,7 @@ def write_ablation_report(
             *_order(orders),
             *_dots(table),
             *_missing(table, folder),
-            _go_on(folder, mlflow),
+            _next_section(folder, mlflow),
         ],
         lines=lines,
         config=config,
@@ -153,10 +153,12 @@ def _missing(table: Table, folder: str) -> list[Section]:
     return [Section("What is missing", [Items(missing), resume])]
 
 
-def _go_on(folder: str, mlflow: str | None) -> Section:
+def _next_section(folder: str, mlflow: str | None) -> Section:
     commands = [
-        ("Go on after an interruption", f"beit ablate --resume {shlex.quote(folder)}"),
+        ("Resume after an interruption", f"beit ablate --resume {shlex.quote(folder)}"),
         ("Write this report again", f"beit report {shlex.quote(folder)}"),
     ]
     files = [storage.join(folder, name) for name in (ROWS_FILE, TABLE_FILE)]
-    return go_on(commands, mlflow, files, "The table, every seed's values in it, and a copy for a page")
+    return next_section(
+        commands, mlflow, files, "The table, every seed's values in it, and a copy for a page"
+    )

@@ -22,7 +22,7 @@ your own:
     pretrain(override(quickstart(), {"target.kind": "brightness"}))
 """
 
-from beit.pretraining.targets.base import Drawing, MetricChart, Target, TargetSetting
+from beit.pretraining.targets.base import Drawing, Target, TargetSetting
 from beit.pretraining.targets.classes import Classes
 from beit.pretraining.targets.colour import MeanColour
 from beit.pretraining.targets.pixels import Pixels
@@ -34,7 +34,6 @@ __all__ = [
     "Classes",
     "Drawing",
     "MeanColour",
-    "MetricChart",
     "Pixels",
     "Target",
     "TargetSetting",

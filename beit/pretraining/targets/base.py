@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.config import MaskConfig, ModelConfig, TargetConfig, ViewConfig
+from beit.objectives.metric_chart import LOSS, MetricChart
 from beit.tokenizer.protocol import ImageTokenizer
 
 
@@ -44,19 +45,6 @@ class Drawing:
 
     judged: str = ""
     """A sentence on right and wrong patches, besides what is said of every target."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricChart:
-    """A chart of metrics over the steps. What a run has not measured is left out."""
-
-    title: str
-    curves: tuple[tuple[str, str], ...]
-    """(metric, label)."""
-    baselines: tuple[tuple[str, str], ...] = ()
-    """(metric, label): drawn thinner, to compare the curves with."""
-    percent: bool = False
-    from_zero: bool = False
 
 
 class Target(ABC):
@@ -151,7 +139,7 @@ class Target(ABC):
         of its own.
         """
         return (
-            MetricChart(title="Loss", curves=(("train/loss", "loss"),)),
+            LOSS,
             MetricChart(title="Loss on fixed samples and masks", curves=(("eval/loss", "loss"),)),
         )
 

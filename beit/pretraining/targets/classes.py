@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.pretraining.targets.base import MetricChart, Target
+from beit.objectives.metric_chart import MetricChart
+from beit.pretraining.targets.base import Target
 
 IGNORED = -100  # torch's number for a position without a target
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.config import ViewConfig
-from beit.pretraining.targets.base import MetricChart, Target, TargetSetting
+from beit.objectives.metric_chart import MetricChart
+from beit.pretraining.targets.base import Target, TargetSetting
 from beit.vit.backbone import CHANNELS, cut, take_tokens
 
 

@@ -8,7 +8,7 @@ from beit.plain import from_dict, to_dict
 from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.objective import DvaeObjective
 from pipelines.config.tokenizer import TrainTokenizerConfig
-from pipelines.presets.tokenizer import PRESETS, dalle, tokenizer_preset
+from pipelines.presets.tokenizer import PRESETS, dalle
 from pipelines.train_tokenizer import TokenizerTask
 
 TASK = TokenizerTask()
@@ -45,12 +45,12 @@ def test_dalles_schedules_are_those_of_its_appendix():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_its_json(name):
-    config = tokenizer_preset(name)
+    config = TASK.preset(name)
     assert from_dict(TrainTokenizerConfig, to_dict(config)) == config
 
 
 def test_large_tokenizers_want_images_and_unknown_names_are_refused():
     with pytest.raises(UserError, match=r"data\.train is not given"):
         TASK.prepare(dalle(), preset="dalle", say=lambda line: None)
-    with pytest.raises(UserError, match="there is no tokenizer preset dale"):
-        tokenizer_preset("dale")
+    with pytest.raises(UserError, match="tokenizer train has no preset dale"):
+        TASK.preset("dale")

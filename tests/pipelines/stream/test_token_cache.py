@@ -32,7 +32,7 @@ from pipelines.config.resources import ResourceConfig
 from pipelines.config.tokenizer import EncodeConfig
 from pipelines.encode_tokens import config_of, encode_tokens, place_encoding
 from pipelines.presets import pretrain as presets
-from pipelines.pretrain import Pretraining, pretrain
+from pipelines.pretrain import PretrainTask, pretrain
 from pipelines.runs.metrics import read_metrics
 from pipelines.sources import open_source
 from pipelines.stream.dispatcher import Dispatcher
@@ -45,7 +45,7 @@ from pipelines.training import fit
 from pipelines.training.step import Stepper
 from pipelines.training.training import MICRO_BATCH
 
-TASK = Pretraining()
+TASK = PretrainTask()
 
 UNITS, ROWS, EPOCHS = PART_UNITS + 2, 5, 2
 BROKEN = (3, 1)  # unit, row

@@ -40,7 +40,7 @@ from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.samples import SampleConfig, make_samples
 from pipelines.training import fit
-from pipelines.training.run import train
+from pipelines.training.frame import train
 from pipelines.training.training import Training
 
 SEED, EPOCHS, BATCH = 5, 3, 24

@@ -13,9 +13,9 @@ from beit.errors import JobFailedError
 from beit.plain import override
 from pipelines.cluster.placement import Node
 from pipelines.presets.pretrain import quickstart
-from pipelines.pretrain import Pretraining
+from pipelines.pretrain import PretrainTask
 from pipelines.runs import evaluations, run_folder
-from pipelines.training import run as frame
+from pipelines.training import frame
 from pipelines.training.task import Judge
 from pipelines.training.training import Result
 
@@ -51,7 +51,7 @@ def run(tmp_path, monkeypatch):
     config = override(
         quickstart(), {**values, "optim.global_batch_size": 16, "optim.warmup_steps": 1, **output}
     )
-    training = Pretraining().prepare(config, preset="test", say=lambda line: None)
+    training = PretrainTask().prepare(config, preset="test", say=lambda line: None)
     monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: contextlib.nullcontext())
     monkeypatch.setattr(frame, "cluster_nodes", lambda: [Node(cpus=2, gpus=0)])
     lines, segments = [], []

@@ -4,9 +4,9 @@ import pytest
 
 from beit.errors import UserError
 from beit.plain import from_dict, override, to_dict
-from pipelines.presets.finetune import finetune_preset
-from pipelines.presets.segment import segment_preset
+from pipelines.finetune import ClassificationTask
 from pipelines.runs.run_folder import check_same
+from pipelines.segment import SegmentationTask
 from pipelines.training.pretraining import check_config
 from tune.ablation.config import ABLATIONS, AblationConfig, ablation_preset
 
@@ -17,14 +17,14 @@ def test_every_preset_can_be_ablated_and_a_saved_ablation_is_read_back(name):
     assert from_dict(AblationConfig, json.loads(json.dumps(to_dict(config)))) == config
     for row in config.rows:
         check_config(config.pretraining(row, 0))
-    assert finetune_preset(config.classify.recipe).model.image_size == config.model.image_size
-    segment_preset(config.segment.recipe)
+    assert ClassificationTask().preset(config.classify.recipe).model.image_size == config.model.image_size
+    SegmentationTask().preset(config.segment.recipe)
 
 
 def test_the_papers_ablation_is_fine_tuned_as_in_the_paper():
     config = ablation_preset("base-300")
     assert (config.classify.recipe, config.segment.recipe) == ("base", "ade20k")
-    assert segment_preset("ade20k").head == "setr-pup"
+    assert SegmentationTask().preset("ade20k").head == "setr-pup"
 
 
 def test_rows_have_the_seeds_that_were_asked_for():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from beit.errors import UserError
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.cluster.failures import resumable
@@ -18,19 +17,20 @@ from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_mac
 from pipelines.cluster.placement import Placement, place
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import check_batch
+from pipelines.evaluation.judge import Judge
 from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.run import write_report
 from pipelines.runs import evaluations, run_folder, tracking
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
 from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
-from pipelines.training.task import Finished, Judge, Ready, Task
+from pipelines.training.task import Finished, Prepared, Task
 from pipelines.training.training import Config, Result, Training
 from pipelines.training.watch import Follow
 
 
 def run(
-    task: Task[Config, Ready],
+    task: Task[Config, Prepared],
     config: Config,
     *,
     preset: str = "custom",
@@ -63,25 +63,19 @@ def run(
     training = task.prepare(config, preset=preset, say=say)
     for line in task.summary(training):
         say(line)
-    judge = task.judge(training, say)
+    judge = task.make_judge(training, say)
     folder, result = train(training, resume=resume, debug=debug, say=say, follow=follow, judge=judge)
-    finished = Finished(
-        config=training.config,
-        preset=preset,
-        run=folder.uri,
-        checkpoint=result.checkpoint,
-        training=training,
-    )
-    reached = [*task.conclusion(finished, result), *task.keep(finished, result)]
+    finished = Finished(config=training.config, preset=preset, run=folder.uri, training=training)
+    for line in (*task.conclusion(finished, result), *task.keep(finished, result)):
+        say(line)
     report = task.report(finished)
-    page = write_report(folder.uri, **vars(report))
+    page = write_report(folder.uri, report, program=task.program)
+    say(f"report: {page}")
     place_in_mlflow = mlflow_place(training, folder.uri)
     if place_in_mlflow is not None:
         files = [REPORT_FILE, run_folder.CONFIG_FILE]
         if not tracking.attach(folder.uri, place_in_mlflow, files):
             say("warning: MLflow cannot be reached; the report is in the run folder only")
-    for line in (*reached, f"report: {page}"):
-        say(line)
     for what, command in report.commands:
         say(f"next, {what[0].lower()}{what[1:]}: {command}")
     return result
@@ -94,24 +88,16 @@ def run_command(task: Task[Any, Any], arguments: list[str], debug: bool) -> None
         run(task, parsed.config, preset=parsed.preset, resume=parsed.resume, debug=debug)
 
 
-def rebuild_report(task: Task[Config, Ready], path: str) -> str:
+def rebuild_report(task: Task[Config, Prepared], path: str) -> str:
     """Write the report of a run again, from its folder and its data; returns the page's path.
 
     Raises:
-        UserError: If there is no run of this job, or it has no checkpoint yet.
+        UserError: If there is no run of this job, or it has no model yet.
     """
     config, preset = run_folder.saved_config(path, task.config_type, job=task.name)
-    uri = storage.absolute(path)
-    checkpoint = run_folder.latest_checkpoint(uri)
-    if checkpoint is None:
-        raise UserError(
-            f"{path} has no complete checkpoint yet",
-            "wait for its first one (output.checkpoint_steps), or --resume it",
-        )
-    finished: Finished[Config, Ready] = Finished(
-        config=config, preset=preset, run=uri, checkpoint=checkpoint, training=None
-    )
-    return write_report(uri, **vars(task.report(finished)))
+    run = storage.absolute(path)
+    finished: Finished[Config, Prepared] = Finished(config=config, preset=preset, run=run, training=None)
+    return write_report(run, task.report(finished), program=task.program)
 
 
 def check_room(config: JobConfig) -> None:

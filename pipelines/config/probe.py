@@ -1,0 +1,63 @@
+"""Configuration of a probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from beit.checks import CommandConfig, NotNegativeInt, Options, PositiveInt, PositiveShare
+from beit.probing.config import KnnConfig, LinearConfig
+from beit.vit.pooling import POOLINGS, Pooling, check_poolings
+from pipelines.config.jobs import FolderConfig
+from pipelines.config.resources import ResourceConfig
+from pipelines.config.supervised import ClassifyDataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(CommandConfig):
+    """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
+
+    free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "keep_features")
+
+    start: str | None = None
+    """A run folder, whose model is probed, or the folder of a checkpoint."""
+
+    data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
+
+    classes: PositiveInt | None = None
+    """How many there are. None: as many as the data names, or its largest label + 1."""
+
+    layers: tuple[int, ...] = ()
+    """Blocks whose output is probed, from 1; -1 is the last. None given: all."""
+
+    poolings: tuple[Pooling, ...] = POOLINGS
+    """mean: mean of the patches. cls: the class token."""
+
+    baseline: bool = True
+    """Probe the same architecture with random weights too: what the data tell without any training."""
+
+    most_images: PositiveInt = 50_000
+    """The most training images to take. Where there are more, this many are drawn, the same share of every
+    class, and a line says so."""
+
+    centre: PositiveShare | None = None
+    """Share of the short side that the square view in the middle covers. None: 0.875 for models between 128
+    and 384 px, else 1."""
+
+    numbers: Literal["float16", "float32"] = "float16"
+    """Number format of the features. float32 is for models whose features are too large for float16."""
+
+    keep_features: bool = False
+    """Keep the features in the run folder. False: they are deleted at the end."""
+
+    seed: NotNegativeInt = 0
+    """Draws the part of the images, the random weights and the order of the linear classifier's training."""
+
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    output: FolderConfig = field(default_factory=FolderConfig)
+
+    def check_together(self, option: Options) -> None:
+        """Refuse no pooling at all."""
+        check_poolings(self.poolings)
