@@ -125,7 +125,9 @@ COMMANDS = {
         "pipelines.planning.plan:command",
     ),
     "doctor": Entry(
-        "", "what stands in the way of a run, here or on the cluster", "pipelines.tools.doctor:command"
+        "",
+        "what stands in the way of a run, here or on the cluster",
+        "pipelines.tools.doctor.command:command",
     ),
 }
 

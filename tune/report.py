@@ -32,11 +32,13 @@ from pipelines.runs.progress import duration
 from tune.charts import heat_map, learning_curves, parallel_coordinates
 from tune.config import SweepConfig
 from tune.goal import Goal
-from tune.result import BEST_FILE, TRIALS_FILE
+from tune.parent import link_of, read_how
+from tune.result import BEST_FILE, TRIALS_FILE, winner_command
 from tune.space import described
 from tune.state import STATES, Trial, values_of, winner
 from tune.stopping import rungs
 
+JOB = "sweep"
 PLANE = ("mask.ratio", "optim.peak_lr")
 NAMED_CURVES = 10
 
@@ -85,6 +87,30 @@ def write_sweep_report(
         lines=lines,
         config=config,
     )
+
+
+def write_report(
+    folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str
+) -> tuple[str, str | None]:
+    """Write the page of a sweep from its folder; returns its path, and the command that trains the winner."""
+    how = read_how(folder, job=JOB)
+    best, command = winner(trials, goal), None
+    if best is not None:
+        command = winner_command(
+            folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images
+        )
+    page = write_sweep_report(
+        folder,
+        config,
+        trials,
+        goal,
+        preset=preset,
+        seconds=how.seconds,
+        lines=how.lines,
+        mlflow=link_of(folder, config),
+        command=command,
+    )
+    return page, command
 
 
 def write_report_page(

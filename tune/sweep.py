@@ -28,12 +28,12 @@ from pipelines.runs import run_folder
 from tune.concurrency import Schedule
 from tune.config import SWEEPS, SweepConfig, sweep_preset
 from tune.explain import explain, in_words
-from tune.goal import GOALS, Goal
-from tune.parent import How, keep_how, link_of, read_how, run_to_the_end
+from tune.goal import GOALS
+from tune.parent import How, keep_how, run_to_the_end
 from tune.prepare import Prepared, make_design, plan_concurrency, prepare
 from tune.progress import Progress
-from tune.report import write_sweep_report
-from tune.result import BEST_FILE, TRIALS_FILE, winner_command, write_best, write_trials
+from tune.report import JOB, write_report
+from tune.result import BEST_FILE, TRIALS_FILE, write_best, write_trials
 from tune.search import Learned, Planned
 from tune.space import described
 from tune.state import Trial, read_trials, winner, write_trial
@@ -43,7 +43,6 @@ from tune.tracking import SweepLog, check_store
 from tune.trial import check_trial, entry_of, run_trial, trial_config
 from tune.tuner import run_tuner
 
-JOB = "sweep"
 PLAN_FILE = "plan.json"
 
 
@@ -346,30 +345,6 @@ class _Sweep:
 
     def _batch(self, trial: Trial) -> int:
         return int(trial.params.get("optim.global_batch_size", self.config.optim.global_batch_size))
-
-
-def write_report(
-    folder: str, config: SweepConfig, trials: list[Trial], goal: Goal, *, preset: str
-) -> tuple[str, str | None]:
-    """Write the page of a sweep from its folder; returns its path, and the command that trains the winner."""
-    how = read_how(folder, job=JOB)
-    best, command = winner(trials, goal), None
-    if best is not None:
-        command = winner_command(
-            folder, config.pretraining(best.params), list(best.params), preset=preset, images=how.images
-        )
-    page = write_sweep_report(
-        folder,
-        config,
-        trials,
-        goal,
-        preset=preset,
-        seconds=how.seconds,
-        lines=how.lines,
-        mlflow=link_of(folder, config),
-        command=command,
-    )
-    return page, command
 
 
 def rebuild_report(run: str) -> str:

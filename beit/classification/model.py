@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from beit.config import ModelConfig
-from beit.vit.backbone import INIT_STD, NORM_EPS, Backbone, Linear
+from beit.vit.backbone import INIT_STD, Backbone
+from beit.vit.layers import NORM_EPS, Linear
 from beit.vit.pooling import Pooling
 
 FINETUNING_HEAD_SCALE = 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 
 from beit.config import ModelConfig, ViewConfig
 from beit.errors import UserError
-from beit.vit.backbone import CHANNELS, NORM_EPS
+from beit.vit.layers import CHANNELS, NORM_EPS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 

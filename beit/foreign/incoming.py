@@ -26,8 +26,8 @@ from beit.foreign.translation import SOURCES, drop, listed, translate, unwrapped
 from beit.loading import KINDS
 from beit.plain import to_dict
 from beit.segmentation.model import default_taps
-from beit.vit.backbone import NORM_EPS
 from beit.vit.checkpoints import is_checkpoint, save_model
+from beit.vit.layers import NORM_EPS
 from beit.vit.model import VitModel
 
 Pixels = Literal["half", "imagenet"]

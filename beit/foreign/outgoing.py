@@ -25,7 +25,7 @@ from beit.loading import KINDS, load_model
 from beit.plain import from_dict
 from beit.pretraining.targets import VisualTokens
 from beit.segmentation.model import default_taps
-from beit.vit.backbone import relative_position_index
+from beit.vit.attention import relative_position_index
 from beit.vit.checkpoints import SavedConfig, read_config, read_tensors
 from beit.vit.transfer import SHARED_TABLE, finetuning_config, per_block_tables
 

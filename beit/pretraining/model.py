@@ -10,7 +10,8 @@ from torch import Tensor
 
 from beit.config import ModelConfig
 from beit.objectives.base import derive
-from beit.vit.backbone import Backbone, Linear, initialise
+from beit.vit.backbone import Backbone, initialise
+from beit.vit.layers import Linear
 
 # [seed, purpose, step, worker]: the purpose keeps this module's generator apart from others.
 WEIGHTS = 1

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from beit.config import ViewConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
-from beit.vit.backbone import Backbone, backbone_of, take_biases, take_tokens
+from beit.vit.attention import take_biases
+from beit.vit.backbone import Backbone, backbone_of
+from beit.vit.layers import take_tokens
 from beit.vit.resolution import at_size
 
 FIGURE_GRID = 30

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from beit.config import AbsoluteMode
 from beit.errors import UserError
-from beit.vit.backbone import backbone_of, relative_position_index
+from beit.vit.attention import relative_position_index
+from beit.vit.backbone import backbone_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Grid = tuple[int, int]

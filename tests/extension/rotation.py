@@ -15,7 +15,8 @@ from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
 from beit.objectives.vit import VitObjective
-from beit.vit.backbone import Backbone, Linear
+from beit.vit.backbone import Backbone
+from beit.vit.layers import Linear
 from pipelines import seeds
 from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig

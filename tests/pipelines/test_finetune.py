@@ -240,7 +240,7 @@ def test_a_model_is_judged_after_so_many_epochs(pretrained, tmp_path):
     config = override(TASK.config_for(pretrained, "quickstart"), {**values, **output, "model.image_size": 64})
     for epochs, pauses in ((1.5, [8, 16]), (2, [10]), (4, []), (None, [])):
         training = TASK.prepare(override(config, {"evaluate_epochs": epochs}), preset="test", say=print)
-        assert (training.total_steps, list(TASK.judge(training, print).pauses)) == (20, pauses)
+        assert (training.total_steps, list(TASK.make_judge(training, print).pauses)) == (20, pauses)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beit.pretraining.targets.base import Drawing, TargetSetting
 from beit.pretraining.targets.classes import Classes
-from beit.vit.backbone import CHANNELS
+from beit.vit.layers import CHANNELS
 
 COLOUR_LEVELS = 8  # of a channel: 3 bits
 

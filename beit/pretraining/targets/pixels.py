@@ -14,7 +14,7 @@ from torch import Tensor
 from beit.config import ViewConfig
 from beit.objectives.metric_chart import MetricChart
 from beit.pretraining.targets.base import Target, TargetSetting
-from beit.vit.backbone import CHANNELS, cut, take_tokens
+from beit.vit.layers import CHANNELS, cut, take_tokens
 
 
 class Pixels(Target):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from beit.vit.backbone import Conv2d
+from beit.vit.layers import Conv2d
 
 DROPOUT = 0.1
 """Share of the channels that is dropped before a head's last layer in training (microsoft/unilm,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.segmentation.heads.layers import ConvNorm, resized
-from beit.vit.backbone import NORM_EPS, Conv2d
+from beit.vit.layers import NORM_EPS, Conv2d
 
 CHANNELS = 256
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from beit.config import ModelConfig
 from beit.segmentation.heads.layers import ConvNorm, ConvTranspose2d, drop_channels, resized
-from beit.vit.backbone import Backbone, Conv2d
+from beit.vit.backbone import Backbone
+from beit.vit.layers import Conv2d
 
 POOL_SIDES = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from beit.config import ModelConfig
-from beit.vit.backbone import Backbone, Block, PatchEmbed, draw_paths, initialise, relative_position_index
+from beit.vit.attention import relative_position_index
+from beit.vit.backbone import Backbone, Block, draw_paths, initialise
+from beit.vit.layers import PatchEmbed
 
 SMALL = ModelConfig(image_size=48, dim=24, depth=3, heads=3, drop_path=0.0)
 RELATIVE = ModelConfig(
@@ -28,26 +30,6 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_index_has_the_released_codes_rows_on_its_grid_of_14():
-    patches = relative_position_index(14, 14)[1:, 1:]
-    assert [int(patches[pair]) for pair in ((0, 0), (0, 1), (1, 0), (0, 14))] == [364, 363, 365, 337]
-
-
-def test_every_offset_between_patches_has_one_row_and_the_class_token_the_last_three():
-    rows, columns = 3, 4
-    index = relative_position_index(rows, columns)
-    offsets: dict[int, set[tuple[int, int]]] = {}
-    for asking in range(rows * columns):
-        for other in range(rows * columns):
-            offset = (asking // columns - other // columns, asking % columns - other % columns)
-            offsets.setdefault(int(index[1 + asking, 1 + other]), set()).add(offset)
-    assert sorted(offsets) == list(range(35))
-    assert all(len(same) == 1 for same in offsets.values())
-    assert set(index[0, 1:].tolist()) == {35}, "the class token asks a patch"
-    assert set(index[1:, 0].tolist()) == {36}, "a patch asks the class token"
-    assert int(index[0, 0]) == 37
 
 
 def test_patches_are_embedded_like_a_convolution_does():

@@ -1,0 +1,38 @@
+import importlib.metadata
+import os
+import shutil
+
+from pipelines.tools.doctor import machine
+from pipelines.tools.doctor.finding import Level
+
+NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def test_versions_that_are_not_what_the_package_asks_for_are_named(monkeypatch):
+    assert only(machine.versions()).level is Level.FINE
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "2.9.1" if name == "ray" else installed(name)
+    )
+    finding = only(machine.versions())
+    assert finding.level is Level.PROBLEM
+    assert "ray 2.9.1 is not ==2.60.*" in finding.what
+
+
+def test_small_shared_memory_and_full_disks_are_told(tmp_path):
+    assert only(machine.shared_memory(0.0, tmp_path)).level is Level.FINE
+    assert only(machine.shared_memory(1e18, tmp_path)).level is Level.WARNING
+    usage = os.statvfs(tmp_path)
+    finding = only(machine.disk(tmp_path))
+    assert f"{usage.f_bavail * usage.f_frsize / 2**30:.0f} GiB free" in finding.what
+
+
+def test_a_full_disk_is_a_problem(monkeypatch, tmp_path):
+    usage = type("Usage", (), {"free": 1 << 30, "total": 100 << 30})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert only(machine.disk(tmp_path)).level is Level.PROBLEM
