@@ -1,1 +1,1 @@
-"""Where the bytes come from, where the work runs, what is reported. No mathematics in here."""
+"""The plumbing around the method: data, Ray, run folders, reports and commands. No mathematics in here."""

@@ -1,4 +1,4 @@
-"""The images that a job was given, or the built-in scenes: to learn from, and to be judged by."""
+"""Open the images that a job was given, or the built-in scenes, for training and for validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ Data = TypeVar("Data", bound=SupervisedDataConfig)
 
 
 def with_absolute_data(config: Config) -> Config:
-    """Make `data.train` absolute: the saved configuration then holds wherever the run is resumed from."""
+    """Make `data.train` absolute, so that the saved configuration is valid wherever the run is resumed
+    from.
+    """
     train = config.data.train
     return replace(
         config, data=replace(config.data, train=None if train is None else storage.absolute(train))
@@ -27,8 +29,8 @@ def with_absolute_data(config: Config) -> Config:
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
-    """Open the images of a run: `data.train`, or the built-in scenes, rendered beside the runs the
-    first time.
+    """Open the images of a run: `data.train`, or the built-in scenes, which are rendered next to the runs
+    when they are first used.
     """
     if config.data.train is not None:
         return open_source(config.data.train, split="train", say=say)
@@ -50,15 +52,15 @@ class HasLabelledData(HasData, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
-    """The labelled images that a job learns from, and those that it is judged by."""
+    """The labelled images of a job: for training and for validation."""
 
     source: Source
-    """Of the training images; its manifest is `train`."""
+    """Source of the training images; its manifest is `train`."""
     train: LabelledManifest
     val: LabelledManifest | None
     classes: int
     class_names: tuple[str, ...] | None
-    """A name for each of the `classes`. None: there are none, or not as many."""
+    """A name for each of the `classes`. None: the data has no names, or not that many."""
 
 
 def checked_data(data: Data, *, image_size: int, job: str) -> Data:
@@ -70,7 +72,7 @@ def checked_data(data: Data, *, image_size: int, job: str) -> Data:
         job: The command, for messages.
 
     Raises:
-        UserError: Naming the option.
+        UserError: If an option is wrong; the message names it.
     """
     check_has_data(
         data.train,
@@ -88,14 +90,14 @@ def open_labelled(
     """Open training and validation images; renders the built-in scenes if no data is given.
 
     Args:
-        config: With absolute paths.
+        config: The job's configuration, with absolute paths.
         image_size: Side of the scenes.
         classes: K. None: as many as the data names, or its largest label + 1.
-        seed: Draws `data.fraction`.
+        seed: Seed of the choice of `data.fraction`.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: Where there are no images or no labels, or labels that are none.
+        UserError: If there are no images or no labels, or if some labels are invalid.
     """
     source = label_source(
         open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes
@@ -131,7 +133,9 @@ def open_val(
 def held_out_scenes(
     root: str, *, first: int, images: int, image_size: int, say: Callable[[str], None]
 ) -> Source:
-    """Open scenes that follow the `first` ones, which are trained on; rendered the first time."""
+    """Open the scenes that follow the first `first` ones, which are for training; they are rendered when they
+    are first used.
+    """
     folder = storage.join(root, "scenes", f"{images}-images-after-{first}-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):
         say(f"data: rendering {images:,} scenes of {image_size} px for validation into {folder}")

@@ -1,9 +1,9 @@
-"""Tokenise once: `beit tokenizer encode [PRESET | CONFIG.json] --data.train … --out DIR`, or `python -m
-pipelines.encode_tokens …`.
+"""Compute visual tokens once, for many runs: `beit tokenizer encode [PRESET | CONFIG.json] --data.train …
+--out DIR`, or `python -m pipelines.encode_tokens …`.
 
-A job of `pipelines.parts.job`: token views are made by tasks on CPUs, tokens by actors that hold the
-tokenizer. Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees the samples and
-tokens of a run that tokenises itself.
+This is a job of `pipelines.parts.job`: tasks on CPUs make token views, and actors that hold the tokenizer
+compute the tokens. Views are drawn as in pretraining, so `beit pretrain PRESET --data.tokens DIR` sees the
+same samples and tokens as a run that tokenises while it trains.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently, tok
 from pipelines.stream.samples import SampleConfig, make_samples
 from pipelines.stream.token_cache import CacheDescription, TokenCache, view_fields
 
-# Images that the tokenizer is given at once: bounds what a part of many images takes on a GPU.
+# Images that the tokenizer encodes at once: limits the GPU memory that a part with many images needs.
 IMAGES_AT_ONCE = 256
 
 
@@ -49,14 +49,14 @@ class EncodeResult:
     views: int
     parts: int
     written: int
-    """Parts that this call wrote; the others were there."""
+    """Parts that this call wrote; the others existed before."""
 
 
 def config_of(name: str) -> EncodeConfig:
-    """Return the configuration that fits a pretraining preset, or the configuration of a run.
+    """Return the configuration for a pretraining preset or for a run.
 
     Raises:
-        UserError: For a name that is neither.
+        UserError: If `name` is neither.
     """
     run = (
         run_folder.saved_config(name, PretrainConfig, job="pretrain")[0]
@@ -79,18 +79,18 @@ def encode_tokens(
     debug: bool = False,
     say: Callable[[str], None] = print,
 ) -> EncodeResult:
-    """Write the tokens of the first epochs' views; parts of an earlier call stay.
+    """Write the tokens of the views of the first epochs. Parts that an earlier call wrote are kept.
 
     Args:
         config: What to tokenise.
         one_of_many: `out` holds caches by their `CacheDescription.name`, and this is to be one of them.
-        debug: Let Ray's own messages through.
+        debug: Show Ray's own messages.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For mistakes in the configuration or the data, and a folder that holds other tokens.
+        UserError: If the configuration or the data has mistakes, or the folder holds other tokens.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+    import ray.data  # noqa: F401 (sets up its loggers, which session.start then silences)
 
     if (train := config.data.train) is None:
         raise UserError(
@@ -127,7 +127,7 @@ def encode_tokens(
             f"{len(missing):,} of {parts:,} parts missing"
         )
         if missing:
-            # There are no workers, which the first line of the placement is about.
+            # There are no workers, so the first line of the placement is left out.
             for line in (
                 *local_path_warnings(nodes, {"out": cache.path, "data.train": storage.absolute(train)}),
                 *placement.lines()[1:],
@@ -153,7 +153,7 @@ def _checked_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
 def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
     """Place views and tokenizers as in training, with the workers' resources for the tokenizers.
 
-    That is a GPU each, and without GPUs all cores but what one reading task takes.
+    Each tokenizer gets a GPU. Without GPUs, tokenizers get all cores except those of one reading task.
     """
     on_gpu = config.device != "cpu" and any(int(node.gpus) for node in nodes)
     cores = sum(node.cpus for node in nodes)
@@ -161,7 +161,7 @@ def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
     cpus = config.tokenizer_cpus or (
         1.0 if not share and max((node.cpus for node in nodes), default=0) >= 2 else None
     )
-    # A worker on a CPU, of next to nothing: place() knows no cluster without workers.
+    # A worker on a CPU that takes almost nothing: place() needs at least one worker.
     config = replace(
         config, workers=1, streams=1, worker_cpus=0.01, tokenizer_gpus=share, tokenizer_cpus=cpus
     )
@@ -179,7 +179,7 @@ def place_encoding(config: ResourceConfig, nodes: list[Node]) -> Placement:
 
 
 def _precision(tokenizer: ImageTokenizer, config: TokenizerConfig, placement: Placement) -> str:
-    """Return the arithmetic of the tokenizer where it will run; the GPU may be on another machine."""
+    """Return the precision that the tokenizer will compute in; its GPU may be on another machine."""
     if placement.tokenizer_device == "cpu":
         return tokenizer.precision
     import ray
@@ -238,7 +238,7 @@ def views_of_pieces(manifest: Manifest, pieces: Sequence[Piece], samples: Sample
 
     Args:
         manifest: The data.
-        pieces: What the part holds.
+        pieces: The images of the part.
         samples: How views are drawn.
 
     Returns:

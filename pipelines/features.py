@@ -1,4 +1,6 @@
-"""Embed a corpus: `beit features RUN DATA OUT [--option value …]`, or `python -m pipelines.features …`."""
+"""Compute features of every image of a data set: `beit features RUN DATA OUT [--option value …]`, or `python
+-m pipelines.features …`.
+"""
 
 from __future__ import annotations
 
@@ -25,52 +27,55 @@ from pipelines.runs.models import find_model, holds_model, keep_model, model_con
 from pipelines.sources import Manifest, open_source
 
 DEEP = 8
-"""Blocks from which on a pretrained model's middle layers are taken to be better than its last."""
+"""Number of blocks from which on a middle layer of a pretrained model is assumed to have better features than
+its last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(CommandConfig):
-    """Features of every image of a data set, as Parquet files."""
+    """Compute features of every image of a data set, and write them as Parquet files."""
 
     run: str
-    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
+    """Run folder or checkpoint folder with the model. Of a run, its model/ is taken, or its newest checkpoint
+    if that is later."""
 
     data: str
-    """Folder, glob or bucket URI of Parquet shards, image files or tars."""
+    """Images: a folder, glob or bucket URI of Parquet shards, image files or tars."""
 
     out: str
-    """Folder or bucket URI for the features. An unfinished one is gone on with."""
+    """Folder or bucket URI for the features. An unfinished one is completed."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is kept, from 1; -1 is the last. None given: the last of a fine-tuned model and of
-    one of fewer than 8 blocks; of another pretrained one a middle layer, because its last ones serve the
-    prediction of tokens (the 9th of 12 and the 14th of 24 were best in the paper). `beit probe` tells which
-    is best."""
+    """Blocks whose output is kept, counted from 1; -1 is the last. Not given: the last block of a fine-tuned
+    model and of models with fewer than 8 blocks; otherwise a middle one, because the last blocks of a
+    pretrained model specialise in predicting tokens (the 9th of 12 and the 14th of 24 were best in the
+    paper). `beit probe` tells which block is best."""
 
     poolings: tuple[Pooling, ...] = ("mean",)
-    """mean: mean of the patches. cls: the class token."""
+    """How a block's output becomes a feature. mean: the mean of the patch tokens. cls: the class token."""
 
     numbers: Literal["float16", "float32"] = "float16"
-    """How features are written. They are computed in full precision, unless `resources.precision` is bf16."""
+    """Number format of the written features. They are computed in float32, unless `resources.precision` is
+    bf16."""
 
     centre: PositiveShare | None = None
-    """Share of the short side that is looked at. None: 0.875, and all of it from 384 px on and up to 128
-    px."""
+    """Side of the centre square that the model sees, as a share of the image's shorter side. None: 0.875; 1
+    for models of 384 px and more, and of 128 px and less."""
 
     label: str | None = None
-    """Column that is written as the label. None: label, labels, class, target or fine_label, if one is
-    there."""
+    """Column that is written as the label. None: the first that exists of label, labels, class, target and
+    fine_label."""
 
     split: str | None = None
-    """Which shards to read where the folder holds several splits, such as val. None: all of them."""
+    """Split to read, such as val, if the folder holds several. None: all splits."""
 
     images_per_file: PositiveInt = 512
-    """About how many images a file has. Their views are held in memory together."""
+    """Approximate number of images in a file. Their views are held in memory together."""
 
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
     def check_together(self, option: Options) -> None:
-        """Refuse no pooling at all."""
+        """Refuse an empty list of poolings."""
         check_poolings(self.poolings)
 
 
@@ -85,28 +90,28 @@ class FeaturesResult:
     """Images listed in undecodable.csv."""
     files: int
     written: int
-    """Files that this call wrote; the others were there."""
+    """Files that this call wrote; the others existed before."""
 
 
 def features(
     config: FeaturesConfig, *, debug: bool = False, say: Callable[[str], None] = print
 ) -> FeaturesResult:
-    """Write the features of every image of a data set; files of an earlier call stay.
+    """Write the features of every image of a data set. Files that an earlier call wrote are kept.
 
     Args:
-        config: Which model, which images, which features.
-        debug: Let Ray's own messages through.
+        config: The model, the images, and which features to compute.
+        debug: Show Ray's own messages.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For mistakes in the options or the data, a folder that holds other features, and numbers
+        UserError: If the options or the data have mistakes, the folder holds other features, or numbers are
             too large for float16.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which cluster.start then quietens)
+    import ray.data  # noqa: F401 (sets up its loggers, which session.start then silences)
 
     checkpoint = find_model(config.run)
     saved = model_config(checkpoint)
-    view_of(saved, config.run)  # Refuses a model that does not say how it wants its pixels.
+    view_of(saved, config.run)  # Refuses a model that does not say how its pixels were normalised.
     layers = check_layers(config.layers or (default_layer(saved),), saved.model.depth)
     data, out = storage.absolute(config.data), storage.absolute(config.out)
     if storage.lies_in(out, data):
@@ -131,7 +136,7 @@ def features(
         placement = place(config.resources, nodes, tokenize=False)
         for line in (*local_path_warnings(nodes, {"data": data, "out": out}), *placement.lines()):
             say(line)
-        remedy = "give the same command again: files that are written stay"
+        remedy = "give the same command again: finished files are kept"
         with resumable("while features were computed", remedy, folder=None, say=say):
             files, written = extract(
                 source.manifest,
@@ -155,7 +160,7 @@ def features(
 
 
 def _kept(checkpoint: str, out: str) -> str:
-    """Copy the model beside its features: a running training deletes its older checkpoints."""
+    """Copy the model next to its features, because a running training deletes its older checkpoints."""
     kept = storage.join(out, MODEL_FOLDER)
     if not holds_model(kept):
         keep_model(checkpoint, out)
@@ -168,7 +173,7 @@ def _kept(checkpoint: str, out: str) -> str:
 
 
 def default_layer(saved: SavedConfig) -> int:
-    """Return the layer with the best features, as far as can be known without a probe."""
+    """Return the layer that probably has the best features; only a probe can tell."""
     deep = (
         saved.model.depth >= DEEP
     )  # Of a ViT of 4 blocks, the last was best after pretraining too (docs/log/probing.md).

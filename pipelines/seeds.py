@@ -1,4 +1,4 @@
-"""The seeds of every random choice of a sample."""
+"""Seeds of all random choices that concern a sample."""
 
 import numpy as np
 
@@ -16,10 +16,10 @@ FRACTION = 9
 
 
 def generator(seed: int, purpose: int, epoch: int, unit: int, row: int) -> np.random.Generator:
-    """Return the generator of one sample for one purpose. Always five numbers, so no two are the same
-    stream.
+    """Return the generator of one sample for one purpose. The seed always has five numbers, so that no two
+    generators draw the same stream.
 
-    A mask drawn here never changes the view of the same sample, and whoever draws it again, on any node
-    and in any order, draws the same.
+    Drawing a mask never changes the view of the same sample, and each is the same on any node and in any
+    order.
     """
     return np.random.default_rng([seed, purpose, epoch, unit, row])

@@ -1,4 +1,4 @@
-"""File operations that work alike on local paths and on s3:// and gs:// URIs."""
+"""File operations that work the same on local paths and on s3:// and gs:// URIs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Entry:
 
 
 class UnwritableError(UserError, OSError):
-    """A local folder that cannot be made or written. Also an `OSError`, for callers that can do without the
-    file.
+    """A local folder that cannot be created or written to. Also an `OSError`, for callers that can work
+    without the file.
     """
 
 
@@ -94,8 +94,7 @@ def _local() -> fs.FileSystem:
 
 @functools.cache
 def _file_system(root: str) -> fs.FileSystem:
-    # Kept for the process: every new S3 client asks the network for the bucket's region and opens its own
-    # connections.
+    # Cached for the process: every new S3 client looks up the bucket's region and opens its own connections.
     try:
         return fs.FileSystem.from_uri(root)[0]
     except (ValueError, NotImplementedError) as error:
@@ -160,7 +159,7 @@ def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int,
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
-        return  # A link that leads back to a folder we are in.
+        return  # A link to a folder that contains it would never end.
     with os.scandir(folder) as entries:
         for item in entries:
             if item.name.startswith("."):
@@ -181,7 +180,7 @@ def list_folder(uri: str | Path) -> list[str]:
 
 
 def open_input(uri: str | Path) -> AbstractContextManager[Any]:
-    """A binary file to read, at any place of it."""
+    """Open a binary file for reading, with random access."""
     system, path = resolve(uri)
     file: AbstractContextManager[Any] = system.open_input_file(path)
     return file
@@ -202,13 +201,13 @@ def read_text(uri: str | Path) -> str:
 
 @contextmanager
 def open_output(uri: str | Path) -> Iterator[Any]:
-    """Open a binary file to write. It appears under its name only when complete; its folders are made.
+    """Open a binary file for writing. It appears under its name only when complete; its folders are created.
 
-    Local files are written beside their place and renamed; object stores show an object when its upload ends,
-    and an upload that is broken off by an exception is removed again.
+    A local file is written next to its final place and then renamed. An object store shows an object when its
+    upload ends; an upload that an exception interrupts is removed again.
 
     Raises:
-        UserError: If the local folder cannot be made or written.
+        UserError: If the local folder cannot be created or written to.
     """
     system, path = resolve(uri)
     if is_remote(uri):
@@ -216,7 +215,7 @@ def open_output(uri: str | Path) -> Iterator[Any]:
         try:
             yield file
         except BaseException:
-            # Closing is the only way to end an upload, and it publishes what was written.
+            # An upload can only be ended by closing it, which publishes what was written.
             file.close()
             system.delete_file(path)
             raise
@@ -265,11 +264,11 @@ def delete_folder(uri: str | Path) -> None:
 
 @contextmanager
 def local_copy(uri: str | Path, names: Collection[str] | None = None) -> Iterator[Path]:
-    """Give a folder as a local one: itself, or a copy of a bucket's while the context lasts.
+    """Provide a folder locally: the folder itself, or a copy of a folder on a bucket while the context lasts.
 
     Args:
         uri: The folder.
-        names: The only files that are needed. None: all.
+        names: The files that are needed. None: all files.
     """
     if not is_remote(uri):
         yield Path(resolve(uri)[1])

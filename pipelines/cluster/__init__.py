@@ -1,1 +1,1 @@
-"""Ray: start or join it, see its nodes, place the stages on them."""
+"""Start or join Ray, list its nodes, and place the stages of a run on them."""

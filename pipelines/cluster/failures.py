@@ -1,5 +1,5 @@
-"""How a job fails or is stopped: one line of cause, one of remedy. Ray's whole text goes into the job's
-folder.
+"""Report how a job failed or was stopped: the cause in one line, the remedy in another. Ray's full text goes
+into the job's folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CHAINED = re.compile(
 
 
 def cause_of(error: Exception | str) -> str:
-    """Return the line of an error that says why: of a traceback of Ray's, the exception raised first; else
-    the first line.
+    """Return the line of an error that states the cause: in a traceback of Ray's, the exception that was
+    raised first; otherwise the first line.
     """
     text = str(error)
     lines = RAISED.findall(CHAINED.split(text)[0]) or RAISED.findall(text)
@@ -38,7 +38,7 @@ def cause_of(error: Exception | str) -> str:
 def job_failed(
     error: Exception, folder: str | None, *, doing: str, cause: str, remedy: str
 ) -> JobFailedError:
-    """Make the error that ends a job; its whole text is written into the folder, if there is one."""
+    """Build the error that ends a job. Its full text is written into the folder, if one is given."""
     if folder is None:
         everything = "--debug shows everything"
     else:
@@ -50,16 +50,16 @@ def job_failed(
 
 @contextlib.contextmanager
 def resumable(doing: str, remedy: str, *, folder: str | None, say: Callable[[str], None]) -> Iterator[None]:
-    """On failure or interruption of work beside the training, say how to resume the job.
+    """If work outside of the training fails or is interrupted, say how to resume the job.
 
     Args:
-        doing: What is done meanwhile, such as "while the model was judged".
-        remedy: How to go on.
-        folder: Of the job.
+        doing: What is being done, such as "while the model was judged".
+        remedy: How to resume.
+        folder: The job's folder.
         say: Takes the lines for the user.
 
     Raises:
-        JobFailedError: For what Ray or the storage raises.
+        JobFailedError: If Ray or the storage raises an exception.
     """
     from ray.exceptions import RayError
 

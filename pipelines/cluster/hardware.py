@@ -1,4 +1,4 @@
-"""This machine and its versions in a line, for the head of a measurement."""
+"""Describe this machine and its software versions in one line, to head a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine_line(*packages: str) -> str:
-    """Return processor and versions, without which a figure means nothing."""
+    """Return processor and versions. A measurement cannot be compared without them."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{os.cpu_count()} x {_processor()} | python {platform.python_version()}, {versions}"
 

@@ -1,5 +1,5 @@
-"""The node types of a cluster, from a file for `ray up`, a RayCluster or RayJob of Kubernetes, or a plain
-list.
+"""Read the node types of a cluster from a file for `ray up`, from a RayCluster or RayJob of Kubernetes, or
+from a plain list.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NodeType:
 
     name: str
     resources: Mapping[str, float]
-    """Amounts by name, tags among them, as Ray counts them."""
+    """Amounts of each resource by name, tags included, as Ray counts them."""
     max_workers: int = 0
     """Most nodes of this type."""
     machine: str = ""
@@ -39,7 +39,7 @@ class NodeType:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTypes:
-    """The types of nodes that a cluster may have beside its head."""
+    """The types of nodes that a cluster may have in addition to its head."""
 
     kinds: tuple[NodeType, ...] = ()
     most: int = UNBOUNDED
@@ -55,7 +55,7 @@ def read_node_types(path: str) -> NodeTypes:
     """Read the node types of a file.
 
     Raises:
-        UserError: If it is of neither kind.
+        UserError: If the file is neither for `ray up` nor a RayCluster or RayJob.
     """
     try:
         documents = list(yaml.safe_load_all(Path(path).read_text()))
@@ -84,7 +84,8 @@ def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
     """Find the node types in a parsed document; None if it is of no known kind.
 
     Raises:
-        AttributeError, IndexError, KeyError, TypeError, ValueError: If it is of one, but not as it should be.
+        AttributeError, IndexError, KeyError, TypeError, ValueError: If the kind is known, but the contents
+            are malformed.
     """
     if "available_node_types" in content:
         return _of_ray_up(content)
@@ -96,8 +97,8 @@ def node_types_in(content: Mapping[str, Any]) -> NodeTypes | None:
 
 
 def node_types_of(kinds: Mapping[str, Any], *, most: int = UNBOUNDED) -> NodeTypes:
-    """Build node types from a table by name with resources and `max_workers`. Without `max_workers` a type
-    may have as many nodes as all together, as in Ray.
+    """Build node types from a table: name -> resources and `max_workers`. A type without `max_workers` is
+    limited only by the total, as in Ray.
     """
     return NodeTypes(
         kinds=tuple(

@@ -1,4 +1,4 @@
-"""The machines that Ray has, and those that an autoscaler may add."""
+"""List the machines that Ray has, and those that an autoscaler may add."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ RAY_UP_FILE = "~/ray_bootstrap_config.yaml"
 # Enough to plan with.
 MOST_TO_COME = 1000
 
-# Where none of these is, there is no GPU to ask torch for, and torch need not be imported.
+# If none of these files exists, there is no GPU, and torch need not be imported to count them.
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
-# What a container's processes may use of the cores, on Linux.
+# The CPU limit of a container, on Linux.
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -49,10 +49,11 @@ def resources_of_nodes() -> list[dict[str, float]]:
 
 
 def types_of_cluster() -> NodeTypes:
-    """Read the node types of an autoscaling cluster; none if nothing names them.
+    """Read the node types of an autoscaling cluster; empty if they are not described anywhere.
 
-    Ray's autoscaler does not tell them. `ray up` leaves its file on the head, where a job's driver runs.
-    Elsewhere the head's environment names them in `BEIT_NODE_TYPES`, as JSON or as the path of such a file.
+    Ray's autoscaler does not report its node types. `ray up` leaves its file on the head, where a job's
+    driver runs. Elsewhere the head's environment names them in `BEIT_NODE_TYPES`, as JSON or as the path of
+    such a file.
 
     Raises:
         UserError: If `BEIT_NODE_TYPES` is neither.
@@ -69,9 +70,8 @@ def types_of_cluster() -> NodeTypes:
         raise UserError(
             f"BEIT_NODE_TYPES={given or file} names no node types: {type(error).__name__}",
             (
-                'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, or as the path of a '
-                "file "
-                "for ray up"
+                'write it as {"views": {"max_workers": 16, "resources": {"CPU": 16}}}, '
+                "or as the path of a file for ray up"
             ),
         ) from error
 
@@ -101,7 +101,8 @@ def cores_here(limit: Path = CPU_LIMIT) -> float:
     """Count the cores of the driver's machine, up to its container's limit, whether or not Ray may use them.
 
     Args:
-        limit: The file with the limit: microseconds of work, in how many microseconds of time.
+        limit: The file with the limit: microseconds of CPU time, and the period in microseconds in which they
+            may be used.
     """
     usable = float(_usable_cores())
     with contextlib.suppress(OSError, ValueError):
@@ -113,17 +114,17 @@ def cores_here(limit: Path = CPU_LIMIT) -> float:
 def nodes_to_come(types: NodeTypes, alive: Sequence[Node]) -> list[Node]:
     """List the machines that an autoscaler may still add.
 
-    Where it may not add all of them: one of every kind, then those with most GPUs.
+    If the cluster's limit does not allow all of them: one of every type, then those with the most GPUs.
 
     Args:
         types: The cluster's node types.
-        alive: The machines that are there, the head among them.
+        alive: The machines that have joined, the head included.
     """
     found: list[Node] = []
     for kind in types.kinds:
         node = _node(kind.resources, there=False)
         if node.cpus or node.gpus:
-            # Two types of equal machines, on spot and on demand, stand for one another: the cluster never has
+            # Types with equal machines, such as spot and on demand, replace each other: the cluster never has
             # all of both.
             known = found.count(node) + alive.count(replace(node, there=True))
             found += [node] * max(0, min(kind.max_workers, MOST_TO_COME) - known)
@@ -142,7 +143,9 @@ def _node(resources: Mapping[str, float], *, there: bool) -> Node:
 
 
 def local_path_warnings(nodes: Sequence[Node], paths: Mapping[str, str]) -> list[str]:
-    """Warn of each path, by its option, that several machines would each look for on a disk of their own."""
+    """Warn of local paths, by the option that gives them, if there are several machines: each would look on
+    its own disk.
+    """
     if len(nodes) < 2:
         return []
     return [

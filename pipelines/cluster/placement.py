@@ -1,5 +1,5 @@
-"""The resources of every stage, computed before anything starts: what cannot be placed would let Ray wait
-for ever.
+"""Compute the resources of every stage before anything starts. Ray would wait for ever for resources that no
+machine has.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from pipelines.config.workers import WorkerRange
 EPSILON = 1e-6
 
 STAGES = ("train", "tokens", "views")
-"""Custom resources of these names are tags: where a cluster has one, the stage runs on the nodes that carry
-it and nowhere else."""
+"""Names of the stages. A custom resource with such a name is a tag: if any node of a cluster has it, the
+stage runs only on the nodes that have it."""
 
 TAG = 0.001
-"""What a process asks for of a tag: so little that the node's cores and GPUs decide how many it holds."""
+"""Amount of a tag that each process requests: so small that cores and GPUs alone limit the processes on a
+node."""
 
 
 ELASTIC_SHARE = 0.6
-"""Of a machine's cores, for a worker of a group that grows and shrinks on CPUs: more than half."""
+"""Share of a machine's cores that each worker of an elastic group gets on CPUs: more than half, so that there
+is one worker on a machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """The resources of one machine. An autoscaling cluster has some that are not there yet."""
+    """The resources of one machine, which has joined the cluster or may be added by an autoscaler."""
 
     cpus: float
     gpus: float
     stages: frozenset[str] = frozenset()
-    """Stages that it is tagged for."""
+    """Stages whose tags the machine has."""
     there: bool = True
 
 
@@ -44,9 +46,9 @@ class Placement:
     """The resources of every stage. Stages ask for different amounts, so that Ray never fuses them."""
 
     workers: int
-    """Training workers; the fewest of an elastic group."""
+    """Number of training workers; the fewest of an elastic group."""
     most_workers: int
-    """The most workers of an elastic group; else `workers`."""
+    """The most workers of an elastic group; `workers` if the group is fixed."""
     worker_cpus: float
     worker_gpus: float
     worker_threads: int
@@ -58,7 +60,7 @@ class Placement:
     tokenizer_threads: int
     tokenizer_device: str
     streams: int = 1
-    """Streams, each with at least one reading task and one tokenizer."""
+    """Number of streams, each with at least one reading task and one tokenizer."""
     tags: frozenset[str] = frozenset()
     """Stages that have nodes of their own."""
 
@@ -74,14 +76,14 @@ class Placement:
         return replace(self, tokenizers=(fewest // self.streams, most // self.streams), streams=1)
 
     def tag(self, stage: str) -> dict[str, float]:
-        """The custom resource that a process of a stage asks for; none if the stage has no nodes of its
+        """The custom resource that a process of a stage requests; empty if the stage has no nodes of its
         own.
         """
         return {stage: TAG} if stage in self.tags else {}
 
     @property
     def device(self) -> str:
-        """Where the workers train."""
+        """The device that the workers train on."""
         return "cuda" if self.worker_gpus else "cpu"
 
     def lines(self) -> list[str]:
@@ -102,11 +104,11 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
     Args:
         config: What the user asked for.
-        nodes: The machines that are there.
+        nodes: The machines of the cluster.
         tokenize: Whether the stream has a tokenizer stage.
 
     Raises:
-        UserError: When what was asked for does not fit, with the arithmetic.
+        UserError: If the requested resources do not fit; the message shows the arithmetic.
     """
     if sum(node.cpus for node in nodes) == 0:
         raise UserError(
@@ -125,12 +127,12 @@ def place(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
 
 def nodes_of(stage: str, nodes: Sequence[Node]) -> list[Node]:
-    """List the machines that a stage may run on: those with its tag, or all if none has it."""
+    """List the machines that a stage may run on: those with its tag, or all machines if none has it."""
     return [node for node in nodes if stage in node.stages] or list(nodes)
 
 
 def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> Placement:
-    """Complete the given amounts by defaults that leave every machine room for reading."""
+    """Fill in the amounts that were not given, such that every machine keeps room for reading."""
     trainers, tokenizing = nodes_of("train", nodes), nodes_of("tokens", nodes)
     cpus, gpus = sum(node.cpus for node in nodes), sum(int(node.gpus) for node in trainers)
     if config.device == "cuda" and gpus == 0:
@@ -166,8 +168,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     small = cpus < 8  # Few cores: stages take shares of a core, so that all of them run at once.
     share = min(1.0 if on_gpu else largest / 2, sum(node.cpus for node in hosts) / 2 / workers.fewest)
     if workers.elastic and not on_gpu:
-        # One worker a machine: what is left of a cluster is never filled with workers alone, so that their
-        # stream has no place.
+        # One worker per machine: otherwise the workers could fill the machines that are left, with no room
+        # for their stream.
         share = ELASTIC_SHARE * largest
     worker_cpus = config.worker_cpus or _hundredths(share)
     view_cpus = config.view_cpus or (_hundredths(cpus / 8) if small else 1.0)
@@ -191,8 +193,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
         streams=streams,
         worker_cpus=worker_cpus,
         worker_gpus=worker_gpus,
-        # Threads beyond the reserved cores would wait for each other while the stream's processes have their
-        # turn.
+        # With more threads than reserved cores, threads would wait for each other while the stream's
+        # processes run.
         worker_threads=max(1, int(worker_cpus)),
         view_cpus=view_cpus,
         tokenizers=(streams, max(streams, actors)) if tokenize else (0, 0),
@@ -205,8 +207,8 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
 
 
 def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float) -> tuple[float, float]:
-    """Make the amounts of two stages differ. Ray would fuse equal stages, and views would run in as few
-    processes as there are tokenizers.
+    """Make the amounts of two stages differ. Ray would fuse stages with equal amounts, and views would then
+    run in as few processes as there are tokenizers.
     """
     if view_cpus != tokenizer_cpus:
         return view_cpus, tokenizer_cpus
@@ -224,14 +226,14 @@ def _told_apart(config: ResourceConfig, view_cpus: float, tokenizer_cpus: float)
 def _share_gpus(
     config: ResourceConfig, workers: WorkerRange, gpus: int, own: int | None, *, on_gpu: bool, tokenize: bool
 ) -> tuple[float, float, int]:
-    """Return GPUs of a worker, GPUs of a tokenizer, and most tokenizers. A worker has a GPU to itself, or
-    shares it with tokenizers only.
+    """Return the GPUs of a worker, the GPUs of a tokenizer, and the most tokenizers. A worker has a GPU to
+    itself, or shares it with tokenizers only.
 
     Args:
         config: What the user asked for.
         workers: Training workers.
-        gpus: Of the machines that they may run on.
-        own: Of the tokenizers' own machines; None: they run on the same.
+        gpus: GPUs of the machines that workers may run on.
+        own: GPUs of the machines that only tokenizers use. None: tokenizers run on the workers' machines.
         on_gpu: Whether workers train on GPUs.
         tokenize: Whether the stream has a tokenizer.
     """

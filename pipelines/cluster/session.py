@@ -1,4 +1,6 @@
-"""Start or join Ray, quietly; run actors beside the driver, and functions where workers train."""
+"""Start or join Ray without its messages; run actors on the driver's machine, and functions where workers
+train.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,19 @@ from pipelines.cluster.nodes import alive_nodes
 STARTS = 3
 STARTED_TOO_SLOWLY = "timed out during startup"
 
-# What has no core by then waits for other work to end.
+# If no core is free by then, other work holds them all.
 PATIENCE_SECONDS = 300.0
 
 Found = TypeVar("Found")
 
-# One line a run instead of hundreds; --debug brings them back.
+# Ray Data prints hundreds of lines per run; --debug lets them through.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
 
 @contextlib.contextmanager
 def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start a private Ray for this
-    process.
+    """Join the cluster that `RAY_ADDRESS` names (Ray sets it for submitted jobs), or start a private Ray for
+    this process.
 
     A caller that has already called `ray.init` keeps its own Ray.
     """
@@ -73,7 +75,8 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) -> Iterator[None]:
-    """Start a Ray that ends with this process, with its own folder: it meets no other Ray of this machine.
+    """Start a Ray that ends with this process. It has its own folder, apart from any other Ray on this
+    machine.
 
     The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement
     groups.
@@ -102,7 +105,7 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
                 _temp_dir=str(folder if attempt == 1 else folder / f"{attempt}"),
             )
             break
-        except Exception as error:  # Ray raises nothing narrower.
+        except Exception as error:  # Ray raises no narrower exception here.
             ray.shutdown()
             if STARTED_TOO_SLOWLY not in str(error):
                 raise
@@ -128,10 +131,10 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     """End a job at SIGTERM (`ray job stop`, Slurm, Kubernetes) as at Ctrl-C, with its own clean-up. Ray
     would dump its stack and leave.
 
-    A training has a handler of its own, for a last checkpoint. Only the main thread can have any.
+    A training has its own handler, which saves a last checkpoint. Only the main thread can set handlers.
 
     Raises:
-        TerminatedError: When that has ended it.
+        TerminatedError: When SIGTERM arrives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -161,11 +164,10 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
-    """Start a small actor on the driver's machine. It controls or writes files there, and takes no core
-    from the work.
+    """Start a small actor on the driver's machine, for control or for writing files. It reserves no core.
 
-    Its arguments live as long as the handle that is returned: Ray forgets them once an actor has begun, and
-    could not start it again.
+    Its arguments are kept alive as long as the returned handle. Ray would drop them once the actor has
+    started, and could not restart it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -173,23 +175,24 @@ def start_beside_driver(kind: type[Any], *args: Any, **options: Any) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(kind)
     kept = [ray.put(argument) for argument in args]
-    with without_stderr():  # Ray complains there about arguments of which it cannot know that they are kept.
+    with without_stderr():  # Ray warns about arguments that it cannot know to be kept.
         handle = actor.options(num_cpus=0, scheduling_strategy=here, **options).remote(*kept)
     weakref.finalize(handle, kept.clear)
     return handle
 
 
 def run_where_workers_train(function: Callable[[], Found], *, patience: float = PATIENCE_SECONDS) -> Found:
-    """Call a function on one of the machines that workers train on. No machine is started for it.
+    """Call a function on one of the machines that workers train on. The cluster does not start a machine for
+    it.
 
-    It has a core, and a GPU where there are any.
+    The function gets one core, and one GPU if the machines have any.
 
     Args:
-        function: May take as long as it likes.
+        function: What to call; it may take any time.
         patience: Seconds to wait for the core.
 
     Raises:
-        UserError: If no machine with cores is there, or none has a core free for a while.
+        UserError: If no machine with cores has joined, or none has a free core within `patience`.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -211,21 +214,22 @@ def run_where_workers_train(function: Callable[[], Found], *, patience: float = 
         **amounts, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     ).remote()
     try:
-        # A task's wait for a core could not be told from its work; an actor says when it has its place.
+        # The wait of a task for a core could not be told from its work; an actor reports when it has its
+        # core.
         if not ray.wait([caller.__ray_ready__.remote()], timeout=patience)[0]:
             raise UserError(
                 f"the cluster had no core free for {patience:g} s", "wait until other work has ended"
             )
         return cast(Found, ray.get(caller.call.remote(function)))
     except ray.exceptions.RayTaskError as error:
-        # What the function raised says more than where.
+        # The function's own exception is raised, without Ray's text around it.
         raise error.cause from None
     finally:
         ray.kill(caller)
 
 
 class _Caller:
-    """An actor that holds the place and calls the function."""
+    """An actor that holds one core and calls the function."""
 
     def call(self, function: Callable[[], Found]) -> Found:
         return function()
@@ -236,7 +240,7 @@ def without_stderr() -> Iterator[None]:
     """Discard what this process writes to its standard error, compiled code included."""
     try:
         before = os.dup(2)
-    except OSError:  # It is closed, so nothing of it is seen anyway.
+    except OSError:  # Standard error is closed, so nothing would be shown.
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,11 +1,12 @@
-"""Features as files: one Parquet file for some hundred neighbouring images, and a description that is there
-only when all of them are.
+"""Features as files: one Parquet file for some hundred neighbouring images, and a description that appears
+when all files are written.
 
-features.json                      what the features were made from; missing until every file is there
-unfinished.json                    the same, until then
-part-00000-of-00040.parquet        a row for each image that could be decoded: unit, row, path, label,
-                                   class_name, layer_9_mean, …
-undecodable.csv                    the others, with the reason
+features.json                        what the features were made from; missing until every file exists
+unfinished.json                      the same, until then
+parts/part-00000-of-00040.parquet    a row for each image that could be decoded: unit, row, path, label,
+                                     class_name, layer_9_mean, …
+undecodable.csv                      the other images, with the reason
+model/                               a copy of the model
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Time, machines, costs and storage of a pretraining, before it is paid for."""
+"""Forecast time, machines, costs and storage of a pretraining before it starts."""

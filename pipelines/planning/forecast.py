@@ -1,7 +1,9 @@
-"""Forecast a pretraining from the cost of an image. Arithmetic only: no clock, no Ray, no model.
+"""Forecast the speed of a pretraining from the cost of one image. Pure arithmetic: no clock, no Ray, no
+model.
 
-A stage's cost is in core-seconds or floating-point operations an image. On cores alone the stages share them;
-on a cluster with GPUs every stage has machines of its own kind, and the slowest decides.
+The cost of a stage is given in core-seconds or floating-point operations per image. Without GPUs, the stages
+share the cores. On a cluster with GPUs, every stage has its own kind of machine, and the slowest stage sets
+the speed.
 """
 
 from __future__ import annotations
@@ -14,33 +16,34 @@ from typing import Literal
 from pipelines.stream.rounds import MOST_SLOTS
 
 Range = tuple[float, float]
-"""Least and most."""
+"""The least and the most."""
 
 STAGES = ("train", "tokens", "views", "head")
-"""That nodes are counted and paid for."""
+"""Stages whose nodes are counted and priced."""
 
 STREAM_SHARE = 0.9
-"""What Ray leaves to views and tokens of cores that do nothing else: an ingest of two actors reached 0.91 of
-two bare processes' rate in the stream's prototype."""
+"""Share of a core's time that views and tokens get when the core does nothing else; Ray takes the rest. In
+the stream's prototype, an ingest of two actors reached 0.91 of the rate of two bare processes."""
 
 RUN_SHARE = 0.8
-"""What Ray leaves to the stages of cores that do all of a run, its driver and control included: fitted to
-runs (docs/log/speed.md)."""
+"""Share of a core's time that the stages get when the cores run everything, driver and control included; Ray
+takes the rest. The value is fitted to runs (docs/log/speed.md)."""
 
 COORDINATOR_BLOCKS: Mapping[int, float] = {1: 230.0, 2: 90.0}
-"""Blocks a second that pass one stream's coordinator on a core of its own, by the stream's operators (2: with
-a tokenizer): the least measured (docs/log/clusters.md)."""
+"""Blocks per second that one stream's coordinator passes on a core of its own, by the number of the stream's
+operators (2: with a tokenizer). The values are the lowest that were measured (docs/log/clusters.md)."""
 
 UTILISATION: Range = (0.4, 0.6)
-"""Share of a GPU's peak that a ViT's training reaches, from a plain to a compiled step: an assumption, not a
-measurement."""
+"""Share of a GPU's peak that the training of a ViT reaches: low for a plain step, high for a compiled one. An
+assumption, not a measurement."""
 
 AROUND_HOURS = 1 / 6
-"""For which nodes are paid around the work: minutes to start, and the five idle ones after which they go
-(clusters/). An assumption."""
+"""Hours for which nodes are paid in addition to the work: the minutes of their start, and the five idle
+minutes before they are removed (clusters/). An assumption."""
 
 DENSE_TFLOPS: Mapping[str, float] = {
-    # Dense bf16 matrix arithmetic (fp16 where there is no bf16: T4, V100), of the makers' data sheets.
+    # TFLOP/s of dense bf16 matrix products (fp16 for T4 and V100, which lack bf16), from the makers' data
+    # sheets.
     "T4": 65,
     "V100": 125,
     "A10G": 70,
@@ -55,51 +58,52 @@ DENSE_TFLOPS: Mapping[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """The costs of an image: seconds on one core as measured, operations as counted."""
+    """Cost of one image: measured seconds on one core, and counted operations."""
 
     view: float
-    """Core-seconds to read, decode, crop and mask."""
+    """Core-seconds to read, decode, crop and mask an image."""
     token: float
-    """Core-seconds of the tokenizer. 0: tokens come from a cache, or are not predicted."""
+    """Core-seconds of the tokenizer. 0: tokens come from a cache, or the target needs none."""
     step: float
-    """Core-seconds of its share of a training step."""
+    """Core-seconds of an image's share of a training step."""
     token_flop: float
-    """Operations of the tokenizer."""
+    """Floating-point operations of the tokenizer."""
     step_flop: float
-    """Operations forward and backward."""
+    """Floating-point operations of the training step, forward and backward."""
     moved: int
-    """Bytes that pass the object store."""
+    """Bytes that pass through the object store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """The GPU machines of a cluster, by stage, and its CPU machines."""
+    """The machines of a cluster by stage: those with GPUs, and those without."""
 
     train_gpu: str
-    """Kind: a key of `DENSE_TFLOPS`, or the one that was measured."""
+    """Model of the training GPUs: a key of `DENSE_TFLOPS`, or of the GPU that was measured."""
     train_gpus: int
     """GPUs of a training node."""
     train_cores: float
-    """Cores of a training node. Those that the workers leave make views, if `views_beside`."""
+    """Cores of a training node. Cores that the workers leave free make views, if `views_beside`."""
     token_gpu: str | None
-    """Kind of the tokenizers' own GPUs. None: they share the workers'."""
+    """Model of the GPUs that only tokenizers use. None: tokenizers share the workers' GPUs."""
     token_gpus: int
     """GPUs of a tokenizer node."""
     view_cores: float
     """Cores of a CPU node."""
     most: Mapping[str, float] = field(default_factory=dict)
-    """Limits: GPUs for "train" and "tokens", cores of CPU nodes for "views". A stage that is not named has
-    none."""
+    """Limits of the cluster: GPUs for "train" and "tokens", cores of CPU nodes for "views". A stage that is
+    not listed has no limit."""
     head_cores: float | None = None
     """Cores of the driver's node, on which all coordinators run. None: unknown."""
     most_nodes: float = math.inf
     """Most nodes of all stages together."""
     views_beside: bool = True
-    """Whether training nodes may make views: not if other nodes are tagged for them."""
+    """Whether training nodes may make views: False if other nodes are tagged for them."""
     worker_cpus: float = 1.0
     """Cores of a worker."""
     tokens: Literal["gpus", "spare gpus", "cores"] = "gpus"
-    """Where tokenizers run: on GPUs as above, on GPUs that the workers leave, or on cores as views do."""
+    """Where tokenizers run: on GPUs as described above, on GPUs that the workers leave free, or on cores like
+    the views."""
     supposed: tuple[str, ...] = ()
     """GPUs that the user named in place of the real ones, in words."""
 
@@ -110,31 +114,32 @@ class GpuRates:
 
     kind: str
     train: float
-    """Images trained on a second, with nothing else on the GPU."""
+    """Images per second in training, with nothing else on the GPU."""
     tokens: float | None
-    """Images tokenised a second, with nothing else on the GPU. None: nothing is tokenised."""
+    """Images per second of the tokenizer, with nothing else on the GPU. None: nothing is tokenised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The rate of a pretraining, and its limits."""
+    """The speed of a pretraining, and what limits it."""
 
     rate: float
-    """Images a second."""
+    """Images per second."""
     limits: dict[str, float]
-    """Images a second that each resource would allow; the lowest is `rate`."""
+    """Images per second that each resource would allow; the lowest is `rate`."""
     nodes: dict[str, int]
-    """Nodes of each stage that the rate takes."""
+    """Number of nodes of each stage that the rate needs."""
     streams: int = 1
-    """Streams that the workers are divided over."""
+    """Number of streams that the workers are divided among."""
     wanted: int = 1
-    """Coordinators, each with a core of the head, that would pass as much as everything else allows."""
+    """Number of coordinators, each with a core of the head, that would pass as many blocks as everything else
+    allows."""
     extrapolated: frozenset[str] = frozenset()
-    """Kinds of GPUs whose speed is taken from data sheets."""
+    """Models of GPUs whose speed is taken from data sheets."""
 
     @property
     def bottleneck(self) -> str:
-        """The resource of which more would help."""
+        """The resource that limits the rate."""
         return min(self.limits, key=lambda name: self.limits[name])
 
 
@@ -150,8 +155,8 @@ def on_cores(
     streams: int = 1,
     head_cores: float | None = None,
 ) -> Forecast:
-    """Forecast machines without GPUs: the stages share the cores, and none uses more than its own threads
-    or than streams pass.
+    """Forecast machines without GPUs: the stages share the cores, and no stage is faster than its own threads
+    or the streams allow.
     """
     limits = {"all cores": RUN_SHARE * cores / (costs.view + costs.token + costs.step)}
     limits["training"] = min(cores, workers * worker_threads) / costs.step
@@ -171,17 +176,18 @@ def on_gpus(
     streams: int | None = None,
     measured: GpuRates | None = None,
 ) -> Forecast:
-    """Forecast a GPU cluster. Views and tokens grow until training, the streams, or the cluster is the
-    limit.
+    """Forecast a GPU cluster. Nodes for views and tokens are added until training, the streams or the cluster
+    is the limit.
 
     Args:
-        costs: Of an image; what runs on cores in core-seconds, everything else in operations.
+        costs: Cost of one image: in core-seconds for what runs on cores, in operations for everything else.
         machines: Kinds of nodes.
         workers: Training workers, a GPU each.
         utilisation: Share of a GPU's peak.
         block_rows: Images of a block.
-        streams: That the workers are divided over. None: as many as it takes, at most one a worker.
-        measured: What GPUs of its kind are counted with, in place of their peak.
+        streams: Number of streams that the workers are divided among. None: as many as are needed, at most
+            one per worker.
+        measured: Measured rates of a GPU, which replace the peak for GPUs of the same model.
     """
     at_hand, train_rate, token_rate = (
         (measured.kind, measured.train, measured.tokens) if measured else (None, None, None)
@@ -189,7 +195,7 @@ def on_gpus(
     extrapolated: set[str] = set()
 
     def seconds(kind: str, flop: float, rate: float | None) -> float:
-        """Of one GPU, for an image."""
+        """Seconds per image on one GPU."""
         if kind == at_hand and rate is not None:
             return 1 / rate
         extrapolated.add(kind)
@@ -209,7 +215,7 @@ def on_gpus(
         else max(0.0, train_nodes * machines.train_cores - workers * machines.worker_cpus)
     )
     limits = {"training": workers / busy}
-    own = 0.0  # Images a second of one of the tokenizers' own GPUs.
+    own = 0.0  # Images per second of one GPU that only tokenizers use.
     if tokenized and machines.token_gpu is not None and not on_cores:
         own = 1 / seconds(machines.token_gpu, costs.token_flop, token_rate)
         if "tokens" in machines.most:
@@ -228,7 +234,7 @@ def on_gpus(
     fed = min(limits.values())
     passed, read = _stream_limits(costs, 1, block_rows, None).values()
     wanted = max(1, _ceil(fed / passed))
-    # More streams than the head has cores pass no more blocks: they only have more reading tasks.
+    # More streams than cores of the head do not pass more blocks; they only add reading tasks.
     passing = wanted if machines.head_cores is None else min(wanted, max(1, int(machines.head_cores)))
     streams = streams or min(workers, max(passing, _ceil(min(fed, passing * passed) / read)))
     limits |= _stream_limits(costs, streams, block_rows, machines.head_cores)
@@ -250,13 +256,13 @@ def on_gpus(
 
 
 def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
-    """Return images a second of these nodes, at their best division between tokens and views.
+    """Return the images per second of these nodes when they are divided best between tokens and views.
 
     Args:
-        nodes: That there may be of both.
-        tokens: Images a second of a node for tokens; 0: there are none.
-        beside: Views a second that are made elsewhere.
-        views: Views a second of a node for views.
+        nodes: Most nodes for both together.
+        tokens: Images per second of a node for tokens. 0: there are no tokens to compute.
+        beside: Views per second that are made on other nodes.
+        views: Views per second of a node for views.
     """
     if not tokens:
         return beside + nodes * views
@@ -268,8 +274,8 @@ def _divided(nodes: float, tokens: float, beside: float, views: float) -> float:
 
 
 def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: float | None) -> dict[str, float]:
-    """Return images a second that these streams pass: by blocks, each coordinator with at most one core of
-    the head, and by their reading tasks, each with one core.
+    """Return the images per second that these streams pass. They are limited by blocks (each coordinator uses
+    at most one core of the head) and by reading tasks (each uses one core).
     """
     at_once, tasks = min(streams, head_cores or streams), streams * MOST_SLOTS
     coordinators = f"{streams} coordinator{'s' * (streams > 1)}" + (
@@ -280,9 +286,9 @@ def _stream_limits(costs: Costs, streams: int, block_rows: int, head_cores: floa
 
 
 def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> Range | None:
-    """Return the price of nodes and head over these hours; None if the price of one is unknown.
+    """Return the price of all nodes and the head over these hours; None if one of the prices is unknown.
 
-    `AROUND_HOURS` are paid on top.
+    `AROUND_HOURS` are added.
     """
     counts = {**forecast.nodes, "head": 1}
     wanted = {name: count for name, count in counts.items() if count}
@@ -296,13 +302,13 @@ def money(forecast: Forecast, prices: Mapping[str, Range], *, hours: float) -> R
 
 
 def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized: bool) -> int:
-    """Return the bytes of a sample in the object store: once from views to workers, twice with a tokenizer
-    between.
+    """Return the bytes of a sample in the object store. It passes once from views to workers, and twice with
+    a tokenizer in between.
 
     Args:
         patch_px: Side of the patch view, uint8.
-        token_px: Side of the token view where it is another one.
-        patches: Each has a bit of mask in a byte and, where tokens are predicted, an int16.
+        token_px: Side of the token view, if there is a separate one.
+        patches: Number of patches. Each has a byte of mask and, if tokens are predicted, an int16.
         tokenized: Whether the stream has a tokenizer.
     """
     keys = 3 * 8 + 1
@@ -319,14 +325,14 @@ def moved_bytes(*, patch_px: int, token_px: int | None, patches: int, tokenized:
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """Return the size of weights and the optimizer's two moments, float32."""
+    """Return the bytes of weights and the optimizer's two moments, float32."""
     return 3 * 4 * parameters
 
 
 def cache_bytes(*, images: int, patches: int, epochs: int) -> int:
-    """Return the size of the tokens of these epochs, int16, before compression."""
+    """Return the bytes of the tokens of these epochs, int16, before compression."""
     return 2 * patches * images * epochs
 
 
 def _ceil(amount: float) -> int:
-    return max(0, math.ceil(amount - 1e-9))  # As many nodes as there may be, not one more by rounding.
+    return max(0, math.ceil(amount - 1e-9))  # No more nodes than allowed: rounding must not add one.

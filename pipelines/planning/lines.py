@@ -1,4 +1,4 @@
-"""The lines that `beit plan` prints, from what was measured."""
+"""Format what `beit plan` prints from the measurements and forecasts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def cluster_name(config: PlanConfig) -> str:
 
 
 def measured_lines(rates: Rates, where: str) -> Iterator[str]:
-    """Say what an image costs on a core, and on the GPU at hand."""
+    """Format the cost of an image on a core, and on the GPU of this machine."""
     costs = rates.costs
     yield f"measured {where}: {rates.machine}"
     if rates.load > rates.cores:
         yield (
-            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work holds them, and the times "
-            "below are those of a machine of its own"
+            f"warning: load {rates.load:.0f} on {rates.cores} cores: other work uses them, and the times "
+            "below are those of an idle machine"
         )
     stages = {"views": costs.view, "tokens": costs.token, "training": costs.step}
     shown = {name: seconds for name, seconds in stages.items() if seconds}
@@ -53,7 +53,7 @@ def measured_lines(rates: Rates, where: str) -> Iterator[str]:
 def on_this_kind(
     config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, machines: int
 ) -> Forecast:
-    """Forecast several machines like this one, each with this one's workers and tokenizers."""
+    """Forecast several machines like this one, each with the same workers and tokenizers."""
     workers = machines * placement.workers
     return forecast.on_cores(
         costs,
@@ -71,7 +71,7 @@ def on_this_kind(
 def here_lines(
     config: PlanConfig, costs: Costs, placement: Placement, *, cores: float, seen: int, one: str
 ) -> Iterator[str]:
-    """Say the time on this machine, and on several like it, without GPUs."""
+    """Format the time on this machine, and on several like it, without GPUs."""
     for machines in MULTIPLES:
         found = on_this_kind(config, costs, placement, cores=cores, machines=machines)
         times = one if machines == 1 else f"{machines} of them"
@@ -125,7 +125,7 @@ def cluster_lines(
     prices: dict[str, Range],
     own: bool,
 ) -> Iterator[str]:
-    """Say time, limits, nodes and costs on GPUs, for growing numbers of workers."""
+    """Format time, limits, nodes and costs on GPUs, for growing numbers of workers."""
     if machines.supposed:
         yield f"warning: other GPUs than the machines have are supposed: {', '.join(machines.supposed)}"
     first = on_cluster(config, rates, machines, workers, UTILISATION[1])
@@ -212,7 +212,7 @@ def volume_lines(
     tokenized: bool,
     preset: str,
 ) -> Iterator[str]:
-    """Say how much passes the object store, and how much is stored."""
+    """Format how many bytes pass through the object store, and how many are stored."""
     costs, output = rates.costs, config.output
     a_second = f"{_bytes(costs.moved)} a sample x {rate:,.0f} images/s = {_bytes(costs.moved * rate)}/s"
     yield f"object store: {a_second}; {_bytes(costs.moved * seen)} in all"
@@ -246,15 +246,15 @@ def volume_lines(
 
 
 def _undivided(config: PlanConfig, workers: int) -> str:
-    """Say why a run of this many workers would be refused; "" if it would not be."""
+    """Say why a run with this many workers would be refused; "" if it would not be."""
     batch, asked = config.optim.global_batch_size, config.resources.worker_range
     if workers > batch or (batch % workers and not (asked and asked.elastic)):
-        return f"optim.global_batch_size={batch} does not divide among so many workers"
+        return f"optim.global_batch_size={batch} does not divide among {workers} workers"
     return ""
 
 
 def _span(low: str, high: str) -> str:
-    """Both ends, or what both are where nothing is extrapolated."""
+    """Format a range; one value if both ends are the same because nothing is extrapolated."""
     return low if low == high else f"{low} to {high}"
 
 

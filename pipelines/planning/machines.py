@@ -1,5 +1,5 @@
-"""GPUs and cores of a cluster's machines, and how many there may be: from its file, or from the connected
-Ray.
+"""Find the GPUs and cores of a cluster's machines, and how many machines it may have, from its file or from
+the connected Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.planning.forecast import DENSE_TFLOPS, Machines
 KIND = "accelerator_type:"
 
 GPU_OF_INSTANCE = {
-    # Beginnings of the machine types' names -> kind of their GPUs, as the clouds list them.
+    # Beginning of a machine type's name -> model of its GPUs, as the clouds list them.
     "g4dn.": "T4",
     "p3.": "V100",
     "g5.": "A10G",
@@ -49,8 +49,8 @@ GPU_OF_INSTANCE = {
 }
 
 
-# Names of machines that tell their cores, and by what to multiply the number in them:
-# m7i.xlarge, m7i.4xlarge, n2-standard-4, Standard_D4s_v5.
+# Machine names that contain the number of cores, and the factor on that number: m7i.xlarge, m7i.4xlarge,
+# n2-standard-4, Standard_D4s_v5.
 SIZES = {
     r"[a-z0-9-]+\.()large": 2,
     r"[a-z0-9-]+\.(\d*)xlarge": 4,
@@ -60,8 +60,8 @@ SIZES = {
 
 
 def cores_of(kind: NodeType) -> float | None:
-    """Return the cores of a node, also of a head that offers none for work; None if neither resources nor
-    machine tell.
+    """Return the cores of a node, even of a head that offers none to Ray; None if neither the resources nor
+    the machine's name tell.
     """
     if cores := kind.resources.get("CPU"):
         return cores
@@ -77,7 +77,7 @@ def machines_of(path: str, *, gpu: str | None = None, token_gpu: str | None = No
     """Read the machines of a cluster's file.
 
     Raises:
-        UserError: If it is none, has no GPU to train on, or GPUs of an unknown kind.
+        UserError: If it is no such file, has no GPU to train on, or has GPUs of an unknown model.
     """
     types = read_node_types(path)
     kinds = [kind for kind in types.kinds if kind.max_workers]
@@ -101,19 +101,18 @@ def machines_of_nodes(
     token_gpu: str | None = None,
     head_cores: float | None = None,
 ) -> Machines | None:
-    """Return the machines that a Ray cluster has or may get; None if none has a GPU to train on.
+    """Return the machines that a Ray cluster has or may add; None if no machine has a GPU to train on.
 
     Args:
-        alive: The resources of each that is there.
-        types: Node types of a cluster that grows (`cluster.node_types`). None: nobody says what it may grow
-            to.
-        there: The machines that are there, as a driver sees them.
-        gpu: Kind of the training GPUs, where Ray does not name it.
-        token_gpu: Likewise of the tokenizers' own.
+        alive: The resources of each machine that has joined.
+        types: Node types of an autoscaling cluster (`cluster.node_types`). None: unknown.
+        there: The machines that have joined, as a driver sees them.
+        gpu: Model of the training GPUs, for clusters in which Ray does not name it.
+        token_gpu: The same for GPUs that only tokenizers use.
         head_cores: Cores of the driver's node.
 
     Raises:
-        UserError: If its GPUs are of an unknown kind.
+        UserError: If the model of its GPUs is unknown.
     """
     kinds = [
         NodeType(name=f"a node of {node.get('GPU', 0):g} GPU + {node.get('CPU', 0):g} CPU", resources=node)
@@ -128,12 +127,12 @@ def machines_of_nodes(
 
 
 def _within(types: NodeTypes, there: Sequence[Node]) -> list[Node]:
-    """Count all machines of each stage that a cluster may have, whatever the other stages have."""
+    """Count the most machines that each stage may have, independently of the other stages."""
     return [*there, *nodes_to_come(replace(types, most=UNBOUNDED), there)]
 
 
 def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
-    """Describe one machine with GPUs of a kind, all for one private Ray."""
+    """Describe one machine with GPUs of one model, all for a private Ray."""
     return Machines(
         train_gpu=gpu,
         train_gpus=int(node.gpus),
@@ -149,8 +148,8 @@ def machine_of_its_own(node: Node, *, gpu: str) -> Machines:
 def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: int) -> Machines:
     """Add the tokenizers, placed as a run of this many workers places them (`pipelines.cluster.placement`).
 
-    Where no machine is there for tokens alone, they have GPUs to themselves if the workers leave some, share
-    those of the workers if not, and run on cores if `resources.tokenizer_gpus` is 0.
+    If no machine is for tokens alone, tokenizers get the GPUs that the workers leave free; if there are none,
+    they share the workers' GPUs. They run on cores if `resources.tokenizer_gpus` is 0.
     """
     if resources.tokenizer_gpus == 0:
         return replace(machines, token_gpu=None, tokens="cores")
@@ -169,8 +168,8 @@ def with_tokenizers(machines: Machines, resources: ResourceConfig, *, workers: i
 
 
 def most_of(nodes: Sequence[Node]) -> dict[str, float]:
-    """Count what each stage may get, as a driver places it: GPUs to train on, GPUs of the tokenizers' own,
-    and cores of machines without GPUs for views.
+    """Count what each stage may get when a driver places it: GPUs for training, GPUs for tokenizers only, and
+    cores of machines without GPUs for views.
     """
     return {
         "train": sum(int(node.gpus) for node in nodes_of("train", nodes)),
@@ -230,8 +229,8 @@ def _gpus(kind: NodeType) -> int:
 
 
 def _gpu_of(kind: NodeType) -> str | None:
-    """Find the kind of GPU by a resource such as accelerator_type:A100, or by the cloud's name of the
-    machine.
+    """Find the model of the GPU from a resource such as accelerator_type:A100, or from the cloud's name of
+    the machine.
     """
     named = [name.removeprefix(KIND) for name in kind.resources if name.startswith(KIND)]
     found = [

@@ -1,5 +1,5 @@
-"""`beit plan`: forecast a pretraining, here and on a cluster, from a few seconds of measuring. Starts
-nothing that costs.
+"""`beit plan`: forecast a pretraining on this machine and on a cluster, from a few seconds of measuring. It
+starts no machine that costs money.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from pipelines.stream.samples import SampleConfig
 from pipelines.training import recipe
 from pipelines.training.pretraining import check_config
 
-# Scenes to measure on where `data.train` is not given.
+# Number of scenes to measure on if `data.train` is not given.
 SCENES = 200
 
-# As in `beit.tokenizer.registry`, which imports torch.
+# The same as in `beit.tokenizer.registry`, which imports torch.
 PUBLISHED, RANDOM = "dalle", "random-dalle"
 
 
 def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
-    """Measure the stages, then say what the run takes, line by line.
+    """Measure the stages, and yield the lines of the forecast.
 
     Raises:
-        UserError: For every mistake in the configuration or the data, for machines of an unknown kind, and
-            for more workers than the cluster may hold.
+        UserError: If the configuration or the data has a mistake, a machine's GPU is unknown, or there are
+            more workers than the cluster may hold.
     """
     check_config(config)
     parse_prices(config.price)
@@ -97,14 +97,14 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """The machines that a plan is made on and for."""
+    """The machines that a plan measures, and those that it is for."""
 
     nodes: Sequence[Node]
-    """The machines at hand."""
+    """The machines that exist now."""
     machines: Machines | None
-    """The GPU cluster that the plan is for. None: the cores of the machines at hand."""
+    """The GPU cluster that the plan is for. None: the cores of `nodes`."""
     call: Callable[[Callable[[], Any]], Any]
-    """Calls a function where the data is read and the stages are timed."""
+    """Calls a function on the machine that reads the data and times the stages."""
     where: str = "here"
     one: str = "this machine"
     own: bool = False
@@ -123,7 +123,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
     )
     if machines is None:
         try:
-            # What runs on cores is planned for cores, though a GPU is at hand.
+            # A plan for cores ignores GPUs that exist.
             placement = place(
                 config.resources, [replace(node, gpus=0) for node in at.nodes], tokenize=tokenized
             )
@@ -145,7 +145,7 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
             ),
             f"set --resources.workers {most:g}, or raise max_workers",
         )
-    # The run refuses what does not divide too, once it knows its workers.
+    # The run refuses such a batch too, once it knows its workers.
     check_batch(
         config.optim.global_batch_size,
         placement.worker_range if machines is None or at.own else asked or WorkerRange(workers, workers),
@@ -159,8 +159,8 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
         f"steps: {steps:,} x {config.optim.global_batch_size:,} images = {seen:,} = {seen / images:.4g} "
         "epochs"
     )
-    # A worker's share of the batch, over which the optimizer's time is divided, depends on how many there
-    # are.
+    # The optimizer's time per image depends on a worker's share of the batch, and so on the number of
+    # workers.
     timed = config if asked else replace(config, resources=replace(config.resources, workers=workers))
     if tokenized and config.tokenizer.path is None and config.tokenizer.name == PUBLISHED:
         timed = replace(timed, tokenizer=replace(config.tokenizer, name=RANDOM))
@@ -186,10 +186,10 @@ def _lines(config: PlanConfig, at: _Place, *, preset: str) -> Iterator[str]:
 
 
 def find(config: PlanConfig) -> Source | None:
-    """Open the images to measure on; None: scenes that are still to be rendered.
+    """Open the images to measure on. None: scenes that are not rendered yet.
 
     Raises:
-        UserError: If there are none, or if what images cost cannot be told from scenes.
+        UserError: If there are no images, or if the cost of an image cannot be measured on scenes.
     """
     if config.data.train is not None:
         return open_source(config.data.train, split="train")
@@ -218,7 +218,7 @@ def _data_line(config: PlanConfig, source: Source | None) -> str:
 
 
 def look(config: PretrainConfig, source: Source | None, seconds: float) -> Rates:
-    """Time the stages on the machine that calls this; on scenes without a source."""
+    """Time the stages on the calling machine, on scenes if there is no source."""
     tokens = find_target(config.target.kind).needs_tokenizer
     samples = SampleConfig(
         seed=config.seed,

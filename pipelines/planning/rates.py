@@ -1,5 +1,5 @@
-"""Measure the cost of an image on this machine: every stage of a pretraining alone, as the run will execute
-it.
+"""Measure the cost of an image on this machine, separately for every stage of a pretraining, as the run will
+execute it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pipelines.training.pretraining import make_objective, make_target
 from pipelines.training.step import Stepper
 from pipelines.training.training import MICRO_BATCH
 
-# Most images of a measured batch: larger ones cost the same an image.
+# Most images of a measured batch: larger batches cost the same per image.
 MOST_IMAGES = 64
 
-# Views are made one after the other: a few at a time, so that the end is not missed by much.
+# Views are made a few at a time, so that the measurement ends nearly on time.
 VIEWS_AT_ONCE = 16
 
 
@@ -43,7 +43,7 @@ class Rates:
     costs: Costs
     parameters: int
     gpu: GpuRates | None
-    """Rates of the GPU at hand; None without one, or if the run does without."""
+    """Rates of this machine's GPU. None: there is none, or the run does not use it."""
     machine: str
     """Processor and versions."""
     cores: int
@@ -54,11 +54,11 @@ class Rates:
 def measure(
     config: PretrainConfig, source: Source, samples: SampleConfig, *, tokenized: bool, seconds: float
 ) -> Rates:
-    """Time the stages one after the other, each as the run will execute it, on one thread by this process's
-    CPU time.
+    """Time the stages one after the other, each as the run will execute it, on one thread, by the CPU time of
+    this process.
 
-    Batches are as large as the time allows, and of one image where that is all it allows. A GPU at hand is
-    timed by the clock, with the training step and with the tokenizer, one after the other.
+    Batches are as large as the time allows, down to one image. A GPU is timed by the clock, first with the
+    training step, then with the tokenizer.
     """
     threads = torch.get_num_threads()
     compute_with(1, device="cpu")
@@ -104,14 +104,16 @@ def measure(
 
 
 def gpu_kind() -> str:
-    """The kind of the first GPU of this machine: a key of `DENSE_TFLOPS`, or else its own name."""
+    """The model of this machine's first GPU: a key of `DENSE_TFLOPS` if it is known, otherwise the name that
+    torch gives.
+    """
     name = torch.cuda.get_device_name(0)
     return next((kind for kind in sorted(DENSE_TFLOPS, key=len, reverse=True) if kind in name), name)
 
 
 def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tuple[dict[str, Any], float]:
-    """Return a batch of samples, and the core-seconds of one: reading, decoding, views, masks, as in a
-    reading task.
+    """Return a batch of samples, and the core-seconds per sample for reading, decoding, views and masks, as
+    in a reading task.
     """
     rows = source.manifest.rows
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
@@ -138,7 +140,7 @@ def _time_views(source: Source, samples: SampleConfig, *, seconds: float) -> tup
 
 
 def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
-    """Take this many images of a batch, some of them several times if it has fewer."""
+    """Take this many images of a batch; if it has fewer, some are repeated."""
     index = np.resize(np.arange(len(batch["row"])), images)
     return {name: column[index] for name, column in batch.items()}
 
@@ -146,16 +148,17 @@ def _part(batch: dict[str, Any], images: int) -> dict[str, Any]:
 def _time(
     work: Callable[[int], Any], *, most: int, seconds: float, clock: Callable[[], float] = time.process_time
 ) -> tuple[float, int]:
-    """Time some work on as many images as let a round take a third of `seconds`, at least one.
+    """Time some work. The number of images, at least one, is chosen such that a round takes a third of
+    `seconds`.
 
     Args:
-        work: Takes the number of images. It is warm: it was done before.
-        most: Images of a round.
-        seconds: Of the wall clock, which runs faster than this process where other work has the cores.
-        clock: What a round is timed by.
+        work: Called with the number of images. It must have been called before, so that it is warm.
+        most: Most images of a round.
+        seconds: Wall-clock time for the measurement; CPU time is less if other work uses the cores.
+        clock: Clock that a round is timed by.
 
     Returns:
-        Seconds of a round, the median, and its images.
+        The median seconds of a round, and its number of images.
     """
     begun = time.perf_counter()
     start = clock()
@@ -173,7 +176,7 @@ def _time(
 
 
 def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, seconds: float) -> float:
-    """Return seconds an image, with the copies to the GPU and of the tokens back."""
+    """Return the seconds per image, including the copy to the GPU and the copy of the tokens back."""
     tokenize = Tokenize(config.tokenizer, device="cuda", threads=1)
     tokenize(_part(batch, MICRO_BATCH))  # It warms up.
     spent, images = _time(
@@ -188,11 +191,11 @@ def _time_tokens_on_gpu(config: PretrainConfig, batch: dict[str, Any], *, second
 def _time_step(
     config: PretrainConfig, batch: dict[str, Any], *, device: str, seconds: float
 ) -> tuple[float, float, int]:
-    """Return the training step's seconds an image (of a core, or of a GPU), its operations, and the model's
-    parameters.
+    """Return the training step's seconds per image (of a core or of a GPU), its operations per image, and the
+    number of the model's parameters.
 
-    The optimizer's work is that of a step, however many images it has: it is divided by those that a worker
-    takes, not by those that were measured.
+    The optimizer's time does not depend on the number of images in a step. It is divided by the images of a
+    worker's share, not by those of the measured batch.
     """
     vocab_size, rng = 8192, np.random.default_rng(0)
     if find_target(config.target.kind).needs_tokenizer:
@@ -209,7 +212,7 @@ def _time_step(
     )
     rows = len(batch["row"])
     columns = {**batch, "tokens": rng.integers(0, vocab_size, (rows, config.model.patches)).astype(np.int16)}
-    # Images of a worker: all of them, or those that it takes at once.
+    # Images that a worker passes through the model at once.
     workers = config.resources.worker_range
     share = max(1, config.optim.global_batch_size // (1 if workers is None else workers.fewest))
 
@@ -245,8 +248,8 @@ def _time_step(
 
 
 def _flops(work: Callable[[], Any]) -> float:
-    """Count floating-point operations of matrix products and convolutions, two for a multiplication with an
-    addition.
+    """Count the floating-point operations of matrix products and convolutions. A multiplication with an
+    addition counts as two.
     """
     with FlopCounterMode(display=False) as counter:
         work()

@@ -1,1 +1,1 @@
-"""The run folder, and what is kept in it and in MLflow."""
+"""The run folder and what is kept in it, and MLflow."""

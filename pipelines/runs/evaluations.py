@@ -1,7 +1,8 @@
-"""Evaluations of a training at its pauses: a file a step in the run folder, and figures in MLflow.
+"""Save and read the evaluations that a training makes at its pauses: one file per step in the run folder, and
+figures in MLflow.
 
-They are no rows of metrics.jsonl: after a lost worker those are rewound and measured again, evaluations are
-not.
+They are not rows of metrics.jsonl. When a worker is lost, those rows are rewound and measured again;
+evaluations are not.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ def save(run: str, kind: str, step: int, values: Mapping[str, Any], *, variant: 
 
     Args:
         run: Run folder.
-        kind: The folder of such evaluations in it, such as validation.
-        step: The checkpoint's.
-        values: JSON types.
-        variant: Tells two ways of judging the same step apart; "" is the usual one.
+        kind: Name of the subfolder for evaluations of this kind, such as validation.
+        step: Step of the checkpoint.
+        values: The results, as JSON types.
+        variant: Distinguishes evaluations of the same step with other settings; "" for the usual one.
     """
     storage.write_text(_file(run, kind, step, variant), json.dumps({"step": step, **values}))
 
 
 def read(run: str, kind: str) -> list[dict[str, Any]]:
-    """All evaluations of a kind, by step; of one step the usual variant first."""
+    """All evaluations of a kind, ordered by step; at each step, the usual variant comes first."""
     folder = storage.join(run, kind)
     names = (
         [name for name in storage.list_folder(folder) if Path(name).suffix == ".json"]
@@ -46,9 +47,9 @@ def read(run: str, kind: str) -> list[dict[str, Any]]:
 
 
 def alike(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pick evaluations of one variant, so that they can be compared.
+    """Pick the evaluations of one variant, so that they can be compared.
 
-    Of the variants that judged the last step, the one that judged most steps, or else the first.
+    Of the variants of the last step, the one with the most steps is picked; of several, the first.
     """
     variants = [json.dumps(one.get("test"), sort_keys=True) for one in found]
     pairs = list(zip(found, variants, strict=True))
@@ -71,7 +72,7 @@ def tell_mlflow(
 ) -> None:
     """Log figures (`group/name`) of a step to the run's MLflow run, if it has one.
 
-    A server that cannot be reached ends no training.
+    The training continues if the server cannot be reached.
     """
     if place is None or not figures:
         return

@@ -1,4 +1,6 @@
-"""The metrics of a run: rows by step, in a file that grows or in parts on a bucket."""
+"""Write and read the metrics of a run: rows by step, in one growing file on a disk, or in several on a
+bucket.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pipelines import storage
 
 METRICS_FILE = "metrics.jsonl"
 
-# Nothing on an object store can be cut: a row of this name in the part files says that the steps beyond it
+# Objects on a bucket cannot be truncated: a row with this key in the part files says that all later steps
 # were lost.
 REWIND = "rewind"
 
@@ -24,17 +26,17 @@ def step_of_line(line: str) -> int:
 
 
 def whole_lines(text: str) -> list[str]:
-    """Split text into lines, without a last line that a killed writer left unfinished."""
+    """Split text into lines, without an incomplete last line, which a killed writer may leave."""
     return text[: text.rfind("\n") + 1].splitlines()
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """Read all rows of a run, by step. Rows of lost steps are left out; of a step that was trained twice
-    the later row counts.
+    """Read all rows of a run, ordered by step. Rows of lost steps are left out; if a step was trained twice,
+    its later row counts.
     """
     if storage.is_remote(run):
-        # Their names are times, so this is the order in which the rows came; the clocks of the machines need
-        # not agree.
+        # File names contain times, so this is the order in which the rows were written, even if machines'
+        # clocks differ.
         parts = [
             storage.join(run, "metrics", entry.name)
             for entry in storage.list_files(storage.join(run, "metrics"))
@@ -52,8 +54,8 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 
 def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the last row, with training figures averaged over the last twentieth of the steps: a single
-    row is noisy.
+    """Return the last row. Training metrics are averaged over the last twentieth of the steps, because a
+    single row is noisy.
     """
     last = rows[-1]
     steps = np.diff([0, *(row["step"] for row in rows)])
@@ -75,7 +77,7 @@ def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def finite_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row without those that are not defined."""
+    """The metrics of a row without those that are not finite."""
     return {
         name: float(value)
         for name, value in row.items()

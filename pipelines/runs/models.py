@@ -1,4 +1,4 @@
-"""Find the model or tokenizer that a path means: the folder itself, or one in a run folder."""
+"""Find the model or tokenizer that a path refers to: the folder itself, or one inside a run folder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pipelines.runs import run_folder
 
 MODEL_FILES = ("model.safetensors", "config.json")
 MODEL_JOBS = ("pretrain", "finetune", "segment")
-"""Jobs whose runs come to hold a model."""
+"""Jobs whose run folders hold a model in the end."""
 
 STEP_FILE = "step.json"
-"""Beside the files of a run's model: the step that they are of."""
+"""File next to a run's model with the step of its weights."""
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 def find_model(path: str) -> str:
-    """Find the folder with the weights that a path means: itself, a run's model, or its newest checkpoint
-    if that is later.
+    """Find the folder with the weights that a path refers to: the folder itself, a run's model, or the run's
+    newest checkpoint if that is later.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are no weights.
     """
     uri = storage.absolute(path)
     model, newest = (
@@ -50,7 +50,7 @@ def find_model(path: str) -> str:
     )
     if is_run and (job := run_folder.saved_run(path).job) in MODEL_JOBS:
         raise UserError(
-            f"{path} has no checkpoint yet", f"go on by beit {job} --resume {path}, or name another run"
+            f"{path} has no checkpoint yet", f"continue it by beit {job} --resume {path}, or name another run"
         )
     raise UserError(
         (
@@ -62,7 +62,7 @@ def find_model(path: str) -> str:
 
 
 def model_step(folder: str) -> int | None:
-    """Return the step of a run's weights; None for others, such as imported ones."""
+    """Return the step of a run's weights; None for weights that are not a run's, such as imported ones."""
     for name in (run_folder.PROGRESS_FILE, STEP_FILE):
         if storage.entry(file := storage.join(folder, name)) is not None:
             return int(json.loads(storage.read_text(file))["step"])
@@ -70,7 +70,7 @@ def model_step(folder: str) -> int | None:
 
 
 def _was_resumed(model: str, newest: str) -> bool:
-    """Whether a finished run that left a model was resumed, and has a later checkpoint."""
+    """Whether a finished run was resumed, and now has a checkpoint later than its model."""
     file = storage.join(model, STEP_FILE)
     return (
         storage.entry(file) is not None
@@ -84,7 +84,7 @@ def holds_model(folder: str) -> bool:
 
 
 def find_tokenizer(path: str) -> str:
-    """Find the folder of the tokenizer that a path means: that of the run which trained it, else the path
+    """Find the folder of the tokenizer that a path refers to: inside the run that trained it, or the path
     itself.
     """
     inner = storage.join(storage.absolute(path), "tokenizer")
@@ -92,8 +92,8 @@ def find_tokenizer(path: str) -> str:
 
 
 def keep_model(checkpoint: str, run: str) -> None:
-    """Copy the weights of a checkpoint, and their step, into the run's `model` folder, for everything that
-    comes next.
+    """Copy the weights of a checkpoint, and their step, into the run's `model` folder, which other commands
+    read.
     """
     for name in MODEL_FILES:
         storage.write_bytes(
@@ -120,11 +120,12 @@ def model_config(checkpoint: str) -> SavedConfig:
 
 
 def view_of(saved: SavedConfig, path: str) -> ViewConfig:
-    """Return how a model wants its pixels, from the "extra" of its config.json; `path` names it in
+    """Return how a model's pixels are normalised, from "extra" in its config.json; `path` names the model in
     messages.
 
     Raises:
-        UserError: If it does not say so: with other mean and std its figures would be worse without a word.
+        UserError: If config.json does not say so: with another mean and std its results would be worse
+            without notice.
     """
     recorded = saved.extra.get("view")
     if not isinstance(recorded, dict):

@@ -1,4 +1,4 @@
-"""The progress line, and durations in words."""
+"""Format the progress line, and durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: where a run keeps its configuration, checkpoints, metrics and report."""
+"""The run folder, in which a run keeps its configuration, checkpoints, metrics and report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder or bucket URI; `attempt` counts the starts."""
+    """A run's folder, local or on a bucket; `attempt` counts how often the run was started."""
 
     uri: str
     attempt: int
@@ -46,12 +46,12 @@ class RunFolder:
 
     @property
     def attempt_name(self) -> str:
-        """Folder of Ray Train's state and the checkpoints of this start."""
+        """Folder with Ray Train's state and the checkpoints of this start."""
         return f"attempt-{self.attempt}"
 
 
 def check_free(config: HasData) -> None:
-    """Refuse a name that is in use, and a folder that will be deleted.
+    """Refuse a name that is in use, and a folder that Ray will delete.
 
     Raises:
         UserError: If a run of that name exists, or the folder would lie in the copy of the checkout that a
@@ -71,7 +71,7 @@ def check_free(config: HasData) -> None:
     if storage.exists(storage.join(uri, CONFIG_FILE)):
         raise UserError(
             f"output.name={config.output.name}: there is a run of that name at {uri}",
-            f"go on with it by --resume {uri}, or choose another --output.name",
+            f"resume it by --resume {uri}, or choose another --output.name",
         )
 
 
@@ -81,7 +81,7 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
     Args:
         config: The whole run.
         job: Name of the job.
-        preset: Begins the folder's name, unless `output.name` is given.
+        preset: First part of the folder's name, unless `output.name` is given.
         inputs: Digests of what the run reads, by the option that names it: a resumed run must find the same.
 
     Raises:
@@ -98,7 +98,7 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
 def save_config(
     uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None
 ) -> None:
-    """Write the configuration of a run; arguments as for `create`."""
+    """Write the configuration of a run; the arguments are those of `create`."""
     saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
     storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
 
@@ -107,7 +107,7 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
     """Open the folder of a run to resume.
 
     Raises:
-        UserError: If the run would read other data than before, or another tokenizer.
+        UserError: If the data or the tokenizer have changed since the run began.
     """
     uri = storage.absolute(uri)
     before = saved_run(uri).inputs
@@ -125,24 +125,24 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """The config.json of a run."""
+    """The contents of a run's config.json."""
 
     job: str
     preset: str
     inputs: dict[str, str]
     """Digests of the data that the run reads, by the option that names it."""
     config: dict[str, Any]
-    """As `to_dict` made it."""
+    """The configuration as `to_dict` returned it."""
 
 
 def saved_run(path: str) -> SavedRun:
-    """Read what a run was started with.
+    """Read the configuration that a run was started with, of any job.
 
     Args:
         path: A run folder, or the config.json of one.
 
     Raises:
-        UserError: If there is no run.
+        UserError: If there is no run at this path.
     """
     uri = storage.absolute(path)
     file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
@@ -170,7 +170,7 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
 
     Args:
         path: A run folder, or the config.json of one.
-        kind: The job's configuration.
+        kind: Type of the job's configuration.
         job: The job that the run must belong to.
 
     Raises:
@@ -186,7 +186,7 @@ def check_same(saved: HasData, asked: HasData) -> None:
     """Refuse to resume with options that would change the result.
 
     Raises:
-        UserError: Naming every changed option with both values.
+        UserError: If there are any; the message names each with both values.
     """
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
     free = {name for name in before if name.startswith(asked.free_on_resume)} - {"resources.precision"}
@@ -194,13 +194,13 @@ def check_same(saved: HasData, asked: HasData) -> None:
     if changed:
         differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)
         raise UserError(
-            f"--resume: the run cannot go on with other settings: {differences}",
+            f"--resume: the run cannot continue with other settings: {differences}",
             "leave these out, or start a new run",
         )
 
 
 def latest_checkpoint(uri: str) -> str | None:
-    """Return the complete checkpoint with the most steps over all attempts; None if there is none."""
+    """Return the complete checkpoint with the most steps of all attempts; None if there is none."""
     return next(iter(_complete_checkpoints(uri)), None)
 
 
@@ -220,13 +220,13 @@ def _complete_checkpoints(uri: str) -> list[str]:
 
 
 def forget_checkpoints(uri: str, *, keep: int) -> None:
-    """Delete all but the newest checkpoints; Ray Train does so within an attempt only."""
+    """Delete all but the newest checkpoints. Ray Train only deletes those of its own attempt."""
     for folder in _complete_checkpoints(uri)[keep:]:
         storage.delete_folder(folder)
 
 
 def is_complete(checkpoint: str) -> bool:
-    """Whether every file that the checkpoint's progress file lists is there in its full size."""
+    """Whether every file that the checkpoint's progress file lists exists in its full size."""
     progress = storage.join(checkpoint, PROGRESS_FILE)
     if not storage.exists(progress):
         return False
@@ -247,8 +247,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Collect versions and machine, to be saved with a run. No environment variables: they may hold
-    secrets.
+    """Collect software versions and the machine, to be saved with a run. Environment variables are left out:
+    they may hold secrets.
     """
     versions = {
         name: importlib.metadata.version(name)

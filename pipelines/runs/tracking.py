@@ -1,4 +1,4 @@
-"""MLflow: one run there for each run folder."""
+"""Log to MLflow: each run folder has one MLflow run."""
 
 from __future__ import annotations
 
@@ -24,43 +24,42 @@ from pipelines.runs.run_folder import flatten
 ID_FILE = "mlflow.json"
 
 NO_PLACE = "mlflow: off, because SQLite needs a disk and the runs are on a bucket; set MLFLOW_TRACKING_URI"
-"""What to tell the user where `place_of` gives None."""
+"""Tells the user why `place_of` returns None."""
 
 SETTINGS = "MLFLOW_"
-"""Environment variables whose names begin so are MLflow's: the server, user and password, certificates."""
+"""Prefix of MLflow's environment variables: server, user and password, certificates."""
 
-# MLflow's own patience with a server that does not answer is 120 s times 8.
+# By default MLflow waits 8 times 120 s for a server that does not answer.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowRun:
-    """The place of a run in MLflow, and what is known of it from the start."""
+    """Where a run is logged in MLflow, and what is known of it at its start."""
 
     uri: str
     experiment: str
     name: str
     artifacts: str | None = None
-    """Where a new experiment keeps its files. None: as the server says."""
+    """Where a new experiment keeps its files. None: the server decides."""
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
-    """Id of the MLflow run that this one is shown below, such as a trial's sweep."""
+    """Id of the parent MLflow run, such as the sweep of a trial."""
     settings: Mapping[str, str] = field(default_factory=lambda: settings(), repr=False)
-    """MLflow's settings of the process that chose the place; the process that logs may be another, which
-    lacks them."""
+    """MLflow's settings in the process that chose the place; the process that logs may lack them."""
 
     @property
     def is_own_file(self) -> bool:
-        """Whether it is the SQLite file beside the runs."""
+        """Whether the run is logged to the SQLite file next to the runs."""
         return self.artifacts is not None
 
 
 def settings() -> dict[str, str]:
-    """Collect MLflow's environment variables, passwords too. They pass from process to process, never into
-    a file or a line.
+    """Collect MLflow's environment variables, passwords included. They are passed between processes, but
+    never written or printed.
 
-    On a cluster that a driver has joined other processes have the environment of their machine, not the
-    driver's. An SQLite file named relative to the folder of this process is the same file for the others.
+    On a cluster, other processes have the environment of their machine, not the driver's. An SQLite file
+    named relative to the folder of this process is the same file for the others.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
     if uri := found.get("MLFLOW_TRACKING_URI"):
@@ -81,11 +80,11 @@ def _absolute(uri: str) -> str:
 
 
 def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowRun | None:
-    """Return the place of a run folder: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file
-    beside the runs.
+    """Return where a run folder is logged: to the server that `MLFLOW_TRACKING_URI` names, or to a SQLite
+    file next to the runs.
 
-    A run folder within that of another run is its child, in the same store. None for runs on a bucket without
-    a server: SQLite needs a disk (`NO_PLACE` says so).
+    A run folder inside that of another run becomes its child, in the same store. None for runs on a bucket
+    without a server, because SQLite needs a disk (`NO_PLACE` says so).
     """
     root, name = storage.parent(run), storage.name(run)
     uri = settings().get("MLFLOW_TRACKING_URI")
@@ -97,8 +96,7 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
         return replace(place, name=name, params=params, parent=parent)
     if uri:
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
-    # Without a place of its own MLflow would put files into the folder that the command happens to be called
-    # from.
+    # Otherwise MLflow would put files into the current folder.
     return MlflowRun(
         uri=f"sqlite:///{root}/mlflow.db",
         experiment=experiment,
@@ -109,9 +107,7 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
 
 
 def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowRun | None:
-    """Return the place of a job's run, with its configuration as parameters; None if the job is not
-    logged.
-    """
+    """Return where a job's run is logged, with its configuration as parameters; None if it is not logged."""
     if not config.output.mlflow:
         return None
     params = flatten({"job": job, "preset": preset, **to_dict(config)})
@@ -119,7 +115,7 @@ def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowR
 
 
 def check(run: str, place: MlflowRun) -> None:
-    """Check on the driver that MLflow answers: Ray hides the exception of an actor that cannot begin.
+    """Check on the driver that MLflow answers, because Ray hides the exception of an actor that cannot start.
 
     Raises:
         UserError: If MLflow cannot be used, or does not know the run that a resumed folder belongs to.
@@ -137,18 +133,18 @@ def trouble(uri: str, error: Exception) -> str:
     root: BaseException = error
     while (deeper := root.__cause__ or root.__context__) is not None:
         root = deeper
-    # Below MLflow's and urllib3's long words for a lost connection there is a short one of the system.
+    # Below the long messages of MLflow and urllib3 for a lost connection there is a short one of the system.
     first = str(root if isinstance(root, OSError) else error).strip().split("\n")[0]
     reason = textwrap.shorten(_without_credentials(first), 200, placeholder=" …")
     return f"MLflow at {_without_credentials(uri)} cannot be used: {reason or type(error).__name__}"
 
 
 class MlflowLog:
-    """Logs the metrics of one MLflow run over steps; a resumed run folder keeps its MLflow run.
+    """Logs the metrics of one run to MLflow, by step. A resumed run continues its MLflow run.
 
     Args:
         run: Run folder; the MLflow run's id is kept there.
-        place: Where it goes.
+        place: Where the run is logged.
 
     Raises:
         UserError: If MLflow cannot be used. `log` and `finish` raise what MLflow raises.
@@ -189,10 +185,10 @@ class MlflowLog:
 
 
 def end_orphan(run: str, place: MlflowRun, status: str) -> None:
-    """End the MLflow run of a folder whose own processes could not. A run that has ended keeps its state.
+    """End the MLflow run of a run folder whose own processes could not end it. A run that has ended keeps its
+    state.
 
-    A tracking server that cannot be reached is left alone: this is called when other things have gone wrong
-    already.
+    A tracking server that cannot be reached is ignored: this is called after other failures.
     """
     run_id = _known_id(run)
     with suppress(Exception):
@@ -202,8 +198,8 @@ def end_orphan(run: str, place: MlflowRun, status: str) -> None:
 
 
 def link(run: str, place: MlflowRun) -> str | None:
-    """Return where to look at the MLflow run of a folder: an address on a server, else a command that shows
-    the file. None without one.
+    """Return where the MLflow run of a folder can be seen: an address on a server, or a command that shows
+    the file. None if there is no MLflow run.
     """
     if (run_id := _known_id(run)) is None:
         return None
@@ -243,7 +239,7 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
 
 
 def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names: list[str]) -> bool:
-    """Log a run that is over at once: rows of metrics, and files of its folder.
+    """Log a finished run: rows of metrics, and files of its folder.
 
     Returns:
         Whether MLflow has all of it.
@@ -260,7 +256,7 @@ def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names:
 
 
 def enter(run: str, place: MlflowRun, row: Mapping[str, Any]) -> bool:
-    """Log a row of metrics to the MLflow run of a run folder that no process logs to now.
+    """Log a row of metrics to the MLflow run of a run folder to which no process is logging.
 
     Returns:
         Whether MLflow has it; it has not if it cannot be used, or never knew the run.
@@ -293,7 +289,7 @@ def _known_id(run: str) -> str | None:
 
 
 def _client(uri: str) -> Any:
-    """Return MLflow's client, with a shorter patience and without its notes about databases."""
+    """Return MLflow's client, with a shorter timeout and without its messages about databases."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

@@ -1,1 +1,1 @@
-"""Commands that are no training: look, pack, compare, convert, measure."""
+"""Commands other than trainings: inspect, pack, compare, convert and measure."""

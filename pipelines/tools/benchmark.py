@@ -1,7 +1,7 @@
-"""Measurements side by side in one process: `python -m pipelines.tools.benchmark views --data PATH`, `…
-tokens PRESET`, `… coordinator`.
+"""Compare alternatives by measuring them in one process: `python -m pipelines.tools.benchmark views --data
+PATH`, `… tokens PRESET`, `… coordinator`.
 
-Only the ratios of one run mean anything; absolute times belong to the machine that the header names.
+Only the ratios within one run can be compared; absolute times depend on the machine that the header names.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Views = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsResult:
-    """CPU milliseconds an image of each way to make views, one value a round, and how far ours are from the
-    reference's.
+    """CPU milliseconds per image for each implementation of the views, one value per round, and how much our
+    views differ from the released code's.
     """
 
     milliseconds: dict[str, list[float]]
@@ -57,11 +57,11 @@ def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, tok
     """The views of the released code, written out with Pillow (microsoft/unilm, `beit/datasets.py`,
     `beit/transforms.py`).
 
-    Jitter and flip on the whole image, then the crop, resized twice.
+    Jitter and flip the whole image, then crop it, and resize the crop twice.
 
     Args:
         image: An RGB `PIL.Image.Image`.
-        parameters: Drawn for an image of this size.
+        parameters: The random parameters, drawn for an image of this size.
         patch_px: Side of the patch view.
         token_px: Side of the token view.
     """
@@ -83,8 +83,8 @@ def released_views(image: Any, parameters: ViewParameters, *, patch_px: int, tok
 
 
 def to_floats(views: Views) -> None:
-    """What the released transform does to its views on the host, and ours leave to the device: to float,
-    channels first, normalise, map.
+    """Convert views to float, channels first, normalised and mapped. The released transform does this on the
+    host; our stream leaves it to the device.
     """
     patch_view, token_view = (
         torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous().float().div(255) for view in views
@@ -100,8 +100,8 @@ def to_floats(views: Views) -> None:
 def measure_views(
     images: list[bytes], view: ViewConfig, *, patch_px: int, token_px: int, seconds: float
 ) -> ViewsResult:
-    """Time the ways to make views by the CPU time of this process, in turn, until `seconds` are over (one
-    round at least).
+    """Time each implementation of the views in turn, by the CPU time of this process, until `seconds` are
+    over (one round at least).
     """
 
     def parameters_of(width: int, height: int, row: int) -> ViewParameters:
@@ -176,14 +176,14 @@ def views_table(result: ViewsResult, *, title: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensResult:
-    """CPU seconds an image of tokenising it and of a training step on it, one value a round."""
+    """CPU seconds per image for tokenising and for a training step, one value per round."""
 
     encode: list[float]
     step: list[float]
 
 
 def measure_tokens(config: PretrainConfig, *, images: int, rounds: int) -> TokensResult:
-    """Time the tokenizer and the training step by the CPU time of this process, in turn, on one thread and
+    """Time the tokenizer and the training step in turn, by the CPU time of this process, on one thread and
     random images.
     """
     threads = torch.get_num_threads()
@@ -248,7 +248,7 @@ def tokens_table(result: TokensResult, *, title: str) -> list[str]:
 
 
 def read_images(path: str, count: int) -> list[bytes]:
-    """The first images of evenly spread units of a data path."""
+    """Read the first images of evenly spaced units of a data path."""
     source = open_source(path, option="data")
     units = source.manifest.rows
     wanted = np.linspace(0, len(units) - 1, min(len(units), 8)).round().astype(int)
@@ -260,41 +260,44 @@ def read_images(path: str, count: int) -> list[bytes]:
 
 
 def main(arguments: list[str]) -> None:
-    """`views --data PATH`: a view beside the released transform's. `tokens PRESET`: a tokenizer beside the
-    training step.
+    """`views --data PATH`: time our views and the released transform's. `tokens PRESET`: time a tokenizer and
+    the training step.
 
-    `coordinator`: what one stream passes on.
+    `coordinator`: measure how many blocks one stream passes on.
     """
     parser = argparse.ArgumentParser(prog="python -m pipelines.tools.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     views = commands.add_parser(
-        "views", help="CPU time an image of decode, crop, flip, jitter and two resizes"
+        "views", help="CPU time per image of decoding, crop, flip, jitter and two resizes"
     )
     views.add_argument("--data", required=True, help="shards, folder or tars of images")
-    views.add_argument("--images", type=int, default=200, help="so many of them")
-    views.add_argument("--patch-px", type=int, default=224, help="side of the patch view")
-    views.add_argument("--token-px", type=int, default=112, help="side of the token view")
-    views.add_argument("--seconds", type=float, default=30.0, help="measure at least so long")
-    tokens = commands.add_parser(
-        "tokens", help="CPU time an image of the tokenizer beside that of a training step"
-    )
+    views.add_argument("--images", type=int, default=200, help="number of images")
+    views.add_argument("--patch-px", type=int, default=224, help="side of the patch view, in pixels")
+    views.add_argument("--token-px", type=int, default=112, help="side of the token view, in pixels")
+    views.add_argument("--seconds", type=float, default=30.0, help="shortest duration of the measurement")
+    tokens = commands.add_parser("tokens", help="CPU time per image of the tokenizer and of a training step")
     tokens.add_argument("preset", help="a pretraining preset")
     tokens.add_argument(
-        "--tokenizer", help="name of a built-in tokenizer or folder of one; default: the preset's"
+        "--tokenizer", help="a built-in tokenizer or the folder of one; default: the preset's"
     )
-    tokens.add_argument("--images", type=int, default=8, help="so many at a time")
-    tokens.add_argument("--rounds", type=int, default=5, help="measure so often")
+    tokens.add_argument("--images", type=int, default=8, help="images per batch")
+    tokens.add_argument("--rounds", type=int, default=5, help="number of measurements")
     coordinator = commands.add_parser(
-        "coordinator", help="blocks a second of the process that divides a stream among the workers"
+        "coordinator", help="blocks per second of the process that divides a stream among the workers"
     )
     coordinator.add_argument(
-        "--workers", type=int, nargs="+", default=[1, 2, 8], help="divide it among so many"
+        "--workers", type=int, nargs="+", default=[1, 2, 8], help="numbers of workers to measure"
     )
     coordinator.add_argument(
-        "--operators", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="without and with tokenizers"
+        "--operators",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        choices=[1, 2],
+        help="1: without tokenizers, 2: with",
     )
-    coordinator.add_argument("--blocks", type=int, default=2000, help="of an execution")
-    coordinator.add_argument("--rounds", type=int, default=2, help="measure so often")
+    coordinator.add_argument("--blocks", type=int, default=2000, help="blocks of an execution")
+    coordinator.add_argument("--rounds", type=int, default=2, help="number of measurements")
     given = parser.parse_args(arguments)
     if given.command == "coordinator":
         print(
@@ -332,7 +335,7 @@ def main(arguments: list[str]) -> None:
     images = read_images(given.data, given.images)
     size = sum(map(len, images)) / len(images) / 1e3
     title = f"views of {given.patch_px} and {given.token_px} px from {len(images)} images of {size:.0f} kB"
-    # The released code does not turn images as their EXIF data say: neither does this comparison.
+    # The released code ignores the EXIF orientation, and so does this comparison.
     result = measure_views(
         images,
         ViewConfig(exif_rotate=False),

@@ -1,9 +1,9 @@
-"""How many blocks a second one stream's coordinator passes on: a stream like a training's, of blocks that
-cost next to nothing to make.
+"""Measure how many blocks per second the coordinator of one stream passes on. The stream is like a
+training's, but its blocks cost almost nothing to make.
 
-Part of `python -m pipelines.tools.benchmark coordinator`. The coordinator is one process: where other
-processes share its cores, its own CPU time for a block says what it could do with a core to itself, and the
-clock what all of them did together.
+Part of `python -m pipelines.tools.benchmark coordinator`. The coordinator is a single process. If it shares
+its cores with other processes, its CPU time per block tells what it could do with a core to itself, and the
+clock tells what all of them did together.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ BLOCKS_PER_TASK = 50
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorResult:
-    """One execution of a stream, with its start and end."""
+    """One execution of a stream, start and end included."""
 
     consumers: int
     operators: int
     blocks: int
     seconds: float
-    """Seconds by the clock."""
+    """Wall-clock seconds."""
     core_seconds: float
     """CPU time of the coordinator's process."""
 
     @property
     def of_a_core(self) -> float:
-        """Blocks a second that a coordinator with a core to itself would pass."""
+        """Blocks per second that a coordinator with a core to itself would pass."""
         return self.blocks / self.core_seconds
 
     def line(self) -> str:
-        """The result in words."""
+        """The result as a line of text."""
         return (
             f"{self.operators} operator{'s' * (self.operators > 1)}, {self.consumers:>3} "
             f"worker{'s' * (self.consumers > 1)}: {self.blocks:,} blocks, {self.blocks / self.seconds:.0f} a "
@@ -58,9 +58,9 @@ def measure_coordinator(
 
     Args:
         consumers: Workers that the stream is split among.
-        operators: 1: reading tasks alone. 2: actors behind them, as tokenizers are.
-        blocks: Of each execution; rounded up to whole reading tasks.
-        rounds: Executions to measure.
+        operators: 1: reading tasks alone. 2: reading tasks, followed by actors, like tokenizers.
+        blocks: Blocks of each execution; rounded up to whole reading tasks.
+        rounds: Number of executions to measure.
     """
     import ray
     import ray.data
@@ -113,7 +113,7 @@ class _Consumer:
         self._split = split
 
     def consume(self) -> int:
-        """Go through an execution; returns the rows that came."""
+        """Read all batches of an execution; returns the number of rows."""
         return sum(
             len(batch["slot"])
             for batch in self._split.iter_batches(

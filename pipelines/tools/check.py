@@ -1,7 +1,7 @@
-"""`beit data check`: describe a data path, find broken images, draw a contact sheet.
+"""`beit data check`: describe a data path, find broken images, and draw a contact sheet.
 
-A random sample says enough about millions of images in seconds; all of them are looked at by Ray Data, on all
-cores of a cluster.
+A random sample takes seconds and says enough about millions of images. To check all of them, Ray Data decodes
+them on all cores of a cluster.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _BROKEN_LISTED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(CommandConfig):
-    """What to look at, and how closely."""
+    """Describe a data path, find broken images, and draw a contact sheet."""
 
     source: str
-    """Folder, glob or bucket URI of image files, tars or Parquet shards."""
+    """Images to check: a folder, glob or bucket URI of image files, tars or Parquet shards."""
 
     sample: PositiveInt = 2000
-    """Images to decode, drawn at random."""
+    """Number of images to decode, drawn at random."""
 
     all: bool = False
-    """Decode all images, on all of Ray's cores."""
+    """Decode all images, on all of Ray's cores, not only a sample."""
 
     sheet: str | None = "check.png"
-    """Where to write a contact sheet. None: nowhere."""
+    """Path of the contact sheet. None: no contact sheet."""
 
     seed: NotNegativeInt = 0
-    """Of the sample."""
+    """Seed of the random sample."""
 
     view: ViewConfig = field(default_factory=ViewConfig)
     """How images are decoded; `max_pixels` says which are too large."""
@@ -66,31 +66,31 @@ class CheckResult:
     """The findings of a check."""
 
     summary: str
-    """What the path holds, in a phrase."""
+    """A phrase that describes what the path holds."""
     images: int
-    """Images of the source."""
+    """Number of images of the source."""
     total_bytes: int
-    """Size of its files."""
+    """Size of the source's files."""
     checked: int
-    """Images that were decoded, or could not be."""
+    """Number of images that were decoded or could not be decoded."""
     broken: tuple[tuple[str, Status], ...]
-    """(place, reason) of images that cannot be decoded; the first thousand."""
+    """(place, reason) of images that cannot be decoded: the first thousand."""
     statuses: dict[Status, int]
-    """How many images have which status."""
+    """Number of images with each status."""
     percentiles: dict[str, tuple[int, ...]]
     """"width", "height" (pixels) and "bytes" of the decoded images: smallest, 5%, median, 95%, largest."""
     formats: dict[str, int]
-    """As Pillow names them, such as JPEG, commonest first."""
+    """Number of images of each format, by Pillow's name such as JPEG, most frequent first."""
     modes: dict[str, int]
-    """As Pillow names them, such as RGB and L, commonest first."""
+    """Number of images of each mode, by Pillow's name such as RGB or L, most frequent first."""
     classes: dict[str, int] | None
-    """Images of each class among those checked; None without labels."""
+    """Number of checked images of each class; None without labels."""
     warnings: tuple[str, ...]
     sheet: str | None
-    """Where the contact sheet lies."""
+    """Path of the contact sheet."""
 
     def lines(self) -> list[str]:
-        """Write the findings as text."""
+        """Format the findings as text."""
         decoded = self.statuses.get(Status.DECODED, 0)
         part = "all of them" if self.checked == self.images else f"{self.checked:,} drawn at random"
         text = [
@@ -122,7 +122,7 @@ def check(config: CheckConfig) -> CheckResult:
     """Check a data path.
 
     Raises:
-        UserError: Where nothing is there, or nothing that holds images.
+        UserError: If the path does not exist or holds no images.
     """
     source = open_source(config.source, option="source")
     manifest = source.manifest
@@ -171,19 +171,19 @@ def check(config: CheckConfig) -> CheckResult:
 
 
 def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, NDArray[np.int64]]:
-    """Draw the rows to look at: a few rows each of many units, since a unit costs about as much to open as
-    to read.
+    """Draw the rows to check: a few rows from each of many units, since opening a unit costs about as much as
+    reading it.
 
     Args:
         rows: int32 [U], rows of each unit.
-        sample: About how many rows to draw; all where there are no more.
-        seed: Of the draw.
+        sample: Approximate number of rows to draw; all rows if there are fewer.
+        seed: Seed of the draw.
     """
     rng = seeds.generator(seed, seeds.REPORT, 0, 0, 0)
     if rows.sum(dtype=np.int64) <= sample:
         return {unit: np.arange(count) for unit, count in enumerate(rows)}
-    # Some 32 rows a unit where units have as many. Drawn by rows, so that large units come as often as they
-    # should.
+    # About 32 rows per unit, if units have that many. Rows are drawn, not units, so that large units get
+    # their share.
     ends = np.cumsum(rows, dtype=np.int64)
     many = max(8, sample // 32, int(1.5 * sample * len(rows) / ends[-1]))
     units = np.unique(np.searchsorted(ends, rng.integers(ends[-1], size=many), side="right"))
@@ -195,7 +195,7 @@ def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, ND
 
 
 def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
-    """Decode some images of a unit; return one row for each: place, properties, status."""
+    """Decode some images of a unit; return a row for each with its place, properties and status."""
     label = manifest.label_column
     columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
     looks = [_look(encoded, view) for encoded in columns["image"]]
@@ -219,14 +219,14 @@ def _look(encoded: bytes, view: ViewConfig) -> tuple[int, int, int, str, str]:
         decode(encoded, view)
     except UndecodableImage as broken:
         return int(broken.status), 0, 0, "", ""
-    with Image.open(io.BytesIO(encoded)) as image:  # reads the header only
+    with Image.open(io.BytesIO(encoded)) as image:  # this reads only the header
         return int(Status.DECODED), image.width, image.height, image.format or "", image.mode
 
 
 def _inspect_all(manifest: Manifest, view: ViewConfig) -> Iterator[Columns]:
     import ray.data
 
-    # One copy in the object store, which all tasks of a node share.
+    # All tasks of a node share one copy in the object store.
     shared = ray.put(manifest)
     ends = np.linspace(0, len(manifest.rows), min(_TASKS, len(manifest.rows)) + 1).astype(int)
     blocks = [pa.table({"first": [first], "last": [last]}) for first, last in pairwise(ends.tolist())]
@@ -249,7 +249,7 @@ def _percentiles(values: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _as_key(label: Any) -> str | float | None:
-    """Make a label a key to count by; None if there is none."""
+    """Turn a label into a key for counting; None if there is no label."""
     if isinstance(label, str | int | float):
         return label if label == label else None
     return None if label is None else str(label)
@@ -265,7 +265,7 @@ def _count_classes(labels: NDArray[Any], names: tuple[str, ...] | None) -> dict[
 
 
 def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> None:
-    """Draw some of the decoded images and write them as one picture."""
+    """Draw some of the decoded images at random, and write them as one picture."""
     rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 1)
     units = rng.permutation(np.unique(columns["unit"]))[:_SHEET_UNITS]
     chosen = np.sort(rng.permutation(np.flatnonzero(np.isin(columns["unit"], units)))[:_SHEET_IMAGES])

@@ -1,5 +1,5 @@
-"""Compare runs: `beit compare [NAME=]RUN …`. Curves in one picture, last figures in a table, seeds
-averaged.
+"""`beit compare [NAME=]RUN …`: draw the curves of several runs in one picture, and list their last values in
+a table, averaged over seeds.
 """
 
 from __future__ import annotations
@@ -34,49 +34,50 @@ OTHERS = {
 }
 TITLES = SHARES | OTHERS
 
-# Options that say who computes a run and where it is written, not what it is.
+# Options for a run's resources and output, which do not change its results.
 NOT_COMPARED = ("output.", "resources.", "stop_at")
 
-# The name of runs that share all options.
+# Name of a group of runs that share all options.
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(CommandConfig):
-    """Compare runs of one job: curves of what both measured in one picture, the last figures in a table.
+    """Compare runs of one job: curves of the metrics that all runs have in one picture, and the last values
+    in a table.
 
-    Runs of one NAME are one curve, their mean with a band from the least to the largest. Without names these
-    are the runs that differ by nothing but their seed, and are called by the options that they do not share
-    with the others.
+    Runs with the same NAME become one curve: their mean, with a band from the smallest to the largest value.
+    Without names, runs that differ only in their seed are grouped; a group is named by the options that
+    differ from the other groups.
     """
 
     runs: tuple[str, ...]
-    """Run folders, each as RUN or NAME=RUN."""
+    """Run folders, each given as RUN or NAME=RUN."""
 
     over: str | None = None
-    """An option of these runs for the horizontal axis in place of the step, such as data.fraction: a point
-    for each of its values."""
+    """Option of these runs, such as data.fraction, to use as the horizontal axis; each of its values becomes
+    a point. None: the step is the horizontal axis."""
 
     metrics: tuple[str, ...] = ()
-    """Which to draw and to list, such as top1 train/loss. None given: all that every one of the runs has."""
+    """Metrics to draw and to list, such as top1 train/loss. Not given: all metrics that every run has."""
 
     out: str = "comparison.png"
-    """Where the picture goes. The figures go beside it, as .csv."""
+    """Path of the picture. The values go into a .csv of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """The options and figures of a run to compare."""
+    """The options and metrics of a run to compare."""
 
     uri: str
     name: str | None
     job: str
     options: dict[str, Any]
-    """By dotted name, without those in `NOT_COMPARED`."""
+    """Options by dotted name, without those in `NOT_COMPARED`."""
     curves: dict[str, dict[int, float]]
-    """By metric: step -> value."""
+    """Metric -> (step -> value)."""
     rows: list[dict[str, Any]]
-    """Rows of metrics of the training."""
+    """Rows of the training's metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +88,10 @@ class Group:
     runs: list[Run]
 
     def curve(self, metric: str) -> tuple[list[int], NDArray[np.float64]]:
-        """Return steps within the range that every run has, and values [runs, steps], interpolated between
-        a run's own points.
+        """Return the steps within the range that all runs share, and values [runs, steps], interpolated
+        between each run's own points.
 
-        Training reports by the clock, so runs seldom have points at the same steps.
+        Training reports at intervals of time, so runs rarely have points at the same steps.
         """
         curves = [run.curves.get(metric, {}) for run in self.runs]
         if not all(curves):
@@ -102,10 +103,10 @@ class Group:
         )
 
     def over(self, option: str) -> list[tuple[float, Group]]:
-        """Split the group by the values of an option, in their order.
+        """Split the group by the values of an option, in ascending order.
 
         Raises:
-            UserError: If a run has no number for it.
+            UserError: If the option is not a number in every run.
         """
         parts: dict[float, Group] = {}
         for run in self.runs:
@@ -132,8 +133,7 @@ def compare(config: CompareConfig) -> list[str]:
     """Write the picture and the table; returns the lines to print.
 
     Raises:
-        UserError: For what is no run, for runs of different jobs, and for runs that have measured nothing in
-            common.
+        UserError: If a path is no run, the runs belong to different jobs, or they have no metric in common.
     """
     if not config.out.endswith(".png"):
         raise UserError(f"--out {config.out} does not end with .png", "write --out comparison.png")
@@ -152,7 +152,7 @@ def compare(config: CompareConfig) -> list[str]:
     if config.over:
         charts = [_chart_over(config.over, lines, points, metric) for metric in metrics]
     else:
-        # A single value is no curve: it stands in the table.
+        # A single value is no curve; it is only in the table.
         curves = [
             metric for metric in metrics if any(len(one.curve(metric)[0]) > 1 for one in groups)
         ] or metrics
@@ -171,7 +171,7 @@ def _metrics(config: CompareConfig, groups: Sequence[Group]) -> list[str]:
     """Choose the metrics to compare, in the order given.
 
     Raises:
-        UserError: If the runs do not all have it.
+        UserError: If a metric is not measured in all runs.
     """
     shared = [metric for metric in TITLES if all(one.curve(metric)[0] for one in groups)]
     if not shared:
@@ -192,10 +192,10 @@ def read_run(argument: str) -> Run:
     """Read RUN or NAME=RUN.
 
     Raises:
-        UserError: If there is no run.
+        UserError: If there is no such run.
     """
     name, _, path = argument.partition("=")
-    if not path or {"/", ":"} & set(name):  # the = of a bucket's URI, such as s3://bucket/run?region=…
+    if not path or {"/", ":"} & set(name):  # the = of a URI, such as s3://bucket/run?region=…
         name, path = "", argument
     saved, uri = run_folder.saved_run(path), storage.absolute(path)
     curves: dict[str, dict[int, float]] = {metric: {} for metric in TITLES}
@@ -213,7 +213,9 @@ def read_run(argument: str) -> Run:
 
 
 def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
-    """Group runs: by name, or without names by equal options but for the seed and for `over`."""
+    """Group runs by name. Runs without names are grouped if all their options are equal except the seed and
+    `over`.
+    """
     unnamed = [run.options for run in found if run.name is None]
     names = sorted({name for options in unnamed for name in options} - {"seed", over})
     different = [name for name in names if len({json.dumps(options.get(name)) for options in unnamed}) > 1]
@@ -229,7 +231,7 @@ def group(found: Sequence[Run], over: str | None = None) -> list[Group]:
 
 
 def _short(value: Any) -> str:
-    """Shorten a path to its last two names, which are run and part."""
+    """Shorten a path to its last two names: the run, and the part of it."""
     return "/".join(value.split("/")[-2:]) if isinstance(value, str) else f"{value}"
 
 
@@ -262,7 +264,7 @@ def _chart_over(
 
 
 def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
-    """Return the last step and each run's value there; training figures are averaged as in a run's own
+    """Return the last step and each run's value there. Training metrics are averaged as in the run's own
     result.
     """
     steps, values = one.curve(metric)
@@ -274,7 +276,7 @@ def _last(one: Group, metric: str) -> tuple[int, NDArray[np.float64]]:
 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
-    """Write a line for each group: mean, and with several runs the standard deviation."""
+    """Format a line for each group: the mean, and the standard deviation if it has several runs."""
     lines = []
     for one in groups:
         cells = []
@@ -290,7 +292,7 @@ def _table(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
 
 
 def _rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[Any]]:
-    """Write a row for each run and metric."""
+    """Build a row for each run and metric."""
     rows = []
     for one in groups:
         for metric in metrics:

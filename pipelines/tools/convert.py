@@ -1,4 +1,4 @@
-"""`beit tokenizer convert FILE OUT`: a published tokenizer -> a folder that `--tokenizer.path` takes."""
+"""`beit tokenizer convert FILE OUT`: convert a published tokenizer to a folder for `--tokenizer.path`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from pipelines.tools.weights import COPY, DOWNLOAD, check_local
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(CommandConfig):
-    """Read a published tokenizer without running anything in its file, and write it as safetensors."""
+    """Read a published tokenizer without running any code in its file, and write it as safetensors."""
 
     file: str
-    """encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's dalle_encoder.pth, or unilm's
-    pytorch_model.bin."""
+    """File of the published tokenizer: encoder.pkl of openai/DALL-E, FLAVA's image codebook, mmpretrain's
+    dalle_encoder.pth, or unilm's pytorch_model.bin."""
 
     out: str
-    """The folder to write, on this machine."""
+    """Folder to write, on this machine."""
 
     decoder: str | None = None
-    """decoder.pkl of openai/DALL-E. None: the tokenizer only encodes, which is all that pretraining needs."""
+    """decoder.pkl of openai/DALL-E. None: the tokenizer can only encode, which is enough for pretraining."""
 
     sha256: str | None = None
-    """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
+    """SHA-256 digest that `file` must have, in hexadecimal. None: any file is accepted. The digest is saved
+    with the tokenizer."""
 
     decoder_sha256: str | None = None
-    """The same of the decoder's file."""
+    """SHA-256 digest that the file `decoder` must have. None: any file is accepted."""
 
 
 def convert_tokenizer(config: ConvertConfig) -> Iterator[str]:
-    """Convert a tokenizer, and describe the result in lines.
+    """Convert a tokenizer; returns lines that describe the result.
 
     Raises:
-        UserError: For addresses, and for files that are not what they should be.
+        UserError: If a path is an address, or a file is not one of these.
     """
     check_local(config.file, DOWNLOAD)
     check_local(config.out, COPY)

@@ -1,4 +1,4 @@
-"""Single image files that a command shows, and the picture that it writes."""
+"""Read single image files for commands that show them, and check the path of the picture that they write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines import storage
 
 
 def read_square(image: str, px: int) -> NDArray[np.uint8]:
-    """Read the middle of an image file: its short side resized to `px`, then cropped to [px, px, 3].
+    """Read the centre square of an image file: resize the shorter side to `px`, then crop to [px, px, 3].
 
     Raises:
         UserError: If there is no such file, or it cannot be decoded.

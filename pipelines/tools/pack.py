@@ -1,14 +1,14 @@
-"""`beit data pack`: class folders, flat folders, tars (ILSVRC's tars of tars as well) or Parquet -> shuffled
-Parquet shards.
+"""`beit data pack`: copy images from class folders, flat folders, tars (including ILSVRC's tars of tars) or
+Parquet into shuffled Parquet shards.
 
 The driver plans which image goes to which shard: a seeded permutation of all images. Each task then reads the
-images of its shards, wherever they lie, and writes them. The plan depends on the source and the configuration
-only and a shard appears under its name only when complete, so a job that was killed and is started again
-writes what is missing, and the files are the same.
+images of its shards, wherever they lie, and writes the shards. The plan depends only on the source and the
+configuration, and a shard appears under its name only when complete. So a job that was killed writes the
+missing shards when it is started again, and the result is the same.
 
-Files and members of tars are read one by one, so their shuffle is over everything. A row group of Parquet has
-to be read whole; so that each is read once, Parquet is shuffled in windows: row groups drawn from the whole
-source, as many as fit into `window_mib`.
+Files and members of tars are read one by one, so all images are shuffled together. A row group of Parquet has
+to be read whole. So that each is read only once, Parquet is shuffled in windows: row groups drawn from the
+whole source, as many as fit into `window_mib`.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ from pipelines.sources import Manifest, Source, open_source
 from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
 PLAN_FILE = "pack.json"
-"""Lies beside the shards and says what they were made from."""
+"""File next to the shards that says what they were made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig(CommandConfig):
-    """What to pack, and into shards of which form."""
+    """Copy images into shuffled Parquet shards."""
 
     source: str
-    """Folder, glob or bucket URI of image files, tars or Parquet shards."""
+    """Images to pack: a folder, glob or bucket URI of image files, tars or Parquet shards."""
 
     out: str
-    """Folder or bucket URI for the shards. An unfinished one is gone on with."""
+    """Folder or bucket URI for the shards. An unfinished one is completed."""
 
     split: FileName = "train"
-    """Begins the shards' names: train-00000-of-00560.parquet. Of a source with several splits, such as
-    train-* and val-*, this one."""
+    """First part of the shards' names, such as train-00000-of-00560.parquet. If the source has several
+    splits, such as train-* and val-*, only this one is packed."""
 
     seed: NotNegativeInt = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
 
     shard_mib: PositiveInt = 256
-    """About how large a shard is, in MiB. A task holds a whole one in memory, more than once while it
+    """Approximate size of a shard, in MiB. A task holds a whole shard in memory, and more than that while it
     writes."""
 
     rows_per_group: PositiveInt = 128
-    """Images of a row group, the smallest piece that training reads at once."""
+    """Number of images in a row group, which is the smallest unit that training reads."""
 
     window_mib: PositiveInt = 1024
-    """Parquet sources only: how much is shuffled together, in MiB. A task holds it in memory, more than once
-    while it writes."""
+    """Parquet sources only: amount of data that is shuffled together, in MiB. A task holds it in memory, and
+    more than that while it writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +75,15 @@ class PackResult:
     images: int
     shards: int
     written: int
-    """Shards that this call wrote; the others were there."""
+    """Shards that this call wrote; the others existed before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """What shards were made from. The fields that are not explained are options of `PackConfig`."""
+    """Describes what shards were made from. Fields without a docstring are options of `PackConfig`."""
 
     source: str
-    """Digest of the manifest."""
+    """Digest of the source's manifest."""
 
     images: int
     shards: int
@@ -98,7 +98,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Shards(PartStore[Packing]):
-    """The shards of a packing, complete or not."""
+    """The shards of a packing; some may still be missing."""
 
     description_files: ClassVar[tuple[str, ...]] = (PLAN_FILE,)
     what: ClassVar[str] = f"{PLAN_FILE} of an earlier packing"
@@ -116,7 +116,7 @@ class Shards(PartStore[Packing]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """The shard and row of every image. Images are numbered through, unit by unit."""
+    """The shard and row of every image. Images are numbered consecutively, unit by unit."""
 
     order: NDArray[np.int64]
     """int64 [images]: the images in the order of the shards."""
@@ -129,14 +129,14 @@ class Plan:
 
 
 def plan_shards(rows: NDArray[np.int32], *, shard_rows: int, window_rows: int | None, seed: int) -> Plan:
-    """Plan the shards: a pure function, one number an image.
+    """Plan the shards. A pure function; it needs one number per image.
 
     Args:
         rows: int32 [U], images of each unit.
-        shard_rows: About how many images a shard takes.
-        window_rows: Units are read whole and shuffled in windows of about so many images. None: over
-            everything.
-        seed: Of the permutations.
+        shard_rows: Approximate number of images in a shard.
+        window_rows: Approximate number of images in a window; units are read whole and shuffled within
+            windows. None: all images are shuffled together.
+        seed: Seed of the permutations.
     """
     rng = seeds.generator(seed, seeds.ORDER, 0, 0, 0)
     total = int(rows.sum(dtype=np.int64))
@@ -175,11 +175,11 @@ def pack(
 
     Args:
         config: What to pack.
-        progress: Called after each task with the shards that are there and the shards of the plan.
-        say: Takes the lines for the user: what is odd about the source.
+        progress: Called after each task with the number of finished shards and of all shards.
+        say: Takes the lines for the user, such as warnings about the source.
 
     Raises:
-        UserError: Where the source holds no images, or `out` holds something else.
+        UserError: If the source holds no images, or `out` holds something else.
     """
     source = open_source(config.source, option="source", split=config.split, say=say)
     for line in _columns_line(source.manifest):
@@ -240,8 +240,7 @@ def _run(
     """Yield the shards that each task wrote, as tasks finish."""
     import ray.data
 
-    # One copy in the object store, which all tasks of a node share, instead of one in every task's
-    # description.
+    # All tasks of a node share one copy in the object store, instead of one in the description of every task.
     shared = ray.put((manifest, plan))
     blocks = [pa.table({"task": [task]}) for task in tasks]
 
@@ -263,8 +262,8 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
     """Read the images of some shards together, and write the shards.
 
     Args:
-        manifest: Where the images are.
-        plan: Which images.
+        manifest: The source of the images.
+        plan: Which images go into which shard.
         places: Number of a shard -> path of its file.
         rows_per_group: Images of a row group.
     """
@@ -295,7 +294,7 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
 
 
 def _columns_line(manifest: Manifest) -> list[str]:
-    """Say in a line which column becomes another one or is left out."""
+    """Describe in a line which columns are renamed or left out."""
     labels = manifest.label_column
     left = [name for name in manifest.columns if name not in ("image", PATH_COLUMN, labels, "annotation")]
     renamed = f"the column {labels} becomes label" if labels not in (None, "label") else ""
@@ -304,7 +303,9 @@ def _columns_line(manifest: Manifest) -> list[str]:
 
 
 def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ...]) -> Columns:
-    """Read images by their numbers, each unit once, several units at a time; in the order of the numbers."""
+    """Read images by their numbers, and return them in this order. Each unit is read once, several units at a
+    time.
+    """
     ends = np.cumsum(manifest.rows, dtype=np.int64)
     unit = np.searchsorted(ends, images, side="right")
     row = images - (ends - manifest.rows)[unit]
@@ -314,8 +315,8 @@ def gather(manifest: Manifest, images: NDArray[np.int64], columns: tuple[str, ..
     with ThreadPoolExecutor(4 if manifest.kind == "parquet" else 16) as threads:
         parts = list(threads.map(read, groups))
     order = np.argsort(by_unit)
-    # Joined, and not written into what the first unit has: where a value is missing, a unit's column has
-    # another type.
+    # The units' columns are joined, not written into an array of the first unit's type: a column with missing
+    # values has another type.
     return {name: np.concatenate([part[name] for part in parts])[order] for name in columns}
 
 
@@ -330,11 +331,13 @@ def _read(
 
 
 def _table(columns: Columns, metadata: dict[str, str], kind: Kind | None) -> pa.Table:
-    """Make one row group in the layout of the hub; `kind` is that of the labels, if there are any."""
+    """Build one row group in the layout of Hugging Face's hub; `kind` is the type of the labels, if there are
+    any.
+    """
     encoded = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     paths = columns.get(PATH_COLUMN, np.full(len(columns["image"]), None))
     fields: dict[str, pa.Array] = {"image": _files(columns["image"], paths, encoded)}
-    if kind == "whole":  # With nulls among them they come as floats, yes and no as objects.
+    if kind == "whole":  # With nulls among them, integers come as floats, and booleans as objects.
         fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True).cast(pa.int64())
     elif kind is not None:
         fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True)

@@ -1,4 +1,4 @@
-"""`beit attention RUN IMAGE…`: draw what chosen patches attend to in a model's last block (the paper's
+"""`beit attention RUN IMAGE…`: draw the attention of chosen patches in a model's last block (the paper's
 figure 2).
 """
 
@@ -27,35 +27,37 @@ MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(CommandConfig):
-    """Which patches of which images to ask, and which model.
+    """Draw the attention of chosen patches in a model's last block.
 
-    The largest centred square of an image is shown, nothing hidden. One row a point: the query patch in red,
-    the mean over heads, each head's map, and the fewest patches that hold 60 % of the mean's attention to
-    patches.
+    The largest centred square of each image is shown, with no patch hidden. Each point gets a row: the query
+    patch in red, the mean over heads, the map of each head, and the smallest set of patches that receives 60
+    % of the mean's attention to patches.
     """
 
     run: str
-    """Run folder, of which its model/ (or a later checkpoint) is taken, or the folder of a checkpoint."""
+    """Run folder or checkpoint folder with the model. Of a run, its model/ is taken, or its newest checkpoint
+    if that is later."""
 
     images: tuple[str, ...] = ()
     """Image files, local or on a bucket."""
 
     points: tuple[str, ...] = MIDDLES
-    """Places x,y in the shown square, as shares: 0,0 is its top left corner, 1,1 the bottom right one."""
+    """Points x,y whose patches are the queries, as shares of the shown square's side: 0,0 is its top left
+    corner, 1,1 the bottom right one."""
 
     size: PositiveInt | None = None
-    """Side in pixels that the square is resized to for the model, a multiple of its patches; positions are
-    resampled. None: 15/7 of the model's own, as the paper's 480 px are of 224, but at most 30 patches, or the
-    model's own size if that is larger."""
+    """Side in pixels of the square that the model sees, a multiple of its patch size; position embeddings are
+    resampled. None: 15/7 of the model's own size, like the paper's 480 px for a model of 224, but at most 30
+    patches a side, or the model's own size if that is larger."""
 
     out: str = "attention.png"
-    """Where to write the picture."""
+    """Path of the picture to write."""
 
     side: PositiveInt = 180
-    """Side of a picture on the sheet, in pixels, to the nearest multiple of the patches along a side."""
+    """Side of each image on the sheet, in pixels, rounded to a multiple of the patches along a side."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse what is no place in the image."""
+        """Refuse points outside of the image."""
         if not self.points:
             raise UserError("--points is given without a point", "write --points 0.5,0.5")
         _ = self.places
@@ -85,11 +87,11 @@ def _place(point: str) -> tuple[float, float]:
 
 
 def show(config: AttentionConfig) -> Iterator[str]:
-    """Write the sheet, and describe it in lines.
+    """Write the sheet; returns lines that describe it.
 
     Raises:
-        UserError: Without images or a model, for an image that cannot be decoded, or for a size that is no
-            whole number of patches.
+        UserError: If no image or no model is given, an image cannot be decoded, or the size is no whole
+            number of patches.
     """
     if not config.images:
         raise UserError("beit attention: IMAGE is missing", "write beit attention RUN IMAGE…")

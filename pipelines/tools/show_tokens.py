@@ -1,5 +1,5 @@
-"""`beit tokenizer show IMAGE… | --data PATH`: draw images, their visual tokens and reconstructions; print
-figures.
+"""`beit tokenizer show IMAGE… | --data PATH`: draw images, their visual tokens and reconstructions, and print
+the tokenizer's quality.
 """
 
 from __future__ import annotations
@@ -29,37 +29,36 @@ CENTRE_SQUARE = ViewConfig(min_area=1, aspect=1, flip=0, jitter=0)
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(CommandConfig):
-    """Which images to show, and with which tokenizer."""
+    """Draw images, their visual tokens and reconstructions, and print the tokenizer's quality."""
 
     images: tuple[str, ...] = ()
-    """Image files, local or on a bucket. Of each, the largest centred square is shown."""
+    """Image files, local or on a bucket. The largest centred square of each is shown."""
 
     data: str | None = None
-    """Shards, a folder or tars instead, as for `data.train`: `measured` random images give figures, some of
-    them are shown."""
+    """Shards, folder or tars to draw random images from, given like `data.train`. None: the given image files
+    are shown."""
 
     measured: PositiveInt = 512
-    """Images of `data` to measure the tokenizer on."""
+    """Number of images of `data` to measure the tokenizer on."""
 
     shown: PositiveInt = 12
-    """Images of `data` to show."""
+    """Number of images of `data` to show."""
 
     out: str = "tokens.png"
-    """Where to write the picture."""
+    """Path of the picture to write."""
 
     side: PositiveInt = 224
-    """Side of a picture on the sheet, in pixels."""
+    """Side of each image on the sheet, in pixels."""
 
-    # 64 px is what the tokenizer that is the default was trained on.
+    # The default tokenizer was trained on images of 64 px.
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(image_size=64))
 
 
 def show(config: ShowConfig) -> Iterator[str]:
-    """Write the sheet, and describe it in lines.
+    """Write the sheet; returns lines that describe it.
 
     Raises:
-        UserError: Without images, for one that cannot be decoded, or for a size that is no whole number of
-            tokens.
+        UserError: If no image is given, an image cannot be decoded, or the size is no whole number of tokens.
     """
     if bool(config.images) == (config.data is not None):
         what = "both IMAGE and --data are given" if config.images else "IMAGE is missing"
@@ -105,8 +104,8 @@ def show(config: ShowConfig) -> Iterator[str]:
 
 
 def _random_squares(data: str, size: int, count: int) -> NDArray[np.uint8]:
-    """Read the middles of random images of a data path, [n, size, size, 3]; images that cannot be decoded
-    are left out.
+    """Read the centre squares of random images of a data path, [n, size, size, 3]; images that cannot be
+    decoded are left out.
     """
     source = open_source(data, option="data")
     squares: NDArray[np.uint8] = draw_unseen(

@@ -1,5 +1,5 @@
-"""`beit import FILE OUT` and `beit export RUN OUT`: published weights to a checkpoint, a checkpoint to other
-projects' formats.
+"""`beit import FILE OUT`: convert published weights to a checkpoint. `beit export RUN OUT`: convert a
+checkpoint to another project's format.
 """
 
 from __future__ import annotations
@@ -27,49 +27,52 @@ DOWNLOAD = "download it first, and give the file"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(CommandConfig):
-    """Read published weights without running anything in their file, and write them as a checkpoint
+    """Read published weights without running any code in their file, and write them as a checkpoint
     folder.
     """
 
     file: str
-    """A .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of timm's, or a folder
-    of Hugging Face's."""
+    """Published weights: a .pth of microsoft/unilm (pretrained, fine-tuned, or mmsegmentation's), a file of
+    timm's, or a folder of Hugging Face's."""
 
     out: str
-    """The folder to write."""
+    """Checkpoint folder to write."""
 
     pixels: Literal["half", "imagenet"] | None = None
-    """Mean and std of the pixels. half: 0.5, as the released 22k weights. imagenet: ImageNet's. None: what
-    the folder says, or as the published models of this kind; the choice is printed."""
+    """Mean and std with which pixels are normalised. half: 0.5, like the released ImageNet-22k weights.
+    imagenet: ImageNet's. None: those that the folder names, or those of the published models of this kind;
+    the choice is printed."""
 
     heads: PositiveInt | None = None
-    """Attention heads. None: as the tables of relative biases, config.json or the published widths tell."""
+    """Number of attention heads. None: found from the tables of relative biases, from config.json, or from
+    the published widths."""
 
     taps: tuple[NotNegativeInt, ...] | None = None
-    """Blocks, from 0, that a segmenter's head reads, such as 3 5 7 11. None: what transformers reads by the
-    folder's out_indices, or the authors' blocks; the choice is printed."""
+    """Blocks, counted from 0, that a segmentation head reads, such as 3 5 7 11. None: those that transformers
+    reads according to the folder's out_indices, or the authors' blocks; the choice is printed."""
 
     sha256: str | None = None
-    """What the file must be, in hexadecimal. None: whatever it is, it is written down."""
+    """SHA-256 digest that the file must have, in hexadecimal. None: any file is accepted. The digest is saved
+    with the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(CommandConfig):
-    """Write a model in another project's format, every value as it is."""
+    """Write a model in another project's format, with all values unchanged."""
 
     run: str
-    """A run folder (its last weights are taken), or a checkpoint folder."""
+    """Run folder, whose last weights are taken, or checkpoint folder."""
 
     out: str
-    """The folder to write (hf) or the file (timm: .safetensors or .pth, unilm: .pth)."""
+    """Folder (hf) or file to write (timm: .safetensors or .pth, unilm: .pth)."""
 
     format: Literal["hf", "timm", "unilm"] = "hf"
-    """hf: a folder for transformers' from_pretrained. timm: a file for timm.create_model. unilm: a file for
-    the released code."""
+    """Format to write. hf: a folder for transformers' from_pretrained. timm: a file for timm.create_model.
+    unilm: a file for the released code."""
 
 
 def import_weights(config: ImportConfig) -> Iterator[str]:
-    """Import weights, and describe the result in lines."""
+    """Import weights; returns lines that describe the result."""
     check_local(config.file, DOWNLOAD)
     check_local(config.out, COPY)
     out = Path(config.out)
@@ -112,7 +115,7 @@ def import_weights(config: ImportConfig) -> Iterator[str]:
 
 
 def _behind(described: Described) -> str:
-    """Name what follows the backbone."""
+    """Describe the layers that follow the backbone."""
     head = described.head
     if described.kind == "mim":
         return f"{head['vocab_size']:,} visual tokens"
@@ -122,11 +125,11 @@ def _behind(described: Described) -> str:
 
 
 def check_local(path: str, remedy: str) -> None:
-    """Refuse addresses: what comes from elsewhere is looked at before it is used, and results are written
+    """Refuse addresses: published files must be downloaded and checked first, and results are written
     locally.
 
     Raises:
-        UserError: If `path` is one.
+        UserError: If `path` is an address.
     """
     if "://" in path:
         raise UserError(
@@ -136,12 +139,12 @@ def check_local(path: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def _refusals_told() -> Iterator[None]:
-    """Turn refusals of the file system into mistakes: a name that is too long, a foreign folder, a full
+    """Turn errors of the file system into user errors: a name that is too long, no permission, a full
     disk.
     """
     try:
         yield
-    except UserError:  # Some are both.
+    except UserError:  # Some errors are both.
         raise
     except OSError as error:
         raise UserError(
@@ -151,7 +154,7 @@ def _refusals_told() -> Iterator[None]:
 
 
 def export_weights(config: ExportConfig) -> Iterator[str]:
-    """Export a model, and describe the result in lines."""
+    """Export a model; returns lines that describe the result."""
     check_local(config.out, COPY)
     with _refusals_told():
         _check_own(config.run)
@@ -167,10 +170,10 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
 
 
 def _check_own(run: str) -> None:
-    """Refuse files that `beit import` reads and `beit export` does not.
+    """Refuse published weights, which `beit import` reads and `beit export` does not.
 
     Raises:
-        UserError: If `run` is weights of another project.
+        UserError: If `run` is another project's weights.
     """
     path = Path(run)
     what = None
