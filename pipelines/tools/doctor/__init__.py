@@ -1,1 +1,1 @@
-"""What would stop a run on this machine or on the cluster, each finding with a remedy."""
+"""Find what would stop a run on this machine or on the cluster; each finding has a remedy."""

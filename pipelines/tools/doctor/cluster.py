@@ -1,4 +1,4 @@
-"""Checks of the Ray cluster that commands join, and of its job server."""
+"""Check the Ray cluster that commands join, and its job server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipelines.cluster.nodes import cluster_nodes
 from pipelines.tools.doctor.finding import Finding, Level, first_line
 
 SECONDS = 5.0
-"""Patience with an address."""
+"""Seconds to wait for an address to answer."""
 
 
 def token(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that Ray's token authentication is on, and its file private."""
+    """Check that Ray's token authentication is on, and that the token's file is private."""
     mode = environment.get("RAY_AUTH_MODE", "")
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:

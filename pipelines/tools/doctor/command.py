@@ -1,4 +1,6 @@
-"""`beit doctor`: find what would stop a run on this machine or on the cluster, each with a remedy."""
+"""`beit doctor`: find what would stop a run on this machine or on the cluster, and name a remedy for each
+problem.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ from pipelines.tools.doctor.places import mlflow, written
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(CommandConfig):
-    """What to look at besides this machine."""
+    """Find what would stop a run on this machine or on the cluster."""
 
     root: str = "runs"
-    """Folder or bucket URI of the run folders: a file is written there, read and deleted."""
+    """Folder or bucket URI of the run folders. To test it, a file is written there, read and deleted."""
 
 
 def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check everything, one finding after the other; none of them raises."""
+    """Run all checks, and yield their findings. No check raises an exception."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         versions,
         machine,
@@ -44,7 +46,7 @@ def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """Return 2 if there are problems, else 0: warnings stop nothing."""
+    """Return 2 if there are problems, otherwise 0: warnings do not count."""
     return 2 if any(finding.level == Level.PROBLEM for finding in findings) else 0
 
 

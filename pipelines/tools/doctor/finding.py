@@ -1,4 +1,4 @@
-"""One checked thing, how bad it is, and its remedy."""
+"""The result of one check: how serious it is, and its remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Level(Enum):
-    """How bad a finding is; also the word before its line."""
+    """How serious a finding is; also the word in front of its line."""
 
     FINE = "ok"
     WARNING = "warn"
@@ -16,17 +16,17 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked thing."""
+    """The result of one check."""
 
     level: Level
     what: str
     remedy: str = ""
 
     def lines(self) -> list[str]:
-        """Write the finding as text; the remedy on a line of its own."""
+        """Format the finding as text, with the remedy on its own line."""
         return [f"{self.level.value:<6}{self.what}", *([f"      -> {self.remedy}"] if self.remedy else [])]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name where it has none."""
+    """Return the first line of an error's message, or the name of its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

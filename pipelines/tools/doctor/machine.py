@@ -1,4 +1,4 @@
-"""Checks of this machine: packages, memory, GPUs, shared memory, disk."""
+"""Check this machine: packages, memory, GPUs, shared memory, disk."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipelines.tools.doctor.finding import Finding, Level
 
 PACKAGE = "beit-pretraining"
 SECONDS = 5.0
-"""Patience with an address."""
+"""Seconds to wait for an address to answer."""
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
 
-# Ray gives its object store 30 % of the memory, and puts it on the disk where /dev/shm is smaller.
+# Ray gives its object store 30 % of the memory, and puts it on the disk if /dev/shm is smaller than that.
 STORE_SHARE = 0.3
-# Ray writes nothing more to a disk that is fuller than this.
+# Ray stops writing to a disk that is fuller than this.
 FULLEST = 0.95
 LEAST_DISK = 10 * GIB
 LEAST_FILES = 4096
 
 
 def versions() -> Iterator[Finding]:
-    """Check Python and the installed packages against those that the package asks for."""
+    """Check Python and the installed packages against the versions that this package requires."""
     try:
         metadata = importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -92,7 +92,7 @@ def machine() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """Check the GPUs that PyTorch can use, and those that it cannot."""
+    """Check which GPUs PyTorch can use, and which it cannot."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -116,7 +116,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def shared_memory(memory: float, path: Path = SHARED_MEMORY) -> Iterator[Finding]:
-    """Check the room for Ray's object store."""
+    """Check the space for Ray's object store."""
     if not path.exists():
         yield Finding(Level.FINE, f"no {path}: Ray's object store lies elsewhere on this system")
         return
@@ -136,7 +136,7 @@ def shared_memory(memory: float, path: Path = SHARED_MEMORY) -> Iterator[Finding
 
 
 def disk(path: Path) -> Iterator[Finding]:
-    """Check the room for Ray's logs and spilled objects."""
+    """Check the disk space for Ray's logs and spilled objects."""
     usage = shutil.disk_usage(path)
     full = 1 - usage.free / usage.total
     what = f"{path}: {usage.free / GIB:.0f} GiB free, {full:.0%} full"
@@ -157,7 +157,7 @@ def disk(path: Path) -> Iterator[Finding]:
 
 
 def usable_memory() -> float:
-    """Return the bytes that processes of this machine or container may use."""
+    """Return the bytes of memory that processes of this machine or container may use."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

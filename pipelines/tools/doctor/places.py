@@ -1,4 +1,4 @@
-"""Checks of where runs are written, and where their metrics go."""
+"""Check the places where runs are written and where metrics are logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.tools.doctor.finding import Finding, Level, first_line
 
 
 def written(root: str) -> Iterator[Finding]:
-    """Write a file where runs go, read it, delete it."""
+    """Write a file to the folder of the runs, read it and delete it."""
     place = storage.join(storage.absolute(root), f".doctor-{uuid.uuid4().hex}")
     folder = Path(storage.absolute(root))
     made = (
@@ -44,11 +44,11 @@ def written(root: str) -> Iterator[Finding]:
 
 
 def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check the place of the metrics."""
+    """Check that MLflow can be used."""
     try:
         place = tracking.place_of(storage.join(storage.absolute(root), "run"), experiment="beit", params={})
     except OSError:
-        return  # The bucket cannot be reached: that has a finding of its own.
+        return  # If the bucket cannot be reached, another check reports it.
     if place is None:
         yield Finding(
             Level.WARNING, tracking.NO_PLACE, "mlflow server, and export MLFLOW_TRACKING_URI=http://HOST:5000"

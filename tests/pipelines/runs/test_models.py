@@ -82,7 +82,9 @@ def test_a_run_that_has_no_checkpoint_yet_is_told_from_a_folder_that_is_no_run(t
     (tmp_path / "run" / "config.json").write_text(
         json.dumps({"job": "finetune", "preset": "x", "inputs": {}, "config": {}})
     )
-    with pytest.raises(UserError, match=r"^run has no checkpoint yet\ncontinue it by beit finetune --resume run"):
+    with pytest.raises(
+        UserError, match=r"^run has no checkpoint yet\ncontinue it by beit finetune --resume run"
+    ):
         find_model("run")
 
 
