@@ -1,7 +1,7 @@
 """BEiT: a Vision Transformer that predicts the visual tokens of hidden patches. No Ray in here.
 
-`load_model` reads a checkpoint folder, `load_tokenizer` a tokenizer by name or folder; all else is in the
-modules.
+`load_model` reads a checkpoint folder, `load_tokenizer` a tokenizer by name or folder; everything else is in
+the modules.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Constraints on the fields of configs, and `check`, which holds a config against them.
+"""Constraints on the fields of configs, and `check`, which checks a config against them.
 
-A field says in its type what it takes:
+The type of a field states what it accepts:
 
     dim: PositiveInt = 768
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     classes: PositiveInt | None = None
 
-What several fields must be to each other is said by a method of their config, `check_together`. `check` walks
-a config with all configs in it. It names what it refuses by the whole path, such as
-`evaluation.mask.ratio=1.5`, so a config may stand at several places.
+Constraints between several fields are checked by a method of their config, `check_together`. `check` walks a
+config and all configs inside it. It names a refused field by its whole path, such as
+`evaluation.mask.ratio=1.5`, so the same config class may be used at several places.
 
-None passes every constraint: it is how a field is left out. Of a tuple, every member is checked. NaN and
-infinity never pass, whether a field has a constraint or not.
+None passes every constraint, because it stands for a field that is not given. Every member of a tuple is
+checked. NaN and infinity never pass, even if a field has no constraint.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from beit.errors import UserError
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a value must be. Stands in the type of a field: `Annotated[int, Constraint(…)]`."""
+    """A condition on a value, which is part of the type of a field: `Annotated[int, Constraint(…)]`."""
 
     holds: Callable[[Any], bool]
-    """Whether a value is as it must be."""
+    """Whether a value meets the condition."""
 
     fault: str
-    """What is said of a value that is not: "is not positive"."""
+    """Message for a value that does not meet it: "is not positive"."""
 
     allowed: str
-    """What may be given instead: "1 or more"."""
+    """Which values are accepted: "1 or more"."""
 
     percent: bool = False
-    """Whether a number from 5 on is likely to be meant as a percentage."""
+    """Whether a number of 5 or more is probably meant as a percentage."""
 
 
 def between(low: float, high: float, *, percent: bool = False) -> Constraint:
-    """From `low` to `high`, these two included."""
+    """From `low` to `high`, both included."""
     return Constraint(
         lambda value: low <= value <= high,
         f"is not between {low:g} and {high:g}",
@@ -75,18 +75,18 @@ NotNegativeInt = Annotated[int, NOT_NEGATIVE]
 NotNegativeFloat = Annotated[float, NOT_NEGATIVE]
 
 Share = Annotated[float, between(0, 1, percent=True)]
-"""From 0 to 1, these two included."""
+"""From 0 to 1, both included."""
 
 PositiveShare = Annotated[PositiveFloat, between(0, 1, percent=True)]
-"""Above 0, up to 1."""
+"""Above 0, at most 1."""
 
 BelowOne = Annotated[
     float, Constraint(lambda value: 0 <= value < 1, "is not in [0, 1)", "0 or more, below 1", percent=True)
 ]
-"""From 0 on, but less than 1."""
+"""At least 0, and less than 1."""
 
 Byte = Annotated[int, between(0, 255)]
-"""What 8 bits hold."""
+"""From 0 to 255."""
 
 FileName = Annotated[
     str,
@@ -100,19 +100,22 @@ class Options:
     """How the fields of a config are named to the user, with the path to that config."""
 
     config: Any
-    """Whose fields are named."""
+    """The config whose fields are named."""
 
     at: str = ""
-    """Where it stands: "" for the configuration of a whole command, "evaluation.mask." in another one."""
+    """Path of the config: "" for the configuration of a whole command, "evaluation.mask." for one inside
+    it."""
 
     def name(self, field: str) -> str:
-        """`--shard-mib` for a field of the command itself, `optim.eps` in a config of its own."""
+        """The name of a field: `--shard-mib` for a field of the command itself, `optim.eps` for one of a
+        config inside it.
+        """
         path = f"{self.at}{field}"
         return path if "." in path else f"--{path.replace('_', '-')}"
 
     def __call__(self, field: str, value: Any = dataclasses.MISSING) -> str:
-        """A field, which may lie deeper ("test.stride"), with its value or with another one:
-        `--shard-mib 0`, `optim.eps=0`.
+        """A field with its value, or with the given value: `--shard-mib 0`, `optim.eps=0`. The field may be
+        one of a config inside ("test.stride").
         """
         shown = operator.attrgetter(field)(self.config) if value is dataclasses.MISSING else value
         name = self.name(field)
@@ -121,42 +124,46 @@ class Options:
 
 @runtime_checkable
 class ChecksTogether(Protocol):
-    """A config whose fields must go with each other."""
+    """A config with constraints between its fields."""
 
     def check_together(self, option: Options) -> None:
-        """Refuse fields that do not go together; each by itself has passed, and so have the configs below.
+        """Refuse fields that do not fit together. Each field has passed its own constraint, and the configs
+        inside have passed too.
 
         Args:
             option: Names the fields for the message.
 
         Raises:
-            UserError: If so.
+            UserError: If fields do not fit together.
         """
 
 
 class CommandConfig:
-    """Base of the configuration of a whole command: checked, with all configs in it, when it is made.
+    """Base class for the configuration of a whole command. It is checked when it is created, with all configs
+    inside it.
 
-    So no configuration exists that is not checked, wherever it comes from: options, a file, a sweep, Python.
-    Configs in it do not check themselves: they do not know where they stand.
+    So every configuration is checked, wherever it comes from: options, a file, a sweep, Python. The configs
+    inside do not check themselves, because they do not know their path.
     """
 
     def __post_init__(self) -> None:
         check(self)
 
     def check_together(self, option: Options) -> None:
-        """Refuse fields that do not go together. See `ChecksTogether`."""
+        """Refuse fields that do not fit together. See `ChecksTogether`."""
 
 
 def check(config: Any, at: str = "") -> None:
-    """Refuse a config of which a field is not as it must be, or one of a config in it.
+    """Refuse a config with a field that does not meet its constraint, or with such a field in a config inside
+    it.
 
     Args:
         config: A dataclass.
-        at: Where it stands in a larger config, such as "model."
+        at: Path of the config inside a larger one, such as "model."
 
     Raises:
-        UserError: Naming the first such field by its path, with its value and what would do.
+        UserError: If there is such a field. The message names the first one by its path, with its value and
+            the accepted values.
     """
     option = Options(config, at)
     hints = _hints(config.__class__)
@@ -176,7 +183,7 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 
 def _unmet(hint: Any, value: Any) -> Constraint | None:
-    """The first constraint in a type that a value does not meet, if there is one."""
+    """The first constraint in a type that a value does not meet; None if it meets all."""
     if value is None:
         return None
     finite = not isinstance(value, float) or math.isfinite(value)

@@ -226,14 +226,14 @@ class TargetConfig:
     %"); `mask.ratio` may then be 0."""
 
     def check(self, mask: MaskConfig, *, at: str = "mask.") -> None:
-        """Refuse a loss over nothing.
+        """Refuse a loss over no patches.
 
         Args:
             mask: Which patches are hidden.
-            at: Where it stands in the configuration of the job.
+            at: Path of the field's config in the configuration of the job.
 
         Raises:
-            UserError: If none is hidden, and only hidden ones are asked for.
+            UserError: If no patch is hidden and the loss covers only hidden ones.
         """
         option = Options(mask, at)
         if self.positions == "hidden" and mask.ratio == 0:

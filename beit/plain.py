@@ -26,7 +26,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, at: str = "") ->
     Args:
         kind: Its dataclass.
         values: Its fields; those left out have their defaults.
-        at: Where it stands in a larger config, such as "model."
+        at: Path of the config inside a larger one, such as "model."
 
     Raises:
         UserError: For an unknown field, or a value that a field does not take; the field is named by its
@@ -94,7 +94,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of a config with fields replaced by their dotted names, such as {"optim.peak_lr": 1e-3}.
 
     Raises:
-        UserError: For a name that is no field, naming it.
+        UserError: If a name is no field; the message names it.
     """
     tree = to_dict(config)
     for dotted, value in values.items():
@@ -111,7 +111,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _no_field(config: Any, dotted: str, part: str, there: Mapping[str, Any]) -> UserError:
-    """What is said of a name of which a part is not among the fields at its place, or has none below it."""
+    """The error for a dotted name of which one part is no field of its config, or has no fields below it."""
     close = [] if part in there else difflib.get_close_matches(part, there, n=1)
     meant = f"perhaps you meant {close[0]}; " if close else ""
     return UserError(

@@ -1,4 +1,6 @@
-"""What a configuration chooses by name: the built-in choices, and those that are registered from outside."""
+"""Choices that a configuration makes by name, such as targets and masks: built-in ones, and those that
+programs register.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,17 @@ Choice = TypeVar("Choice")
 class Registry(Generic[Choice]):
     """The choices of one option.
 
-    A registry belongs to one process. Another process is sent the choice itself, not its name; or, where it
-    has to look names up, all choices from outside.
+    A registry belongs to one process. Other processes receive the choice itself, not its name; or, if they
+    have to look names up, all registered choices.
     """
 
     def __init__(self, option: str, built_in: Mapping[str, Choice], *, register: str) -> None:
-        """Begin with the built-in choices.
+        """Start with the built-in choices.
 
         Args:
             option: The option that names a choice, such as "target.kind".
             built_in: These cannot be replaced.
-            register: The function that adds one from outside, for the message about unknown names.
+            register: Name of the function that registers a choice, for the message about unknown names.
         """
         self._option = option
         self._built_in = frozenset(built_in)
@@ -38,31 +40,31 @@ class Registry(Generic[Choice]):
 
     @property
     def own(self) -> dict[str, Choice]:
-        """The choices from outside, for another process to `adopt`."""
+        """The registered choices, for another process to `adopt`."""
         return {name: choice for name, choice in self._choices.items() if name not in self._built_in}
 
     def adopt(self, own: Mapping[str, Choice]) -> None:
-        """Add the choices from outside that another process has."""
+        """Add the choices that were registered in another process."""
         for name, choice in own.items():
             self.add(name, choice)
 
     def add(self, name: str, choice: Choice) -> None:
-        """Add a choice. A name from outside may be given again, as when a notebook's cell is run twice: the
-        latest counts.
+        """Add a choice. A registered name may be registered again, as when a notebook's cell is run twice;
+        the latest choice counts.
         """
         if name in self._built_in and choice != self._choices[name]:
             raise ValueError(f"{self._option}={name} is built in; choose another name")
         self._choices[name] = choice
 
     def find(self, name: str, *, option: str | None = None) -> Choice:
-        """The choice of that name.
+        """Return the choice with this name.
 
         Args:
-            name: As the user typed it.
-            option: The option that it was given by, where it is not this registry's.
+            name: The name as the user typed it.
+            option: The option that gave the name, if it is not this registry's.
 
         Raises:
-            UserError: For an unknown name, with the nearest one.
+            UserError: If the name is unknown; the message suggests the nearest one.
         """
         if name not in self._choices:
             close = difflib.get_close_matches(name, self._choices, n=1)

@@ -1,4 +1,4 @@
-"""Tables as CSV files, on local paths and in buckets: the first line names the columns."""
+"""Read and write tables as CSV files, locally and on buckets. The first line names the columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipelines import storage
 
 
 def write_csv(uri: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table in one step: a reader sees the old one or the new, never a part.
+    """Write a table in one step: a reader sees the old table or the new one, never a part.
 
-    A file name that is no UTF-8, as `os.fsdecode` gives it, is written with its odd bytes as backslashes and
-    numbers.
+    In a file name that is not UTF-8, as `os.fsdecode` returns it, the invalid bytes are written as
+    backslashes and numbers.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -25,7 +25,7 @@ def write_csv(uri: str | Path, columns: Sequence[str], rows: Iterable[Sequence[A
 
 
 def read_csv(uri: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a table by the names of its columns; none if there is no such file."""
+    """Read the rows of a table, each by column name. A file that does not exist has no rows."""
     if not storage.exists(uri):
         return []
     return list(csv.DictReader(io.StringIO(storage.read_text(uri), newline="")))

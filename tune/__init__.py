@@ -1,1 +1,1 @@
-"""Sweeps and ablations: many pretraining runs, compared."""
+"""Sweeps and ablations: run many pretrainings, and compare them."""

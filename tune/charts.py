@@ -1,4 +1,6 @@
-"""Charts of sweeps and ablations as SVG: the plane of two parameters, parallel coordinates, rows of dots."""
+"""Draw charts of sweeps and ablations as SVG: heat maps of two parameters, learning curves, parallel
+coordinates, rows of dots.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,25 @@ from numpy.typing import NDArray
 from pipelines.reports.chart_style import COLOURS, FAINT, GRID, INK, as_svg, chart_style, titled_axes
 
 SIDE = 160
-"""Pixels of the plane along a side: every one takes the colour of the nearest trial."""
+"""Pixels along a side of a heat map; each has the colour of the nearest trial."""
 
 BEST, WORST = "viridis", "viridis_r"
 
 WIDE = 8.8
-"""Inches, of a chart that has a row of the page to itself: its letters are then as large as in the others."""
+"""Width in inches of a chart that fills a row of the page: its text is then as large as in other charts."""
 
 LEGEND_LINE = 0.17
-"""Inches, for a line of a legend below a chart."""
+"""Height in inches of one line of the legend below a chart."""
 
 PAPER = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-"""Under what is written over lines and colours."""
+"""Background of text that is written over lines and colours."""
 
 MARGIN = 0.12
-"""Of the plane around the trials, as a share of what they span."""
+"""Margin of a heat map around the trials, as a share of their range."""
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether positive values spread so far that a logarithmic axis shows them better."""
+    """Whether values are positive and span so wide a range that a logarithmic axis shows them better."""
     return min(values) > 0 and max(values) / min(values) >= 5
 
 
@@ -45,15 +47,15 @@ def heat_map(
     *,
     lower_is_better: bool,
 ) -> Markup:
-    """Draw the objective over two parameters: each place has the colour of the nearest trial with a value.
+    """Draw the objective over two parameters: each pixel has the colour of the nearest trial with a value.
 
     Args:
         title: Above the chart.
-        x: Name and values of the parameter across, a trial each.
-        y: Name and values of the parameter upwards.
-        values: Of the objective. None: the trial stands there as a grey cross.
-        notes: What is written beside each trial.
-        lower_is_better: Which end of the colours is the good one.
+        x: Name of the horizontal parameter, and its value in each trial.
+        y: Name of the vertical parameter, and its value in each trial.
+        values: Value of the objective in each trial. None: the trial is drawn as a grey cross.
+        notes: Text next to each trial.
+        lower_is_better: Whether low values get the colour of good ones.
     """
     from matplotlib.colors import Normalize
 
@@ -111,7 +113,7 @@ def learning_curves(title: str, curves: Sequence[tuple[str, Sequence[tuple[int, 
 
     Args:
         title: Above the chart.
-        curves: (name, "" for none; (step, value) pairs; whether the trial came to its end: others are
+        curves: (name, "" for none; (step, value) pairs; whether the trial was finished: the others are
             dashed).
     """
     named = sum(bool(name) for name, _, _ in curves)
@@ -141,11 +143,11 @@ def parallel_coordinates(
 
     Args:
         title: Above the chart.
-        columns: (parameter, its values); what is no number is spread out evenly.
+        columns: (parameter, its values); values that are not numbers are spaced evenly.
         objective: Name of the last axis.
-        values: Of the objective; trials without are left out.
-        complete: Whether each trial came to its end; others are dashed.
-        lower_is_better: Then the last axis is turned round, so that good is up.
+        values: Value of the objective in each trial; trials without one are left out.
+        complete: Whether each trial was finished; the others are dashed.
+        lower_is_better: Whether the last axis is reversed, so that good values are at the top.
     """
     import matplotlib
 
@@ -164,7 +166,7 @@ def parallel_coordinates(
     last = scales[-1].of(numbers)
     heights.append(1 - last if lower_is_better else last)
     colours = matplotlib.colormaps[BEST]
-    for line in np.argsort(heights[-1]).tolist():  # The best is drawn last, over the others.
+    for line in np.argsort(heights[-1]).tolist():  # The best trial is drawn last, over the others.
         goodness = float(heights[-1][line])
         axes.plot(
             range(len(heights)),
@@ -212,10 +214,10 @@ def dot_rows(
 
     Args:
         title: Above the chart.
-        names: Of the rows, from the top.
-        values: Of each row, such as those of several seeds; of some there may be none.
-        others: Somebody else's values, on an axis of their own. None: they have none.
-        labels: What the two axes are.
+        names: Names of the rows, from the top.
+        values: Values of each row, such as those of several seeds; a row may have none.
+        others: A reference value for each row, drawn on a second axis. None: the row has none.
+        labels: Labels of the two axes.
     """
     from matplotlib.figure import Figure
 
@@ -257,7 +259,7 @@ class _Scale:
         return math.log(value) if self._log else float(value)
 
     def of(self, values: Sequence[Any]) -> NDArray[np.float64]:
-        """Return the places of values."""
+        """Return the positions of values."""
         if self._names is not None:
             return np.array(
                 [self._names.index(str(value)) / max(1, len(self._names) - 1) for value in values], float
@@ -266,7 +268,7 @@ class _Scale:
         return np.array([(self._raw(value) - self._low) / span if span else 0.5 for value in values], float)
 
     def ticks(self, digits: int = 2) -> tuple[list[float], list[str]]:
-        """Return places and labels of the ticks."""
+        """Return positions and labels of the ticks."""
         if self._names is not None:
             return [index / max(1, len(self._names) - 1) for index in range(len(self._names))], self._names
         if self._high == self._low:

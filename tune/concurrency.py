@@ -1,5 +1,5 @@
-"""How many trials run at a time: computed before anything starts, from the needs of a trial and the
-cluster's resources.
+"""Compute how many trials run at a time, before anything starts, from the resources of a trial and of the
+cluster.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pipelines.cluster.placement import EPSILON, STAGES, Node, Placement, nodes_
 from pipelines.config.resources import ResourceConfig
 
 Piece = tuple[str, float, float]
-"""Stage of a process, and the CPUs and GPUs that it asks for, on one machine of those that the stage may run
-on."""
+"""A process's stage, and the CPUs and GPUs that it needs on one of the machines that the stage may run on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +35,22 @@ def schedule(
     concurrent: int | None = None,
     what: str = "trial",
 ) -> Schedule:
-    """Fit as many trials as there is room for.
+    """Fit as many trials as the cluster has room for.
 
     A trial has one worker unless `resources.workers` says otherwise: side by side, trials use a cluster
     better than each alone.
 
     Args:
         config: Resources of one trial.
-        nodes: The machines that are there, and those that an autoscaler may add.
+        nodes: The machines of the cluster, and those that an autoscaler may add.
         tokenize: Whether each trial has a tokenizer.
-        data_cpus: Cores that each trial shall find free for reading. None: those of one reading task.
-        concurrent: What the user wants. None: all that fit.
+        data_cpus: Cores kept free for each trial's reading. None: those of one reading task.
+        concurrent: Number of trials that the user wants at a time. None: all that fit.
         what: What a trial is called.
 
     Raises:
-        UserError: With the arithmetic, if not even one trial fits, or not as many as wanted; for a range of
-            workers.
+        UserError: If no trial fits, or fewer than the user wants (the message shows the arithmetic), or if
+            the number of workers is a range.
     """
     if config.worker_range is not None and config.worker_range.elastic:
         raise UserError(
@@ -64,7 +63,7 @@ def schedule(
     pieces: list[Piece] = [("train", placement.worker_cpus, placement.worker_gpus)] * placement.workers
     if tokenize:
         pieces += [("tokens", placement.tokenizer_cpus, placement.tokenizer_gpus)] * placement.streams
-    # Reading tasks are small and go anywhere: what matters is their sum.
+    # Reading tasks are small and fit anywhere, so only their sum matters.
     pieces += [("views", placement.view_cpus, 0.0)] * max(
         1, math.ceil(reading / placement.view_cpus - EPSILON)
     )
@@ -101,7 +100,7 @@ def schedule(
 
 
 def count(pieces: Sequence[Piece], nodes: Sequence[Node]) -> int:
-    """Count the trials that fit beside each other, with each piece of a trial on one machine."""
+    """Count the trials that fit side by side, with each piece of a trial on one machine."""
     left = [[node.cpus, node.gpus] for node in nodes]
     open_to = {
         stage: [left[place] for place, node in enumerate(nodes) if node in nodes_of(stage, nodes)]
@@ -115,7 +114,8 @@ def count(pieces: Sequence[Piece], nodes: Sequence[Node]) -> int:
             ]
             if not fitting:
                 return trials
-            # Pieces without a GPU where there are none, and into the tightest place.
+            # Pieces without a GPU go to machines without GPUs, if possible, and to the one with the least
+            # room left.
             tightest = min(fitting, key=lambda node: (node[1] if not gpus else 0.0, node[0]))
             tightest[0] -= cpus
             tightest[1] -= gpus

@@ -106,7 +106,7 @@ def check_whole(config: PretrainConfig, what: str) -> None:
     """
     if config.stop_at is not None:
         raise UserError(
-            f"--stop-at {config.stop_at}: {what} that are broken off cannot be compared",
+            f"--stop-at {config.stop_at}: {what} that stop early cannot be compared",
             "set --steps, for a shorter schedule",
         )
 

@@ -1,4 +1,4 @@
-"""Describe a sweep in lines before it starts."""
+"""Describe a sweep, as lines, before it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def explain(config: SweepConfig, preset: str) -> list[str]:
     reads.
 
     Raises:
-        UserError: For what can be seen to be wrong without the images.
+        UserError: If there is a mistake that can be found without the images.
     """
     design = make_design(config)
     trials = [f"trial {number}: {described(params)}" for number, params in enumerate(design.plan or ())]
@@ -35,6 +35,6 @@ def in_words(config: SweepConfig, design: Design) -> list[str]:
         of = f"of {config.evaluation.points}"
         lines.append(
             f"early stopping: ASHA compares trials at points {', '.join(map(str, at))} {of}; one in "
-            f"{config.halving:g} goes on"
+            f"{config.halving:g} continues"
         )
     return lines

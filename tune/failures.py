@@ -1,15 +1,15 @@
-"""The cause of a failed trial or job, in a line."""
+"""Summarise the cause of a failed trial or job in one line."""
 
 from __future__ import annotations
 
 from beit.errors import TwoLineError
 
-KILLED = "its process was killed and could say nothing, perhaps for want of memory"
+KILLED = "its process was killed, perhaps because memory ran out"
 
 
 def cause(error: BaseException) -> str:
-    """Return the last line of an exception, or the cause of a two-line one; of an exception that Ray has
-    wrapped, the original.
+    """Return the last line of an exception, or the cause if it is a `TwoLineError`. If Ray has wrapped the
+    exception, the original one counts.
     """
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner

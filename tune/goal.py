@@ -1,5 +1,5 @@
-"""The objective of a sweep: a figure of the runs, and the fields that must be equal for it to be
-comparable.
+"""The objective of a sweep: a metric of its trials, and the fields that must be equal so that it can be
+compared.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ANOTHER_TASK = ("tokenizer.", "target.", "model.image_size", "model.patch_size")
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A figure that a run measures as it trains, and which way is better."""
+    """A metric that a run measures during training, and whether high or low values are better."""
 
     name: str
     mode: Literal["min", "max"]
     value: Callable[[Row], float | None]
-    """Reads the figure from a row; None if the row does not have it."""
+    """Reads the metric from a row; None if the row does not have it."""
     meaning: str
     """A sentence for the user."""
     rows: Callable[[str], Sequence[Row]] = read_metrics
@@ -39,7 +39,7 @@ class Goal:
     of_metrics: bool = True
     """Whether the rows are those of the training's metrics."""
     any_task: bool = False
-    """Whether it compares models that predict different things."""
+    """Whether it can compare models that predict different targets."""
 
     def better(self, first: float, second: float) -> bool:
         """Whether the first value is better than the second."""
@@ -79,32 +79,30 @@ GOALS = {
         name="accuracy above its baseline",
         mode="max",
         value=_gain,
-        meaning="with the trial's own kind of masks on the same images, the share of what always saying the "
-        "commonest token gets wrong "
-        "that the model gets right: (accuracy - majority) / (1 - majority). Losses at different mask ratios "
-        "cannot be compared.",
+        meaning="with the trial's own kind of masks on the same images, the accuracy above that of always "
+        "predicting the commonest token: (accuracy - majority) / (1 - majority). Losses at different mask "
+        "ratios cannot be compared.",
     ),
     "knn": Goal(
         name="k-NN top-1",
         mode="max",
         value=_knn,
-        meaning="top-1 of k-NN among labelled images on frozen features, the better of the layers judged. "
-        "After short pretraining it says "
-        "little: it can lie below that of random weights, whose models fine-tune worse all the same.",
+        meaning="top-1 of k-NN on frozen features of labelled images, at the best of the layers evaluated. "
+        "After a short pretraining it says little: it can be below that of random weights, although these "
+        "are worse for fine-tuning.",
         rows=functools.partial(evaluations.read, kind=KNN_FOLDER),
         of_metrics=False,
         any_task=True,
     ),
 }
-"""By the name that `--objective` takes."""
+"""Objectives by the name that `--objective` takes."""
 
 
 def check_goal(config: SweepConfig, varied: Iterable[str]) -> Goal:
     """Refuse a space that varies what the objective depends on.
 
     Raises:
-        UserError: If the space changes the task, or the target has no accuracy, or there are no labels to
-            judge by.
+        UserError: If the space changes the task, the target has no accuracy, or there are no labelled images.
     """
     goal = GOALS[config.objective]
     task = [name for name in varied if name.startswith(ANOTHER_TASK)]
@@ -136,15 +134,15 @@ def evaluated(config: PretrainConfig, objective: str, images: int) -> PretrainCo
     k-NN.
 
     Args:
-        config: The trial's own.
-        objective: Of the sweep, a name in `GOALS`.
-        images: Of an epoch.
+        config: The trial's configuration.
+        objective: The sweep's objective, a name in `GOALS`.
+        images: Number of images in an epoch.
     """
     if objective == "accuracy":
         return replace(config, evaluation=replace(config.evaluation, mask=config.mask))
     if objective == "knn":
         steps = config.total_steps(images, config.optim.global_batch_size)
-        # Rounded up: rather fewer points, for a trial that reached the last of ASHA's before its end would be
-        # stopped there.
+        # Rounded up, so that there are too few points rather than too many: ASHA would stop a trial at its
+        # last point before the trial ends.
         return replace(config, knn=replace(config.knn, every_steps=-(-steps // config.evaluation.points)))
     return config

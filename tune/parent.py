@@ -1,5 +1,5 @@
-"""What a sweep and an ablation share: their MLflow run ends however they end, and the report knows how they
-ran.
+"""What sweeps and ablations share: they end their MLflow run in every case, and keep what the report says
+about how they ran.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def run_to_the_end(
     """Do the work, write the results however it ends, and end the MLflow run.
 
     Args:
-        work: Does what is left to do; False: the user broke it off.
-        conclude: Ends what still runs in MLflow, and writes table and report of what there is.
-        failure: Why a result counts for nothing; None if it does count.
+        work: Does what is left to do; returns False if the user interrupted.
+        conclude: Ends the MLflow runs that are still open, and writes table and report of the results so far.
+        failure: Returns why a result counts as failed; None if it does not.
         log: The MLflow run.
         files: Files of the folder that are attached to it.
-        again: The command that goes on.
+        again: The command that resumes the work.
         say: Takes the lines for the user.
 
     Raises:
-        KeyboardInterrupt: If the user broke it off.
-        JobFailedError: If nothing came to its end.
+        KeyboardInterrupt: If the user interrupted.
+        JobFailedError: If the result counts as failed.
     """
     status, complete = "FAILED", False
     try:
@@ -61,10 +61,10 @@ def run_to_the_end(
     finally:
         log.finish(status, files)
     if not complete:
-        say(f"stopped; go on by {again}")
+        say(f"stopped; resume by {again}")
         raise KeyboardInterrupt
     if reason:
-        raise JobFailedError(reason, f"mend the cause, then {again}")
+        raise JobFailedError(reason, f"fix the cause, then {again}")
     return result
 
 
@@ -76,11 +76,11 @@ class How:
     lines: list[str]
     """Sentences: concurrency, tokens."""
     images: int
-    """Images of an epoch of pretraining."""
+    """Number of images in an epoch of pretraining."""
 
 
 def keep_how(folder: str, how: How) -> None:
-    """Write it into the folder."""
+    """Write `how` into the folder, for the report."""
     storage.write_text(storage.join(folder, HOW_FILE), json.dumps(asdict(how), indent=1) + "\n")
 
 
@@ -88,7 +88,7 @@ def read_how(folder: str, *, job: str) -> How:
     """Read what `keep_how` wrote.
 
     Raises:
-        UserError: If nothing was.
+        UserError: If nothing was written.
     """
     file = storage.join(folder, HOW_FILE)
     if not storage.exists(file):

@@ -1,4 +1,4 @@
-"""Prepare a sweep: draw its trials, find its data, and check every trial with it."""
+"""Prepare a sweep: draw its trials, find its data, and check every trial with this data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Design:
     plan: list[Params] | None
     """The parameters of all trials. None: a search suggests them as it learns."""
     examples: list[Params]
-    """Parameters to check beforehand: the plan, or some that a search might suggest."""
+    """Parameters to check before the sweep: those of the plan, or some that a search might suggest."""
     trials: int
     """The number of trials."""
 
@@ -43,7 +43,7 @@ class Prepared:
     """A sweep, ready to run: everything is checked, nothing is started."""
 
     config: SweepConfig
-    """With absolute paths."""
+    """The configuration, with absolute paths."""
     preset: str
     design: Design
     source: Source
@@ -53,7 +53,8 @@ def make_design(config: SweepConfig) -> Design:
     """Draw the parameters of all trials, and check that the fields exist and take the values.
 
     Raises:
-        UserError: For a space, an objective or a search that cannot be, or naming the field.
+        UserError: If the space, the objective or the search is not possible, or a field does not take a
+            value; the message names it.
     """
     space = load_space(config.space)
     goal = check_goal(config, space)
@@ -78,8 +79,8 @@ def plan_concurrency(config: SweepConfig, space: Space, nodes: Sequence[Any]) ->
 
 
 def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data, and check the parameters of the trials with it. Renders the built-in scenes if no data
-    is given.
+    """Open the data, and check the parameters of the trials with it. If no data is given, the built-in scenes
+    are rendered.
 
     Raises:
         UserError: As `sweep`.
@@ -103,7 +104,7 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
 
 
 def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source) -> None:
-    """Refuse a token cache that is incomplete, or was made from other views than those of all trials."""
+    """Refuse a token cache that is incomplete, or that was not made from the views of all trials."""
     if others := changing_views(space):
         raise UserError(
             f"data.tokens={path} holds the tokens of one kind of views, and the space changes {others[0]}",
@@ -115,7 +116,7 @@ def _check_tokens(path: str, base: PretrainConfig, space: Space, source: Source)
 def _checked_knn(
     config: SweepConfig, base: PretrainConfig, images: int, *, say: Callable[[str], None]
 ) -> KnnWhileConfig:
-    """Return the labelled images that trials are judged by; held-out scenes for the built-in data."""
+    """Return the labelled images for k-NN; for the built-in data, these are held-out scenes."""
     knn = config.knn
     if knn.val is None:
         first, side = config.data.scenes, config.model.image_size

@@ -18,15 +18,15 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class Progress(ray.tune.Callback):
-    """Writes the trials' states. After a kill of the driver, `--resume` runs again what is not written
-    here.
+    """Writes the states of the trials. If the driver is killed, `--resume` runs the trials again whose end
+    was not written.
 
     Args:
-        sweep: The sweep's folder.
+        sweep: Folder of the sweep.
         goal: Its objective.
         log: Its MLflow run.
-        points: Points of a trial that comes to its end.
-        trials: Trials of the sweep.
+        points: Number of points of a trial that is not stopped early.
+        trials: Number of trials of the sweep.
         say: Takes the lines for the user.
     """
 
@@ -43,13 +43,11 @@ class Progress(ray.tune.Callback):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune would save the callback with a state of its own, which no resumed sweep
-        uses.
-        """
+        """Return no state: Ray Tune would save it, but a resumed sweep does not use it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write that the trial runs."""
+        """Write that the trial has started."""
         self._note(trial, status="running")
         number = trial.config["number"]
         self._say(f"trial {number} ({number + 1} of {self._trials}): {described(trial.config['params'])}")
@@ -68,11 +66,11 @@ class Progress(ray.tune.Callback):
         """Write how the trial ended."""
         status = (trial.last_result or {}).get(STATUS)
         if status is None:
-            return  # Ray Tune was broken off: the trial is to be gone on with.
+            return  # Ray Tune was interrupted: the trial can be resumed.
         self._end(trial, status)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say why the trial failed, and write it if the trial could not. The others go on."""
+        """Say why the trial failed, and write it if the trial could not. The others continue."""
         noted = read_trial(self._sweep, Trial(number=trial.config["number"], params={}).name)
         self._end(trial, "failed", noted.error if noted is not None and noted.status == "failed" else KILLED)
 

@@ -1,5 +1,5 @@
-"""The report page of a sweep: one HTML file that needs nothing else, `report/index.html` in the sweep's
-folder.
+"""Write the report page of a sweep, `report/index.html` in its folder: one HTML file that needs no other
+file.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def write_sweep_report(
         trials: Its trials, by number.
         goal: Its objective.
         preset: Its preset.
-        seconds: What it took, in this start.
+        seconds: Duration of this start.
         lines: Sentences on how it was done: concurrency, tokens.
         mlflow: Where to look at it in MLflow.
-        command: Trains the winner; None where no trial came to its end.
+        command: Command that trains the winner. None: no trial was finished.
 
     Returns:
         Path or URI of the page.
@@ -162,7 +162,7 @@ def next_section(
     Args:
         commands: (what for, command).
         mlflow: Where to look at it in MLflow.
-        files: Paths or URIs of what else there is.
+        files: Paths or URIs of the other results.
         what: A sentence's beginning that says what these are.
     """
     place = [] if mlflow is None else [("In MLflow", mlflow)]
@@ -181,7 +181,9 @@ def _next_section(sweep: str, mlflow: str | None, command: str | None) -> Sectio
 
 
 def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> list[Section]:
-    """The heat maps, where two parameters are numbers: at the end, and where all trials still ran."""
+    """Draw the heat maps if two parameters are numbers: at the end, and at the last point that all trials
+    reached.
+    """
     numbers = _numeric(trials)
     if len(numbers) < 2 or not any(trial.points for trial in trials):
         return []
@@ -220,9 +222,9 @@ def _planes(trials: Sequence[Trial], goal: Goal, config: SweepConfig) -> list[Se
     where = " and ".join(f"point {rung}" for rung in rungs(config))
     how = f" Trials were compared at {where}, and the worse ones stopped." if where else ""
     legend = (
-        "Every place has the colour of the nearest trial; yellow is good. Values of trials that were "
-        "stopped early stand beside a cross: they are from an earlier point, and no match for the others at "
-        f"the end.{how}"
+        "Every pixel has the colour of the nearest trial; yellow is good. A cross marks a trial that was "
+        "stopped early: its value is from an earlier point, and cannot be compared with values at the end."
+        f"{how}"
     )
     return [Section(f"{first} x {second}", [Charts(charts), Text(legend)])]
 
@@ -247,7 +249,7 @@ def _curves(trials: Sequence[Trial], goal: Goal) -> list[Section]:
         )
         for place, trial in enumerate(shown)
     ]
-    note = Text("Best first; dashed where a trial was stopped early.")
+    note = Text("The best trials come first. A dashed line is a trial that was stopped early.")
     return [Section("Learning curves", [Charts([learning_curves(goal.name, curves)], one_a_row=True), note])]
 
 
@@ -263,14 +265,17 @@ def _parallel(trials: Sequence[Trial], goal: Goal) -> list[Section]:
         return []
     values, complete = [trial.last for trial in shown], [trial.status == "finished" for trial in shown]
     chart = parallel_coordinates(
-        "A line a trial", columns, goal.name, values, complete, lower_is_better=goal.mode == "min"
+        "A line for each trial", columns, goal.name, values, complete, lower_is_better=goal.mode == "min"
     )
-    note = Text("Each trial at its last point; dashed where that was early: it might have come higher.")
+    note = Text(
+        "Each trial at its last point. A dashed line is a trial that was stopped early: it might have "
+        "become better."
+    )
     return [Section("Parallel coordinates", [Charts([chart], one_a_row=True), note])]
 
 
 def _table(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> Section:
-    """A row a trial; the winner's stands out."""
+    """Make a row for each trial; the winner's is emphasised."""
     parameters = values_of(list(trials))
     rows = []
     for index, trial in enumerate(trials):
@@ -298,7 +303,7 @@ def _cell(value: Any) -> str:
 
 
 def _numeric(trials: Sequence[Trial]) -> dict[str, list[float]]:
-    """Parameters that are numbers, and not all the same."""
+    """Return the parameters that are numbers and differ between trials."""
     found = {}
     for name, column in values_of(list(trials)).items():
         if (

@@ -1,4 +1,4 @@
-"""The results of a sweep: the table of its trials, and the best configuration, which `beit pretrain`
+"""Write the results of a sweep: the table of its trials, and the best configuration, which `beit pretrain`
 accepts.
 """
 
@@ -21,8 +21,8 @@ TRIALS_FILE = "trials.csv"
 BEST_FILE = "best/config.json"
 
 LENGTH = ("steps", "epochs", "data.scenes", "optim.warmup_steps")
-"""What says how long a run is. The rest is what was compared: a peak learning rate, for one, is good for its
-batch size."""
+"""Fields that set the length of a run. All other fields belong to what was compared; a peak learning rate,
+for example, is only good for its batch size."""
 
 
 def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
@@ -41,8 +41,8 @@ def write_trials(sweep: str, trials: Sequence[Trial], goal: Goal) -> None:
 
 
 def write_best(sweep: str, config: PretrainConfig, *, preset: str) -> None:
-    """Write the winner's configuration as that of a run: as long as a trial, tokenising unless the sweep
-    was given tokens.
+    """Write the winner's configuration as that of a single run. It is as long as a trial, and tokenises while
+    it trains unless the user gave the sweep a token cache.
     """
     saved = {"job": "pretrain", "preset": preset, "inputs": {}, "config": to_dict(config)}
     storage.write_text(storage.join(sweep, *BEST_FILE.split("/")), json.dumps(saved, indent=2))
@@ -56,10 +56,10 @@ def winner_command(
 
     Args:
         sweep: The sweep's folder.
-        config: The winner's.
-        varied: Fields that the space says.
-        preset: Of the sweep.
-        images: Of an epoch of the sweep.
+        config: The winner's configuration.
+        varied: Fields that the space varies.
+        preset: The sweep's preset.
+        images: Number of images in an epoch of the sweep.
     """
     full = pretrain_preset(preset) if preset in PRESETS else config
     before, after = run_folder.flatten(to_dict(config)), run_folder.flatten(to_dict(full))

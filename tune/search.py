@@ -1,5 +1,5 @@
-"""The search for the parameters of the next trial: a plan drawn beforehand, or Optuna, which learns from
-finished trials.
+"""Choose the parameters of the next trial: from a plan that was drawn before the sweep, or by Optuna, which
+learns from finished trials.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tune.trial import OBJECTIVE
 
 
 class Planned(Searcher):
-    """Hands out the trials of a plan in their order."""
+    """Hands out the trials of a plan in order."""
 
     def __init__(self, entries: list[dict[str, Any]], goal: Goal) -> None:
         super().__init__(metric=OBJECTIVE, mode=goal.mode)
         self._entries = list(entries)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next one."""
+        """Return the next trial."""
         return self._entries.pop(0) if self._entries else str(Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Changes nothing."""
+        """Do nothing: a plan does not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the trials' folders say it all."""
@@ -45,8 +45,7 @@ def check_search(config: SweepConfig, space: Space) -> None:
     """Refuse a search that is not possible.
 
     Raises:
-        UserError: If Optuna is asked for and is not installed, or the space has a grid, which it does not
-            know.
+        UserError: If Optuna is not installed, or the space has a grid, which Optuna does not support.
     """
     if config.search != "optuna":
         return
@@ -64,13 +63,14 @@ class Learned(Searcher):
     """Hands out Optuna's suggestions as numbered trials of the sweep.
 
     Args:
-        space: What is varied.
-        goal: What is good.
-        seed: Of the sweep.
-        earlier: Trials of earlier starts: ended ones are learned from, the others go on first.
-        trials: How many there shall be in all.
-        entry: Makes what a trial is given, or raises `UserError`.
-        refused: Hears of a trial for which it has: it counts, as one that failed.
+        space: The fields to vary, with their distributions.
+        goal: The objective.
+        seed: Seed of the sweep.
+        earlier: Trials of earlier starts. Optuna learns from those that have ended; the others are resumed
+            first.
+        trials: Total number of trials.
+        entry: Makes the argument of a trial, or raises `UserError`.
+        refused: Called with a trial for which `entry` raised; it counts as a failed trial.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Learned(Searcher):
             space, metric=OBJECTIVE, mode=goal.mode, seed=seed + len(earlier), **(learned if known else {})
         )
         self._waiting = [trial for trial in earlier if not trial.ended]
-        # Not all from some number on: of two that ran side by side the first may not have been noted.
+        # Numbers may have gaps: of two trials that ran side by side, the first may not have been recorded.
         noted = {trial.number for trial in earlier}
         self._free = [number for number in range(trials) if number not in noted]
         self._suggested: dict[str, str] = {}
-        """What Optuna calls a trial, by Ray Tune's id."""
+        """Optuna's id of a trial, by Ray Tune's id."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial that can begin, those that were interrupted first."""
+        """Return the next trial that can begin; interrupted trials come first."""
         while self._waiting or self._free:
             if not self._waiting:
                 name = f"trial-{self._free[0]}"
@@ -127,7 +127,7 @@ class Learned(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how good a trial was; those of earlier starts it does not know by this id."""
+        """Tell Optuna the result of a trial. It does not know trials of earlier starts by this id."""
         if (name := self._suggested.pop(trial_id, None)) is not None:
             self._optuna.on_trial_complete(name, result, error)
 

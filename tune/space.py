@@ -21,14 +21,14 @@ from beit.errors import UserError
 from pipelines import storage
 
 Space = dict[str, Any]
-"""By dotted field name: {"grid_search": [value, …]}, as `ray.tune.grid_search` makes it, or a distribution of
-`ray.tune`."""
+"""Dotted field name -> {"grid_search": [value, …]}, as `ray.tune.grid_search` returns it, or a distribution
+of `ray.tune`."""
 
 Params = dict[str, Any]
 """One value for each name of a space."""
 
 FIXED = ("output.", "resources.", "data.", "evaluation.", "knn.", "stop_at")
-"""What no space may change: where trials lie, who computes them, and what they are compared on."""
+"""Fields that no space may change: output, resources, and what trials are compared on."""
 
 DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "uniform": ray.tune.uniform,
@@ -38,19 +38,19 @@ DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "randint": ray.tune.randint,
     "choice": lambda *options: ray.tune.choice(list(options)),
 }
-"""What a JSON space may name; the arguments are those of `ray.tune`."""
+"""Distributions that a JSON space may name; the arguments are those of `ray.tune`."""
 
 DEFAULT_TRIALS = 8
 DIGITS = 3
 
 
 def mask_lr() -> Space:
-    """Mask ratio x peak learning rate, the two that matter most."""
+    """Mask ratio and peak learning rate, the two fields that matter most."""
     return {"mask.ratio": ray.tune.uniform(0.15, 0.75), "optim.peak_lr": ray.tune.loguniform(3e-4, 6e-3)}
 
 
 def mask_lr_grid() -> Space:
-    """The same as a grid of 4 x 4."""
+    """The same fields as a grid of 4 x 4."""
     return {
         "mask.ratio": ray.tune.grid_search([0.2, 0.4, 0.6, 0.75]),
         "optim.peak_lr": ray.tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3]),
@@ -63,12 +63,12 @@ SPACES: dict[str, Callable[[], Space]] = {"mask-lr": mask_lr, "mask-lr-grid": ma
 def load_space(name: str) -> Space:
     """Load a space by its name, from a JSON file, or from a Python file.
 
-    JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid, else
-    the key is a function of `ray.tune` and the list its arguments. Python: `SPACE = {"optim.peak_lr":
+    JSON: {"mask.ratio": [0.3, 0.4], "optim.peak_lr": {"loguniform": [3e-4, 6e-3]}}; a list is a grid; a key
+    is a function of `ray.tune`, with its list of arguments. Python: `SPACE = {"optim.peak_lr":
     ray.tune.loguniform(3e-4, 6e-3)}`.
 
     Raises:
-        UserError: If there is no such space, or it is not written like one of these.
+        UserError: If there is no such space, or it has another form.
     """
     if name in SPACES:
         return SPACES[name]()
@@ -93,7 +93,7 @@ def load_space(name: str) -> Space:
 
 
 def absolute_space(name: str) -> str:
-    """Return a name of the space that works from any folder."""
+    """Return a name of the space that is valid in any folder."""
     return name if name in SPACES else storage.absolute(Path(name).expanduser())
 
 
@@ -120,9 +120,9 @@ def _checked(name: str, field: Any, values: Any) -> Any:
             f"functions: {', '.join(DISTRIBUTIONS)}, grid_search",
         )
     try:
-        # As plan.json is written.
+        # The plan is saved as plan.json, so values must be JSON.
         json.dumps(values if is_grid(values) else _drawn(values, np.random.default_rng(0)))
-    except Exception as error:  # Whatever a distribution's arguments, or the user's own objects, come to.
+    except Exception as error:  # A distribution's arguments, or the user's own objects, can raise anything.
         raise UserError(
             f"--space {name}: {field}: no value can be drawn: {_line(error)}",
             "see ray.tune for its arguments",
@@ -137,15 +137,15 @@ def _line(error: BaseException) -> str:
 def _from_python(path: Path) -> Any:
     try:
         return runpy.run_path(str(path)).get("SPACE")
-    except (Exception, SystemExit) as error:  # It is the user's program.
-        raise UserError(f"--space {path} cannot be run: {_line(error)}", "mend the file") from error
+    except (Exception, SystemExit) as error:  # This is the user's program, which can raise anything.
+        raise UserError(f"--space {path} cannot be run: {_line(error)}", "correct the file") from error
 
 
 def _from_json(path: Path) -> Any:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # Text that is none, too.
-        raise UserError(f"--space {path} is no JSON: {_line(error)}", "mend the file") from error
+    except ValueError as error:  # This includes text that is not UTF-8.
+        raise UserError(f"--space {path} is no JSON: {_line(error)}", "correct the file") from error
     return (
         {field: _distribution(path, field, value) for field, value in content.items()}
         if isinstance(content, dict)
@@ -179,7 +179,7 @@ def _distribution(path: Path, field: str, value: Any) -> Any:
 
 
 def is_grid(values: Any) -> bool:
-    """Whether this is what `ray.tune.grid_search` makes of a list."""
+    """Whether a value is what `ray.tune.grid_search` returns."""
     return isinstance(values, dict) and set(values) == {"grid_search"} and _is_filled(values["grid_search"])
 
 
@@ -190,13 +190,13 @@ def _is_filled(values: Any) -> bool:
 def draw(space: Space, trials: int | None, seed: int) -> list[Params]:
     """Draw the trials of a random or grid search, in the order in which they run.
 
-    Every combination of the grids comes equally often, each time with new values for the distributions. Drawn
-    floats have three digits: a learning rate of 0.00142 says as much as one of 0.0014193847.
+    Every combination of the grids occurs equally often, each time with new values from the distributions.
+    Drawn floats have three significant digits: a learning rate of 0.00142 is as good as one of 0.0014193847.
 
     Args:
-        space: What is varied.
-        trials: How many. None: 8, or as many as the grids have combinations.
-        seed: Of the sweep.
+        space: The fields to vary.
+        trials: Number of trials. None: 8, or as many as the grids have combinations.
+        seed: Seed of the sweep.
 
     Raises:
         UserError: If the combinations of the grids do not fit into `trials`.
@@ -236,7 +236,7 @@ def rounded(value: Any, domain: Domain) -> Any:
 
 
 def described(params: Mapping[str, Any]) -> str:
-    """Write parameters as the command line names them: mask.ratio=0.4 optim.peak_lr=0.0015."""
+    """Format parameters as on the command line: mask.ratio=0.4 optim.peak_lr=0.0015."""
     return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in params.items()

@@ -1,5 +1,5 @@
-"""What a sweep knows of its trials: one small file in each trial's folder, so that a sweep that was killed
-can be gone on with.
+"""Read and write the state of a sweep's trials: one small file in each trial's folder, so that a sweep that
+was killed can be resumed.
 
 <sweep>/config.json          the sweep's configuration
 <sweep>/trial-000/trial.json parameters and state of a trial; beside it what every run folder has
@@ -18,22 +18,24 @@ from tune.goal import Goal, Row
 
 TRIAL_FILE = "trial.json"
 STOP_FILE = "stop"
-"""A trial ends itself, with checkpoint and report, when this file is in its folder."""
+"""When this file is in a trial's folder, the trial ends itself, with a checkpoint and a report."""
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
 STATES: dict[Status, str] = {
-    "finished": "came to its end",
+    "finished": "finished",
     "stopped": "stopped early",
     "failed": "failed",
     "running": "interrupted",
 }
-"""In words, once a sweep is over."""
+"""Descriptions of the states, once a sweep is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One trial. "stopped": early, by the sweep. "running": also after the sweep itself was killed."""
+    """One trial. "stopped": stopped early by the sweep. "running": started, even if the sweep itself was
+    killed since.
+    """
 
     number: int
     params: dict[str, Any]
@@ -67,7 +69,7 @@ def write_trial(sweep: str, trial: Trial) -> None:
 
 
 def read_trials(sweep: str, goal: Goal) -> list[Trial]:
-    """Read all trials that were begun, by number, with their points."""
+    """Read all trials that have started, by number, with their points."""
     names = [name for name in storage.list_folder(sweep) if re.fullmatch(r"trial-\d+", name)]
     noted = [trial for name in names if (trial := read_trial(sweep, name)) is not None]
     found = [
@@ -90,7 +92,7 @@ def points_of(rows: Sequence[Row], goal: Goal) -> list[tuple[int, int, float]]:
 
 
 def winner(trials: list[Trial], goal: Goal) -> Trial | None:
-    """Return the trial that ends best among the finished ones; None while there is none."""
+    """Return the finished trial with the best last value; None if no trial is finished."""
     ended = [trial for trial in trials if trial.status == "finished" and trial.last is not None]
     best: Trial | None = None
     for trial in ended:

@@ -14,15 +14,15 @@ from tune.trial import OBJECTIVE, POINT, STATUS
 
 
 class GentleStop(FIFOScheduler):
-    """Asks a trial to end where another scheduler would kill it: it then leaves a checkpoint, a report and
-    an ended MLflow run.
+    """Asks a trial to end itself, where another scheduler would kill it. The trial then leaves a checkpoint,
+    a report and an ended MLflow run.
 
-    Ray Tune itself ends a trial by killing its actor, seconds after it has asked. It also forgets what its
-    schedulers know when a sweep is gone on with, so that the first trials after it would have nobody to be
-    compared with: `remember` tells it again.
+    Ray Tune itself ends a trial by killing its actor, seconds after it has asked. Its schedulers also lose
+    their state when a sweep is resumed, so the first trials after that could not be compared with earlier
+    ones: `remember` restores the state.
 
     Args:
-        judge: Decides.
+        judge: The scheduler that decides.
         sweep: The sweep's folder.
     """
 
@@ -32,7 +32,7 @@ class GentleStop(FIFOScheduler):
         self._asked: set[str] = set()
 
     def remember(self, trial: Trial) -> None:
-        """Enter the points of a trial of an earlier start."""
+        """Record the points of a trial of an earlier start."""
         known: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
         nobody: Any = None
         self._judge.on_trial_add(nobody, known)
@@ -44,7 +44,7 @@ class GentleStop(FIFOScheduler):
         self._judge.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Enter a point. The answer to Ray Tune is always to go on."""
+        """Record a point. Ray Tune is always told to continue."""
         if STATUS not in result and trial.trial_id not in self._asked:
             decision = self._judge.on_trial_result(tune_controller, trial, result)
             if decision == TrialScheduler.STOP:
@@ -61,11 +61,11 @@ def scheduler(config: SweepConfig, goal: Goal, sweep: str) -> GentleStop:
         time_attr=POINT,
         metric=OBJECTIVE,
         mode=goal.mode,
-        # One more than there are: at its last point a trial ends by itself.
+        # One more than there are, because a trial ends by itself at its last point.
         max_t=config.evaluation.points + 1,
         grace_period=config.grace_points,
         reduction_factor=config.halving,
-        # A rung decides once; later points are not compared with those that others had at another time.
+        # Each rung decides only once; later points are not compared with those of trials at other times.
         stop_last_trials=False,
     )
     return GentleStop(judge, sweep)

@@ -1,8 +1,8 @@
 """Sweep a pretraining: `beit sweep [PRESET] [--space mask-lr] [--trials N] [--option value …]`, or `python -m
 tune.sweep …`.
 
-Ray Tune runs the trials, ASHA stops the worse ones early, MLflow has a run for each. A trial is a pretraining
-as `beit pretrain` runs it.
+Ray Tune runs the trials, ASHA stops the worse ones early, and each is logged to MLflow. A trial is the same
+pretraining that `beit pretrain` would run.
 """
 
 from __future__ import annotations
@@ -71,21 +71,21 @@ def sweep(
     Args:
         config: The whole sweep.
         preset: Name that the folder starts with when `output.name` is not given.
-        resume: Sweep folder to go on with: trials that have ended stay, the others go on from their last
-            checkpoints.
-        debug: Let Ray's own messages through.
+        resume: Folder of a sweep to resume: trials that have ended are kept, the others continue from their
+            last checkpoints.
+        debug: Show Ray's own messages.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For every mistake in the configuration, the space or the data that can be seen before the
+        UserError: If the configuration, the space or the data has a mistake that can be found before the
             first trial.
         JobFailedError: If every trial failed.
     """
     if resume is None:
         run_folder.check_free(config)
     design = make_design(config)
-    # Before Ray is started and anything computed, where that can be: Ray itself would wait for ever for what
-    # does not fit.
+    # This is checked before Ray is started and anything is computed, if possible, because Ray would wait for
+    # ever for resources that do not fit.
     if here := this_machine(config.resources.cpus):
         plan_concurrency(config, design.space, here)
     prepared = prepare(config, design, preset=preset, say=say)
@@ -96,7 +96,7 @@ def sweep(
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """Open the sweep's folder with the plan of its trials. A resumed one must find the same data, and keeps
+    """Open the sweep's folder with the plan of its trials. A resumed sweep must find the same data, and keeps
     its plan.
     """
     inputs = {"data.train": prepared.source.manifest.digest}
@@ -109,7 +109,7 @@ def _open_folder(prepared: Prepared, resume: str | None) -> str:
         storage.write_text(storage.join(folder, PLAN_FILE), json.dumps(prepared.design.plan, indent=1) + "\n")
         return folder
     folder = run_folder.reopen(resume, inputs=inputs).uri
-    # Written and read back: a tuple of a Python space is a list there.
+    # The plan is written and read back, because JSON turns the tuples of a Python space into lists.
     if json.loads(storage.read_text(storage.join(folder, PLAN_FILE))) != json.loads(
         json.dumps(prepared.design.plan)
     ):
@@ -143,7 +143,7 @@ class _Sweep:
         self.lines: list[str] = []
 
     def run(self) -> SweepResult:
-        """All of it."""
+        """Run the whole sweep."""
         return run_to_the_end(
             self._work,
             self._conclude,
@@ -155,7 +155,7 @@ class _Sweep:
         )
 
     def _work(self) -> bool:
-        """False: the user broke it off."""
+        """Run the trials that are left; returns False if the user interrupted."""
         self._introduce()
         self._tokenise()
         return self._run_trials()
@@ -173,12 +173,14 @@ class _Sweep:
             ended = [f"#{trial.number}" for trial in self.earlier if trial.ended]
             others = [f"#{trial.number}" for trial in self.earlier if not trial.ended]
             self.say(
-                f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to go on with: "
+                f"resumed: trials that have ended: {', '.join(ended) or 'none'}; to resume: "
                 f"{', '.join(others) or 'none'}"
             )
 
     def _base(self) -> PretrainConfig:
-        """What the trials have in common, with the data and the tokens that the sweep found for them."""
+        """Return the configuration that the trials share, with the data and the tokens that the sweep found
+        for them.
+        """
         base, placement = self.config.pretraining(), self.timetable.placement
         tokens = self.tokens.path if self.tokens is not None else self.config.data.tokens
         return replace(
@@ -199,12 +201,12 @@ class _Sweep:
                 return
             self.tokens = kept(self.folder) or self._computed_tokens()
             keep(self.folder, self.tokens)
-        # Those of the evaluation too are computed once, and left in the cache.
+        # The tokens of the evaluation's samples are computed once too, and kept in the cache.
         trial = Trial(number=0, params=self.design.examples[0])
         PretrainTask().prepare(self._config_of(trial), preset=self.prepared.preset, say=lambda line: None)
 
     def _computed_tokens(self) -> Tokens:
-        """For as many epochs as the longest trial that is known takes."""
+        """Compute the tokens for as many epochs as the longest known trial takes."""
         base, source = self.config.pretraining(), self.prepared.source
         configs = [override(base, params) for params in self.design.examples]
         lengths = [
@@ -230,7 +232,7 @@ class _Sweep:
         )
 
     def _entry(self, trial: Trial) -> dict[str, Any]:
-        """What Ray Tune hands to a trial."""
+        """Make the argument of a trial."""
         return entry_of(
             self._config_of(trial),
             trial,
@@ -241,7 +243,7 @@ class _Sweep:
         )
 
     def _checked_entry(self, trial: Trial) -> dict[str, Any]:
-        """The same of a trial that could not be checked before the sweep."""
+        """Make the argument of a trial that could not be checked before the sweep."""
         check_trial(
             self._base(), trial.params, self.prepared.source.manifest.total, objective=self.config.objective
         )
@@ -252,7 +254,7 @@ class _Sweep:
         self.say(f"trial {trial.number} failed: {error.cause}")
 
     def _run_trials(self) -> bool:
-        """Whether all have ended."""
+        """Run the trials; returns whether all have ended."""
         import ray.tune
 
         ended = {trial.number for trial in self.earlier if trial.ended}
@@ -307,7 +309,7 @@ class _Sweep:
         )
 
     def _conclude(self) -> SweepResult:
-        """Table, best configuration and report of what there is, and the last lines."""
+        """Write table, best configuration and report of the results so far, and say the last lines."""
         trials = read_trials(self.folder, self.goal)
         for trial in trials:
             self.log.end_trial(trial)
@@ -332,7 +334,7 @@ class _Sweep:
             for status in ("finished", "stopped", "failed")
         }
         self.say(
-            f"trials: {counts['finished']} came to their end, {counts['stopped']} stopped early, "
+            f"trials: {counts['finished']} finished, {counts['stopped']} stopped early, "
             f"{counts['failed']} failed"
         )
         if best is not None:
@@ -366,7 +368,7 @@ def _failure(result: SweepResult) -> str | None:
 
 
 def _name_of(trial: Any) -> str:
-    """Name Ray Tune's folder of a trial. Its own name for it would hold the whole configuration."""
+    """Name Ray Tune's folder of a trial. Ray Tune's own name would contain the whole configuration."""
     return Trial(number=trial.config["number"], params={}).name
 
 

@@ -1,5 +1,5 @@
-"""Tokens for a sweep: those of the views are computed once before the first trial, and every trial reads
-them. Masks are drawn in each trial.
+"""Compute the tokens of a sweep's views once, before the first trial; every trial reads them. Masks are drawn
+in each trial.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TOKENS_FILE = "tokens.json"
 FOLDER = "tokens"
 
 MOST_EPOCHS = 20
-"""Epochs of views that are tokenised at most, unless the user wants more: 10 GB for ImageNet-1k at 14 x 14
+"""Most epochs of views that are tokenised, unless the user asks for more: 10 GB for ImageNet-1k at 14 x 14
 tokens."""
 
 OTHER_VIEWS = ("seed", "view.", "tokenizer.", "model.image_size")
-"""Fields that change the views or their tokens, but for `view.mean` and `view.std`."""
+"""Fields that change the views or their tokens. `view.mean` and `view.std` are exceptions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Tokens:
     views: int
     parts: int
     computed: int
-    """Parts that this sweep computed; the others were there."""
+    """Parts that this sweep computed; the others existed before."""
     seconds: float
-    """Seconds that took."""
+    """Seconds that this took."""
 
     def saved(self, read: int) -> str:
-        """Say what was saved, for trials that read so many views."""
+        """Describe the time that was saved, for trials that read this many views."""
         if not self.computed:
             return (
                 f"tokens: {self.views:,} views were there from an earlier sweep; the trials read "
@@ -77,14 +77,14 @@ def prepare_tokens(
     epochs: int | None,
     say: Callable[[str], None],
 ) -> Tokens:
-    """Compute the tokens of the trials' views, or find them.
+    """Compute the tokens of the trials' views, or find tokens that were computed before.
 
     Args:
-        config: What the trials have in common.
-        train: Its images.
-        manifest: These.
-        steps: (optimizer steps, images a step) of the trials.
-        epochs: How many epochs of views. None: as many as the longest trial takes, at most `MOST_EPOCHS`.
+        config: The configuration that the trials share.
+        train: Path of the images.
+        manifest: The manifest of the images.
+        steps: (optimizer steps, images per step) of each trial.
+        epochs: Number of epochs of views. None: as many as the longest trial takes, at most `MOST_EPOCHS`.
         say: Takes the lines for the user.
     """
     if epochs is None:
@@ -111,11 +111,11 @@ def prepare_tokens(
 
 
 def keep(sweep: str, tokens: Tokens) -> None:
-    """Write into the sweep's folder what was computed, for a later start."""
+    """Record in the sweep's folder what was computed, for a later start."""
     storage.write_text(storage.join(sweep, TOKENS_FILE), json.dumps(asdict(tokens), indent=1) + "\n")
 
 
 def kept(sweep: str) -> Tokens | None:
-    """Read what an earlier start wrote."""
+    """Read what an earlier start recorded."""
     file = storage.join(sweep, TOKENS_FILE)
     return Tokens(**json.loads(storage.read_text(file))) if storage.exists(file) else None

@@ -1,4 +1,4 @@
-"""MLflow for sweeps and ablations: one parent run, and a child for each trial or job. The driver ends all
+"""Log sweeps and ablations to MLflow: one parent run, and a child for each trial or job. The driver ends all
 of them.
 """
 
@@ -22,15 +22,15 @@ ENDS = {
     "running": "KILLED",
     "waiting": "KILLED",
 }
-"""MLflow's state of a trial or job: the last two are what it was when what it belongs to ended before it."""
+"""State in MLflow for that of a trial or job. "running" and "waiting": its sweep or ablation ended first."""
 
 
 class ParentLog:
-    """The parent run. Its children are begun by their own jobs, like any run.
+    """The parent run. Its children are started by their own jobs, like any run.
 
     Args:
-        folder: In which the run folders of the children are.
-        config: What was asked for.
+        folder: Folder with the run folders of the children.
+        config: Configuration of the sweep or ablation.
         job: Name of the command.
         preset: Its preset.
         say: Takes the lines for the user.
@@ -54,14 +54,14 @@ class ParentLog:
         return tracking.link(self._folder, self.place) if self.place else None
 
     def end_child(self, name: str, status: str) -> None:
-        """End a child in MLflow that has ended, or never will."""
+        """End the MLflow run of a child that has ended or was killed."""
         if self.place is not None:
             tracking.end_orphan(storage.join(self._folder, name), self.place, ENDS[status])
 
     def enter(self, step: int, figures: Mapping[str, Any]) -> None:
         """Log figures (`group/name`) of the parent."""
         if self._log is not None:
-            with suppress(Exception):  # A server that went away does not end what is logged.
+            with suppress(Exception):  # The sweep continues if the server is lost.
                 self._log.log({"step": step, "time": time.time(), **figures})
 
     def finish(self, status: str, files: Sequence[str] = ()) -> None:
@@ -79,7 +79,7 @@ class SweepLog(ParentLog):
     """The parent run of a sweep, with the best objective so far."""
 
     def end_trial(self, trial: Trial) -> None:
-        """End a trial in MLflow that has ended, or never will."""
+        """End the MLflow run of a trial that has ended or was killed."""
         self.end_child(trial.name, trial.status)
 
     def best(self, goal: Goal, trials: Sequence[Trial]) -> None:

@@ -1,7 +1,8 @@
-"""A trial: `pretrain(override(preset, params))` in a folder of the sweep, the same code path as a single run.
+"""Run a trial: `pretrain(override(preset, params))` in a folder of the sweep, the same code path as a single
+run.
 
-It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and
-files and SQLite are there.
+It runs in an actor of Ray Tune on the driver's machine, where files and SQLite are. The actor reserves no
+core, because it only waits for the workers.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from tune.space import described
 from tune.state import Trial, is_asked_to_stop, points_of, write_trial
 
 POINT, OBJECTIVE, STATUS = "point", "objective", "status"
-"""What a trial reports to Ray Tune; the last report says how it ended."""
+"""Keys of what a trial reports to Ray Tune; the last report says how it ended."""
 
 CHECKPOINTS = 4
-"""A trial saves at least so many."""
+"""Least number of checkpoints that a trial writes."""
 
 
 def trial_config(
@@ -38,12 +39,12 @@ def trial_config(
     """Return the whole configuration of a trial.
 
     Args:
-        base: What the trials have in common.
-        params: What this one has for itself.
+        base: The configuration that the trials share.
+        params: The parameters of this trial.
         objective: Of the sweep.
-        images: Of an epoch.
+        images: Number of images in an epoch.
         sweep: The sweep's folder.
-        name: The trial's, below it.
+        name: Name of the trial's folder in it.
     """
     config = _varied(base, params, objective=objective, images=images)
     return replace(config, output=replace(config.output, root=sweep, name=name))
@@ -52,7 +53,9 @@ def trial_config(
 def _varied(
     base: PretrainConfig, params: Mapping[str, Any], *, objective: str, images: int
 ) -> PretrainConfig:
-    """Return a trial's configuration without its folder; one that predicts no tokens reads none."""
+    """Return a trial's configuration without its folder. A trial that does not predict tokens does not read
+    them.
+    """
     config = evaluated(override(base, params), objective, images)
     tokens = config.data.tokens if find_target(config.target.kind).needs_tokenizer else None
     return replace(config, data=replace(config.data, tokens=tokens))
@@ -61,10 +64,10 @@ def _varied(
 def check_trial(
     base: PretrainConfig, params: Mapping[str, Any], rows: int, *, objective: str
 ) -> PretrainConfig:
-    """Refuse parameters with which a trial could not begin, before any trial begins.
+    """Refuse parameters with which a trial could not start, before any trial starts.
 
     Raises:
-        UserError: As the trial would, naming its parameters.
+        UserError: The error that the trial would raise; the message names its parameters.
     """
     try:
         config = _varied(base, params, objective=objective, images=rows)
@@ -80,8 +83,8 @@ def check_trial(
 
 
 def run_trial(entry: dict[str, Any]) -> None:
-    """Run a trial, and write into its folder why it failed: Ray Tune's entry. Ray Tune would tell its
-    driver later, if at all.
+    """Run a trial, and write into its folder why it failed; Ray Tune calls this. Ray Tune itself would report
+    the failure later, if at all.
 
     Args:
         entry: From `entry_of`.
@@ -95,7 +98,7 @@ def run_trial(entry: dict[str, Any]) -> None:
 
 
 def _run(entry: dict[str, Any]) -> None:
-    """Pretrain, or resume what an earlier start of the sweep left."""
+    """Pretrain, or resume the trial if an earlier start of the sweep left it unfinished."""
     import ray.tune
 
     config, goal = from_dict(PretrainConfig, entry["config"]), GOALS[entry["objective"]]
@@ -113,7 +116,7 @@ def _run(entry: dict[str, Any]) -> None:
         return points
 
     def follow(rows: list[dict[str, Any]]) -> bool:
-        # Not at every call: the folder may be a bucket.
+        # This is not done at every call, because the folder may be on a bucket.
         if any(goal.value(row) is not None for row in rows) if goal.of_metrics else rows:
             report()
         return not is_asked_to_stop(folder)
@@ -138,12 +141,12 @@ def entry_of(
     """Make the argument of `run_trial`.
 
     Args:
-        config: The trial's, from `trial_config`.
+        config: The trial's configuration, from `trial_config`.
         trial: Its number and parameters.
         preset: Of the sweep.
         objective: Of the sweep.
-        rows: Images of an epoch.
-        debug: Let Ray's own messages through.
+        rows: Number of images in an epoch.
+        debug: Show Ray's own messages.
     """
     total_steps = config.total_steps(rows, config.optim.global_batch_size)
     config = replace(config, output=frequent_checkpoints(config.output, total_steps))
@@ -159,7 +162,7 @@ def entry_of(
 
 
 def frequent_checkpoints(output: OutputConfig, total_steps: int) -> OutputConfig:
-    """Ask for at least `CHECKPOINTS` checkpoints: however short a trial is, an interruption shall not send
-    it back to its start.
+    """Ask for at least `CHECKPOINTS` checkpoints, so that even a short trial does not start over after an
+    interruption.
     """
     return replace(output, checkpoint_steps=min(output.checkpoint_steps, max(1, total_steps // CHECKPOINTS)))

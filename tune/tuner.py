@@ -1,4 +1,6 @@
-"""Ray Tune, silenced: each trial is led from the driver's node, and uses none of its CPUs."""
+"""Run Ray Tune without its messages. Each trial is controlled from the driver's node, and reserves no CPU
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from beit.pretraining.targets import TARGETS, Target
 from pipelines import storage
 from pipelines.runs import tracking
 
-# Ray Tune's own files of each trial, and its lines on the terminal, say what ours say. A trial stays in the
-# folder of its process: paths relative to it mean there what they mean here.
+# Ray Tune's own files of each trial, and its lines on the terminal, would repeat ours. A trial stays in the
+# folder of its process, so that relative paths keep their meaning.
 QUIET_TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -39,22 +41,22 @@ def run_tuner(
 
     Args:
         trainable: Runs one trial.
-        config: Which trials, and how many at a time.
+        config: Ray Tune's configuration: the number of trials, and how many run at a time.
         folder: Ray Tune's own files go into `tune` below it; nothing is read from them again.
-        callback: Hears of the trials.
-        param_space: What the trials are given, where `config` has no search.
-        debug: Let Ray Tune's own messages through.
+        callback: Called when trials start, report and end.
+        param_space: Arguments of the trials, if `config` has no search.
+        debug: Show Ray Tune's own messages.
     """
     for name, value in QUIET_TUNE.items():
         os.environ.setdefault(name, value)
     if not debug:
         for name in ("ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # On the driver's machine, where the files and SQLite are, and on none of its cores: a trial's own workers
-    # take those.
+    # Trials run on the driver's machine, where files and SQLite are. They reserve no core there, which is
+    # left to their workers.
     here = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
-    # Through Ray's memory: what else a trial is given Ray Tune writes into its files, and these settings may
-    # hold a password.
+    # These settings may hold a password, so they are passed through Ray's memory: Ray Tune writes all other
+    # arguments of a trial into its files.
     led = ray.tune.with_parameters(
         functools.partial(_lead, trainable),
         settings=tracking.settings(),
@@ -82,7 +84,7 @@ def _lead(
     targets: Mapping[str, type[Target]],
     masks: Mapping[str, MaskKind],
 ) -> None:
-    """A trial, with MLflow where the driver has it, and with the targets and masks that are registered
+    """Run a trial with the driver's MLflow settings, and with the targets and masks that are registered
     there.
     """
     tracking.adopt(settings)

@@ -40,7 +40,7 @@ class Settings:
 
     heads: int | None = None
     heads_by: str = "num_attention_heads in config.json"
-    """Where `heads` is from."""
+    """Where `heads` was read."""
     taps: list[int] | None = None
     """Blocks, from 0, whose tokens a segmenter's head reads."""
     out_indices: list[int] | None = None

@@ -49,7 +49,7 @@ class Imported:
     report: KeyReport
     view: ViewConfig
     pixels: str
-    """Where mean and std of the view are from."""
+    """How mean and std of the view are known."""
     notes: list[str] = field(default_factory=list)
     """How this model differs from theirs, and what was assumed because nothing says it."""
 

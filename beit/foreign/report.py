@@ -1,4 +1,4 @@
-"""Report what became of every tensor when weights were converted to another format."""
+"""Report what happened to every tensor when weights were converted to another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translate a file's tensors to our names, and report what became of each."""
+"""Translate a file's tensors to our names, and report what happened to each."""
 
 from __future__ import annotations
 

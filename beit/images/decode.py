@@ -62,9 +62,9 @@ class UndecodableImage(Exception):  # noqa: N818 - named after the image: it is 
 def decode(encoded: bytes, view: PixelConfig) -> NDArray[np.uint8]:
     """Decode an image as uint8 RGB [H, W, 3].
 
-    The image is turned as its EXIF orientation says (if `view.exif_rotate`). Transparent pixels are put on
-    `view.background`. An animation gives its first frame. 16-bit grey is scaled to 8 bits. The size is
-    checked from the header, before any pixel is decoded.
+    The image is rotated according to its EXIF orientation (if `view.exif_rotate`). Transparent pixels are
+    blended with `view.background`. An animation gives its first frame. 16-bit grey is scaled to 8 bits. The
+    size is checked from the header, before any pixel is decoded.
 
     Raises:
         UndecodableImage: With the reason.

@@ -1,5 +1,5 @@
-"""Which patches are hidden: the blockwise masks of the BEiT paper (arXiv 2106.08254, Algorithm 1), random
-ones, and kinds of masks that are registered from outside.
+"""Draw the masks that hide patches: the blockwise masks of the BEiT paper (arXiv 2106.08254, Algorithm 1),
+random ones, and kinds of masks that a program registers.
 
     def stripes(rng: np.random.Generator, config: MaskConfig, grid: int) -> NDArray[np.bool_]:
         mask = np.zeros((grid, grid), np.bool_)
@@ -27,18 +27,18 @@ MIN_ASPECT = 0.3
 ATTEMPTS = 10
 
 TRIED = 20
-"""Masks that a kind has to draw before it is used."""
+"""Number of masks that are drawn to check a kind before it is used."""
 
 Draw = Callable[[np.random.Generator, MaskConfig, int], NDArray[np.bool_]]
 """(source of all randomness, budget and more, patches along one side) -> bool [grid, grid], True = hidden."""
 Check = Callable[[MaskConfig, int, Options], None]
-"""Refuses, by a `UserError`, a configuration that does not suit a grid of so many patches a side. The last
-argument names the fields for the message: `option("ratio")` is mask.ratio=0.4."""
+"""Raises `UserError` for a configuration that does not suit a grid with this number of patches along a side.
+The last argument names the fields for the message: `option("ratio")` is mask.ratio=0.4."""
 
 
 @dataclass(frozen=True)
 class MaskKind:
-    """How masks of one kind are drawn. Pickled, it takes the drawing along."""
+    """How masks of one kind are drawn. When it is pickled, the drawing function is pickled with it."""
 
     name: str
     draw: Draw
@@ -50,36 +50,37 @@ def suits_every_grid(config: MaskConfig, grid: int, option: Options) -> None:
 
 
 def register_mask(name: str, draw: Draw, *, check: Check = suits_every_grid) -> None:
-    """Add a kind of masks, for `mask.kind` to name.
+    """Register a kind of masks, which `mask.kind` can then name.
 
     Args:
-        name: Its name. Given again, the latest counts.
-        draw: Draws one mask, which hides at most `MaskConfig.budget(grid)` patches. The same generator gives
-            the same mask, or runs cannot be resumed.
-        check: Refuses configurations with which many masks would be empty. A budget of 0 is not asked about.
+        name: Its name. If it is registered again, the latest counts.
+        draw: Draws one mask, which hides at most `MaskConfig.budget(grid)` patches. The same generator must
+            give the same mask, or runs cannot be resumed.
+        check: Refuses configurations with which many masks would be empty. It is not called for a budget of
+            0.
     """
     MASKS.add(name, MaskKind(name, draw, check))
 
 
 def find_mask(name: str, *, option: str = "mask.kind") -> MaskKind:
-    """The kind of masks of that name, which an option has given.
+    """Return the kind of masks with this name, which an option gave.
 
     Raises:
-        UserError: For an unknown name, with the nearest one.
+        UserError: If the name is unknown; the message suggests the nearest one.
     """
     return MASKS.find(name, option=option)
 
 
 def check_mask(config: MaskConfig, grid: int, *, at: str = "mask.") -> None:
-    """Refuse an unknown kind, and what its own check refuses; a few masks are drawn and looked at.
+    """Refuse an unknown kind of masks, and what its own check refuses. A few masks are drawn and checked.
 
     Args:
-        config: Which masks.
+        config: How masks are drawn.
         grid: Patches along one side.
-        at: Where they stand in the configuration of the job.
+        at: Path of the mask's config in the configuration of the job.
 
     Raises:
-        UserError: Naming the field.
+        UserError: If a field is refused; the message names it.
     """
     option = Options(config, at)
     kind = find_mask(config.kind, option=option.name("kind"))
@@ -178,10 +179,11 @@ def _draw_blockwise(rng: np.random.Generator, config: MaskConfig, grid: int) -> 
 
 
 def check_blockwise(config: MaskConfig, grid: int, option: Options) -> None:
-    """Refuse what often leaves nothing hidden: rectangles must fit into the budget, and into the grid in
-    most of their forms.
+    """Refuse settings with which masks are often empty: rectangles must fit into the budget, and most of
+    their shapes into the grid.
 
-    Of what passes, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a side).
+    With accepted settings, at most 1.6 % of the masks are empty (counted over grids of 3 to 32 patches a
+    side).
     """
     budget, block = config.budget(grid), config.block(grid)
     other_kind = option("kind", "random")

@@ -74,7 +74,9 @@ class MimObjective(VitObjective[Beit]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Views, masks, what the target reads, and which images count where masks do not say it."""
+        """Views, masks, the target's columns, and the status of images if masks do not tell which images
+        count.
+        """
         return ("patch_view", "mask", *self.target.columns, *(("status",) if self.asked == "all" else ()))
 
     def weight(self, batch: Mapping[str, NDArray[Any]]) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of what a pretrained model fills in."""
+"""Draw how a pretrained model reconstructs hidden patches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RIGHT, WRONG = (38, 148, 92), (205, 62, 62)
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstructions:
-    """What a pretrained model says about n images of N = grid x grid patches."""
+    """A pretrained model's predictions for n images of N = grid x grid patches."""
 
     target: type[Target]
     """What it was trained to predict."""

@@ -1,1 +1,1 @@
-"""What a frozen backbone knows: features, probes, attention."""
+"""Evaluate a frozen backbone: features, probes, attention."""

@@ -1,7 +1,8 @@
 """Segment images of any size with a model of one crop size: overlapping windows, several scales, mirroring.
 
-As the released code tests (microsoft/unilm, beit/semantic_segmentation, with mmseg): windows of 512 pixels
-every 341 pixels, logits averaged where they overlap; ratios 0.5 to 1.75 with flip, probabilities averaged.
+This is how the released code evaluates (microsoft/unilm, beit/semantic_segmentation, with mmseg): windows of
+512 pixels every 341 pixels, logits averaged where they overlap; ratios 0.5 to 1.75 with flip, probabilities
+averaged.
 """
 
 from __future__ import annotations

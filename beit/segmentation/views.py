@@ -126,7 +126,7 @@ def transform(
 
 
 def whole_view(image: Pixels, view: SegmentViewConfig, *, largest: float = 1.0) -> Pixels:
-    """Return a whole image uint8 [H, W, 3] for testing, at the size for the largest test ratio.
+    """Return a whole image uint8 [H, W, 3] for evaluation, at the size for the largest ratio.
 
     It is never enlarged.
     """

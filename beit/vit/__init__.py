@@ -1,3 +1,3 @@
-"""The Vision Transformer of BEiT: backbone, positions at other resolutions, checkpoints, weights
-taken over.
+"""The Vision Transformer of BEiT: backbone, positions at other resolutions, checkpoints, and transfer of
+weights.
 """

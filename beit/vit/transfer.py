@@ -75,7 +75,7 @@ def finetuning_config(
 ) -> ModelConfig:
     """Return the config for fine-tuning a pretrained backbone.
 
-    It is the backbone's own config; but where all blocks share one bias table, each block gets its own.
+    It is the backbone's own config, except that each block gets its own bias table if all blocks share one.
 
     Args:
         pretrained: Config of the pretrained backbone.

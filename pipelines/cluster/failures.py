@@ -45,7 +45,7 @@ def job_failed(
         file = storage.join(folder, ERROR_FILE)
         storage.write_text(file, f"{error}\n")
         everything = f"everything in {file}"
-    return JobFailedError(f"{cause} ({doing}; {everything})", f"mend the cause, then {remedy}")
+    return JobFailedError(f"{cause} ({doing}; {everything})", f"fix the cause, then {remedy}")
 
 
 @contextlib.contextmanager

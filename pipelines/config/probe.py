@@ -25,16 +25,16 @@ class ProbeConfig(CommandConfig):
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
 
     classes: PositiveInt | None = None
-    """How many there are. None: as many as the data names, or its largest label + 1."""
+    """Number of classes. None: as many as the data names, or its largest label + 1."""
 
     layers: tuple[int, ...] = ()
-    """Blocks whose output is probed, from 1; -1 is the last. None given: all."""
+    """Blocks whose output is probed, counted from 1; -1 is the last. Not given: all blocks."""
 
     poolings: tuple[Pooling, ...] = POOLINGS
-    """mean: mean of the patches. cls: the class token."""
+    """How a block's output becomes a feature. mean: the mean of the patch tokens. cls: the class token."""
 
     baseline: bool = True
-    """Probe the same architecture with random weights too: what the data tell without any training."""
+    """Probe the same architecture with random weights too, as a baseline without any training."""
 
     most_images: PositiveInt = 50_000
     """The most training images to take. Where there are more, this many are drawn, the same share of every

@@ -1,1 +1,1 @@
-"""A model over every image of a set, exactly once."""
+"""Evaluate a model on every image of a set, exactly once."""

@@ -1,4 +1,4 @@
-"""Judge a classifier on every image of a set exactly once."""
+"""Evaluate a classifier on every image of a set, exactly once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pipelines.storage import local_copy
 from pipelines.stream.graph import read_patiently
 
 IMAGES_AT_ONCE = 64
-"""Images that are made into views and put through the model together. A block between the two stages has 128
-MiB, which is many small images."""
+"""Number of images whose views are made, and which pass through the model, together. A block between the two
+stages has 128 MiB, which holds many small images."""
 
 JUDGED = ("unit", "row", "status", "label")
 
@@ -37,19 +37,20 @@ JUDGED = ("unit", "row", "status", "label")
 def evaluate(
     manifest: Manifest, checkpoint: str, placement: Placement, *, share: float | None, step: int, classes: int
 ) -> dict[str, Any]:
-    """Judge the classifier of a checkpoint; returns JSON types.
+    """Evaluate the classifier of a checkpoint; returns JSON types.
 
     Args:
         manifest: Images with labels.
         checkpoint: Folder or URI with the model.
-        placement: Where it runs.
-        share: Share of the short side that the model sees. None: the authors' for the image size.
-        step: The checkpoint's.
+        placement: The resources to use.
+        share: Side of the centre square that the model sees, as a share of the image's shorter side. None:
+            the authors' value for the image size.
+        step: Step of the checkpoint.
         classes: K.
 
     Returns:
         "top1", "top5", "loss" and "confusion" (see `Classification`) over the "images" that could be decoded,
-        the number of "classes", and in "unusable" place and reason of the other images.
+        the number of "classes", and in "unusable" the place of each other image with the reason.
     """
     saved = model_config(checkpoint)
     views = functools.partial(
@@ -77,16 +78,16 @@ def evaluate(
 
 
 def majority_share(found: Mapping[str, Any]) -> float:
-    """The majority-class baseline: the share of the commonest class among the images that
-    `evaluate` counted.
+    """The majority-class baseline: the share of the most frequent class among the images that `evaluate`
+    counted.
     """
     confusion = np.array(found["confusion"], np.int64).reshape(-1, 3)
     return float(np.bincount(confusion[:, 0], confusion[:, 2], minlength=1).max() / max(1, found["images"]))
 
 
 def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, share: float | None) -> Batch:
-    """Encoded images -> "view" uint8 [n, S, S, 3] and "status" uint8 [n]; zeros for an image that cannot be
-    decoded.
+    """Decode images to "view" uint8 [n, S, S, 3] and "status" uint8 [n]. The view of an image that cannot be
+    decoded is zero.
     """
     made = [make_centre_view(encoded, view=view, image_size=image_size, share=share) for encoded in images]
     return {
@@ -98,7 +99,7 @@ def centre_batch(images: Iterable[bytes], *, view: ViewConfig, image_size: int, 
 def centre_views(
     unit: Unit, index: int, count: int, *, view: ViewConfig, image_size: int, share: float | None
 ) -> Iterator[Batch]:
-    """Yield the centre views of a unit, some at a time."""
+    """Yield the centre views of a unit in batches."""
     rows = np.arange(count)
     found = read_patiently(unit.read, rows, ("image", "label"))
     for start in range(0, count, IMAGES_AT_ONCE):
@@ -113,7 +114,7 @@ def centre_views(
 
 
 class ClassJudge:
-    """Holds a checkpoint's classifier: loaded once an actor, computing in full precision."""
+    """Holds a checkpoint's classifier, loaded once per actor. It computes in float32."""
 
     def __init__(self, checkpoint: str, *, device: str, threads: int) -> None:
         compute_with(threads, device=device)
@@ -123,7 +124,7 @@ class ClassJudge:
         self._device = device
 
     def __call__(self, batch: Batch) -> Batch:
-        """Views and labels -> the columns of `JUDGED`, "prediction", "rank" and "loss", without the views."""
+        """Replace the views by "prediction", "rank" and "loss"; returns the columns of `JUDGED`."""
         found: dict[str, list[NDArray[Any]]] = defaultdict(list)
         for start in range(0, len(batch["row"]), IMAGES_AT_ONCE):
             views, labels = (

@@ -1,7 +1,8 @@
-"""Judge a model on every image of a set exactly once, by Ray Data: CPU tasks make views, a pool of actors
-holds the model.
+"""Evaluate a model on every image of a set exactly once, with Ray Data: tasks on CPUs make views, and a pool
+of actors holds the model.
 
-Ray Train's workers cannot: they split data equally, so rows are left over, or repeated to fill the shares.
+Ray Train's workers cannot do this: they split data equally, so rows are left over, or repeated to fill the
+shares.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Views = Callable[[Unit, int, int], Iterator[Batch]]
 """(unit, its number, its rows) -> batches of its views, with the columns "unit", "row" and "status"."""
 
 FOLDER = "validation"
-"""Folder of the evaluations of classifiers and segmenters in a run folder."""
+"""Subfolder of a run folder with the evaluations of classifiers and segmenters."""
 
 
 def judge_all(
@@ -39,15 +40,16 @@ def judge_all(
 
     Args:
         manifest: The images.
-        placement: The actors take the places that training workers have.
+        placement: The resources to use; each actor has those of a training worker.
         views: Makes a unit's views, in tasks on CPUs.
-        judge: Class of the actors: built with (checkpoint, device=…, threads=…, **options), called with each
-            batch of `views`.
+        judge: Class of the actors. It is built with (checkpoint, device=…, threads=…, **options), and called
+            with each batch of `views`.
         checkpoint: Folder or URI with the model.
         options: For `judge`.
 
     Returns:
-        The judge's columns, one entry an image, ordered by "unit" and "row", which are two of them.
+        The judge's columns, with one entry per image, ordered by "unit" and "row", which are two of the
+        columns.
     """
     import ray.data
 
@@ -77,10 +79,11 @@ def judge_all(
 
 
 def pool(placement: Placement, blocks: int) -> dict[str, Any]:
-    """Options of `map_batches` for a pool of actors that hold a model, in the places of training workers.
+    """Options of `map_batches` for a pool of actors that hold a model. Each has the resources of a training
+    worker.
 
-    All actors are requested at once, and work begins with the first one. A pool that grew step by step would
-    be complete only when a short set is judged.
+    All actors are requested at once, and work begins when the first one is ready. If the pool grew step by
+    step, a short set would be finished before it is complete.
     """
     import ray.data
 
@@ -113,12 +116,12 @@ def _check_once(manifest: Manifest, columns: Batch) -> None:
 
 
 def unusable(manifest: Manifest, columns: Batch, reasons: Sequence[str]) -> list[tuple[str, str]]:
-    """List (place, reason) of the images that cannot be used, those with a "status" other than 0.
+    """List (place, reason) of the images that cannot be used, which have a "status" other than 0.
 
     Args:
         manifest: The images.
         columns: From `judge_all`.
-        reasons: One for every image.
+        reasons: A reason for each of them.
     """
     places = np.flatnonzero(columns["status"]).tolist()
     return [

@@ -1,8 +1,8 @@
-"""The Ray Data job behind `beit features` and `beit probe`: it computes the missing features of images, and
-writes them as files.
+"""Compute missing features of images and write them as files: the Ray Data job behind `beit features` and
+`beit probe`.
 
-A job of `pipelines.parts.job`: centre views are made by tasks on CPUs, features by actors that hold the
-model.
+This is a job of `pipelines.parts.job`: tasks on CPUs make centre views, and actors that hold the model
+compute the features.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 from pipelines.stream.graph import read_patiently
 
 IMAGES_AT_ONCE = 64
-"""Images that a model is given at once, unless it is told otherwise."""
+"""Number of images that pass through the model at once, if nothing else is given."""
 
 
 def default_centre(image_size: int) -> float | None:
-    """Return the share of the short side that features are computed of: all of a small image, of larger
-    ones as the authors evaluate.
+    """Return the side of the centre square that features are computed from, as a share of the image's shorter
+    side: 1 for small models, the authors' value for larger ones.
     """
     return 1.0 if image_size <= 128 else None
 
@@ -65,18 +65,19 @@ def extract(
     """Compute the missing features of a manifest's images, on a connected Ray.
 
     Args:
-        manifest: The images. A row group is read once; one with more images than a file holds, once for each
+        manifest: The images. A row group is read once; if it has more images than a file holds, once for each
             of its files.
         checkpoint: Folder or URI with the model.
-        out: Folder or URI.
+        out: Folder or URI for the features.
         layers: Numbers of blocks from 1.
-        poolings: Of the tokens behind them.
-        numbers: How features are written.
-        centre: Share of the short side that is looked at. None: see `default_centre`.
-        label: Column of the manifest that is written too. None: none.
-        images_per_file: At most so many images go into a file.
+        poolings: How the tokens after a block become a feature.
+        numbers: Number format of the written features.
+        centre: Side of the centre square that the model sees, as a share of the shorter side. None: see
+            `default_centre`.
+        label: Column of the manifest that is written as the label. None: no label.
+        images_per_file: Most images in a file.
         placement: The actors take the places that training workers have.
-        images_at_once: Images that the model is given at once.
+        images_at_once: Number of images that pass through the model at once.
         bf16: Whether the model computes in bfloat16.
         say: Takes progress lines.
 
@@ -150,7 +151,7 @@ def _check_finite(written: dict[str, Any], *, numbers: str) -> None:
     """Refuse features that the file's numbers cannot hold.
 
     Raises:
-        UserError: Naming the layer.
+        UserError: If there are such features; the message names the layer.
     """
     if not (layer := written["overflow"]):
         return
@@ -171,8 +172,8 @@ def views_of_pieces(
     """Make the centre views of the images of a file, with their keys and labels.
 
     Returns:
-        "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (its name, or where it lies if it has
-        none), and "label" if there are.
+        "view" uint8 [n, S, S, 3], "status", "unit", "row", "path" (the image's name, or its place if it has
+        none), and "label" if there are labels.
     """
     columns = tuple(
         name for name in (PATH_COLUMN, description.label) if name is not None and name in manifest.columns
@@ -196,12 +197,12 @@ def views_of_pieces(
 
 
 def plain_labels(values: NDArray[Any], kind: Kind | None) -> NDArray[Any]:
-    """Return the values [n] of a label column as they are written, by kind: int64 and -1, float64 and NaN,
-    or text and "" for a missing one.
+    """Return the values [n] of a label column as they are written. By kind, they are int64, float64 or text;
+    a missing value is -1, NaN or "".
     """
-    if kind == "whole" and values.dtype == object:  # Yes, no and null.
+    if kind == "whole" and values.dtype == object:  # Booleans with nulls.
         return np.array([-1 if value is None else int(value) for value in values.tolist()])
-    if kind == "whole":  # With nulls among them they come as floats.
+    if kind == "whole":  # Integers with nulls come as floats.
         return (
             np.where(np.isnan(values), -1, values).astype(np.int64)
             if values.dtype.kind == "f"
@@ -234,9 +235,9 @@ class Embed(PartWriter):
         """Write the features of a file's views.
 
         Returns:
-            "overflow": the layer with numbers that are not finite, or 0, and then nothing is written;
-            "broken": whether there are some that are no numbers at all, which no other format would hold
-            either.
+            "overflow": the layer with values that are not finite in the written format, or 0; if it is not 0,
+            nothing is written. "broken": whether some values are not finite in float32 either, so that no
+            format could hold them.
         """
         found = self._features(views["view"][views["status"] == 0])
         overflow = next((layer for (layer, _), values in found.items() if not np.isfinite(values).all()), 0)

@@ -70,17 +70,18 @@ class Description:
     format: int = FORMAT
 
     data: str
-    """Digest of the manifest."""
+    """Digest of the manifest of the images."""
     images: int
-    """Images of the manifest."""
+    """Number of images in the manifest."""
 
     model: str
-    """Digest of the weights."""
+    """Digest of the model's weights."""
     image_size: int
     view: dict[str, Any]
     """How pixels were decoded and normalised."""
     centre: float | None
-    """Share of the short side that the model sees. None: the authors' for the size."""
+    """Side of the centre square that the model sees, as a share of the shorter side. None: the authors' value
+    for the size."""
 
     layers: list[int]
     """Numbers of blocks from 1."""
@@ -93,9 +94,9 @@ class Description:
     """Whether the model computed in bfloat16."""
 
     label: str | None
-    """Column of the data that is the column label here. None: there is none."""
+    """Column of the data that was written as the label. None: there is no label."""
     label_kind: Kind | None
-    """Kind of its values, the same in every file."""
+    """Type of the label's values, the same in every file."""
     class_names: list[str] | None
     images_per_file: int
 
@@ -107,7 +108,7 @@ def column_name(layer: int, pooling: Pooling) -> str:
 
 @dataclass(frozen=True)
 class FeatureFiles(PartStore[Description]):
-    """Features by their place and description: nothing is held open."""
+    """A folder of features with its description. No file is kept open."""
 
     description_files: ClassVar[tuple[str, ...]] = (UNFINISHED_FILE, FEATURES_FILE)
     may_precede: ClassVar[frozenset[str]] = frozenset({MODEL_FOLDER})
@@ -119,7 +120,7 @@ class FeatureFiles(PartStore[Description]):
 
     @classmethod
     def create(cls, path: str, description: Description, rows: NDArray[np.int32]) -> FeatureFiles:
-        """Begin a folder, or resume one that was begun with the same description.
+        """Create a folder, or resume one that was begun with the same description.
 
         Args:
             path: Folder or bucket URI.
@@ -127,7 +128,7 @@ class FeatureFiles(PartStore[Description]):
             rows: Images of each unit of the manifest.
 
         Raises:
-            UserError: If there are other features, or anything else.
+            UserError: If the folder holds other features or anything else.
         """
         files = cls(storage.absolute(path), description, plan_files(rows, description.images_per_file))
         files.begin()
@@ -135,7 +136,7 @@ class FeatureFiles(PartStore[Description]):
 
     @property
     def parts(self) -> int:
-        """How many files there are when all are written."""
+        """Number of files of the complete features."""
         return len(self.pieces)
 
     def name(self, part: int) -> str:
@@ -143,7 +144,7 @@ class FeatureFiles(PartStore[Description]):
         return f"{PARTS_FOLDER}/part-{part:05d}-of-{self.parts:05d}.parquet"
 
     def images_of(self, number: int) -> int:
-        """Count the images of a file, those that cannot be decoded included."""
+        """Count the images of a file, including those that cannot be decoded."""
         return sum(piece.images for piece in self.pieces[number])
 
     def write(
@@ -152,13 +153,13 @@ class FeatureFiles(PartStore[Description]):
         about: Mapping[str, NDArray[Any]],
         features: Mapping[tuple[int, Pooling], NDArray[np.floating]],
     ) -> None:
-        """Write a file; it appears under its name when it is complete.
+        """Write a file. It appears under its name only when it is complete.
 
         Args:
-            number: Which one.
+            number: Number of the file.
             about: "unit", "row", "path", "status" and, if the description says so, "label" of all its images,
                 [n].
-            features: [decoded, D] by layer and pooling, of those with status 0.
+            features: [decoded, D] by layer and pooling, for the images with status 0.
         """
         good = about["status"] == 0
         columns = {
@@ -197,7 +198,7 @@ class FeatureFiles(PartStore[Description]):
         """Check that every image is there once, then mark the features as complete.
 
         Raises:
-            RuntimeError: If the files do not hold what they should.
+            RuntimeError: If an image is missing or occurs twice.
         """
         if storage.exists(storage.join(self.path, FEATURES_FILE)):
             return
@@ -229,7 +230,7 @@ class FeatureFiles(PartStore[Description]):
             with self.open_input(number) as file:
                 return pq.ParquetFile(file, pre_buffer=True).read(columns=[name, "label"])
 
-        # Each file into its place in one array: the memory is the array's, and some files'.
+        # Each file is copied to its place in one array, so memory holds this array and only a few files.
         about = self.description
         images = about.images - len(self.undecodable())
         features = np.empty((images, about.dim), np.float16 if about.numbers == "float16" else np.float32)

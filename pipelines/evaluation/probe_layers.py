@@ -86,7 +86,7 @@ def compute_features(
         )
         if bad := files.undecodable():
             say(
-                f"{len(bad):,} {name} images could not be decoded and count nowhere, the first: "
+                f"{len(bad):,} {name} images could not be decoded and do not count, the first: "
                 f"{': '.join(bad[0])}"
             )
         found.append(files)

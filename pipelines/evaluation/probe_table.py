@@ -1,5 +1,5 @@
-"""The table of a probe: a row for each layer, pooling and set of weights; in a file, on the terminal and in
-MLflow.
+"""The table of a probe, with a row for each layer, pooling and set of weights: read, write and print it, and
+log it to MLflow.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Weights = Literal["trained", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """The figures of one feature."""
+    """The accuracies of one feature."""
 
     weights: Weights
-    """trained: those of the model. random: fresh ones."""
+    """trained: the model's. random: newly drawn."""
     layer: int
     """Number of the block, from 1."""
     pooling: Pooling
@@ -58,8 +58,8 @@ def write_table(run: str, rows: Sequence[ProbeRow]) -> None:
 
 
 def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
-    """Return the table for MLflow: curves over layers, for each set of weights, pooling and figure; the
-    step is the layer.
+    """Return the table for MLflow: a curve over layers for each set of weights, pooling and metric; the step
+    is the layer.
     """
     now = time.time()
     for row in rows:
@@ -74,7 +74,7 @@ def metrics(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
 
 
 def row_line(row: ProbeRow) -> str:
-    """Write a row as a line."""
+    """Format a row as a line."""
     return (
         f"{row.weights} weights, layer {row.layer}, {row.pooling}: k-NN {row.knn_top1:.2%}, linear "
         f"{row.linear_top1:.2%}"
@@ -82,7 +82,7 @@ def row_line(row: ProbeRow) -> str:
 
 
 def table_lines(rows: Sequence[ProbeRow]) -> Iterator[str]:
-    """Write top-1 by layer for the terminal."""
+    """Format top-1 by layer for the terminal."""
     columns = list(dict.fromkeys((row.weights, row.pooling) for row in rows))
     by_place = {(row.weights, row.pooling, row.layer): row for row in rows}
     layers = sorted({row.layer for row in rows})

@@ -1,5 +1,5 @@
-"""Judge a segmenter on every image of a set exactly once: pixels are counted by class and predicted class at
-the annotations' own size.
+"""Evaluate a segmenter on every image of a set, exactly once. Pixels are counted by class and predicted
+class, at the annotations' own size.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from pipelines.storage import local_copy
 from pipelines.stream.graph import read_patiently
 
 BATCH_BYTES = 16 << 20
-"""Decoded images that travel to the model together."""
+"""Bytes of decoded images that are sent to the model together."""
 
 LOGITS_AT_ONCE = 1 << 27
-"""Images of one size go through the model together, as long as what `segment` holds of them at a time, its
-largest scale counted, is no more numbers than this: half a gigabyte, and on a GPU a quarter of its free
-memory. An image by itself is never divided, however large; maps inside the model are not counted."""
+"""Images of one size pass through the model together, as long as the maps that `segment` holds at its largest
+scale have at most this many numbers: half a gigabyte (on a GPU, the limit is a quarter of the free memory). A
+single image is never divided, however large. Maps inside the model are not counted."""
 
 MAPS_HELD = 3
-"""Maps of K numbers a pixel that `segment` holds at a time: logits, probabilities, and their sum over
-scales."""
+"""Number of maps, with K numbers per pixel, that `segment` holds at a time: logits, probabilities, and their
+sum over scales."""
 
 PICTURES = 6
 
@@ -63,23 +63,23 @@ def evaluate(
     test: SlidingConfig,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Judge the segmenter of a checkpoint; returns JSON types. Pictures go into the run folder.
+    """Evaluate the segmenter of a checkpoint; returns JSON types. Pictures are written into the run folder.
 
     Args:
         manifest: Images with annotations.
         checkpoint: Folder or URI with the model.
-        placement: Where it runs.
+        placement: The resources to use.
         run: Run folder.
-        step: The checkpoint's.
+        step: Step of the checkpoint.
         view: How whole images are scaled.
         ids: What the annotations' ids stand for.
-        test: Windows, scales, mirror images.
+        test: Windows, scales and mirroring.
         names: K class names.
 
     Returns:
         "mean_iou", "mean_accuracy", "overall_accuracy", "iou" and "accuracy" [K] (None: not defined) and
-        "confusion" [K, K] over all pixels that count of the "images" that could be used; in "unusable" place
-        and reason of the others; in "pictures" the name of the sheet, if there is one.
+        "confusion" [K, K], over all pixels that count, of the "images" that could be used; "unusable" lists
+        the other images with the reasons; "pictures" is the name of the sheet, if there is one.
     """
     shown = draw_shown(manifest.rows)
     views = functools.partial(whole_views, view=view, ids=ids, largest=max(test.ratios))
@@ -118,7 +118,7 @@ def _plain(values: NDArray[np.float64]) -> list[float | None]:
 
 
 def draw_shown(rows: NDArray[np.int32]) -> list[Key]:
-    """Draw (unit, row) of the images that reports show: the same ones for the same data."""
+    """Draw (unit, row) of the images that reports show; they are always the same for the same data."""
     ends = np.cumsum(rows, dtype=np.int64)
     chosen = seeds.generator(0, seeds.REPORT, 0, 0, 0).permutation(int(ends[-1]))[:PICTURES]
     unit = np.searchsorted(ends, chosen, side="right")
@@ -134,16 +134,16 @@ def whole_views(
     ids: AnnotationConfig,
     largest: float = 1.0,
 ) -> Iterator[Batch]:
-    """Yield the whole images and labels of a unit, some at a time: arrays of any size, as bytes with their
-    sizes.
+    """Yield the whole images and labels of a unit in batches. Arrays differ in size, so they are given as
+    bytes with their sizes.
 
     Args:
-        unit: Of the images.
+        unit: The unit to read.
         index: Its number.
         count: Its rows.
         view: How whole images are scaled.
         ids: What the annotations' ids stand for.
-        largest: The largest ratio to test at.
+        largest: The largest ratio of the evaluation.
     """
     rows: list[dict[str, Any]] = []
     size = 0
@@ -179,7 +179,7 @@ def _columns(rows: list[dict[str, Any]]) -> Batch:
 
 
 class PixelJudge:
-    """Holds a checkpoint's segmenter: loaded once an actor, computing in full precision."""
+    """Holds a checkpoint's segmenter, loaded once per actor. It computes in float32."""
 
     def __init__(
         self,
@@ -201,7 +201,8 @@ class PixelJudge:
         self._room = LOGITS_AT_ONCE if device == "cpu" else torch.cuda.mem_get_info()[0] // 16
 
     def __call__(self, batch: Batch) -> Batch:
-        """A batch of `whole_views` -> "unit", "row", "status", "reason", "counts", "predicted".
+        """Evaluate a batch of `whole_views`; returns "unit", "row", "status", "reason", "counts" and
+        "predicted".
 
         "counts" holds pixels by class and predicted class as bytes (see `sparse`), empty for images that
         cannot be used. "predicted" holds the classes int16 [H, W] as bytes, for the images that reports show.
@@ -228,14 +229,14 @@ class PixelJudge:
         }
 
     def _images_at_once(self, size: tuple[int, int]) -> int:
-        """Number of images, with annotations of this size, that fit through the model together."""
+        """Number of images, with annotations of this size, that may pass through the model together."""
         crop, scaled = self._model.config.image_size, scaled_size(*size, self._view, 1.0)
         largest = max(math.prod(scaled_to(*scaled, ratio=ratio, crop=crop)) for ratio in self._test.ratios)
         by_logits = self._room // (MAPS_HELD * self._model.classes * max(largest, math.prod(size)))
         return max(1, min(by_logits, PIXELS_AT_ONCE // crop**2))
 
     def _predict(self, images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.int64]:
-        """Classes [B, *size] of images uint8 [B, H, W, 3]."""
+        """Predict the classes [B, *size] of images uint8 [B, H, W, 3]."""
         crop = self._model.config.image_size
         with torch.inference_mode():
             pixels = normalise(torch.from_numpy(images).to(self._device), self._view)
@@ -255,15 +256,15 @@ class PixelJudge:
 
 
 def sparse(counts: NDArray[np.int64]) -> bytes:
-    """Pack a confusion [K, K] into bytes: the flat indices of entries other than 0, then these
-    entries, int64.
+    """Pack a confusion matrix [K, K] into bytes: the flat indices of its non-zero entries, then these
+    entries, as int64.
     """
     places = np.flatnonzero(counts)
     return np.concatenate([places, counts.flat[places]]).astype(np.int64).tobytes()
 
 
 def add_up(counts: NDArray[np.object_], classes: int) -> NDArray[np.int64]:
-    """Add up confusions that `sparse` packed; returns int64 [K, K]."""
+    """Add up confusion matrices that `sparse` packed; returns int64 [K, K]."""
     total = np.zeros(classes**2, np.int64)
     for packed in counts:
         places, found = np.frombuffer(packed, np.int64).reshape(2, -1)

@@ -1,1 +1,1 @@
-"""Complete runs by name."""
+"""Presets: complete configurations of runs, by name."""

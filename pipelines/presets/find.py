@@ -15,12 +15,12 @@ def find_preset(presets: Mapping[str, Callable[[], Preset]], name: str, cause: s
     """Return the configuration of a preset of any job.
 
     Args:
-        presets: All of the job's.
-        name: The one that is wanted.
-        cause: What to say of a name that is none.
+        presets: All presets of the job.
+        name: Name of the preset.
+        cause: Message for a name that is no preset.
 
     Raises:
-        UserError: For a name that is none, with the nearest one.
+        UserError: If there is no preset of this name; the message suggests the nearest one.
     """
     if name not in presets:
         close = difflib.get_close_matches(name, presets, n=1)

@@ -1,5 +1,5 @@
-"""Complete runs by name. A preset is a function that returns a whole configuration; every value has its
-source.
+"""Presets of pretraining. A preset is a function that returns a whole configuration; each value is given with
+its source.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipes of segmentation by name, for a pretrained model or from scratch. Every value has its source."""
+"""Presets of segmentation, for a pretrained model or from scratch. Each value is given with its source."""
 
 from __future__ import annotations
 

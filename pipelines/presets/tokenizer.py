@@ -1,5 +1,5 @@
-"""Tokenizers to train, by name. A preset is a function that returns a whole configuration; every value has
-its source.
+"""Presets of tokenizer training. A preset is a function that returns a whole configuration; each value is
+given with its source.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def photo64() -> TrainTokenizerConfig:
     return TrainTokenizerConfig(
         steps=5000,
         dvae=DvaeConfig(vocab_size=1024, encoder_width=32, decoder_width=16, blocks=1, bottleneck=64),
-        # Photographs want sharper distributions than scenes: less of the divergence, and so less of the
+        # Photographs need sharper distributions than scenes: less of the divergence, and so less of the
         # reward that keeps tokens in use.
         train=DvaeTrainConfig(kl_weight=0.3, marginal_weight=0.1),
         view=ViewConfig(min_area=0.4, jitter=0.0),
@@ -82,7 +82,7 @@ def dalle() -> TrainTokenizerConfig:
             last_temperature=1 / 16,
             temperature_share=150_000 / steps,
             lr_share=1_200_000 / steps,
-            # What small models need has no part in it.
+            # DALL-E's recipe has none of the settings for small models.
             marginal_weight=0.0,
             first_logit_std=None,
             encoder_lr=1.0,

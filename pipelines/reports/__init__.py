@@ -1,1 +1,1 @@
-"""The pages that runs leave behind."""
+"""Reports: the pages that runs write."""

@@ -14,15 +14,15 @@ from pipelines.reports.page import Picture
 IMAGES = 3
 POINTS = ((0.5, 0.5), (0.25, 0.75))
 SIDE = 144
-"""Of a picture on the sheet, in pixels."""
+"""Side of a picture on the sheet, in pixels."""
 
 
 def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewConfig) -> Picture:
-    """The sheet for the first three images: one forward pass of each, on this machine's CPU and at the
+    """Draw the sheet for the first three images. Each takes one forward pass on this machine's CPU, at the
     model's own size.
 
     Args:
-        model: Any that has a backbone; put in evaluation mode.
+        model: Any model with a backbone; it is put in evaluation mode.
         images: uint8 [n, P, P, 3], of the model's own size.
         view: Its mean and std normalise the pixels.
     """
@@ -32,25 +32,25 @@ def attention_picture(model: nn.Module, images: NDArray[np.uint8], view: ViewCon
         ("query patch", "The view, nothing hidden; the red square is the patch whose attention is shown."),
         (
             "mean over heads",
-            "Softmax weights of the last block, averaged over its heads, on a grey copy. Below: the "
-            "largest, and the class token's.",
+            "Softmax weights of the last block, averaged over its heads, on a grey copy of the image. "
+            "Below: the largest weight, and the class token's.",
         ),
         (
             "head 1, 2, …",
-            "Each head's own weights. Dark: none. Each map goes to its own largest weight, which stands "
-            "below it with how many times that is what each token would have if all had the same: a map of "
-            "about 1 looks bright and says nothing.",
+            "The weights of each head. Dark: none. Each map is scaled to its own largest weight, which is "
+            "written below it, and compared with the weight that every token would have if all were equal: "
+            "a map of about 1 x looks bright and says nothing.",
         ),
         (
             f"{KEPT_MASS:.0%} of the mean",
-            "The fewest patches that together hold this share of the mean; all others are covered. Below: "
-            "how many they are, and how many they would be if all had the same.",
+            "The smallest set of patches that together have this share of the mean; all others are "
+            "covered. Below: their number, and what it would be if all weights were equal.",
         ),
         (
             "what to look for",
             "In the paper (figure 2), after 800 epochs of pretraining on ImageNet, patches of an object "
-            "attend to that object, though nobody named it; a young model's maps may follow colour or "
-            "distance alone. beit attention shows any image, point and size.",
+            "attend to that object, although no label named it; after a short training, maps may follow "
+            "colour or distance alone. beit attention shows any image, point and size.",
         ),
     ]
     names = [f"image {number}" for number in range(1, len(shown) + 1)]

@@ -1,4 +1,4 @@
-"""The style of every chart: colours, fonts, grid; and a figure as SVG for a page, or as PNG."""
+"""The style of all charts (colours, fonts, grid), and their conversion to SVG for a page, or to PNG."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ COLOURS = (
     "#7a5230",
     "#8a9a2b",
 )
-"""Of lines, in their order. Grey is for what a line is compared with."""
+"""Colours of lines, in order. Grey is for baselines."""
 
 DPI = 110
-"""Of PNG files."""
+"""Resolution of PNG files."""
 
 SETTINGS: Any = {
     "figure.constrained_layout.use": True,
@@ -52,18 +52,18 @@ SETTINGS: Any = {
     "ytick.major.size": 2,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
-    # Where lines leave no room, names stay readable.
+    # Names stay readable where they cover lines.
     "legend.edgecolor": "none",
     "legend.framealpha": 0.85,
     "legend.borderpad": 0.2,
-    "svg.fonttype": "none",  # Letters, not their outlines: small, and in the page's own font.
+    "svg.fonttype": "none",  # Text, not outlines: files are smaller, and the page's font is used.
 }
 
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Make, draw and save figures in this style: a context, or a decorator of a function that does all
-    three.
+    """Use this style to make, draw and save figures. It is a context manager, or a decorator of a function
+    that does all three.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,4 @@
-"""Charts of a run's metrics: as SVG, to stand inside a page, or several in one PNG."""
+"""Draw charts of a run's metrics: as SVG for a page, or several in one PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (5.2, 2.7)
-"""Of a chart, in inches."""
+"""Width and height of a chart, in inches."""
 HEIGHT_IN_ROWS = 3.1
 MOST_POINTS = 500
 
@@ -31,7 +31,7 @@ class Line:
     baseline: bool = False
 
     band: tuple[ArrayLike, ArrayLike] | None = None
-    """Smallest and largest values beside `y`, such as those of several seeds."""
+    """Smallest and largest values around `y`, such as those of several seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Chart:
     """Lines without a finite value are left out."""
     x_label: str = "step"
     points: bool = False
-    """The horizontal axis is a quantity with few values, each marked; logarithmic where the largest is 8
-    times the least or more."""
+    """The horizontal axis is a quantity with few values, which are marked. It is logarithmic if the largest
+    value is at least 8 times the smallest."""
     percent: bool = False
     """Values are shares."""
     from_zero: bool = False
@@ -57,7 +57,7 @@ class Chart:
 
 @chart_style()
 def chart_svg(chart: Chart) -> Markup:
-    """A chart as an element of a page."""
+    """Draw a chart as an element of a page."""
     figure, axes = titled_axes(chart.title, SIZE)
     _draw(axes, chart)
     return as_svg(figure, chart.title)
@@ -65,7 +65,7 @@ def chart_svg(chart: Chart) -> Markup:
 
 @chart_style()
 def charts_png(charts: Sequence[Chart]) -> bytes:
-    """Charts side by side, two in a row, as a PNG."""
+    """Draw charts side by side, two in a row, as a PNG."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(charts))
@@ -89,7 +89,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         style: dict[str, Any] = (
             {"color": FAINT, "linestyle": "--"} if line.baseline else {"color": next(colours)}
         )
-        # One or two points are no line that could be seen.
+        # A line through one or two points could not be seen.
         marker = "o" if chart.points or np.isfinite(y).sum() < 3 else ""
         axes.plot(x, y, label=line.name, marker=marker, **style)
         if line.band is not None:

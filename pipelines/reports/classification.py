@@ -1,4 +1,4 @@
-"""The report's part about a classifier: validation curves, accuracies and the confusion matrix."""
+"""Report sections about a classifier: validation curves, accuracies and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PAIRS = 10
 def classification_sections(
     evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
 ) -> list[Section]:
-    """Show the evaluations of a run, by step; no section without evaluations."""
+    """Build the sections for a run's evaluations, by step; none if there are no evaluations."""
     if not evaluations:
         return []
     last = evaluations[-1]
@@ -42,8 +42,8 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     blocks: list[Block] = [
         Text(
             f"{accuracies}, loss {last['loss']:.3f} nats after step {last['step']:,}, on "
-            f"{last['images']:,} images, each counted once. Naming the commonest class each time gives "
-            f"{majority_share(last):.2%}; the standard error of top-1 on so many images is "
+            f"{last['images']:,} images, each counted once. Always predicting the commonest class gives "
+            f"{majority_share(last):.2%}; the standard error of top-1 on this number of images is "
             f"{_standard_error(last):.2%}."
         ),
         Charts(
@@ -55,7 +55,7 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     ]
     if unread := last["unusable"]:
         blocks += [
-            Text(f"{len(unread):,} images could not be decoded and count nowhere:"),
+            Text(f"{len(unread):,} images could not be decoded and do not count:"),
             unusable_images(unread),
         ]
     return Section("Validation", blocks)

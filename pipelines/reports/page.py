@@ -1,7 +1,7 @@
-"""What the pages of reports are made of: sections of blocks, and each block is data that a template shows.
+"""Build the pages of reports from sections of blocks. Each block is data that a template shows.
 
-A page is one HTML file that needs nothing else. Text is escaped where it enters a template; `Markup` is
-HTML already and enters as it is. A task of your own needs no template:
+A page is one HTML file that needs no other file. Templates escape text; `Markup` is HTML already and is not
+escaped. A task of your own needs no template:
 
     Section("Rotation", [Text("Images were turned by 90°."), Table(["image", "turns"], [["a.jpg", "3"]])])
 """
@@ -45,10 +45,10 @@ class KeyFigure:
 
 
 class Block:
-    """A piece of a section. A kind of block that is none of those below overrides `html`."""
+    """A piece of a section. Other kinds of blocks than those below override `html`."""
 
     template: ClassVar[str]
-    """A file in `templates/`, which gets the block as `block`."""
+    """A file in `templates/`, which receives the block as `block`."""
 
     def html(self) -> Markup:
         """The block in HTML."""
@@ -66,7 +66,7 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Items(Block):
-    """A list, each item with a dot before it."""
+    """A bulleted list."""
 
     items: Sequence[str]
 
@@ -75,7 +75,7 @@ class Items(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows of cells below titles; without titles, rows alone."""
+    """A table: rows of cells, below titles if there are any."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -85,7 +85,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Charts(Block):
-    """Charts as SVG (pipelines/reports/charts.py), two beside each other where the page is wide enough."""
+    """Charts as SVG (pipelines/reports/charts.py), two side by side if the page is wide enough."""
 
     charts: Sequence[Markup]
     one_a_row: bool = False
@@ -99,7 +99,7 @@ class Picture(Block):
     """A picture with a title and a legend."""
 
     title: str
-    """Read out where the picture cannot be seen."""
+    """Also read out by screen readers."""
     image: Image.Image | bytes
     """Pixels, or a PNG."""
     legend: Sequence[tuple[str, str]] = ()
@@ -141,7 +141,7 @@ class Verbatim(Block):
 
 @dataclass(frozen=True)
 class Details(Block):
-    """Blocks that are hidden until their summary is clicked on."""
+    """Blocks that are hidden until their summary is clicked."""
 
     summary: str
     blocks: Sequence[Block]
@@ -154,7 +154,7 @@ class Section:
     """Blocks under a title."""
 
     title: str
-    """"": the blocks follow those above."""
+    """"": the blocks continue the section above."""
     blocks: Sequence[Block]
 
     def html(self) -> Markup:
@@ -168,10 +168,10 @@ def write_page(
     """Write the page of a run's or a sweep's folder; returns its path or URI.
 
     Args:
-        folder: Whose page it is.
-        heading: What it is, in words.
-        figures: What matters most, at the top.
-        sections: In their order on the page.
+        folder: Folder of the run or sweep.
+        heading: Heading of the page.
+        figures: Key figures, shown at the top.
+        sections: Sections in their order on the page.
     """
     page = TEMPLATES.get_template("page.html").render(
         title=storage.name(folder), heading=heading, figures=figures, sections=sections
@@ -187,7 +187,7 @@ def code(text: str) -> Markup:
 
 
 def strong(text: str) -> Markup:
-    """Mark what stands out in a sentence or table."""
+    """Emphasise a part of a sentence or table."""
     return Markup("<b>{}</b>").format(text)
 
 

@@ -1,4 +1,4 @@
-"""The report's parts about frozen features: a probe's table over layers, and k-NN while pretraining."""
+"""Report sections about frozen features: a probe's table over layers, and k-NN during pretraining."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pipelines.reports.charts import Chart, Line, chart_svg
 from pipelines.reports.page import Charts, Section, Table, Text, strong
 
 LAST_LAYER = (
-    "The last layers of a model that was pretrained by masked image modelling are weak for probing as a "
-    "rule, and that is no fault of the run: they serve the prediction of visual tokens, patch by patch, and "
-    "give up what a patch says about the whole image. The middle layers keep that. In the paper the 9th of "
-    "12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users of the "
-    "authors' weights saw about 20 % on ImageNet at the last layer, of a model that reaches more than 83 % "
-    "when it is fine-tuned. A model of few layers has no such room, and its last layer can be its best."
+    "The last layers of a model that was pretrained by masked image modelling are usually weak for probing, "
+    "which does not mean that the run has failed: they specialise in predicting the visual token of each "
+    "patch, and lose what a patch says about the whole image. The middle layers keep that. In the paper the "
+    "9th of 12 layers was best for a base model and the 14th of 24 for a large one (appendix D); users of "
+    "the authors' weights saw about 20 % on ImageNet at the last layer of a model that reaches more than "
+    "83 % when it is fine-tuned. In a model with few layers, the last layer can be the best."
 )
 
 NOT_THE_MEASURE = (
-    "Frozen features are not what this pretraining is for. Neighbours in particular compare colours and "
-    "textures, which random weights pass on unchanged: after a short run, k-NN can be worse than at random "
-    "weights though the model has learned (measured for this project on 100 classes after 900 steps: 4.5 % "
-    "against 6.0 %, while fine-tuning of the same weights reached 9.6 % where training from scratch reached "
-    "6.5 %). Fine-tuning is the measure; compare it with training from scratch."
+    "Frozen features are not what this pretraining is for. Nearest neighbours in particular compare colours "
+    "and textures, which random weights preserve. After a short run, k-NN can be worse than with random "
+    "weights although the model has learned (measured for this project on 100 classes after 900 steps: "
+    "4.5 % against 6.0 %, while fine-tuning the same weights reached 9.6 %, and training from scratch "
+    "6.5 %). Judge a pretraining by fine-tuning, compared with training from scratch."
 )
 
 
 def probe_sections(rows: Sequence[ProbeRow]) -> list[Section]:
-    """Show a probe's table over layers; no section before the first row."""
+    """Build the section with a probe's table over layers; none before the first row."""
     if not rows:
         return []
     first = rows[0]
@@ -52,8 +52,8 @@ def probe_sections(rows: Sequence[ProbeRow]) -> list[Section]:
 
 
 def _lines(rows: Sequence[ProbeRow], field: str) -> list[Line]:
-    """Make a curve for each pooling of the trained weights, and the better of the random ones as a
-    baseline.
+    """Make a curve for each pooling of the trained weights, and a baseline from the better pooling of the
+    random weights.
     """
     lines = []
     for pooling, name in (("mean", "mean of the patches"), ("cls", "class token")):
@@ -93,7 +93,7 @@ def _verdict(rows: Sequence[ProbeRow]) -> str:
 
 
 def _table(rows: Sequence[ProbeRow]) -> Table:
-    """Make the table; the best figures of the first weights stand out."""
+    """Make the table; the best accuracies of the first weights are emphasised."""
     fields = ("knn_top1", "knn_top5", "linear_top1", "linear_top5")
     first = rows[0].weights
     best = {field: max(getattr(row, field) for row in rows if row.weights == first) for field in fields}
@@ -110,7 +110,7 @@ def _table(rows: Sequence[ProbeRow]) -> Table:
 
 
 def knn_sections(evaluations: Sequence[dict[str, Any]]) -> list[Section]:
-    """Show k-NN while pretraining, by step; no section without it."""
+    """Build the section about k-NN during pretraining, by step; none if there is no such evaluation."""
     if not evaluations:
         return []
     last = evaluations[-1]

@@ -1,4 +1,4 @@
-"""The report's sheet of reconstructions: what a pretrained model fills in."""
+"""The report's sheet of reconstructions, which shows how a pretrained model fills in hidden patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.reports.page import Picture
 
 
 def reconstruction_picture(shown: Reconstructions) -> Picture:
-    """The sheet of reconstructions with a legend that says what each column is."""
+    """Draw the sheet of reconstructions, with a legend that explains each column."""
     legend = [("original", "The view as the data pipeline delivers it.")]
     if shown.masks.any():
         legend.append(

@@ -1,4 +1,4 @@
-"""The report's part about a segmenter: validation curves, the figures of every class, and pictures."""
+"""Report sections about a segmenter: validation curves, the metrics of every class, and pictures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ CURVES = (
 def segmentation_sections(
     run: str, evaluations: Sequence[dict[str, Any]], class_names: Sequence[str] | None
 ) -> list[Section]:
-    """Show the evaluations of a run, by step; no section without evaluations.
+    """Build the sections for a run's evaluations, by step; none if there are no evaluations.
 
     Args:
         run: Run folder; its pictures are read.
-        evaluations: As `evaluations.read` gives them; of one step there can be several, tested in different
-            ways.
-        class_names: K names. None: numbers.
+        evaluations: As `evaluations.read` returns them. A step can have several, of different variants.
+        class_names: K names. None: classes are shown by number.
     """
     if not evaluations:
         return []
@@ -48,8 +47,8 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     blocks: list[Block] = [
         Text(
             f"Mean IoU {shown['mean_iou']:.2%} after step {last:,}, over all pixels that count of "
-            f"{shown['images']:,} images, each counted once: pixels are added up over the whole set before "
-            "anything is divided."
+            f"{shown['images']:,} images, each counted once. Pixels are added up over the whole set before "
+            "shares are computed."
         ),
         Table(
             ["tested", *(label for _, label in CURVES)],
@@ -63,14 +62,14 @@ def _validation(evaluations: Sequence[dict[str, Any]]) -> Section:
     ]
     if unusable := shown["unusable"]:
         blocks += [
-            Text(f"{len(unusable):,} images or annotations could not be used and count nowhere:"),
+            Text(f"{len(unusable):,} images or annotations could not be used and do not count:"),
             unusable_images(unusable),
         ]
     return Section("Validation", blocks)
 
 
 def _way(test: dict[str, Any]) -> str:
-    """Describe the way of a test."""
+    """Describe how the segmenter was evaluated: scales, mirroring, windows."""
     scales = (
         "one scale"
         if test["ratios"] == [1.0]
@@ -81,7 +80,9 @@ def _way(test: dict[str, Any]) -> str:
 
 
 def _classes(found: dict[str, Any], names: Sequence[str]) -> Section:
-    """Make a row for each class: how common it is, IoU, accuracy, and what it is taken for most."""
+    """Make a row for each class: its share of the pixels, IoU, accuracy, and the class that it is most often
+    mistaken for.
+    """
     confusion = np.array(found["confusion"])
     share = confusion.sum(1) / max(1, confusion.sum())
     rows = []

@@ -307,7 +307,7 @@ def _told_to_the_user(uri: str) -> Iterator[None]:
     except Exception as error:
         # None: the original error may show a password.
         raise UserError(
-            trouble(uri, error), "mend MLFLOW_TRACKING_URI, or go without MLflow by --output.no-mlflow"
+            trouble(uri, error), "correct MLFLOW_TRACKING_URI, or switch MLflow off with --output.no-mlflow"
         ) from None
 
 

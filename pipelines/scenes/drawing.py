@@ -1,4 +1,4 @@
-"""Drawing with numpy: shapes as signed distances, two-coloured textures, light and shadow.
+"""Draw with numpy: shapes as signed distances, two-coloured textures, light and shadow.
 
 Coordinates run over [-1, 1] from left to right and from top to bottom. A distance is negative inside its
 shape.
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Field = NDArray[np.float32]
-"""float32 [H, W]: one number a pixel."""
+"""float32 [H, W]: one number per pixel."""
 
 Colour = NDArray[np.float32]
 """float32 [3]: red, green and blue in [0, 1]."""
 
 Picture = NDArray[np.float32]
-"""float32 [3, H, W]: colours in [0, 1]; planes, because numpy works on long rows several times as fast."""
+"""float32 [3, H, W]: colours in [0, 1]; colour planes, because numpy is several times as fast on long
+rows."""
 
 TEXTURES = ("plain", "stripes", "checks", "dots", "gradient", "noise")
 
@@ -36,7 +37,7 @@ class Grid:
 
     @staticmethod
     def square(side: int) -> Grid:
-        """The whole picture of side x side pixels."""
+        """The grid of a whole picture of side x side pixels."""
         axis = (np.arange(side, dtype=np.float32) + 0.5) * np.float32(2 / side) - 1
         x, y = np.meshgrid(axis, axis)
         return Grid(x, y, 2 / side)
@@ -50,7 +51,9 @@ class Grid:
         mirrored: bool = False,
         stretch: float = 1.0,
     ) -> Grid:
-        """Coordinates of an object at `to`, `scale` times as large, turned by `angle` (radians)."""
+        """Coordinates of an object that lies at `to`, is `scale` times as large and is rotated by `angle`
+        (radians).
+        """
         cos, sin = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
         x, y = self.x - np.float32(to[0]), self.y - np.float32(to[1])
         across, down = cos * x + sin * y, cos * y - sin * x
@@ -58,7 +61,9 @@ class Grid:
         return Grid(across, down, self.pixel / scale)
 
     def window(self, centre: tuple[float, float], radius: float) -> tuple[slice, slice]:
-        """Rows and columns of the pixels within `radius` of a point: all that a small object can touch."""
+        """Rows and columns of the pixels within `radius` of a point, which are all that a small object can
+        cover.
+        """
         side = self.x.shape[0]
 
         def span(middle: float) -> slice:
@@ -144,7 +149,7 @@ def union(*distances: Field) -> Field:
 
 
 def without(distance: Field, cut: Field) -> Field:
-    """Distance to a shape without another one."""
+    """Distance to a shape from which another one is cut out."""
     return np.maximum(distance, -cut)
 
 
@@ -155,7 +160,7 @@ def coverage(distance: Field, softness: float) -> Field:
 
 
 def texture(rng: np.random.Generator, at: Grid, kind: str) -> Field:
-    """A pattern in [0, 1], in the coordinates of its object: where the second colour shows."""
+    """A pattern in [0, 1], in the coordinates of its object. It is 1 where the second colour shows."""
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(0.28, 0.6), rng.uniform(0, 1, 2)
     cells = rng.uniform(0, 1, (7, 7)).astype(np.float32)
     if kind == "plain":
@@ -183,7 +188,7 @@ def _unit(values: NDArray[np.floating]) -> Field:
 
 
 def toward(distance: Field, light: tuple[float, float], pixel: float) -> Field:
-    """How far a rounded shape faces a light from `light`: in [-1, 1], 0 in its flat middle."""
+    """How far a rounded shape faces the direction `light`, in [-1, 1]; 0 in its flat middle."""
     step = 2
     rows, columns = (round(step * component) for component in (light[1], light[0]))
     slope = (shifted(distance, rows, columns) - distance) * np.float32(-1 / (step * pixel))
@@ -201,7 +206,7 @@ def shifted(field: Field, rows: int, columns: int) -> Field:
 
 
 def paint(picture: Picture, covered: Field, colours: Picture) -> None:
-    """Lay colours over a picture in place, as far as each pixel is covered."""
+    """Paint colours over a picture in place, in proportion to the coverage of each pixel."""
     picture += covered * (colours - picture)
 
 

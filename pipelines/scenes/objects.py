@@ -24,14 +24,14 @@ CLASS_NAMES = (
     "rocket",
     "umbrella",
 )
-"""Names of the labels 0 to 9. In masks 0 is the background, distractors included, and label + 1 the main
+"""Names of the labels 0 to 9. In masks, 0 is the background (distractors included), and label + 1 is the main
 object."""
 
-# Scenes are drawn at twice the size and averaged: edges and textures come out smooth.
+# Scenes are drawn at twice the size and then averaged, so that edges and textures are smooth.
 OVERSAMPLING = 2
 
 Part = tuple[Field, int]
-"""The distance to a part of an object, and which of the object's four materials it wears."""
+"""The distance to a part of an object, and the number of the part's material, one of the object's four."""
 
 
 def _fish(at: Grid, rng: np.random.Generator) -> list[Part]:
@@ -140,7 +140,7 @@ def _mug(at: Grid, rng: np.random.Generator) -> list[Part]:
 
 
 def _butterfly(at: Grid, rng: np.random.Generator) -> list[Part]:
-    # Folded along the middle: both sides are one drawing.
+    # Coordinates are folded along the middle, so that both sides are drawn at once.
     half = Grid(np.abs(at.x), at.y, at.pixel)
     upper, lower = rng.uniform(0.46, 0.58), rng.uniform(0.32, 0.42)
     return [

@@ -34,10 +34,10 @@ def render_scene(rng: np.random.Generator, *, image_size: int = 64, label: int |
     """Draw a scene.
 
     Args:
-        rng: Where every choice comes from. The choices do not depend on the size: the same generator gives
-            the same scene.
+        rng: Source of all random choices. They do not depend on the size: the same generator gives the same
+            scene.
         image_size: S, side of the image in pixels.
-        label: Kind of the main object. None: drawn, all alike.
+        label: Kind of the main object. None: drawn at random, all kinds equally likely.
     """
     drawn = int(rng.integers(len(CLASS_NAMES)))
     label = drawn if label is None else label
@@ -108,7 +108,7 @@ def _background(rng: np.random.Generator, grid: Grid) -> tuple[drawing.Picture, 
         grid.x * np.float32(rng.uniform(2, 5)) + np.float32(rng.uniform(0, 6))
     )
     depth = grid.y - np.float32(level) - (bumps if kind == "hills" else 0)
-    # Seen in perspective: a floor's pattern shrinks toward the horizon.
+    # A floor is seen in perspective: its pattern shrinks toward the horizon.
     away = np.asarray(1 / np.maximum(depth + np.float32(0.35), np.float32(0.2)), np.float32)
     floor = Grid(grid.x * away, away * np.float32(1.5), grid.pixel * 3)
     pattern = drawing.texture(rng, floor, str(rng.choice(["plain", "checks", "stripes", "noise"])))
@@ -136,7 +136,7 @@ def _materials(rng: np.random.Generator, ground: float) -> list[tuple[drawing.Co
 
 
 def _contrasting(rng: np.random.Generator, ground: float, distance: float) -> drawing.Colour:
-    """Draw a colour that stands out: the first of a few that is `distance` brighter or darker than the
+    """Draw a contrasting colour: the first of several that is `distance` brighter or darker than the
     ground.
     """
     draws = [drawing.draw_colour(rng, saturation=(0.35, 0.95), value=(0.3, 1.0)) for _ in range(6)]
@@ -176,7 +176,7 @@ def _distractor(
 
 def _shrink(picture: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """Average blocks of factor x factor pixels: [..., H, W] -> [..., H / factor, W / factor]."""
-    # Adding slices is several times as fast as a mean over two short axes.
+    # Adding slices is several times faster than a mean over two short axes.
     total = sum(
         picture[..., row::factor, column::factor] for row in range(factor) for column in range(factor)
     )

@@ -22,29 +22,29 @@ from pipelines.sources import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig(CommandConfig):
-    """How many scenes to render, and where to."""
+    """Render the built-in scenes into Parquet shards."""
 
     out: str
     """Folder or bucket URI for the shards."""
 
     images: PositiveInt = 10_000
-    """How many to render."""
+    """Number of scenes to render."""
 
     image_size: PositiveInt = 64
     """Side of an image, in pixels."""
 
     seed: NotNegativeInt = 0
-    """Image i depends on (seed, i) only."""
+    """Seed of the scenes: image i depends only on (seed, i)."""
 
     first: NotNegativeInt = 0
-    """Number of the first image: a held-out split of the same seed begins behind the training images."""
+    """Number of the first image. A held-out split with the same seed begins after the last training image."""
 
     split: FileName = "train"
-    """Begins the shards' names."""
+    """First part of the shards' names."""
 
 
 def are_scenes(manifest: Manifest) -> bool:
-    """Whether images are the built-in scenes, by the names of their classes."""
+    """Whether images are the built-in scenes, judging by the names of their classes."""
     return manifest.class_names == CLASS_NAMES
 
 
@@ -67,15 +67,15 @@ def write_scenes(
     image_size) only.
 
     Args:
-        out: Folder, made if missing; local, s3:// or gs://.
-        images: How many to render.
-        seed: Of the scenes.
+        out: Folder, local or on s3:// or gs://; it is created if it does not exist.
+        images: Number of scenes to render.
+        seed: Seed of the scenes.
         image_size: Side of an image, in pixels.
-        first: Number of the first image: further images of the same seed are new ones, as a held-out split
-            needs.
-        split: Begins the shards' names.
-        rows_per_group: Images of a row group.
-        images_per_shard: Most images of a file.
+        first: Number of the first image. Images with other numbers differ, so a held-out split can use the
+            same seed.
+        split: First part of the shards' names.
+        rows_per_group: Number of images in a row group.
+        images_per_shard: Most images in a shard.
 
     Returns:
         The shards' paths, in order.
@@ -100,7 +100,7 @@ def write_scenes(
 
 
 def _row(seed: int, number: int, image_size: int) -> dict[str, Any]:
-    """Make one image a row of the shards."""
+    """Render one image as a row of the shards."""
     scene = render_scene(seeds.generator(seed, seeds.SCENE, 0, 0, number), image_size=image_size)
     picture = simplejpeg.encode_jpeg(scene.image, quality=95, colorspace="RGB", colorsubsampling="444")
     mask = io.BytesIO()

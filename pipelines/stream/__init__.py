@@ -1,1 +1,3 @@
-"""From units to batches, every sample exactly once: rounds, ledger, dispatcher, the Ray Data graph."""
+"""Turn units of data into batches, every sample exactly once: rounds, ledger, dispatcher, and the Ray Data
+graph.
+"""

@@ -1,4 +1,4 @@
-"""The actor that holds the ledger: it plans rounds, hands out slots, and settles samples."""
+"""The dispatcher: an actor that holds the ledger, plans rounds, hands out slots, and settles samples."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Plan:
 
     seed: int
     epochs: int
-    """Epochs of the run; the last one perhaps in part."""
+    """Epochs of the run, rounded up."""
     total_rows: int
     """Samples that the run may settle, over all epochs."""
     max_rows: int
-    """Most rows of a round. Bounds the memory that Ray keeps until an execution ends."""
+    """Most rows of a round. This limits the memory that Ray keeps until an execution ends."""
     slots: int
     """Reading tasks of a round, over all streams; a multiple of the number of streams."""
     streams: int = 1
 
 
 class Dispatcher:
-    """Knows the plan, the ledger and the current round. Runs as one small actor beside the driver.
+    """Holds the plan, the ledger and the current round. It runs as one small actor on the driver's machine.
 
     Every start of the worker group begins with `resume`, which returns a generation number. Calls with an
-    older number are late messages of lost workers, and are ignored or refused. Before the first `resume`, and
-    so after a restart of this actor, all calls are refused: the workers fail, and their group starts again
-    with the ledger of its checkpoint.
+    older number are late messages of lost workers; they are ignored or refused. Before the first `resume`,
+    and so after a restart of this actor, all calls are refused: the workers then fail, and their group starts
+    again with the ledger of its checkpoint.
     """
 
     def __init__(self, manifest: Manifest, plan: Plan) -> None:
         self._manifest, self._plan = manifest, plan
         self._ledger: Ledger | None = None
         self._round: Round | None = None
-        # Over all generations, in the order found: readers know it by length, so it must never become
-        # shorter, as a ledger does that is rewound to its checkpoint.
+        # All images found in any generation, in order. Readers remember how many they have read, so this list
+        # never becomes shorter, unlike the ledger, which is rewound to a checkpoint.
         self._undecodable: dict[tuple[int, int], int] = {}
-        # Not from 0: after a restart of this actor, late messages must not carry the number of a new
+        # Generations do not count from 0: after a restart of this actor, a late message must not match a new
         # generation.
         self._generation = int(time.time())
 

@@ -1,5 +1,5 @@
-"""Several streams for one group of workers: all blocks of a stream pass one coordinator, and a large group
-needs more than one can give.
+"""Divide several streams among one group of workers. All blocks of a stream pass through one coordinator,
+which is too slow for a large group.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def stream_name(index: int) -> str:
-    """Under which name Ray Train knows a stream."""
+    """The name of a stream in Ray Train."""
     return f"train-{index}"
 
 
 class DividedWorkers(ray.train.DataConfig):
-    """Splits each stream among its own workers, where Ray Train would split it among all.
+    """Splits each stream among its own workers; Ray Train would split it among all workers.
 
     Args:
-        streams: How many there are.
+        streams: Number of streams.
     """
 
     def __init__(self, streams: int) -> None:
@@ -39,9 +39,7 @@ class DividedWorkers(ray.train.DataConfig):
         worker_node_ids: list[str] | None,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """Iterators by name for every worker; one for a stream that is another's is not to be
-        iterated over.
-        """
+        """Return the iterators of every worker by name. A worker must only iterate over its own stream."""
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for index in range(self._streams):
             name = stream_name(index)
@@ -60,8 +58,8 @@ class DividedWorkers(ray.train.DataConfig):
 
 
 def own_shard(rank: int, *, streams: int, workers: int) -> DataIterator:
-    """A worker's part of its stream. All workers have to call it: Ray Train makes the streams when rank 0
-    asks for each.
+    """Return a worker's part of its stream. All workers have to call this: Ray Train makes each stream when
+    rank 0 asks for it.
     """
     shards: list[DataIterator] = [ray.train.get_dataset_shard(stream_name(index)) for index in range(streams)]
     return shards[stream_of(rank, streams=streams, workers=workers)]

@@ -1,5 +1,5 @@
-"""Samples that no step trains on, for the loss at fixed masks: the same for all runs on the same data,
-whatever their views and masks.
+"""Draw the fixed samples of an evaluation, which no step trains on. They are the same for all runs on the
+same data, whatever the runs' own views and masks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.sources import Manifest
 from pipelines.stream.samples import Batch, SampleConfig, draw_unseen
 from pipelines.stream.token_cache import TokenCache, view_fields
 
-# Not the run's: runs of different seeds are compared on the same samples.
+# This is not the run's seed: runs with different seeds are compared on the same samples.
 SEED = 0
 
 AT_ONCE = 64
@@ -28,14 +28,14 @@ AT_ONCE = 64
 def fixed_samples(
     config: PretrainConfig, manifest: Manifest, tokenizer: ImageTokenizer | None, cache: TokenCache | None
 ) -> Batch:
-    """The `evaluation.images` samples of an evaluation, fewer where images are few.
+    """Draw the `evaluation.images` samples of an evaluation; fewer if there are not enough images.
 
     Args:
-        config: The run.
-        manifest: Its data.
-        tokenizer: Tokenises them, where tokens are the target.
-        cache: Of the same tokenizer; keeps their tokens, so that they too are computed once for any number of
-            runs.
+        config: Configuration of the run.
+        manifest: The run's data.
+        tokenizer: Computes their tokens, if tokens are the target.
+        cache: Token cache of the same tokenizer. It keeps the tokens of these samples too, so that several
+            runs need not compute them again.
 
     Returns:
         "patch_view", "mask", "status", the key, and "tokens" if there is a tokenizer.
@@ -61,7 +61,7 @@ def centre(view: ViewConfig) -> ViewConfig:
 
 
 def _name_of(samples: SampleConfig, batch: Batch) -> str:
-    """A name for these views. A cache knows data, sizes and tokenizer by itself."""
+    """A name for these views in a token cache, which already belongs to one data set, size and tokenizer."""
     said = json.dumps(
         [view_fields(samples.view), *(batch[name].tolist() for name in ("unit", "row"))], sort_keys=True
     )

@@ -1,5 +1,5 @@
-"""The Ray Data graph: slots -> read, views, masks (CPU tasks) -> visual tokens (actors, unless they come from
-a cache) -> batches.
+"""Build the Ray Data graph of a stream. Tasks on CPUs read slots and make views and masks; actors add visual
+tokens, unless they come from a cache; workers receive batches.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pipelines.stream.token_cache import TokenCache
 if TYPE_CHECKING:
     import ray.data
 
-# Every block costs its stream's coordinator 4 to 10 ms: many workers with small batches share blocks of at
-# least so many rows.
+# Every block costs its stream's coordinator 4 to 10 ms. Many workers with small batches therefore share
+# blocks, which have at least this many rows.
 LEAST_BLOCK_ROWS = 64
 
 Arguments = ParamSpec("Arguments")
@@ -53,11 +53,11 @@ def read_slot(
     columns: tuple[str, ...] = ("image",),
     cache: TokenCache | None = None,
 ) -> Iterator[Batch]:
-    """Columns of the units with keys, and tokens where there is a cache, permuted across the units of a slot
-    under a cap on memory.
+    """Read the columns of a slot's units, with keys, and with tokens if there is a cache. Rows are permuted
+    across units, within a limit on memory.
 
-    The same parts give the same batches: a retried task must repeat itself. A file that is there but is no
-    image passes through; what cannot be read is tried again, then raised.
+    The same parts give the same batches, because a retried task must repeat itself. A file that is no image
+    passes through; a file that cannot be read is tried again, then the exception is raised.
     """
     pending: list[Batch] = []
     size = 0
@@ -85,8 +85,8 @@ def read_slot(
 def read_patiently(
     read: Callable[Arguments, Found], *args: Arguments.args, **options: Arguments.kwargs
 ) -> Found:
-    """Call `read`, again if storage fails. Ray does not retry what a map function raises, and a bucket fails
-    now and then.
+    """Call `read`, and call it again if storage fails. Ray does not retry exceptions of a map function, and
+    reads from a bucket occasionally fail.
     """
     for seconds in (1, 2, 4, 8):
         try:
@@ -107,7 +107,7 @@ def _mixed(pending: list[Batch], seed: int, rows_per_batch: int) -> Iterator[Bat
 
 
 def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageTokenizer:
-    """Load a run's tokenizer; one on a bucket is fetched first."""
+    """Load a run's tokenizer; if it is on a bucket, it is downloaded first."""
     if config.path is None:
         return load_tokenizer(config.name, device=device)
     path = find_tokenizer(config.path)
@@ -129,7 +129,7 @@ def px_per_token(config: TokenizerConfig) -> int:
 
 
 class Tokenize:
-    """Adds the visual tokens of the token view. Loaded once an actor."""
+    """Adds the visual tokens of the token view. The tokenizer is loaded once per actor."""
 
     def __init__(self, config: TokenizerConfig, *, device: str, threads: int) -> None:
         compute_with(threads, device=device)
@@ -137,7 +137,7 @@ class Tokenize:
         self._tokenizer = open_tokenizer(config, device=device)
 
     def __call__(self, batch: Batch) -> Batch:
-        """uint8 [B, h, w, 3] -> int16 [B, N]; the token view stays behind."""
+        """Replace the token view, uint8 [B, h, w, 3], by its tokens, int16 [B, N]."""
         views = batch["token_view"] if "token_view" in batch else batch["patch_view"]
         images = torch.from_numpy(np.array(views)).to(self._device).permute(0, 3, 1, 2)
         tokens = self._tokenizer.encode(images).to(torch.int16).cpu().numpy()
@@ -145,8 +145,8 @@ class Tokenize:
 
 
 def block_rows(batch_rows: int) -> int:
-    """Rows of a block: about a worker's batch, for an equal split buffers a block for every other worker
-    before the first batch.
+    """Return the rows of a block: about a worker's batch. Larger blocks would delay the first batch, because
+    an equal split buffers a block for every other worker.
     """
     return max(LEAST_BLOCK_ROWS, batch_rows)
 
@@ -161,16 +161,17 @@ def build_stream(
     batch_rows: int,
     in_order: bool = False,
 ) -> ray.data.Dataset:
-    """The static dataset that the workers iterate over once a round.
+    """Build the dataset that the workers iterate over once per round.
 
     Args:
-        dispatcher: Handle of the `Dispatcher`; it says what a slot reads.
-        slots: Those that it reads, of the dispatcher's plan.
+        dispatcher: Handle of the `Dispatcher`, which tells what a slot reads.
+        slots: The slots of the dispatcher's plan that this stream reads.
         config: How samples are drawn.
-        tokenizer: Adds the column "tokens"; None leaves it out, or to the cache in `config`.
+        tokenizer: Adds the column "tokens". None: there is no such column, or the cache in `config` provides
+            it.
         placement: Resources of the stages.
         batch_rows: Rows of a worker's batch.
-        in_order: Keep the order of the slots. Otherwise blocks travel as they are ready.
+        in_order: Keep the order of the slots. Otherwise blocks are delivered as soon as they are ready.
     """
     import ray.data
 
@@ -179,8 +180,8 @@ def build_stream(
     context.execution_options.preserve_order = in_order
     context.target_max_block_size = max(1 << 20, min(128 << 20, block_rows(batch_rows) * config.row_bytes))
     rows = max(1, context.target_max_block_size // config.row_bytes)
-    # from_blocks hands over metadata; from_arrow would run a task a block and wait for ever where Train holds
-    # the cores.
+    # from_blocks passes metadata along; from_arrow would run a task for each block, and wait for ever if Ray
+    # Train holds all cores.
     stream = ray.data.from_blocks([pa.table({"slot": [index]}) for index in slots])
     stream = stream.map_batches(
         functools.partial(produce, dispatcher=dispatcher, config=config, rows_per_batch=rows),
@@ -199,7 +200,7 @@ def build_stream(
 
 
 def tokenizer_actors(placement: Placement) -> dict[str, Any]:
-    """Options of `map_batches` for the actors that hold the tokenizer, which take a block at a time."""
+    """Options of `map_batches` for the actors that hold the tokenizer; each takes one block at a time."""
     import ray.data
 
     least, most = placement.tokenizers
@@ -213,8 +214,8 @@ def tokenizer_actors(placement: Placement) -> dict[str, Any]:
 
 
 def produce(batch: Batch, *, dispatcher: Any, config: Samples, rows_per_batch: int) -> Iterator[Batch]:
-    """One slot -> its samples, a batch at a time: reading, views and masks in one task, so that encoded bytes
-    never travel.
+    """Produce the samples of a slot in batches. Reading, views and masks are done in one task, so that
+    encoded bytes are never sent between processes.
     """
     import ray
 

@@ -12,7 +12,7 @@ Bits = NDArray[np.bool_]
 
 
 class LedgerError(RuntimeError):
-    """A sample was settled twice, or one that does not exist: a bug in the stream, never a user's mistake."""
+    """A sample was settled twice, or does not exist: a bug in the stream, never a user's mistake."""
 
 
 class Ledger:
@@ -38,7 +38,7 @@ class Ledger:
 
     @property
     def settled(self) -> int:
-        """Samples settled, over all epochs."""
+        """Number of settled samples, over all epochs."""
         finished = sum(int(self.rows[bits].sum()) for bits in self._finished.values())
         return (
             self.complete * int(self.rows.sum())
@@ -47,7 +47,7 @@ class Ledger:
         )
 
     def settle(self, epoch: Ints, unit: Ints, row: Ints, status: NDArray[np.integer]) -> None:
-        """Enter samples that the optimizer has stepped on. Those with a non-zero status are quarantined.
+        """Record samples that the optimizer has stepped on. Those with a non-zero status are quarantined.
 
         Raises:
             LedgerError: If one of them is settled already.

@@ -1,5 +1,5 @@
-"""The order in which an epoch visits its units, and the rows that the next round reads. Pure functions: no
-Ray, nothing stored.
+"""Decide the order in which an epoch visits its units, and the rows that the next round reads. Pure
+functions: no Ray, no state.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pipelines import seeds
 from pipelines.stream.ledger import Ints, Ledger
 
 MOST_SLOTS = 256
-"""Reading tasks of a stream's round: enough for hundreds of cores, few enough to cost nothing."""
+"""Most reading tasks in a stream's round: enough for hundreds of cores, and few enough to cost almost
+nothing."""
 
 UNITS_PER_SLOT = 8
-"""Rows are mixed across the units of a slot, so that shards sorted by class give mixed batches. That takes
-several units a slot."""
+"""Number of units per slot. Rows are mixed across the units of a slot, so that shards sorted by class give
+mixed batches."""
 
 
 def slots_of_round(units: int, *, cores: int) -> int:
@@ -61,21 +62,21 @@ class Part:
 class Round:
     """The next rows of a run, oldest epoch first, divided into slots of about equal size.
 
-    It is fixed when it is planned: a reading task that is retried asks for its slot again, and gets the same
-    answer whatever has been settled in between.
+    A round does not change once it is planned: a reading task that is retried gets the same slot again,
+    whatever has been settled in between.
 
-    Several streams divide a round epoch by epoch. Divided as a whole, some workers would be epochs ahead of
-    others, and images would come again long before all had been seen. The division is exact to the row: a
-    stream with less than a batch for each of its workers would stop all streams. Two streams open the unit at
-    such a border, and each of its rows is read by one of them.
+    Several streams divide a round epoch by epoch. If a round were divided as a whole, some workers would be
+    epochs ahead of others, and images would be repeated long before all had been seen. The division is exact
+    to the row: a stream with less than a batch for each of its workers would stop all streams. Two streams
+    read the unit at such a border, each a part of its rows.
 
     Args:
         epoch: Epoch of every unit, int [U].
         unit: The units, int [U].
         left: Rows that the unit has left, int [U].
-        partial: The rows that are left of units that are not whole, by (epoch, unit).
+        partial: The rows that are left in units that were read in part, by (epoch, unit).
         slots: Number of slots; one reading task works through one slot. A multiple of the number of streams.
-        shares: How many workers each stream serves.
+        shares: Number of workers of each stream.
     """
 
     def __init__(
@@ -88,18 +89,18 @@ class Round:
         shares: Sequence[int] = (1,),
     ) -> None:
         total, ends, streams, workers = int(left.sum()), np.cumsum(left), len(shares), sum(shares)
-        # Rows of an epoch that do not divide evenly among the workers are divided together with the next
-        # epoch.
+        # Rows of an epoch that cannot be divided evenly among the workers are divided together with the next
+        # epoch's.
         epochs = np.unique(np.append(0, ends[:-1][np.diff(epoch) != 0] // workers * workers))
         cuts = np.cumsum([0, *shares]) * np.diff(np.append(epochs, total))[:, None] // workers
         borders = (epochs[:, None] + cuts[:, :-1]).ravel()
-        # Parts begin where units do, and where streams do.
+        # Parts begin where units begin, and where streams begin.
         begins = np.unique(np.concatenate([ends - left, borders])) if total else ends
         source = np.searchsorted(ends, begins, side="right")
         self.epoch, self.unit, self.partial = epoch[source], unit[source], partial
         self.left: Ints = np.diff(np.append(begins, total))
         self._first: Ints = begins - (ends - left)[source]
-        # A part belongs to the slot in which its first row falls, of all the rows of its stream.
+        # A part belongs to the slot that contains its first row, counted over all rows of its stream.
         rows = np.diff(cuts, axis=1)
         before = (np.cumsum(rows, axis=0) - rows).ravel()
         border = np.searchsorted(borders, begins, side="right") - 1

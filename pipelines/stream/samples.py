@@ -1,5 +1,5 @@
-"""How a sample is drawn from an encoded image and its key. The same sample whoever draws it, wherever and
-whenever.
+"""Draw a sample from an encoded image and its key. The same key gives the same sample in every process, on
+every machine and in every attempt.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Batch = dict[str, NDArray[Any]]
 KEYS = ("epoch", "unit", "row")
 
 UNSEEN_EPOCH = 1 << 30
-"""No epoch of any run: its views and masks are none that a model was trained on."""
+"""An epoch number that no run reaches, so no model was trained on its views and masks."""
 
 
 class Samples(Protocol):
-    """What turns rows of the data into samples: the same for everybody who draws them."""
+    """Turns rows of the data into samples, in the same way in every process."""
 
     @property
     def seed(self) -> int:
@@ -41,41 +41,41 @@ class Samples(Protocol):
 
     @property
     def cache(self) -> TokenCache | None:
-        """Where tokens come from, if from a cache."""
+        """The token cache that tokens are read from; None if there is none."""
 
     @property
     def row_bytes(self) -> int:
-        """About how many bytes a sample has in the stream."""
+        """Approximate bytes of a sample in the stream."""
 
     def make(self, batch: Batch) -> Batch:
-        """The asked columns with keys -> samples with keys and "status", one for each row."""
+        """Turn the columns, with keys, into samples with keys and "status", one for each row."""
 
     def reason(self, unit: Unit, row: int, status: int) -> str:
-        """Why a sample with a status other than 0 cannot be used, in words."""
+        """Describe why a sample with a status other than 0 cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """What turns an encoded image and its key into a sample: the same for everybody who draws it."""
+    """Turns an encoded image and its key into a sample, in the same way in every process."""
 
     seed: int
     view: ViewConfig
     patch_px: int
     token_px: int | None = None
-    """Side of the token view; None: no token view (training a tokenizer)."""
+    """Side of the token view, in pixels. None: no token view (when a tokenizer is trained)."""
     mask: MaskConfig | None = None
     grid: int = 0
     """Side of the mask, in patches."""
     mask_kind: MaskKind | None = None
-    """How masks are drawn: found by the name in `mask` where this is made, and sent to the reading tasks with
-    all else, whose processes need not know the name."""
+    """How masks are drawn. It is found by the name in `mask` when this config is made, and sent to the
+    reading tasks with the rest, so their processes need not know the name."""
 
     augment: AugmentConfig | None = None
-    """Samples carry labels, and views are augmented for a classifier. None: neither."""
+    """Augmentation for a classifier, whose samples also have labels. None: no augmentation and no labels."""
 
     cache: TokenCache | None = None
-    """Where the tokens come from: views are then those of the epochs it holds, over and over. Masks are
-    always those of the true epoch."""
+    """Token cache that tokens are read from. Views are then those of its epochs, repeated; masks are always
+    those of the true epoch."""
 
     def __post_init__(self) -> None:
         if self.mask is not None and (self.mask_kind is None or self.mask_kind.name != self.mask.kind):
@@ -88,7 +88,7 @@ class SampleConfig:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a sample in the stream: three values a pixel of each view."""
+        """Bytes of a sample in the stream: three values per pixel of each view."""
         return 3 * (self.patch_px**2 + (self.token_px or 0) ** 2) + 1024
 
     def make(self, batch: Batch) -> Batch:
@@ -96,22 +96,22 @@ class SampleConfig:
         return make_samples(batch, config=self)
 
     def reason(self, unit: Unit, row: int, status: int) -> str:
-        """Why an image cannot be decoded."""
+        """Describe why an image cannot be decoded."""
         return Status(status).reason
 
 
 def make_samples(batch: Batch, *, config: SampleConfig) -> Batch:
-    """Encoded images -> views and masks. One row in, one row out, whatever the image.
+    """Turn encoded images into views and masks. Every row gives one row, whatever the image.
 
-    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. Where the
-    batch brings "tokens", they are passed on in place of the token view. A classifier's samples have a
-    "label", and in "erase" the rectangle that the training device fills with noise.
+    An image that cannot be decoded becomes a zero view with an empty mask and a non-zero status. If the batch
+    has "tokens", they are passed on in place of the token view. A classifier's samples have a "label", and in
+    "erase" the rectangle that the training device fills with noise.
     """
     token_px = config.patch_px if config.token_px is None else config.token_px
     if "tokens" in batch:
         token_px = max(
             config.patch_px, token_px
-        )  # The patch view is made from a larger token view; a smaller one would be for nothing.
+        )  # The patch view is made from the token view if that is larger; a smaller one is not needed.
     keys = list(zip(*(batch[name].tolist() for name in KEYS), strict=True))
     view_keys = (
         keys
@@ -162,11 +162,11 @@ def _augment(
 
 
 def draw_unseen(manifest: Manifest, config: SampleConfig, count: int) -> Batch:
-    """Samples of images drawn at random, in views that no epoch has; fewer than `count` where images are few
-    or broken.
+    """Draw samples of random images, in views that no epoch has; fewer than `count` if there are not enough
+    images or some are broken.
 
-    They come from about 16 units (more for small units, fewer images): a unit of Parquet has to be read
-    whole.
+    They come from about 16 units (more if units are small, fewer if there are few images), because a unit of
+    Parquet has to be read whole.
     """
     config = replace(config, cache=None)
     rng = seeds.generator(config.seed, seeds.REPORT, 0, 0, 0)

@@ -1,5 +1,5 @@
-"""How a sample for segmentation is drawn from an encoded image, its annotation and its key. The same whoever
-draws it.
+"""Draw a sample for segmentation from an encoded image, its annotation and its key. The same key gives the
+same sample in every process.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipelines.stream.samples import KEYS, Batch
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSampleConfig:
-    """What turns an encoded image, its annotation and its key into a sample."""
+    """Turns an encoded image, its annotation and its key into a sample."""
 
     seed: int
     view: SegmentViewConfig
     ids: AnnotationConfig
     patch_px: int
-    """Side of the crop."""
+    """Side of the crop, in pixels."""
 
     columns: ClassVar[tuple[str, ...]] = ("image", "annotation")
     cache: ClassVar[None] = None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a sample in the stream: three values a pixel, and a label of two bytes."""
+        """Bytes of a sample in the stream: three values per pixel, and a label of two bytes."""
         return 5 * self.patch_px**2 + 1024
 
     def make(self, batch: Batch) -> Batch:
-        """Encoded images and annotations -> crops and labels. One row in, one row out.
+        """Turn encoded images and annotations into crops and labels. Every row gives one row.
 
         An image or annotation that cannot be used becomes a zero view without a pixel that counts and a
         non-zero status.
@@ -62,8 +62,8 @@ class SegmentSampleConfig:
         }
 
     def reason(self, unit: Unit, row: int, status: int) -> str:
-        """Why a sample cannot be used, in figures: it is read again, for the stream carries the
-        status only.
+        """Describe in detail why a sample cannot be used. It is read again, because the stream carries only
+        the status.
         """
         if status in [known.value for known in Status]:
             return f"image: {Status(status).reason}"
@@ -78,7 +78,7 @@ class SegmentSampleConfig:
 
 
 def fault(image: bytes, annotation: bytes, *, view: SegmentViewConfig, ids: AnnotationConfig) -> str | None:
-    """What is wrong with an image or its annotation; None where nothing is."""
+    """Describe what is wrong with an image or its annotation; None if nothing is wrong."""
     try:
         pixels = decode(image, view)
         decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])

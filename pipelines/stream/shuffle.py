@@ -1,5 +1,5 @@
-"""The shuffle buffer in front of the optimizer: the last of three mixings, after the order of the units and
-that of a slot's rows.
+"""The shuffle buffer in front of the optimizer. It is the last of three shuffles, after that of the units and
+that of the rows of a slot.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ Batch = dict[str, NDArray[Any]]
 
 
 def shuffle(batches: Iterator[Batch], rng: np.random.Generator, *, held: int = 2) -> Iterator[Batch]:
-    """Mix the rows of neighbouring batches: each comes out with rows drawn from those held back and the one
-    that has just come in.
+    """Mix the rows of successive batches: each new batch is drawn from the rows that are held back and from
+    the batch that has just arrived.
 
-    As many batches come out as go in, and every row once, so workers that get equally many stay together.
-    What comes out is a function of the rows, their order and the generator, not of the blocks in which they
-    travelled.
+    The number of batches stays the same and every row is returned once, so workers with equally many batches
+    stay in step. The result depends on the rows, their order and the generator, but not on the blocks in
+    which the rows arrived.
 
     Args:
-        batches: All of one size, with the same columns.
-        rng: Draws which rows come out.
-        held: Batches that are held back.
+        batches: Batches of one size, with the same columns.
+        rng: Draws the rows of each batch.
+        held: Number of batches that are held back.
 
     Yields:
         Batches of that size, in memory of their own.

@@ -110,5 +110,5 @@ def test_a_sweep_without_evaluation_is_refused():
 
 
 def test_trials_that_would_be_broken_off_are_refused():
-    with pytest.raises(UserError, match=r"--stop-at 10: trials that are broken off cannot be compared"):
+    with pytest.raises(UserError, match=r"--stop-at 10: trials that stop early cannot be compared"):
         override(sweep_preset("quickstart"), {"stop_at": 10})

@@ -24,7 +24,7 @@ PARAMS = [
 
 
 def make_trials(sweep):
-    """One that came to its end, one that was stopped early, one that failed before its first point."""
+    """One that was finished, one that was stopped early, one that failed before its first point."""
     for number, (params, status, losses) in enumerate(
         zip(PARAMS, ("finished", "stopped", "failed"), ([6.0, 5.5, 4.75], [6.1, 6.2], []), strict=True)
     ):
@@ -98,7 +98,7 @@ def test_the_page_shows_every_trial_and_says_what_cannot_be_compared(tmp_path):
     for chart in (
         "at the end, in the nearest finished trial",
         "at point 2 of 10, which all reached",
-        "A line a trial",
+        "A line for each trial",
     ):
         assert f'aria-label="{"" if chart.startswith("A") else GOAL.name + " "}{chart}"' in page
     assert '<a href="http://host/#/experiments/1/runs/2">' in page

@@ -76,7 +76,7 @@ def test_a_sweep_whose_driver_is_killed_does_only_what_is_left_and_a_failed_tria
 
     saved, preset = run_folder.saved_config(folder, SweepConfig, job="sweep")
     result = sweep(saved, preset=preset, resume=folder, say=say)
-    assert "resumed: trials that have ended: #0; to go on with: #1" in lines
+    assert "resumed: trials that have ended: #0; to resume: #1" in lines
     assert times(Path(folder, "trial-000")) == before, "a finished trial ran again"
     assert times(Path(tokens["path"])) == computed, "tokens were computed again"
     assert Path(folder, "trial-001", "attempt-2").exists()

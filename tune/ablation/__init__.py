@@ -1,3 +1,3 @@
-"""The paper's ablations, its table 4: every row pretrained, then fine-tuned by one protocol, beside its
-figures.
+"""The paper's ablations (its table 4): pretrain every row, fine-tune all of them with the same protocol, and
+compare the results with the paper's.
 """

@@ -1,4 +1,4 @@
-"""`python -m tune.ablation [PRESET] [--rows …] [--seeds N] [--option value …]`, as `beit ablate` does."""
+"""`python -m tune.ablation [PRESET] [--rows …] [--seeds N] [--option value …]`, the same as `beit ablate`."""
 
 from pipelines.command_line.run import run_program
 from tune.ablation.ablate import command

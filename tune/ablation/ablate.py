@@ -1,8 +1,8 @@
 """Run the rows of an ablation: `beit ablate`.
 
-Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation by one protocol,
-with several seeds. Ray Tune runs them, MLflow has a run for each; each is a run as `beit pretrain`, `beit
-finetune` and `beit segment` make it.
+Every row of table 4 is pretrained, then fine-tuned for classification and for segmentation with the same
+protocol, for several seeds. Ray Tune runs these jobs, and each is logged to MLflow. Each job is the same run
+that `beit pretrain`, `beit finetune` or `beit segment` would make.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ JOB = "ablate"
 
 @dataclass(frozen=True)
 class AblationResult:
-    """The folder and the figures of a finished ablation."""
+    """The folder and the table of a finished ablation."""
 
     folder: str
     table: Table
@@ -70,21 +70,21 @@ def ablate(
     Args:
         config: The whole ablation.
         preset: Name that the folder starts with when `output.name` is not given.
-        resume: Folder of an ablation to go on with: jobs that have ended stay, the others go on from their
-            last checkpoints.
-        debug: Let Ray's own messages through.
+        resume: Folder of an ablation to resume: finished jobs are kept, the others continue from their last
+            checkpoints.
+        debug: Show Ray's own messages.
         say: Takes the lines for the user.
 
     Raises:
-        UserError: For every mistake in the configuration or the data that can be seen before the first row.
-        JobFailedError: If nothing came to its end.
+        UserError: If the configuration or the data has a mistake that can be found before the first row.
+        JobFailedError: If no task was finished.
     """
     if resume is None:
         run_folder.check_free(config)
     else:
         _check_keeps_rows(config, resume)
-    # Before anything is read or computed, where that can be: Ray itself would wait for ever for what does not
-    # fit.
+    # This is checked before anything is read or computed, if possible, because Ray would wait for ever for
+    # resources that do not fit.
     here = this_machine(config.resources.cpus)
     if here:
         plan_concurrency(config, here, tokenize=False)
@@ -98,7 +98,7 @@ def ablate(
 
 
 def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
-    """Refuse to resume with fewer rows or seeds: the table would lose what was computed. More are welcome."""
+    """Refuse to resume with fewer rows or seeds: the table would lose results. More are allowed."""
     before, _ = run_folder.saved_config(folder, AblationConfig, job=JOB)
     if lost := [name for name in before.rows if name not in config.rows]:
         rows = " ".join(dict.fromkeys((*before.rows, *config.rows)))
@@ -127,7 +127,9 @@ def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: 
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """Open the ablation's folder. A resumed one must find the same data, and may have more rows or seeds."""
+    """Open the ablation's folder. A resumed ablation must find the same data, and may have more rows or
+    seeds.
+    """
     config = prepared.config
     if resume is None:
         check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
@@ -150,7 +152,7 @@ class _Ablation:
             debug,
             say,
         )
-        # Side by side, rows have the workers that the schedule has given them.
+        # Rows that run side by side have the workers that the schedule gives them.
         resources = replace(prepared.config.resources, workers=timetable.placement.workers)
         self.config = replace(prepared.config, resources=resources)
         self.chains = chains_of(self.config.rows, self.config.all_seeds, self.config.tasks)
@@ -159,7 +161,7 @@ class _Ablation:
         self.lines: list[str] = []
 
     def run(self) -> AblationResult:
-        """All of it."""
+        """Run the whole ablation."""
         return run_to_the_end(
             self._work,
             self._conclude,
@@ -171,7 +173,7 @@ class _Ablation:
         )
 
     def _work(self) -> bool:
-        """False: the user broke it off."""
+        """Run the rows that are left; returns False if the user interrupted."""
         self._introduce()
         self._run_chains()
         return all(is_settled(self.folder, chain) for chain in self.chains)
@@ -196,8 +198,7 @@ class _Ablation:
         if done or begun:
             others = [f"{chain.name} ({', '.join(self._left(chain))})" for chain in begun]
             self.say(
-                f"resumed: finished: {', '.join(done) or 'none'}; to go on with: "
-                f"{', '.join(others) or 'none'}"
+                f"resumed: finished: {', '.join(done) or 'none'}; to resume: {', '.join(others) or 'none'}"
             )
 
     def _left(self, chain: Chain) -> list[JobName]:
@@ -215,7 +216,7 @@ class _Ablation:
         for chain in waiting:
             for job in self._left(chain):
                 if read_state(self.folder, chain, job).status == "failed":
-                    write_state(self.folder, chain, job, JobState())  # It is tried again.
+                    write_state(self.folder, chain, job, JobState())  # A failed job is tried again.
         setup = Setup(
             config=self.config,
             folder=self.folder,
@@ -237,7 +238,7 @@ class _Ablation:
         )
 
     def _tokenise(self, waiting: Sequence[Chain]) -> dict[int, str]:
-        """The token caches of the seeds for which rows have still to be pretrained on tokens."""
+        """Compute the token caches of the seeds whose rows have not all been pretrained on tokens."""
         epochs, manifest = self.prepared.token_epochs, self.prepared.source.manifest
         if not epochs:
             if self.prepared.tokenises:
@@ -266,7 +267,7 @@ class _Ablation:
         return found
 
     def _conclude(self) -> AblationResult:
-        """Table and report of what there is, and the last lines."""
+        """Write table and report of the results so far, and say the last lines."""
         for chain in self.chains:
             for job in chain.jobs:
                 self.log.end_child(chain.job_name(job), read_state(self.folder, chain, job).status)
@@ -292,7 +293,7 @@ def _failure(result: AblationResult) -> str | None:
     if any(line.results for line in result.table.lines):
         return None
     return (
-        "nothing came to its end, the first: "
+        "no task was finished; the first failure: "
         f"{next(what for line in result.table.lines for what in line.missing)}"
     )
 
@@ -315,7 +316,7 @@ def rebuild_report(run: str) -> str:
 
 
 def explain(config: AblationConfig, preset: str) -> list[str]:
-    """Describe the rows and what each changes, in lines. Reads no data."""
+    """Describe the rows and what each changes, as lines. This reads no data."""
     lines = [f"ablation: {preset}, {len(config.rows)} rows x seeds {', '.join(map(str, config.all_seeds))}"]
     for row in config.rows:
         pretraining = config.pretraining(row, config.seed)

@@ -1,5 +1,5 @@
-"""A chain: one row of an ablation with one seed. It is a pretraining and the fine-tunings from it; its
-state lies in the run folders of these jobs.
+"""A chain: one row of an ablation with one seed. It consists of a pretraining and the fine-tunings that start
+from it. Its state is kept in the run folders of these jobs.
 
 <ablation>/config.json                       the ablation's configuration
 <ablation>/<row>-seed<n>-pretrain/job.json   how the job ended; beside it what every run folder has
@@ -25,7 +25,7 @@ JobName = Literal["pretrain", "classify", "segment"]
 PRETRAIN: JobName = "pretrain"
 
 FIGURES: dict[Task, str] = {"classify": "top1", "segment": "mean_iou"}
-"""The entry of an evaluation that a task is judged by."""
+"""The metric of an evaluation by which rows are compared in a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Chain:
 
     @property
     def name(self) -> str:
-        """The beginning of the names of its folders."""
+        """First part of the names of its folders."""
         return f"{self.row}-seed{self.seed}"
 
     @property
     def jobs(self) -> tuple[JobName, ...]:
-        """The jobs in their order: the fine-tunings begin with the weights of the pretraining."""
+        """The jobs in order: the fine-tunings start from the weights of the pretraining."""
         return (PRETRAIN, *self.tasks)
 
     def job_name(self, job: JobName) -> str:
@@ -53,8 +53,8 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """How far a job has come. "waiting": not started yet. "running": started, also if whatever ran it was
-    killed since.
+    """The state of a job. "waiting": not started yet. "running": started, even if its process has been killed
+    since.
     """
 
     status: Literal["waiting", "running", "finished", "failed"] = "waiting"
@@ -86,16 +86,16 @@ def left_to_do(folder: str, chain: Chain) -> list[JobName]:
 
 
 def value_of(folder: str, chain: Chain, task: Task) -> float | None:
-    """Return what a chain reached in a task, in per cent; None if the task is not finished."""
+    """Return the result of a chain in a task, in per cent; None if the task is not finished."""
     if read_state(folder, chain, task).status != "finished":
         return None
     found = evaluations.read(storage.join(folder, chain.job_name(task)), FOLDER)
     last = [one for one in found if one["step"] == found[-1]["step"]]
-    return 100 * float(last[0][FIGURES[task]])  # The first is the usual way of judging.
+    return 100 * float(last[0][FIGURES[task]])  # The first one is the usual variant of the evaluation.
 
 
 def is_settled(folder: str, chain: Chain) -> bool:
-    """Whether a chain has come as far as it can: no job was interrupted, and jobs wait only for a
+    """Whether nothing more can be done for a chain: no job was interrupted, and jobs wait only for a
     pretraining that failed.
     """
     states = [read_state(folder, chain, job).status for job in chain.jobs]

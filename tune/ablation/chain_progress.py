@@ -23,10 +23,10 @@ from tune.tracking import ParentLog
 
 
 class ChainProgress(ray.tune.Callback):
-    """Shows the lines of the chains, and how they end.
+    """Shows the lines of the chains, and says how they end.
 
     Args:
-        folder: The ablation's.
+        folder: The ablation's folder.
         chains: All of them, in their order.
         log: Its MLflow run.
         say: Takes the lines for the user.
@@ -38,9 +38,7 @@ class ChainProgress(ray.tune.Callback):
         self._folder, self._chains, self._log, self._say = folder, chains, log, say
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune would save the callback with a state of its own, which no resumed
-        ablation uses.
-        """
+        """Return no state: Ray Tune would save it, but a resumed ablation does not use it."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -60,13 +58,13 @@ class ChainProgress(ray.tune.Callback):
         """Say how the chain ended."""
         chain = self._chain(trial)
         if left_to_do(self._folder, chain):
-            return  # Ray Tune was broken off: the chain is to be gone on with.
+            return  # Ray Tune was interrupted: the chain can be resumed.
         self._end(chain)
         values = [f"{FIGURES[task]} {value_of(self._folder, chain, task):.2f} %" for task in chain.tasks]
         self._say(f"{chain.row} seed {chain.seed} finished: {', '.join(values)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say why the chain failed; the others go on."""
+        """Say why the chain failed; the others continue."""
         chain = self._chain(trial)
         left = left_to_do(self._folder, chain)
         if left and all(read_state(self._folder, chain, job).status != "failed" for job in left):

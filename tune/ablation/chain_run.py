@@ -1,7 +1,8 @@
-"""Running a chain: the same `pretrain`, `finetune` and `segment` as single runs, in folders of the ablation.
+"""Run a chain by calling `pretrain`, `finetune` and `segment`, as for single runs, in folders of the
+ablation.
 
-It runs in an actor of Ray Tune on the driver's machine, which takes no core: it waits for the workers, and
-files and SQLite are there.
+It runs in an actor of Ray Tune on the driver's machine, where files and SQLite are. The actor reserves no
+core, because it only waits for the workers.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from tune.trial import frequent_checkpoints
 Config = TypeVar("Config", bound=SupervisedConfig)
 
 CHAIN, LINE = "chain", "line"
-"""What Ray Tune hands to a chain, and what it reports: a line for the user."""
+"""Keys of what Ray Tune passes to a chain, and of what the chain reports: a line for the user."""
 
 SHOWN = ("step ", "validation ", "warning: ")
-"""Beginnings of the lines of a job that are shown; all of them are in its train.log or its report."""
+"""Beginnings of the lines that are shown of a job. All its lines are in its train.log or its report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,11 @@ class Setup:
     """The settings that all chains of an ablation share."""
 
     config: AblationConfig
-    """With absolute paths, and the data of all jobs found."""
+    """The configuration, with absolute paths and with the data of all jobs."""
     folder: str
     preset: str
     images: int
-    """Images of an epoch of the pretraining."""
+    """Number of images in an epoch of the pretraining."""
     steps: Mapping[JobName, int]
     """Steps of the fine-tunings."""
     tokens: Mapping[int, str]
@@ -116,11 +117,11 @@ def _output(setup: Setup, chain: Chain, job: JobName, steps: int) -> OutputConfi
 
 
 def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
-    """Run the unfinished jobs of a chain: Ray Tune's entry. A task that fails does not stop the other.
+    """Run the unfinished jobs of a chain; Ray Tune calls this. A task that fails does not stop the other.
 
     Args:
         given: {CHAIN: the chain's fields}.
-        setup: What all have in common.
+        setup: The settings that all chains share.
     """
     import ray.tune
 
@@ -148,7 +149,7 @@ def run_chain(given: Mapping[str, Any], *, setup: Setup) -> None:
 
 
 def run_job(setup: Setup, chain: Chain, job: JobName, say: Callable[[str], None]) -> None:
-    """Run one job of a chain, or resume what an earlier start of the ablation left of it."""
+    """Run one job of a chain, or resume it if an earlier start of the ablation left it unfinished."""
     folder = storage.join(setup.folder, chain.job_name(job))
     options: dict[str, Any] = {
         "resume": folder if storage.exists(storage.join(folder, run_folder.CONFIG_FILE)) else None,

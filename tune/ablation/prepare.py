@@ -1,4 +1,4 @@
-"""Prepare an ablation: find its data, and check every row and both protocols with it."""
+"""Prepare an ablation: find its data, and check every row and both protocols with this data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prepared:
     """An ablation, ready to run: everything is checked, nothing is started."""
 
     config: AblationConfig
-    """With absolute paths, and the data of all jobs found."""
+    """The configuration, with absolute paths and with the data of all jobs."""
     preset: str
     source: Source
     """Images of the pretraining."""
@@ -52,7 +52,7 @@ class Prepared:
 
     @property
     def tokenises(self) -> bool:
-        """Whether rows have a tokenizer of their own."""
+        """Whether rows tokenise while they train."""
         return not self.token_epochs and any(map(self._predicts_tokens, self.config.rows))
 
     def _predicts_tokens(self, row: RowName) -> bool:
@@ -68,8 +68,8 @@ class Prepared:
 
 
 def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) -> Prepared:
-    """Open the data of all jobs, and check every row and both protocols with it. Renders the built-in
-    scenes if no data is given.
+    """Open the data of all jobs, and check every row and both protocols with it. If no data is given, the
+    built-in scenes are rendered.
 
     Raises:
         UserError: As `ablate`.
@@ -99,7 +99,7 @@ def prepare(config: AblationConfig, *, preset: str, say: Callable[[str], None]) 
 
 
 def _recipe(config: AblationConfig, task: Task) -> Any:
-    """Return the preset of a task, with which the protocol's learning rate must go."""
+    """Return the preset of a task, and check the protocol's learning rate against it."""
     protocol: ProtocolConfig = getattr(config, task)
     recipe = _task(task).preset(protocol.recipe)
     if protocol.peak_lr is not None and protocol.peak_lr < recipe.optim.min_lr:
@@ -134,7 +134,7 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTr
 
 
 def _check_data(config: AblationConfig) -> None:
-    """Refuse a task without images to learn from or to be judged by."""
+    """Refuse a task without training or validation images."""
     check_has_data(config.data.train, config.model.image_size, works="beit ablate quickstart")
     for task in config.tasks:
         protocol = getattr(config, task)
@@ -172,8 +172,8 @@ def _found(
     scenes: bool,
     say: Callable[[str], None],
 ) -> Protocol:
-    """Return a protocol with absolute paths: its own images, else those of the pretraining, or held-out
-    scenes.
+    """Return a protocol with absolute paths: to its own images, or to those of the pretraining, or to
+    held-out scenes.
     """
     given = {
         name: getattr(protocol, name, None) for name in ("train", "val", "annotations", "val_annotations")

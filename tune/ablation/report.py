@@ -1,5 +1,5 @@
-"""The report page of an ablation: one HTML file that needs nothing else, `report/index.html` in its
-folder.
+"""Write the report page of an ablation, `report/index.html` in its folder: one HTML file that needs no other
+file.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def write_ablation_report(
     """Write the page of an ablation from its table.
 
     Args:
-        folder: The ablation's.
+        folder: The ablation's folder.
         config: The ablation.
-        table: What its rows reached.
+        table: The results of its rows.
         preset: Its preset.
-        seconds: What it took, in this start.
+        seconds: Duration of this start.
         lines: Sentences on how it was done: concurrency, tokens.
-        mlflow: Where to look at it in MLflow.
+        mlflow: Address of the ablation in MLflow.
 
     Returns:
         Path or URI of the page.
@@ -106,12 +106,12 @@ def _rows(table: Table, config: AblationConfig) -> Section:
     note = (
         f"Mean and standard deviation over {len(table.seeds)} seeds." if len(table.seeds) > 1 else "One seed."
     )
-    compared = "Figures of the two do not compare with each other, their order may."
+    compared = "Results here and in the paper cannot be compared by value, but by their order."
     return Section("Rows", [TableBlock(titles, rows), Text(f"{note} The paper's: {SOURCE} {compared}")])
 
 
 def _order(orders: Sequence[Order]) -> list[Section]:
-    """Whether the order agrees, a list a task."""
+    """Whether the order agrees with the paper's, a list for each task."""
     if not orders:
         return []
     blocks: list[Block] = []
@@ -122,7 +122,7 @@ def _order(orders: Sequence[Order]) -> list[Section]:
             blocks.append(Items(others))
     meaning = (
         "Tau is 1 for the same order, -1 for the reversed one, and about 0 by chance. The standard error of "
-        "a difference comes from the spread of all results without what a row and what a seed does."
+        "a difference comes from the spread of all results, without the effects of row and seed."
     )
     return [Section("Is the order the paper's?", [*blocks, Text(meaning)])]
 
@@ -131,7 +131,7 @@ def _dots(table: Table) -> list[Section]:
     charts = [_dots_of(table, task) for task in table.tasks if table.results(task)]
     if not charts:
         return []
-    note = Text("A dot a seed, a stroke at their mean; diamonds: the paper.")
+    note = Text("A dot for each seed, a stroke at their mean; diamonds: the paper.")
     return [Section("Rows as dots", [Charts(charts, one_a_row=True), note])]
 
 
@@ -149,7 +149,7 @@ def _missing(table: Table, folder: str) -> list[Section]:
     missing = [what for line in table.lines for what in line.missing]
     if not missing:
         return []
-    resume = Text("To go on: " + code(f"beit ablate --resume {shlex.quote(folder)}"))
+    resume = Text("To resume: " + code(f"beit ablate --resume {shlex.quote(folder)}"))
     return [Section("What is missing", [Items(missing), resume])]
 
 

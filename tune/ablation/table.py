@@ -1,4 +1,4 @@
-"""The table of an ablation beside the paper's, and whether the rows are in the same order in both."""
+"""Compare the table of an ablation with the paper's, and the order of the rows in both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS_FILE = "rows.csv"
 TABLE_FILE = "table.md"
 
 CLEAR = 2.0
-"""A difference of means counts as clear from so many of its standard errors on."""
+"""A difference of means counts as clear if it is at least this many times its standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Result:
     """The result of a row in a task, in per cent."""
 
     values: Mapping[int, float]
-    """By seed; unfinished seeds are left out."""
+    """Results by seed; unfinished seeds are left out."""
 
     @property
     def mean(self) -> float:
@@ -46,7 +46,7 @@ class Line:
 
     row: RowName
     results: Mapping[Task, Result]
-    """By task; tasks without a finished seed are left out."""
+    """Results by task; tasks without a finished seed are left out."""
     missing: tuple[str, ...] = ()
     """What is unfinished, and why."""
 
@@ -60,12 +60,12 @@ class Table:
     seeds: tuple[int, ...]
 
     def results(self, task: Task) -> dict[RowName, Result]:
-        """Of the rows that have one."""
+        """Results in a task, of the rows that have one."""
         return {line.row: line.results[task] for line in self.lines if task in line.results}
 
 
 def read_table(folder: str, rows: Sequence[RowName], seeds: Sequence[int], tasks: Sequence[Task]) -> Table:
-    """Read the table of an ablation from its folder, as far as it has come."""
+    """Read the table of an ablation from its folder, as far as its jobs are finished."""
     lines = []
     for row in rows:
         values: dict[Task, dict[int, float]] = {task: {} for task in tasks}
@@ -96,9 +96,9 @@ class Pair:
     better: RowName
     worse: RowName
     paper: float
-    """How much better the first is in the paper, in points."""
+    """Difference in the paper, in points: the first row minus the second."""
     ours: float
-    """How much better the first is here, over the seeds that both have; negative if it is worse."""
+    """Difference here, in points, over the seeds that both rows have: the first minus the second."""
     error: float | None
     """Standard error of `ours`; None if the spread is not known."""
 
@@ -115,7 +115,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """All pairs of rows that have a figure both here and in the paper."""
+    """All pairs of rows that have results both here and in the paper."""
 
     task: Task
     pairs: tuple[Pair, ...]
@@ -124,8 +124,8 @@ class Order:
 
     @property
     def tau(self) -> float:
-        """Kendall's rank correlation (tau-a): pairs in the paper's order less those in the other, as a share
-        of all pairs.
+        """Kendall's rank correlation (tau-a): the pairs in the paper's order minus those in the other order,
+        as a share of all pairs.
         """
         return statistics.mean(int(pair.ours > 0) - int(pair.ours < 0) for pair in self.pairs)
 
@@ -139,9 +139,9 @@ def residual_spread(results: Sequence[Result]) -> float | None:
     """The standard deviation of a result without the effects of its row and of its seed (analysis of
     variance, rows x seeds).
 
-    A seed draws views, first weights and the labels that are used for all rows alike, so its part does not
-    blur the order of the rows. Two seeds of one row alone would say little, all rows together say more. Rows
-    that lack a seed are left out. None: there are not two rows with two seeds.
+    A seed determines views, initial weights and labels for all rows alike, so its effect does not change the
+    order of the rows. Two seeds of a single row would say little; all rows together say more. Rows that lack
+    a seed are left out. None: fewer than two rows have at least two seeds.
     """
     seeds = sorted({seed for result in results for seed in result.values})
     complete = [result for result in results if len(result.values) == len(seeds)]
@@ -154,8 +154,8 @@ def residual_spread(results: Sequence[Result]) -> float | None:
 
 
 def compare_order(task: Task, results: Mapping[RowName, Result]) -> Order:
-    """Compare the order of the rows with the paper's. Rows that the paper lacks form no pairs, but count in
-    the spread.
+    """Compare the order of the rows with the paper's. Rows that the paper does not have form no pairs, but
+    count for the spread.
     """
     spread = residual_spread(list(results.values()))
     published = {row: figures[task] for row in results if (figures := ROWS[row].paper) is not None}
@@ -181,7 +181,7 @@ def orders_of(table: Table) -> list[Order]:
 
 
 def order_words(order: Order) -> list[str]:
-    """Say in sentences whether the order agrees."""
+    """Describe in sentences whether the order agrees with the paper's."""
     agreeing, other = len(order.pairs) - len(order.reversed), order.reversed
     share = f"{agreeing} of {len(order.pairs)} pairs of rows are in the paper's order"
     said = f"{TASK_NAMES[order.task]}: {share} (Kendall's tau {order.tau:+.2f})"
@@ -210,7 +210,7 @@ def pair_words(pair: Pair) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """The table, the order and what is missing, to be pasted into a page."""
+    """Format the table, the order and what is missing as Markdown."""
     head = ["row", ""]
     for task in table.tasks:
         head += [f"{TASK_NAMES[task]} % here", f"{PAPER_DATA[task]} % in the paper"]
@@ -235,7 +235,7 @@ def to_markdown(table: Table) -> str:
 
 
 def cell_words(result: Result | None, seeds: int) -> str:
-    """Write mean and spread, and the number of seeds where some are missing."""
+    """Format mean and spread, and the number of seeds if some are missing."""
     if result is None:
         return "missing"
     spread = "" if result.spread is None else f" ± {result.spread:.2f}"
@@ -245,14 +245,14 @@ def cell_words(result: Result | None, seeds: int) -> str:
 
 
 def paper_words(row: RowName, task: Task) -> str:
-    """Write the paper's figure."""
+    """Format the paper's result."""
     figures = ROWS[row].paper
     return "not in the table" if figures is None else f"{figures[task]:.2f}"
 
 
 def write_rows(file: str, table: Table) -> None:
-    """Write a CSV file with a line for each row: for every task mean, standard deviation, each seed's value
-    and the paper's figure, in per cent.
+    """Write a CSV file with a line for each row: for every task the mean, the standard deviation, each seed's
+    value and the paper's value, in per cent.
     """
     figures_of_task = ["mean", "std", *(f"seed{seed}" for seed in table.seeds), "paper"]
     columns = [

@@ -1,5 +1,5 @@
-"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method,
-and its figures in the paper.
+"""The rows of the paper's table 4 (arXiv 2106.08254, section 3.3): what each changes in the full method, and
+its results in the paper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FULL: RowName = "beit"
 LONGER: RowName = "longer"
 
 PAPER_LONGER = 800 / 300
-"""The last row of the paper's table has 800 epochs, the others 300."""
+"""Factor on the length of the longer row: it has 800 epochs in the paper, the others 300."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Row:
 
     title: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Changed fields of the pretraining by their dotted names. The length of the longer row is the
-    ablation's to say."""
+    """Changed fields of the pretraining by their dotted names. The length of the longer row is set by the
+    ablation."""
     paper: Mapping[Task, float] | None
     """Top-1 on ImageNet-1k and mIoU on ADE20K, in per cent. None: the paper has no such row."""
 

@@ -1,10 +1,10 @@
-"""What a model predicts of a patch: its visual token (BEiT), its pixels or its mean colour (ablations), or
-what a target of your own says.
+"""Targets, which a model predicts for a patch: its visual token (BEiT), its pixels or its mean colour
+(ablations), or a target of your own.
 
 Letters in shapes: B images, N patches of an image, S of them asked for, O numbers that the head gives for a
 patch, P pixels along its side.
 
-A target of your own is a subclass of `Target`, or of `Classes` where it is one of O classes. In a program of
+A target of your own is a subclass of `Target`, or of `Classes` if it is one of O classes. In a program of
 your own:
 
     @register_target

@@ -1,4 +1,4 @@
-"""What a target has to say about itself: all that a run asks of it."""
+"""`Target`: the interface of everything that a model can be trained to predict for a patch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beit.tokenizer.protocol import ImageTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSetting:
-    """What is known of a run where its target is built."""
+    """What is known about a run when its target is built."""
 
     target: TargetConfig
     model: ModelConfig
@@ -26,10 +26,10 @@ class TargetSetting:
     seed: int
 
     vocab_size: int = 0
-    """Visual tokens that the tokenizer knows. 0: the target needs no tokenizer, or it is not open yet."""
+    """Size of the tokenizer's vocabulary. 0: the target needs no tokenizer, or it is not open yet."""
 
     tokenizer: ImageTokenizer | None = None
-    """Paints reconstructions. None where the target is sent to the workers, who only train."""
+    """Paints reconstructions. None if the target is sent to the workers, which only train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ class Drawing:
     """Title and explanation in the legend where `Target.paint` gives None."""
 
     judged: str = ""
-    """A sentence on right and wrong patches, besides what is said of every target."""
+    """A sentence on right and wrong patches, added to what is said for every target."""
 
 
 class Target(ABC):
-    """What the truth about a patch is, how far a prediction is from it, and which figures of the data give
-    that a meaning.
+    """What is predicted for a patch, the loss of a prediction, and the baselines to compare the loss with.
 
-    It gathers these figures since the run began; they are kept in checkpoints by `state` and `load_state`.
+    Baselines are computed from all data since the run began; checkpoints keep them by `state` and
+    `load_state`.
 
     An instance belongs to a run, and is pickled on its way to the workers. What needs no instance says how a
     run with this target is told about: in its summary, progress line, last lines, report and pictures.
@@ -68,7 +68,7 @@ class Target(ABC):
     """Whether batches must have the column "tokens", from the run's tokenizer or a token cache."""
 
     columns: ClassVar[tuple[str, ...]] = ()
-    """Columns of the batch that `truth` reads besides "patch_view"."""
+    """Columns of the batch that `truth` reads, in addition to "patch_view"."""
 
     judged: ClassVar[bool] = False
     """Whether a prediction is either right or wrong, as that of a class is. "accuracy" is then one of the
@@ -95,17 +95,17 @@ class Target(ABC):
         """Build the target of a run.
 
         Raises:
-            UserError: Where the setting does not suit it, naming the field.
+            UserError: If the setting does not suit the target; the message names the field.
         """
 
     @classmethod
     @abstractmethod
     def predicted(cls, setting: TargetSetting) -> str:
-        """What is predicted, in words that "of every hidden patch" can follow: "the visual token"."""
+        """What is predicted, as words that "of every hidden patch" can follow: "the visual token"."""
 
     @classmethod
     def warnings(cls, setting: TargetSetting) -> list[str]:
-        """What a setting allows and the user has probably not meant, in lines."""
+        """Warnings, as lines, about settings that are allowed but probably not intended."""
         return []
 
     @classmethod
@@ -185,10 +185,10 @@ class Target(ABC):
         return None
 
     def state(self) -> dict[str, Any]:
-        """What was gathered, as JSON types."""
+        """What was counted since the run began, as JSON types."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Go on from what `state` gave. State that `metrics` changes is replaced there, not changed in place:
+        """Restore what `state` returned. `metrics` replaces this state and never changes it in place, because
         copies of a target share it.
         """

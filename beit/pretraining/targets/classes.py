@@ -19,10 +19,10 @@ IGNORED = -100  # torch's number for a position without a target
 
 
 class Classes(Target):
-    """One of O classes a patch, by cross-entropy in nats.
+    """One of O classes for each patch, trained with cross-entropy in nats.
 
-    Two baselines give its figures a meaning. "unigram" is the loss of a model that knows only how often each
-    class occurs, "majority" the accuracy of one that always says the commonest.
+    Two baselines show what its loss and accuracy mean. "unigram" is the loss of a model that knows only how
+    often each class occurs, "majority" the accuracy of one that always predicts the most frequent class.
     """
 
     judged = True
@@ -106,8 +106,8 @@ class Classes(Target):
         )
 
     def sums(self, outputs: Tensor, truth: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        """Besides "loss": "correct", int64: patches whose class has the largest logit; "counts", int64 [O]:
-        how often each occurred.
+        """In addition to "loss": "correct", int64: patches whose class has the largest logit; "counts", int64
+        [O]: how often each occurred.
         """
         loss = F.cross_entropy(
             outputs.flatten(0, 1),
@@ -144,5 +144,5 @@ class Classes(Target):
         return {"counts": self._counts.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the counts."""
         self._counts = np.asarray(state["counts"], np.int64)

@@ -1,4 +1,4 @@
-"""The target of ViT's own attempt at masked patches: mean colours."""
+"""The target of ViT's own experiment with masked patches: mean colours."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ COLOUR_LEVELS = 8  # of a channel: 3 bits
 
 
 class MeanColour(Classes):
-    """The mean colour of a patch at 3 bits a channel, one of 512: ViT's own attempt at masked patches (arXiv
-    2010.11929, B.1.2).
+    """The mean colour of a patch with 3 bits per channel, one of 512: ViT's own experiment with masked
+    patches (arXiv 2010.11929, B.1.2).
     """
 
     kind = "colour"

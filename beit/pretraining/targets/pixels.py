@@ -50,7 +50,7 @@ class Pixels(Target):
 
     @classmethod
     def conclusion(cls, metrics: Mapping[str, float]) -> str | None:
-        """The squared error against that of always saying the mean colour."""
+        """The squared error, compared with that of always predicting the mean colour."""
         loss, variance = metrics.get("train/loss"), metrics.get("train/variance")
         if loss is None or variance is None:
             return super().conclusion(metrics)
@@ -114,10 +114,10 @@ class Pixels(Target):
         }
 
     def metrics(self, sums: Mapping[str, NDArray[Any]], weight: float) -> dict[str, float]:
-        """Mean squared error of a normalised value, and what gives it a meaning.
+        """Mean squared error of a normalised value, with its baseline.
 
-        "variance" is the error of always saying the mean colour of all patches asked for since the run began;
-        "explained" is the share of it that the model takes away.
+        "variance" is the error of always predicting the mean colour of all patches asked for since the run
+        began; "explained" is the share of it that the model removes.
         """
         self._patches += weight
         self._means = self._means + np.asarray(sums["means"], np.float64)
@@ -138,7 +138,7 @@ class Pixels(Target):
         return outputs
 
     def paint(self, values: Tensor) -> Tensor | None:
-        """Pixels put in place, not normalised any more."""
+        """The pixels as an image, no longer normalised."""
         size, grid = self._patch_size, math.isqrt(values.shape[1])
         squares = values.reshape(-1, grid, grid, CHANNELS, size, size)
         images = squares.permute(0, 1, 4, 2, 5, 3).reshape(-1, grid * size, grid * size, CHANNELS)
@@ -153,7 +153,7 @@ class Pixels(Target):
         return {"patches": self._patches, "means": self._means.tolist(), "squares": self._squares.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on adding up."""
+        """Restore the sums."""
         self._patches, self._means, self._squares = (
             state["patches"],
             np.asarray(state["means"]),

@@ -1,4 +1,4 @@
-"""Targets by the name that `target.kind` gives."""
+"""Register targets, and find them by the name in `target.kind`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ OfTarget = TypeVar("OfTarget", bound=type[Target])
 
 
 def register_target(target: OfTarget) -> OfTarget:
-    """Add a target, for `target.kind` to name by its `kind`. Given again, the latest counts.
+    """Register a target, which `target.kind` can then name by its `kind`. If a kind is registered again, the
+    latest counts.
 
-    Workers need not know the name: they are sent the target itself. Its class is pickled by value where it is
-    defined in the program that is run. Of a module that only this machine can import, say so:
+    Workers need not know the name: they receive the target itself. Its class is pickled by value if it is
+    defined in the program that is run. If it is defined in a module that only this machine can import, call
     `ray.cloudpickle.register_pickle_by_value(module)`.
     """
     TARGETS.add(target.kind, target)
@@ -31,9 +32,9 @@ def register_target(target: OfTarget) -> OfTarget:
 
 
 def find_target(kind: str) -> type[Target]:
-    """The target of that name.
+    """Return the target with this name.
 
     Raises:
-        UserError: For an unknown name, with the nearest one.
+        UserError: If the name is unknown; the message suggests the nearest one.
     """
     return TARGETS.find(kind)

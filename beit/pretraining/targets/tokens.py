@@ -62,7 +62,7 @@ class VisualTokens(Classes):
         return batch["tokens"].flatten(1).gather(1, positions).long()
 
     def paint(self, values: Tensor) -> Tensor | None:
-        """What the tokenizer decodes the tokens to."""
+        """The images that the tokenizer decodes from the tokens."""
         if self._tokenizer is None or not self._tokenizer.has_decoder:
             return None
         return self._tokenizer.decode(values).permute(0, 2, 3, 1)

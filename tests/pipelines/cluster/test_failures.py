@@ -45,7 +45,7 @@ def test_a_failure_leaves_its_text_and_says_how_to_go_on_and_a_mistake_of_the_co
     ):
         raise WorkerCrashedError
     assert failure.value.cause.startswith("The worker died unexpectedly while executing this task.")
-    assert failure.value.remedy == "mend the cause, then go on"
+    assert failure.value.remedy == "fix the cause, then go on"
     assert "The worker died" in (tmp_path / "error.log").read_text()
     with (
         pytest.raises(JobFailedError, match="--debug shows everything"),

@@ -21,8 +21,8 @@ def test_mistakes_are_named_the_commonest_first_and_the_matrix_is_drawn():
     assert "Most often taken for another: eel for cat (9); cat for eel (3)." in page
     assert "Confusion matrix" in page
     assert (
-        "Naming the commonest class each time gives 60.00%; the standard error of top-1 on so many images "
-        "is 10.33%"
+        "Always predicting the commonest class gives 60.00%; the standard error of top-1 on this number of "
+        "images is 10.33%"
     ) in page
     assert "top-5" not in page, "of three classes"
     assert "cut &lt;short&gt;" in page

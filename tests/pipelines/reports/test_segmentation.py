@@ -36,7 +36,7 @@ def test_the_commonest_class_comes_first_and_one_without_pixels_has_no_figures()
 
 def test_all_unusable_images_are_counted_and_some_are_named_and_the_way_of_testing_is_said():
     page = html_of(None)
-    assert "<p>25 images or annotations could not be used and count nowhere:" in page
+    assert "<p>25 images or annotations could not be used and do not count:" in page
     assert (page.count("<li>"), page.count("<code>19.png</code> ids &lt; 0"), page.count("20.png")) == (
         20,
         1,

@@ -103,7 +103,7 @@ def test_a_run_stopped_while_it_is_judged_is_judged_again_at_that_pause_and_goes
     with pytest.raises(JobFailedError) as failed:
         train(AtPauses(WorkerCrashedError()), resume=folder)
     assert failed.value.cause.startswith("The worker died unexpectedly")
-    assert failed.value.remedy == f"mend the cause, then {remedy}"
+    assert failed.value.remedy == f"fix the cause, then {remedy}"
     assert "The worker died" in Path(folder, "error.log").read_text()
     assert segments == [(4, False, False), (8, True, True)], "nothing is trained before the judge is done"
     last = AtPauses()

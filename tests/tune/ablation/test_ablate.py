@@ -96,7 +96,7 @@ def test_an_ablation_ends_with_a_table_and_one_that_was_killed_does_only_what_is
     saved, preset = run_folder.saved_config(result.folder, AblationConfig, job="ablate")
     lines.clear()
     again = ablate(saved, preset=preset, resume=result.folder, say=lines.append)
-    assert "resumed: finished: beit-seed0; to go on with: pixels-seed0 (segment)" in lines
+    assert "resumed: finished: beit-seed0; to resume: pixels-seed0 (segment)" in lines
     for name in names[:3]:
         assert Path(result.folder, name, "metrics.jsonl").stat().st_mtime_ns == before[name], (
             f"{name} ran again"

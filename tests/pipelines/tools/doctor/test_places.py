@@ -26,7 +26,7 @@ def test_mlflow_answers_or_not(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:password@{NOBODY}")
 
     def check(run, place):
-        raise UserError(tracking.trouble(place.uri, OSError("refused")), "mend MLFLOW_TRACKING_URI")
+        raise UserError(tracking.trouble(place.uri, OSError("refused")), "correct MLFLOW_TRACKING_URI")
 
     monkeypatch.setattr(tracking, "check", check)
     finding = only(places.mlflow(str(tmp_path), {}))
