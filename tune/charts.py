@@ -209,8 +209,8 @@ def dot_rows(
     *,
     labels: tuple[str, str],
 ) -> Markup:
-    """Draw a row of dots for each name, one dot a value, with a stroke at their mean and the reference
-    beside it.
+    """Draw a row of dots for each name, with one dot per value and a stroke at their mean, and the reference
+    values in a second chart.
 
     Args:
         title: Above the chart.

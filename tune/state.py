@@ -2,7 +2,7 @@
 was killed can be resumed.
 
 <sweep>/config.json          the sweep's configuration
-<sweep>/trial-000/trial.json parameters and state of a trial; beside it what every run folder has
+<sweep>/trial-000/trial.json parameters and state of a trial, next to the files of a run folder
 """
 
 from __future__ import annotations

@@ -44,16 +44,16 @@ class Tokens:
         """Describe the time that was saved, for trials that read this many views."""
         if not self.computed:
             return (
-                f"tokens: {self.views:,} views were there from an earlier sweep; the trials read "
+                f"tokens: {self.views:,} views were computed by an earlier sweep; the trials read "
                 f"{read:,}, and nothing was tokenised"
             )
         computed = self.views * self.computed / self.parts
         rate = computed / max(self.seconds, 1e-9)
         one_by_one = read / rate
         return (
-            f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} a second "
-            "with starting up); the trials "
-            f"read {read:,}, for which each by itself would have taken {one_by_one:.0f} s in all"
+            f"tokens: {computed:,.0f} views tokenised once in {self.seconds:.0f} s ({rate:,.0f} per second, "
+            f"start included); the trials read {read:,}, which would have taken {one_by_one:.0f} s in all if "
+            "each trial had tokenised its own"
             + (f": {one_by_one - self.seconds:.0f} s saved" if one_by_one > self.seconds else "")
         )
 

@@ -41,7 +41,7 @@ def trial_config(
     Args:
         base: The configuration that the trials share.
         params: The parameters of this trial.
-        objective: Of the sweep.
+        objective: The sweep's objective.
         images: Number of images in an epoch.
         sweep: The sweep's folder.
         name: Name of the trial's folder in it.
@@ -143,8 +143,8 @@ def entry_of(
     Args:
         config: The trial's configuration, from `trial_config`.
         trial: Its number and parameters.
-        preset: Of the sweep.
-        objective: Of the sweep.
+        preset: The sweep's preset.
+        objective: The sweep's objective.
         rows: Number of images in an epoch.
         debug: Show Ray's own messages.
     """

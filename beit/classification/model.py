@@ -46,7 +46,7 @@ class Classifier(Backbone):
         Args:
             config: Sizes and variant of the backbone.
             classes: K.
-            pooling: How tokens become the vector that the head takes.
+            pooling: How tokens become the vector that the head reads.
             class_names: K names, in the order of the logits.
             head_scale: Factor on the head's initial weights: the authors' for a head after pretrained blocks,
                 1 to train from scratch.

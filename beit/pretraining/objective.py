@@ -133,7 +133,7 @@ class MimObjective(VitObjective[Beit]):
         return target.metrics(sums, weight)
 
     def save(self, folder: Path) -> None:
-        """Write the model's checkpoint, and what the target has gathered beside it."""
+        """Write the model's checkpoint, and the state of the target next to it."""
         super().save(folder)
         # Gathered on rank 0 only, so it is no buffer that workers would have to share.
         checkpoints.write_json(folder / TARGETS_FILE, self.target.state())

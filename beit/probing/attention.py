@@ -86,8 +86,8 @@ def attention(backbone: Backbone, pixels: Tensor, *, block: int = -1, rows: Tens
 def figure_size(backbone: Backbone) -> int:
     """Return the side of a figure's image in pixels.
 
-    The paper's figure has 30 patches a side for a model of 14; a model's grid is scaled likewise, to 30 at
-    most, and never below the model's own. So positions are resampled no further than in the paper.
+    The paper's figure has 30 patches a side for a model of 14; a model's grid is scaled by the same factor,
+    to 30 at most, and never below the model's own. So positions are resampled no further than in the paper.
     """
     grid = backbone.config.grid
     return backbone.config.patch_size * max(grid, min(FIGURE_GRID, round(grid * FIGURE_GRID / PAPER_GRID)))

@@ -61,7 +61,7 @@ def knn_votes(
 
     Yields:
         Float32 [m, K], M rows in total: the sum of the votes for each class. This needs 4 N (D + 256) bytes
-        beside the arguments.
+        in addition to the arguments.
     """
     known = train.to(torch.float32, copy=True)
     # In place, because a second copy might not fit into memory.

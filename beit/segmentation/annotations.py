@@ -65,8 +65,8 @@ def decode_annotation(encoded: bytes, config: AnnotationConfig, *, height: int, 
     Args:
         encoded: The file's bytes.
         config: What the ids mean.
-        height: Of the image that it belongs to, in pixels, after the image was turned as its EXIF data say.
-        width: Likewise.
+        height: Height of its image in pixels, after the image was rotated according to its EXIF data.
+        width: Width of its image.
 
     Returns:
         int16 [height, width]: classes from 0, or IGNORED.

@@ -53,7 +53,7 @@ class DvaeConfig:
 @dataclass(frozen=True, kw_only=True)
 class DvaeTrainConfig:
     """Schedules of the evidence lower bound. The defaults were found at small scale (docs/log/tokenizers.md);
-    DALL-E's values stand in brackets.
+    DALL-E's values are in brackets.
     """
 
     kl_weight: NotNegativeFloat = 6.6

@@ -43,7 +43,8 @@ class UnilmConfig:
     """Channels of all hidden layers."""
 
     layers: PositiveInt = 3
-    """Halvings of the resolution: a token stands for 2 to this power pixels a side."""
+    """Number of times that the resolution is halved: a token stands for a square with a side of 2 ** `layers`
+    pixels."""
 
     @property
     def px_per_token(self) -> int:

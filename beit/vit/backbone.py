@@ -143,7 +143,7 @@ class Backbone(VitModel):
 
     @property
     def head_config(self) -> dict[str, Any]:
-        """What `from_config` needs beside the sizes: for a backbone, whether it has a final norm."""
+        """What `from_config` needs in addition to the sizes: for a backbone, whether it has a final norm."""
         return {"norm": isinstance(self.norm, nn.LayerNorm)}
 
     @classmethod

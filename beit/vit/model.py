@@ -23,7 +23,9 @@ class VitModel(nn.Module):
     @property
     @abstractmethod
     def head_config(self) -> dict[str, Any]:
-        """What `from_config` needs beside `config`, as JSON types; saved in a checkpoint's `config.json`."""
+        """What `from_config` needs in addition to `config`, as JSON types; it is saved in a checkpoint's
+        `config.json`.
+        """
 
     @classmethod
     @abstractmethod

@@ -150,8 +150,8 @@ def at_size(model: Model, height: int, width: int) -> Model:
 
     Args:
         model: A `Backbone`, or a model that contains one.
-        height: In pixels, a multiple of the patch size.
-        width: Likewise.
+        height: Height of the images in pixels, a multiple of the patch size.
+        width: Width of the images, likewise a multiple.
 
     Returns:
         A model with resampled positions that shares every other weight with `model`. Use it for inference

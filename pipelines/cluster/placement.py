@@ -145,7 +145,7 @@ def _plan(config: ResourceConfig, nodes: Sequence[Node], *, tokenize: bool) -> P
     workers = asked or (WorkerRange(gpus, gpus) if on_gpu else WorkerRange(1, 1))
     if on_gpu and asked is None and not any(int(node.gpus) for node in trainers if node.there):
         raise UserError(
-            f"no GPU is there yet, and the cluster may grow to {gpus} for training: how many are wanted?",
+            f"no GPU has joined yet, and the cluster may grow to {gpus} for training: how many are wanted?",
             f"set --resources.workers {gpus}, or fewer: they are paid for while the run lasts",
         )
     streams = config.streams or 1

@@ -87,7 +87,7 @@ def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) ->
         "RAY_DEDUP_LOGS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announcement of a changed default, once an actor
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # Ray turns tokens on by itself for a private head; there is nobody else to keep out of a loopback
+        # Ray enables tokens by default. A private head does not need them: it listens only on a loopback
         # socket of this process.
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
     }

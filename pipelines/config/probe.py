@@ -15,12 +15,12 @@ from pipelines.config.supervised import ClassifyDataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(CommandConfig):
-    """What frozen features of a model know about labels, layer by layer: k-NN and a linear classifier."""
+    """Evaluate a model's frozen features on labels, layer by layer, with k-NN and a linear classifier."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "keep_features")
 
     start: str | None = None
-    """A run folder, whose model is probed, or the folder of a checkpoint."""
+    """Run folder whose model is probed, or checkpoint folder."""
 
     data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
 
@@ -37,12 +37,12 @@ class ProbeConfig(CommandConfig):
     """Probe the same architecture with random weights too, as a baseline without any training."""
 
     most_images: PositiveInt = 50_000
-    """The most training images to take. Where there are more, this many are drawn, the same share of every
-    class, and a line says so."""
+    """Most training images to use. Of a larger set, this many are drawn, the same share of every class, and
+    the run says so."""
 
     centre: PositiveShare | None = None
-    """Share of the short side that the square view in the middle covers. None: 0.875 for models between 128
-    and 384 px, else 1."""
+    """Side of the centre square that the model sees, as a share of the image's shorter side. None: 0.875 for
+    models between 128 and 384 px, otherwise 1."""
 
     numbers: Literal["float16", "float32"] = "float16"
     """Number format of the features. float32 is for models whose features are too large for float16."""
@@ -51,7 +51,8 @@ class ProbeConfig(CommandConfig):
     """Keep the features in the run folder. False: they are deleted at the end."""
 
     seed: NotNegativeInt = 0
-    """Draws the part of the images, the random weights and the order of the linear classifier's training."""
+    """Seed of the choice of images, the random weights, and the order in which the linear classifier is
+    trained."""
 
     knn: KnnConfig = field(default_factory=KnnConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
@@ -59,5 +60,5 @@ class ProbeConfig(CommandConfig):
     output: FolderConfig = field(default_factory=FolderConfig)
 
     def check_together(self, option: Options) -> None:
-        """Refuse no pooling at all."""
+        """Refuse an empty list of poolings."""
         check_poolings(self.poolings)

@@ -51,7 +51,7 @@ def check_batch(global_batch_size: int, workers: WorkerRange | None) -> None:
     least one image each in an elastic one. None: the number is not known yet.
 
     Raises:
-        UserError: With the division and the nearest numbers that work.
+        UserError: If not; the message shows the division and the nearest numbers that work.
     """
     if workers is None:
         return

@@ -1,4 +1,4 @@
-"""What judges a model while it is trained."""
+"""`Judge`: the interface of what evaluates a model during its training."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from pipelines.runs.run_folder import RunFolder
 
 
 class Judge(ABC):
-    """Judges the models of a training at its pauses and at its end, when the whole cluster is free."""
+    """Evaluates the models of a training at its pauses and at its end, when the whole cluster is free."""
 
     folder: str
-    """Folder in the run folder that keeps the evaluations."""
+    """Subfolder of the run folder that keeps the evaluations."""
 
     variant: str = ""
-    """Tells two evaluations of the same step apart. What was judged in this variant is not judged again."""
+    """Distinguishes evaluations of the same step with other settings. A step is evaluated only once in each
+    variant."""
 
     pauses: Sequence[int] = ()
-    """Steps after which training pauses at a checkpoint, before the last."""
+    """Steps before the last one after which training pauses at a checkpoint."""
 
     @abstractmethod
     def judge(self, folder: RunFolder, checkpoint: str, placement: Placement, step: int) -> dict[str, Any]:
-        """Judge a checkpoint; returns JSON types."""
+        """Evaluate a checkpoint; returns JSON types."""
 
     @abstractmethod
     def line(self, found: Mapping[str, Any]) -> str:
-        """Put what `judge` returned into a line."""
+        """Format what `judge` returned as a line."""
 
     @abstractmethod
     def figures(self, found: Mapping[str, Any]) -> dict[str, float]:

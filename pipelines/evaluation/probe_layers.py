@@ -1,5 +1,5 @@
-"""Features of a probe: those of both sets are written by one Ray Data job; then a Ray task for each layer and
-pooling reads its own and judges them, so that no process holds more than one.
+"""Compute and evaluate the features of a probe. One Ray Data job writes the features of both sets. A Ray task
+for each layer and pooling then reads and evaluates its own, so that no process holds more than one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.runs.run_folder import RunFolder
 from pipelines.sources.labels import LabelledManifest
 
 FEATURES_FOLDER = "features"
-"""Folder in the run folder."""
+"""Subfolder of the run folder with the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ProbeData:
     """The labelled images of a probe."""
 
     uri: str
-    """Where the training images are."""
+    """Path of the training images."""
     train: LabelledManifest
     val: LabelledManifest
     classes: int
@@ -51,16 +51,16 @@ def compute_features(
     run: RunFolder,
     say: Callable[[str], None],
 ) -> tuple[FeatureFiles, FeatureFiles]:
-    """Compute the features of both sets, unless they are there.
+    """Compute the features of both sets, unless they exist already.
 
     Args:
-        weights: The checkpoint's, or random ones.
+        weights: Whether to use the checkpoint's weights or random ones.
         checkpoint: Folder of the model.
         saved: Its configuration.
         data: Both sets.
         layers: Blocks, from 1.
         config: The probe's.
-        placement: Where the Ray Data job runs.
+        placement: The resources of the Ray Data job.
         run: The run folder, which keeps the features.
         say: Takes the lines for the user.
 
@@ -101,15 +101,16 @@ def judge_features(
     config: ProbeConfig,
     placement: Placement,
 ) -> Iterator[ProbeRow]:
-    """Judge the features in Ray tasks, in the places of training workers; yields rows as they are ready.
+    """Evaluate the features in Ray tasks, each with the resources of a training worker; yields rows as they
+    are ready.
 
     Args:
-        weights: Whose features they are.
+        weights: Whether these are the features of trained or of random weights.
         files: Those of the training images and of the validation images.
         wanted: (layer, pooling) pairs.
-        classes: How many there are.
+        classes: Number of classes.
         config: The probe's.
-        placement: Where the tasks run.
+        placement: The resources of the tasks.
     """
     import ray
 
@@ -139,7 +140,7 @@ def _judge_feature(
     device: str,
     threads: int,
 ) -> dict[str, float]:
-    """Judge one feature; returns the figures of a `ProbeRow`."""
+    """Evaluate one feature; returns the accuracies of a `ProbeRow`."""
     torch.set_num_threads(threads)
     known, asked = Labelled(*train.read(layer, pooling)), Labelled(*val.read(layer, pooling))
     knn_score = probe_knn(known, asked, classes, knn, device=device)
@@ -155,7 +156,7 @@ def _judge_feature(
 
 
 def _kept_model(weights: Weights, checkpoint: str, saved: SavedConfig, seed: int, folder: str) -> str:
-    """Copy the model for the time of the probe, or make one with random weights."""
+    """Copy the model for the duration of the probe, or make one with random weights."""
     kept = storage.join(folder, "model")
     if not holds_model(kept) and weights == "random":
         return keep_new_model(Beit(saved.model, 1, seed=seed), folder, extra={"view": saved.extra["view"]})

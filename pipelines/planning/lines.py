@@ -86,7 +86,7 @@ def here_lines(
     total = costs.view + costs.token + costs.step
     yield (
         f"of a core's time: views {costs.view / total:.0%}, tokens {costs.token / total:.0%}, training "
-        f"{costs.step / total:.0%}; Ray is taken to leave {forecast.RUN_SHARE:.0%} of the cores to them"
+        f"{costs.step / total:.0%}; assumed: Ray leaves {forecast.RUN_SHARE:.0%} of the cores to them"
     )
 
 
@@ -127,7 +127,7 @@ def cluster_lines(
 ) -> Iterator[str]:
     """Format time, limits, nodes and costs on GPUs, for growing numbers of workers."""
     if machines.supposed:
-        yield f"warning: other GPUs than the machines have are supposed: {', '.join(machines.supposed)}"
+        yield f"warning: the plan assumes other GPUs than the machines have: {', '.join(machines.supposed)}"
     first = on_cluster(config, rates, machines, workers, UTILISATION[1])
     if first.extrapolated:
         known = ", ".join(f"{kind} {DENSE_TFLOPS[kind]:g}" for kind in sorted(first.extrapolated))
@@ -136,7 +136,7 @@ def cluster_lines(
             f"{UTILISATION[1]:.0%}; views from the cores that were measured"
         )
     if machines.head_cores is not None and not own:
-        yield f"head: {machines.head_cores:g} cores, for the coordinators of as many streams at most"
+        yield f"head: {machines.head_cores:g} cores, for the coordinators of at most as many streams"
     if (
         rates.gpu
         and rates.costs.token_flop
@@ -196,8 +196,8 @@ def cluster_lines(
         if missing := [stage for stage in STAGES if stage not in prices]:
             yield f"costs need the prices of all nodes that are used; not given: {', '.join(missing)}"
         yield (
-            f"costs hold {60 * forecast.AROUND_HOURS:g} minutes of all nodes beside the run: they start, "
-            "and are idle before they go"
+            f"costs include {60 * forecast.AROUND_HOURS:g} minutes of all nodes in addition to the run, for "
+            "their start and for idle time before they are removed"
         )
 
 

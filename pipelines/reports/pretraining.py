@@ -1,4 +1,6 @@
-"""What the report of a pretraining says in its target's words: key figures, curves, classes, masks."""
+"""Build the parts of a pretraining's report that depend on its target: key figures, curves, classes,
+masks.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,18 @@ from pipelines.reports.run import Report
 from pipelines.runs.metrics import finite_metrics
 
 UNCHARTED = ("train/hidden", "eval/perplexity")
-"""The share of hidden patches is told by `mask_section`; the perplexity of fixed samples does not change."""
+"""Metrics without a chart: `mask_section` shows the share of hidden patches, and the perplexity of fixed
+samples does not change."""
 
 
 def pretraining_report(
     config: PretrainConfig, rows: Sequence[Mapping[str, float]], counts: Sequence[int] | None
 ) -> Report:
-    """Return what the metrics of a pretraining say, in the words of its target.
+    """Describe the metrics of a pretraining, in the words of its target.
 
     Args:
-        config: The run's.
-        rows: Its metrics over the steps.
+        config: Configuration of the run.
+        rows: Metrics of the run, by step.
         counts: How often each class was asked for. None: its target has no classes.
     """
     target = find_target(config.target.kind)

@@ -96,8 +96,8 @@ def test_trials_share_tokens_unless_the_space_changes_views_or_tokenizer():
 def test_what_one_tokenizer_saves_is_what_the_others_would_have_computed():
     tokens = Tokens(path="x", views=2000, parts=4, computed=4, seconds=10)
     assert (
-        "the trials read 10,000, for which each by itself would have taken 50 s in all: 40 s saved"
-        in tokens.saved(10_000)
+        "the trials read 10,000, which would have taken 50 s in all if each trial had tokenised its own: "
+        "40 s saved" in tokens.saved(10_000)
     )
     assert "nothing was tokenised" in Tokens(path="x", views=2000, parts=4, computed=0, seconds=3).saved(
         10_000

@@ -2,7 +2,7 @@
 from it. Its state is kept in the run folders of these jobs.
 
 <ablation>/config.json                       the ablation's configuration
-<ablation>/<row>-seed<n>-pretrain/job.json   how the job ended; beside it what every run folder has
+<ablation>/<row>-seed<n>-pretrain/job.json   how the job ended, next to the files of a run folder
 <ablation>/<row>-seed<n>-classify/ …
 <ablation>/<row>-seed<n>-segment/ …
 """

@@ -53,9 +53,9 @@ class Target(ABC):
     Baselines are computed from all data since the run began; checkpoints keep them by `state` and
     `load_state`.
 
-    An instance belongs to a run, and is pickled on its way to the workers. What needs no instance says how a
-    run with this target is told about: in its summary, progress line, last lines, report and pictures.
-    Metrics are named there as they are recorded: "train/" or "eval/" before the names that `metrics` gives.
+    An instance belongs to a run, and is pickled on its way to the workers. Class methods and class variables
+    describe a run with this target: in its summary, progress line, last lines, report and pictures. Metrics
+    are named there as they are recorded: "train/" or "eval/" before the names that `metrics` gives.
     """
 
     kind: ClassVar[str]
@@ -72,7 +72,7 @@ class Target(ABC):
 
     judged: ClassVar[bool] = False
     """Whether a prediction is either right or wrong, as that of a class is. "accuracy" is then one of the
-    metrics; otherwise pictures tell the squared error."""
+    metrics; otherwise pictures show the squared error."""
 
     progress: ClassVar[tuple[tuple[str, str], ...]] = (("loss {:.3f}", "train/loss"),)
     """Items of the progress line: (format, names of metrics with spaces between)."""
@@ -87,7 +87,7 @@ class Target(ABC):
     outputs: int
     """O, size of the head's output."""
 
-    # -- how a run with it is told about
+    # -- how a run with it is described
 
     @classmethod
     @abstractmethod

@@ -227,7 +227,7 @@ def test_a_cluster_is_extrapolated_and_says_so_with_nodes_and_money(measured):
     faster = [line for line in supposed if line.startswith("8 x A100")]
     assert "9,246 to 13,869 images/s" in faster[0]  # 8 x 312 TFLOP/s x 0.4 / 107.98 GFLOP, and at 0.6
     assert "limited by training" in faster[0]
-    warning = "warning: other GPUs than the machines have are supposed"
+    warning = "warning: the plan assumes other GPUs than the machines have"
     assert [line for line in supposed if line.startswith(warning)] == [
         f"{warning}: tokens-spot: A100 in place of L4"
     ]
@@ -278,7 +278,7 @@ def test_the_heads_cores_bound_the_streams(measured, tmp_path):
     # a second, 90 a coordinator.
     options = {"token_gpu": "A100", "resources__workers": 32, **LARGE}
     lines = list(planned(cluster=AWS, **options))
-    assert "head: 4 cores, for the coordinators of as many streams at most" in lines
+    assert "head: 4 cores, for the coordinators of at most as many streams" in lines
     line = next(line for line in lines if line.startswith("32 x A100: "))
     assert f"to {4 * 64 * COORDINATOR_BLOCKS[2]:,.0f} images/s" in line
     assert "limited by 4 coordinators" in line
@@ -546,5 +546,6 @@ def test_a_short_run_on_many_nodes_costs_what_the_nodes_cost_while_they_come_and
     # dollars.
     assert line.endswith("; 5 to 5 dollars"), line
     assert (
-        "costs hold 10 minutes of all nodes beside the run: they start, and are idle before they go" in lines
-    )
+        "costs include 10 minutes of all nodes in addition to the run, for their start and for idle time "
+        "before they are removed"
+    ) in lines
