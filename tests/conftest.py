@@ -46,7 +46,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Put an empty MLflow store where one would be made, which takes MLflow a second."""
+    """Put an empty MLflow store where MLflow would create one, which takes it a second."""
     from mlflow import MlflowClient
 
     store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"

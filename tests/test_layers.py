@@ -1,4 +1,4 @@
-"""The direction of imports: a module imports what is below it, never what is above, and no circle stands.
+"""The direction of imports: a module imports what is below it, never what is above, and there are no circles.
 
 Imports inside functions count like all others. `pipelines/cli.py` names its commands as strings and imports
 none.

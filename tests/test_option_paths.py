@@ -1,4 +1,4 @@
-"""Every option of every command: a value that cannot be is refused by its whole path."""
+"""Every option of every command: an invalid value is refused with the option's whole path."""
 
 import ast
 import dataclasses

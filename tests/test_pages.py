@@ -72,7 +72,9 @@ def test_pages_that_source_files_name_are_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_lines_are_short(page):
-    """Of prose and of code to be typed; tables, pictures and what programs print have their own width."""
+    """The limit holds for prose and for code to be typed; tables, pictures and output of programs have their
+    own width.
+    """
     typed = re.findall(r"^```(?:sh|bash|python|json)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for block in (prose(page), *typed) for line in block.splitlines()]
     free = ("|", "![", "    '{")

@@ -1,5 +1,5 @@
-"""One thread: these models are so small that threads only wait for each other, for minutes where other work
-runs beside them.
+"""Use one thread: these models are so small that threads only wait for each other, for minutes if other work
+is running.
 """
 
 import copy

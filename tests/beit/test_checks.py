@@ -25,7 +25,7 @@ from beit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """Stands at two places of `Command`."""
+    """A config at two places of `Command`."""
 
     size: PositiveInt | None = None
     low: PositiveShare = 0.5
@@ -37,21 +37,21 @@ class Crop:
     dropped: BelowOne = 0.25
 
     def check_together(self, option: Options) -> None:
-        """The two must make a range."""
+        """Refuse two values that make no range."""
         if self.low > self.high:
             raise UserError(f"{option('low')} is above {option('high')}", f"set {option('high', 1)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Between the command and a crop."""
+    """A config between the command and a crop."""
 
     crop: Crop = field(default_factory=Crop)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command(CommandConfig):
-    """The whole."""
+    """The configuration of a whole command."""
 
     many_steps: PositiveInt
     lr: PositiveFloat = 0.1
@@ -60,7 +60,7 @@ class Command(CommandConfig):
     test: Judge = field(default_factory=Judge)
 
     def check_together(self, option: Options) -> None:
-        """A rule that looks into the configs below."""
+        """A rule about fields of the configs inside."""
         if self.test.crop.size == self.many_steps:
             raise UserError(f"{option('test.crop.size')} and {option('many_steps')} are the same", "-")
 

@@ -1,4 +1,4 @@
-"""Configs: what they refuse, and their way through JSON and dotted names."""
+"""Configs: what they refuse, and their conversion to JSON and from dotted names."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Memory that is freed serves again, whichever thread computes."""
+"""Freed memory is used again, whichever thread computes."""
 
 import platform
 import subprocess

@@ -1,5 +1,5 @@
-"""Ports of a Ray node's agents, said beforehand: Ray waits 15 s for them to be announced, which is too short
-on busy cores.
+"""Choose the ports of a Ray node's agents before it starts: Ray waits 15 s until the agents announce them,
+which is too short on busy cores.
 """
 
 import socket
@@ -15,7 +15,7 @@ PORTS = {
 
 
 def own_ports():
-    """Ports of a node's own, by option: nodes on one machine would meet on the usual ones."""
+    """A node's own ports, by option: several nodes on one machine cannot all use the default ones."""
     return {option: free_port() for option in PORTS}
 
 

@@ -58,7 +58,7 @@ OUTPUT = (
 
 
 class Cluster:
-    """The head with its autoscaler, which starts the nodes as its children."""
+    """The head with its autoscaler, which starts the nodes as child processes."""
 
     def __init__(self, folder):
         self.folder, self.started = folder, time.monotonic()

@@ -94,7 +94,7 @@ class Machine:
         return [] if own == os.readlink("/proc/self/ns/net") else in_namespace(own)
 
     def kill(self):
-        """The machine is gone from one moment to the next, its network with it."""
+        """Remove the machine suddenly, together with its network."""
         found = self.processes()
         run("ip", "link", "delete", f"beit-{int(self.name.split()[1])}")
         for pid in found:
@@ -215,7 +215,7 @@ def in_namespace(name):
 
 
 def name_of(pid):
-    """What a process calls itself; "" if it is gone."""
+    """The name of a process; "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -234,7 +234,7 @@ class Driver:
             )
 
     def look(self):
-        """Show what is new; False when it has ended."""
+        """Show new lines; returns False when the job has ended."""
         running = self.process.poll() is None
         lines = self.log.read_text().splitlines()
         for line in lines[len(self.lines) :]:

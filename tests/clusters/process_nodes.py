@@ -1,4 +1,4 @@
-"""Nodes that are processes, for Ray's autoscaler: what growing_cluster.py gives it in place of a cloud."""
+"""Nodes that are processes, for Ray's autoscaler: growing_cluster.py uses them in place of a cloud."""
 
 import json
 import os

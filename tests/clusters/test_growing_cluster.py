@@ -1,5 +1,5 @@
-"""A training on a cluster that grows and shrinks by itself: growing_cluster.py says how, docs/log/clusters.md
-what it prints.
+"""A training on a cluster that grows and shrinks by itself: see growing_cluster.py for how, and
+docs/log/clusters.md for its output.
 """
 
 import re

@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).with_name("machines.py")
 
 @pytest.fixture(scope="module")
 def own_networks():
-    """Skips where a program cannot have namespaces of its own."""
+    """Skip the tests if programs cannot have their own namespaces."""
     done = subprocess.run(
         [sys.executable, PROGRAM, "nothing", "nowhere"], capture_output=True, text=True, check=False
     )
@@ -33,7 +33,7 @@ def folder(own_networks):
 
 
 def watch(what, folder, *options):
-    """What the program prints, which has come to its end."""
+    """The output of the program, which has ended."""
     command = [sys.executable, str(PROGRAM), what, folder, *options]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False

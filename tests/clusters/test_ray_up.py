@@ -1,5 +1,5 @@
-"""The files for `ray up`: by Ray's own validation, by what they promise, and for AWS by creating nodes
-against moto. Nothing is paid.
+"""The files for `ray up`: Ray's own validation, what the files promise, and for AWS the creation of nodes
+against moto, which costs nothing.
 """
 
 import tomllib

@@ -70,7 +70,7 @@ def written(folder: Path, job: str, config: dict) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """What stands for a pretrained run."""
+    """A replacement for a pretrained run."""
     folder = tmp_path_factory.mktemp("run") / "model"
     sizes = ModelConfig(image_size=224, patch_size=16, dim=24, depth=4, heads=2)
     save_model(Beit(sizes, 16, seed=0), folder, extra={"view": {"mean": [0.5] * 3, "std": [0.5] * 3}})
@@ -79,7 +79,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def no_explaining(monkeypatch):
-    """What dry runs say beside the configuration looks at the data."""
+    """Replace what dry runs say in addition to the configuration, which would read the data."""
     for explained in ("pipelines.pretrain", "tune.sweep", "tune.ablation.ablate"):
         monkeypatch.setattr(f"{explained}.explain", lambda config, preset: ())
 
@@ -114,7 +114,7 @@ def test_a_run_can_be_resumed_as_it_is_written(command, model, tmp_path, capsys)
 
 
 class Understood(BaseException):
-    """A command's words are a configuration."""
+    """The words of a command give a valid configuration."""
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(TRAINING)])

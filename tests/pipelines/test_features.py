@@ -118,7 +118,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 
 def test_a_folder_laid_out_by_hand_opens_and_goes_on(tmp_path):
-    """The layout on disk is a promise: features are kept for months."""
+    """The layout on disk must not change: features are kept for months."""
     kind = pa.list_(pa.float16(), 4)
     columns = {
         "unit": pa.array([0, 0], pa.int32()),

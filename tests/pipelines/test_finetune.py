@@ -1,4 +1,6 @@
-"""The whole job, small: from a pretrained checkpoint to a classifier that was judged on every image once."""
+"""The whole job, small: from a pretrained checkpoint to a classifier that is evaluated on every image
+once.
+"""
 
 import json
 import shutil

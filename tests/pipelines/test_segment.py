@@ -1,4 +1,4 @@
-"""The whole job, small: from a pretrained checkpoint to a segmenter that was judged on every image once."""
+"""The whole job, small: from a pretrained checkpoint to a segmenter that is evaluated on every image once."""
 
 import csv
 import io
@@ -89,7 +89,7 @@ def write_streets(folder, numbers, *, broken=None, names=NAMES):
 
 
 def wrong_files():
-    """Annotations that are none, by row, with the reason that is to be given."""
+    """Annotations that cannot be used, by row, with the expected reason."""
     other, too_high = np.zeros((40, 33), np.uint8), np.zeros(SIZES[1], np.uint8)
     too_high[0, :4] = 9
     return {

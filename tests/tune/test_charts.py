@@ -31,7 +31,7 @@ def test_charts_of_sweeps_look_like_those_of_runs(chart):
 
 
 def sizes(svg: str) -> set[float]:
-    """Of letters, in points."""
+    """The sizes of letters, in points."""
     return {float(size) for size in re.findall(r"font(?:-size)?: ?(\d+(?:\.\d+)?)px", svg)}
 
 

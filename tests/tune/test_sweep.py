@@ -1,5 +1,5 @@
-"""A sweep with Ray Tune, small, whose driver is killed; then what is left of it, gone on with. What is
-refused is refused before Ray.
+"""A small sweep with Ray Tune whose driver is killed, and which is then resumed. Mistakes are refused before
+Ray starts.
 """
 
 import json
@@ -117,7 +117,7 @@ def times(folder):
 
 
 def states(tmp_path):
-    """Of all MLflow runs, which must be children of the sweep."""
+    """The states of all MLflow runs, which must be children of the sweep."""
     client = MlflowClient(f"sqlite:///{tmp_path}/store.db")
     experiment = client.get_experiment_by_name("beit")
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}

@@ -1,4 +1,4 @@
-"""The classification objective: what weighs, what is random and when, and that it learns."""
+"""The classification objective: which images count, what is random and when, and that it learns."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Erased rectangles, and the view that a classifier is judged by."""
+"""Erased rectangles, and the view on which a classifier is evaluated."""
 
 import io
 

@@ -1,4 +1,6 @@
-"""What a file of weights is told to be, what is passed over, and what is refused with which words."""
+"""How files of weights are recognised, which tensors are left out, and which files are refused with which
+message.
+"""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
-"""The same random weights give the same numbers as Hugging Face's BEiT and timm's: logits, tokens behind
-every block, all gradients.
+"""The same random weights give the same numbers as Hugging Face's BEiT and timm's: logits, tokens after every
+block, all gradients.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float6
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """Every parameter away from its first value: no bias or table is 0, no gain is 1."""
+    """Change every parameter from its initial value: no bias or table is 0, no gain is 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -279,7 +279,7 @@ def test_segmentation_of_the_same_blocks(config):
 
 
 def taps_of(theirs: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """Maps behind their first four blocks."""
+    """Maps after their first four blocks."""
     behind = tokens_behind_blocks(theirs)
     theirs.beit(pixels)
     side = pixels.shape[2] // 16

@@ -25,7 +25,7 @@ LARGE = {"dim": 1024, "depth": 24, "heads": 16}
 
 
 def table(grid: int, heads: int) -> Shapes:
-    """A table of relative biases and its index, as they stand under a module's name."""
+    """A table of relative biases and its index, under a module's name."""
     tokens = grid**2 + 1
     return {
         "relative_position_bias_table": ((2 * grid - 1) ** 2 + 3, heads),
@@ -246,7 +246,7 @@ def hub_pretrained(sizes: dict[str, int]) -> Shapes:
 
 
 def numbered(shapes: Shapes) -> dict[str, Tensor]:
-    """A tensor of each shape, full of its own number: where it ended up can be told."""
+    """A tensor of each shape, filled with its own number, so that it can be recognised later."""
     return {
         name: torch.full(
             shape, float(number), dtype=torch.int64 if "index" in name or "tracked" in name else torch.float32

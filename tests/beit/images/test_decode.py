@@ -1,4 +1,4 @@
-"""One test a row of what people keep in their folders; every file is made here."""
+"""Decoding of all kinds of files that people keep in their folders; every file is made here."""
 
 import contextlib
 import io

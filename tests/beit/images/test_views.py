@@ -22,7 +22,7 @@ def photographs(real_data) -> list[bytes]:
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth random colours: what a resize can follow."""
+    """Smooth random colours, which a resize preserves."""
     small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
 

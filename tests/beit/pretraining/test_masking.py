@@ -95,7 +95,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest_one():
 
 @pytest.fixture
 def registry(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Forget what a test has registered."""
     monkeypatch.setattr(MASKS, "_choices", dict(MASKS._choices))
 
 

@@ -29,7 +29,7 @@ def objective(config: ModelConfig = PAPER, **options) -> MimObjective:
 
 
 def batch_of(hidden: list[int], config: ModelConfig = PAPER, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random images that hide so many patches each."""
+    """Random images with these numbers of hidden patches."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((len(hidden), config.patches), bool)
     for image, count in enumerate(hidden):
@@ -116,7 +116,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 
 def stirred(model: Beit) -> Beit:
-    """The model away from its first weights, where bias tables and biases are all 0."""
+    """The model with other weights than its initial ones, of which all bias tables and biases are 0."""
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What no segmentation can be told."""
+"""Configurations of segmentation that are refused."""
 
 import pytest
 

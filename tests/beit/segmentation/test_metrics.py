@@ -1,4 +1,4 @@
-"""Figures of segmentation against counting by hand and torchmetrics."""
+"""Metrics of segmentation, against counting by hand and torchmetrics."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The segmentation objective: what weighs, that parts add up, that it learns."""
+"""The segmentation objective: which pixels count, that parts of a batch add up, and that it learns."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def objective(head="upernet", steps=30):
 
 
 def batch(count=4):
-    """Left and right halves of a brightness that says their class, some pixels ignored and one image without
-    any that counts.
+    """Images whose left and right halves have a brightness for each class; some pixels are ignored, and all
+    pixels of one image.
     """
     rng = np.random.default_rng(0)
     labels = np.repeat(rng.integers(0, 3, (count, 1, 2)), 16, 2).repeat(32, 1).astype(np.int16)

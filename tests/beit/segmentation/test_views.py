@@ -19,7 +19,7 @@ PLAIN = SegmentViewConfig(short_side=64, long_side=256, distort=0.0, mean=MEAN)
 
 
 def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image in flat areas whose colour says their class: 50 grey levels a class."""
+    """An image of flat areas whose colour tells their class: 50 grey levels per class."""
     rows, columns = np.arange(height)[:, None] * 4 // height, np.arange(width)[None] * 3 // width
     labels = ((rows + columns) % 5).astype(np.int16)
     return np.repeat((labels * 50).astype(np.uint8)[..., None], 3, 2), labels

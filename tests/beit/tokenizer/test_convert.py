@@ -1,5 +1,5 @@
-"""Published tokenizers, on files of the same layout with random weights: what is read, what is refused, and
-with which words.
+"""Conversion of published tokenizers, on files of the same layout with random weights: what is read, and what
+is refused with which message.
 """
 
 import hashlib

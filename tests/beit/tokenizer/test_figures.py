@@ -1,4 +1,4 @@
-"""Figures of a tokenizer whose tokens are known beforehand."""
+"""Quality metrics of a tokenizer whose tokens are known."""
 
 import pytest
 import torch

@@ -100,7 +100,7 @@ def test_state_dicts_are_read_also_within_checkpoints(wrapper, legacy):
 
 
 def malicious(mark: Path) -> dict[str, tuple[bytes, str]]:
-    """Programs that make a folder where nothing stops them, each with what its refusal should name."""
+    """Programs that create a folder if nothing stops them, each with what its refusal should name."""
     make = f"c{os.mkdir.__module__}\nmkdir\n".encode()
     path = text(str(mark)) + b"\x85"  # a tuple of one
     encoder = b"cdall_e.encoder\nEncoder\n"

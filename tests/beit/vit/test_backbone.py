@@ -20,7 +20,7 @@ PER_BLOCK = dataclasses.replace(RELATIVE, position="relative-per-block")
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn anew, so that no bias is 0 and no gain is 1 by accident."""
+    """Draw every parameter anew, so that no bias is 0 and no gain is 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

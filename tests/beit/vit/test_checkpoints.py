@@ -1,4 +1,4 @@
-"""A model as a folder, and what is said about folders that are none."""
+"""Saving and loading a model's folder, and the messages for folders that hold no model."""
 
 import json
 from collections.abc import Callable

@@ -42,7 +42,7 @@ def test_tables_are_resampled_as_scipys_bicubic_spline_does(source, target):
     table = rng.normal(size=(sides[0] * sides[1] + 3, 2))
 
     def places(old: int, new: int) -> list[float]:
-        """Where the old offsets stand, step by step as the authors count them."""
+        """The positions of the old offsets, counted step by step as the authors do."""
         if old == new:
             return [float(x) for x in range(-(old // 2), old // 2 + 1)]
         left, right, here, positive = 1.01, 1.5, 1.0, []

@@ -1,4 +1,4 @@
-"""What a model takes from another's weights."""
+"""Which weights a model takes from another model."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The machines that are there, and those that an autoscaler may add."""
+"""The machines of a cluster, and those that an autoscaler may add."""
 
 import json
 from collections import Counter

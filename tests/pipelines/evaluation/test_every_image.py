@@ -1,4 +1,4 @@
-"""Every image of a set is judged once, whatever dies."""
+"""Every image of a set is evaluated once, whichever process is killed."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def views(unit, index, count):
 
 
 class MortalJudge:
-    """Its process is killed at the second unit that it gets, once."""
+    """A judge whose process is killed at its second unit, once."""
 
     def __init__(self, checkpoint, *, device, threads):
         self.killed, self.units = Path(checkpoint, "killed"), 0

@@ -23,7 +23,7 @@ MACHINES = Machines(
 
 
 def on_machines(costs, **options):
-    """On cores, with blocks that no coordinator minds."""
+    """A forecast on cores, with blocks so large that no coordinator is a limit."""
     return on_cores(costs, **{"block_rows": 10_000, **options})
 
 

@@ -1,6 +1,4 @@
-"""The command: what it measures is a cost, what it prints the arithmetic's. How good forecasts are:
-docs/log/speed.md.
-"""
+"""The command `beit plan`: what it measures and prints. How good forecasts are: docs/log/speed.md."""
 
 import math
 from dataclasses import replace
@@ -42,8 +40,8 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch, alone):
-    """ViT-B with DALL-E's tokenizer, by its arithmetic, in place of a measurement; what was to be measured,
-    call by call.
+    """Replace the measurement by the costs of ViT-B with DALL-E's tokenizer; returns the measurements that
+    were requested.
     """
     costs = Costs(view=0.0025, token=0.65, step=1.3, token_flop=52.12e9, step_flop=107.98e9, moved=340_000)
     rates = Rates(costs=costs, parameters=92_000_000, gpu=None, machine="a machine", cores=2, load=0.0)

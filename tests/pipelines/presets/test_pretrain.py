@@ -1,4 +1,4 @@
-"""The published recipes: their totals, their schedules, and what a dry run says of them."""
+"""The published recipes: their totals, their schedules, and what a dry run prints."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Samples bring all that they need to the process that makes them."""
+"""The config of samples carries everything that the process needs which makes them."""
 
 import dataclasses
 import io

@@ -344,7 +344,7 @@ def test_caches_that_would_be_refused_for_each_other_have_different_names():
 
 
 def test_a_folder_laid_out_by_hand_opens_and_goes_on(tmp_path):
-    """The layout on disk is a promise: caches are kept for months."""
+    """The layout on disk must not change: caches are kept for months."""
     rng = np.random.default_rng(0)
     tokens = [rng.integers(0, 512, (3 + unit % 2, 16)).astype(np.int16) for unit in range(18)]
     (tmp_path / "epoch-00000").mkdir()

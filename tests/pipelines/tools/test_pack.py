@@ -219,7 +219,9 @@ def test_of_a_source_with_several_splits_the_one_asked_for_is_packed(tmp_path: P
 
 
 def test_a_folder_laid_out_by_hand_goes_on(tmp_path: Path):
-    """The layout on disk is a promise: a packing may have been stopped by an earlier version."""
+    """The layout on disk must not change: an earlier version may have been stopped in the middle of
+    packing.
+    """
     (tmp_path / "pack.json").write_text(
         """{
  "source": "digest",

@@ -1,5 +1,5 @@
-"""Pauses in which a model is judged: what is trained and judged, and what again after an interruption. No
-Ray: a stand-in trains, and writes checkpoints.
+"""Pauses in which a model is evaluated: what is trained and evaluated, and what is repeated after an
+interruption. No Ray: a stand-in trains and writes checkpoints.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pipelines.training.training import Result
 
 
 class AtPauses(Judge):
-    """Judges at two pauses and at the end; raises what it is told to, a step at a time."""
+    """Evaluates at two pauses and at the end; raises the given exceptions, one per step."""
 
     folder = "validation"
     pauses = (4, 8)

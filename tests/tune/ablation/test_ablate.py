@@ -1,5 +1,5 @@
-"""A whole ablation with Ray Tune, small; then what is left of one that was killed, gone on with. What is
-refused is refused before Ray.
+"""A whole small ablation with Ray Tune, then one that was killed and is resumed. Mistakes are refused before
+Ray starts.
 """
 
 import csv
@@ -115,7 +115,7 @@ def runs_in_mlflow(tmp_path):
 
 
 def states(tmp_path):
-    """Of all runs, which must be children of the ablation."""
+    """The states of all MLflow runs, which must be children of the ablation."""
     found = runs_in_mlflow(tmp_path)
     parent = found["mine"].info.run_id
     assert all(run.data.tags["mlflow.parentRunId"] == parent for name, run in found.items() if name != "mine")

@@ -158,7 +158,7 @@ def test_both_tasks_begin_with_what_the_pretraining_has_left_and_follow_the_prot
 
 
 def run(monkeypatch, setup, failing=()):
-    """The jobs that a chain runs, in which some fail."""
+    """The jobs that a chain runs; some of them fail."""
     done = []
 
     def job(setup, chain, name, say):

@@ -1,4 +1,4 @@
-"""Targets are found by name, and one from outside is told about and drawn without further words."""
+"""Targets are found by name, and a registered target is described and drawn like a built-in one."""
 
 import copy
 
@@ -29,7 +29,7 @@ SETTING = TargetSetting(
 
 
 class Contrast(Target):
-    """The standard deviation of a patch's values in each channel: as little as a target has to say."""
+    """The standard deviation of a patch's values in each channel: the smallest possible target."""
 
     kind, noun = "contrast", "contrast"
 

@@ -1,4 +1,4 @@
-"""What is predicted of a patch, the loss on it, and the figures that give the loss a meaning."""
+"""What is predicted for a patch, its loss, and the baselines of the loss."""
 
 import math
 
@@ -31,7 +31,7 @@ def objective(kind: str, **options) -> MimObjective:
 
 
 def batch_of(hidden: list[int], seed: int = 0, broken: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
-    """Random images that hide so many patches each; the broken ones have a status that says so."""
+    """Random images with these numbers of hidden patches; the broken ones have a status that says so."""
     rng = np.random.default_rng(seed)
     mask, status = np.zeros((len(hidden), 16), bool), np.zeros(len(hidden), np.uint8)
     status[list(broken)] = 3
