@@ -30,7 +30,7 @@ from pipelines.reports.pretraining import pretraining_report
 from pipelines.reports.probe import knn_sections
 from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.reports.run import Report
-from pipelines.runs import evaluations, run_folder
+from pipelines.runs import checkpoints, evaluations
 from pipelines.runs.metrics import finite_metrics, read_metrics
 from pipelines.runs.models import MODEL_FILES, find_model
 from pipelines.scenes.shards import are_scenes
@@ -202,7 +202,7 @@ def _reconstructions(training: PretrainTraining, model: Beit) -> Reconstructions
 
 def _class_counts(run: str) -> list[int] | None:
     """Read how often each class was asked for from the newest checkpoint, if the target has classes."""
-    checkpoint = run_folder.latest_checkpoint(run)
+    checkpoint = checkpoints.latest_checkpoint(run)
     file = None if checkpoint is None else storage.join(checkpoint, TARGETS_FILE)
     if file is None or not storage.exists(file):
         return None

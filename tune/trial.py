@@ -18,7 +18,7 @@ from pipelines import storage
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.pretrain import pretrain
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints, run_folder
 from pipelines.stream.graph import px_per_token
 from pipelines.training.pretraining import check_config, check_grid, checked_length
 from tune.failures import cause
@@ -121,7 +121,7 @@ def _run(entry: dict[str, Any]) -> None:
             report()
         return not is_asked_to_stop(folder)
 
-    if resume and run_folder.latest_checkpoint(folder):
+    if resume and checkpoints.latest_checkpoint(folder):
         report()
     result = pretrain(config, preset=entry["preset"], resume=resume, debug=entry["debug"], follow=follow)
     points = report()

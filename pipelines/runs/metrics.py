@@ -4,6 +4,7 @@ bucket.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -20,14 +21,20 @@ METRICS_FILE = "metrics.jsonl"
 REWIND = "rewind"
 
 
-def step_of_line(line: str) -> int:
-    row = json.loads(line)
+def step_of_row(row: Mapping[str, Any]) -> int:
+    """Return the step that a row of metrics, or a rewind, is about."""
     return int(row[REWIND] if REWIND in row else row["step"])
 
 
-def whole_lines(text: str) -> list[str]:
-    """Split text into lines, without an incomplete last line, which a killed writer may leave."""
-    return text[: text.rfind("\n") + 1].splitlines()
+def parse_rows(text: str) -> list[dict[str, Any]]:
+    """Parse lines of metrics. A line that a killed writer or a full disk tore is passed over."""
+    rows = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and (REWIND in row or "step" in row):
+                rows.append(row)
+    return rows
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
@@ -45,7 +52,7 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
         parts = [storage.join(run, METRICS_FILE)] if storage.exists(storage.join(run, METRICS_FILE)) else []
     rows: dict[int, dict[str, Any]] = {}
     for part in parts:
-        for row in map(json.loads, whole_lines(storage.read_text(part))):
+        for row in parse_rows(storage.read_text(part)):
             if REWIND in row:
                 rows = {step: kept for step, kept in rows.items() if step <= row[REWIND]}
             else:

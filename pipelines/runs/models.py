@@ -14,7 +14,7 @@ from beit.plain import from_dict
 from beit.vit.checkpoints import SavedConfig, read_config, save_model
 from beit.vit.model import VitModel
 from pipelines import storage
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints, run_folder
 
 MODEL_FILES = ("model.safetensors", "config.json")
 MODEL_JOBS = ("pretrain", "finetune", "segment")
@@ -36,7 +36,7 @@ def find_model(path: str) -> str:
     uri = storage.absolute(path)
     model, newest = (
         storage.join(uri, "model"),
-        run_folder.latest_checkpoint(uri) if storage.is_folder(uri) else None,
+        checkpoints.latest_checkpoint(uri) if storage.is_folder(uri) else None,
     )
     for folder in (
         uri,
@@ -63,7 +63,7 @@ def find_model(path: str) -> str:
 
 def model_step(folder: str) -> int | None:
     """Return the step of a run's weights; None for weights that are not a run's, such as imported ones."""
-    for name in (run_folder.PROGRESS_FILE, STEP_FILE):
+    for name in (checkpoints.PROGRESS_FILE, STEP_FILE):
         if storage.entry(file := storage.join(folder, name)) is not None:
             return int(json.loads(storage.read_text(file))["step"])
     return None
@@ -74,7 +74,7 @@ def _was_resumed(model: str, newest: str) -> bool:
     file = storage.join(model, STEP_FILE)
     return (
         storage.entry(file) is not None
-        and run_folder.step_of(newest) > json.loads(storage.read_text(file))["step"]
+        and checkpoints.step_of(newest) > json.loads(storage.read_text(file))["step"]
     )
 
 

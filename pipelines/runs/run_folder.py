@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -20,17 +19,15 @@ from beit.errors import UserError
 from beit.plain import from_dict, to_dict
 from pipelines import storage
 from pipelines.config.jobs import HasData
+from pipelines.runs.checkpoints import attempts
 
 Config = TypeVar("Config", bound=HasData)
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
-PROGRESS_FILE = "progress.json"
 
 JOB_FOLDER = "working_dir_files"
 """Ray's name for the folder that holds what `ray job submit --working-dir` uploads."""
-
-CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
                 ),
                 "bring back the files as they were, or start a new run",
             )
-    return RunFolder(uri, 1 + max(_attempts(uri), default=0))
+    return RunFolder(uri, 1 + max(attempts(uri), default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,43 +196,6 @@ def check_same(saved: HasData, asked: HasData) -> None:
         )
 
 
-def latest_checkpoint(uri: str) -> str | None:
-    """Return the complete checkpoint with the most steps of all attempts; None if there is none."""
-    return next(iter(_complete_checkpoints(uri)), None)
-
-
-def step_of(checkpoint: str) -> int:
-    """Return the step of a checkpoint, from its name."""
-    return int(json.loads(storage.read_text(storage.join(checkpoint, PROGRESS_FILE)))["step"])
-
-
-def _complete_checkpoints(uri: str) -> list[str]:
-    """List the complete checkpoints, newest first."""
-    found: list[tuple[int, str]] = []
-    for attempt in _attempts(uri):
-        folder = storage.join(uri, f"attempt-{attempt}")
-        names = (CHECKPOINT_NAME.fullmatch(name) for name in storage.list_folder(folder))
-        found += [(int(name[1]), storage.join(folder, name[0])) for name in names if name]
-    return [folder for _, folder in sorted(found, reverse=True) if is_complete(folder)]
-
-
-def forget_checkpoints(uri: str, *, keep: int) -> None:
-    """Delete all but the newest checkpoints. Ray Train only deletes those of its own attempt."""
-    for folder in _complete_checkpoints(uri)[keep:]:
-        storage.delete_folder(folder)
-
-
-def is_complete(checkpoint: str) -> bool:
-    """Whether every file that the checkpoint's progress file lists exists in its full size."""
-    progress = storage.join(checkpoint, PROGRESS_FILE)
-    if not storage.exists(progress):
-        return False
-    sizes = {entry.name: entry.size for entry in storage.list_files(checkpoint)}
-    return all(
-        sizes.get(name) == size for name, size in json.loads(storage.read_text(progress))["files"].items()
-    )
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim": {"peak_lr": 1}} -> {"optim.peak_lr": 1}."""
     flat: dict[str, Any] = {}
@@ -271,10 +231,6 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _attempts(uri: str) -> list[int]:
-    return [int(name[8:]) for name in storage.list_folder(uri) if re.fullmatch(r"attempt-\d+", name)]
 
 
 def _suggest_run(uri: str) -> str:

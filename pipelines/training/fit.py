@@ -16,7 +16,7 @@ from pipelines.cluster import session
 from pipelines.cluster.failures import cause_of, job_failed
 from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.placement import Placement
-from pipelines.runs import run_folder, tracking
+from pipelines.runs import checkpoints, tracking
 from pipelines.runs.metrics import last_metrics, read_metrics
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
@@ -56,7 +56,6 @@ def fit_while_it_advances(
     *,
     say: Callable[[str], None],
     follow: Follow | None = None,
-    resume: bool,
 ) -> tuple[RunFolder, Result]:
     """Train to the end of a segment; returns the last attempt's folder too.
 
@@ -69,14 +68,14 @@ def fit_while_it_advances(
             checkpoint.
     """
     while True:
-        before = run_folder.latest_checkpoint(folder.uri)
+        before = checkpoints.latest_checkpoint(folder.uri)
         try:
-            result = fit(training, segment, folder, placement, say=say, follow=follow, resume=resume)
+            result = fit(training, segment, folder, placement, say=say, follow=follow)
         except JobFailedError as error:
-            if run_folder.latest_checkpoint(folder.uri) == before:
+            if checkpoints.latest_checkpoint(folder.uri) == before:
                 raise
             say(f"warning: {error.cause}; it has advanced in between, and goes on from its last checkpoint")
-            folder, resume = RunFolder(folder.uri, folder.attempt + 1), True
+            folder = RunFolder(folder.uri, folder.attempt + 1)
         else:
             return folder, result
 
@@ -89,9 +88,8 @@ def fit(
     *,
     say: Callable[[str], None],
     follow: Follow | None = None,
-    resume: bool,
 ) -> Result:
-    """Train one attempt of a segment.
+    """Train one attempt of a segment, from the newest checkpoint of the run if there is one.
 
     Raises:
         UserError: For data of which too much is broken.
@@ -102,7 +100,6 @@ def fit(
     from ray.train.torch import TorchTrainer
 
     config, manifest = training.config, training.source.manifest
-    checkpoint = run_folder.latest_checkpoint(folder.uri) if resume else None
     plan = _plan(training, placement)
     # Ray starts the dispatcher again wherever it dies. It then waits for the workers to bring their
     # checkpoint's ledger.
@@ -130,7 +127,7 @@ def fit(
         checkpoint_seconds=60 * config.output.checkpoint_minutes,
         log_seconds=config.output.log_seconds,
         max_bad=config.data.max_bad,
-        resume_from=checkpoint,
+        run=folder.uri,
         fixed=None if training.fixed is None else ray.put(training.fixed),
         evaluate_at=frozenset(training.evaluate_at),
     )
@@ -157,26 +154,26 @@ def fit(
         if failure := ray.get(recorder.failure.remote()):
             raise UserError(*failure)
         # `follow` may have ended the run, which may have reached its last step all the same.
-        reached = run_folder.latest_checkpoint(folder.uri) if watch.ending else None
-        ended_early = reached is not None and run_folder.step_of(reached) != segment.stop_at
+        reached = checkpoints.latest_checkpoint(folder.uri) if watch.ending else None
+        ended_early = reached is not None and checkpoints.step_of(reached) != segment.stop_at
         status = "KILLED" if ended_early else "FINISHED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
     except (KeyboardInterrupt, SystemExit) as stop:
         status = "KILLED"
-        saved = run_folder.latest_checkpoint(folder.uri)
-        kept = f"step {run_folder.step_of(saved):,} is saved" if saved else "no checkpoint was written yet"
+        saved = checkpoints.latest_checkpoint(folder.uri)
+        kept = f"step {checkpoints.step_of(saved):,} is saved" if saved else "no checkpoint was written yet"
         say(f"stopped; {kept}: go on by --resume {folder.uri}")
         raise (stop if isinstance(stop, TerminatedError) else _interruption(watch)) from None
     finally:
         ray.get(recorder.finish.remote(status))
     ray.kill(dispatcher)
     ray.kill(recorder)
-    path = run_folder.latest_checkpoint(folder.uri)
+    path = checkpoints.latest_checkpoint(folder.uri)
     if path is None:
         raise RuntimeError(f"the training ended without a complete checkpoint in {folder.uri}")
-    run_folder.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
-    return Result(folder.uri, run_folder.step_of(path), last_metrics(read_metrics(folder.uri)), path)
+    checkpoints.forget_checkpoints(folder.uri, keep=config.output.keep_checkpoints)
+    return Result(folder.uri, checkpoints.step_of(path), last_metrics(read_metrics(folder.uri)), path)
 
 
 def mlflow_place(training: Training[Any], run: str) -> MlflowRun | None:

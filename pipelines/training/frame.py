@@ -20,7 +20,7 @@ from pipelines.config.workers import check_batch
 from pipelines.evaluation.judge import Judge
 from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.run import write_report
-from pipelines.runs import evaluations, run_folder, tracking
+from pipelines.runs import checkpoints, evaluations, run_folder, tracking
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
 from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
@@ -141,6 +141,7 @@ def train(
         training.check_workers(placement.worker_range)
         if resume:
             folder = run_folder.reopen(resume, inputs=training.inputs)
+            checkpoints.set_damaged_aside(folder.uri, say)
         else:
             folder = run_folder.create(
                 config, job=training.job, preset=training.preset, inputs=training.inputs
@@ -155,10 +156,10 @@ def train(
             tracking.check(folder.uri, place_in_mlflow)
         last_step = min(training.total_steps, config.stop_at or training.total_steps)
         pauses = [step for step in (judge.pauses if judge else ()) if step < last_step]
-        resumes, paused = resume is not None, False
+        paused = False
         for step in [*pauses, last_step]:
-            checkpoint = run_folder.latest_checkpoint(folder.uri) if resumes else None
-            reached = -1 if checkpoint is None else run_folder.step_of(checkpoint)
+            checkpoint = checkpoints.latest_checkpoint(folder.uri)
+            reached = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
             if step < last_step and reached > step:
                 continue
             if judge is not None and checkpoint is not None and reached == step < last_step:
@@ -166,14 +167,14 @@ def train(
                 continue
             segment = Segment(stop_at=step, last_step=last_step, after_pause=paused)
             folder, result = fit_while_it_advances(
-                training, segment, folder, placement, say=say, follow=follow, resume=resumes
+                training, segment, folder, placement, say=say, follow=follow
             )
             if judge is not None:
                 figures = judge_once(judge, folder, result.checkpoint, placement, place_in_mlflow, say)
                 result = replace(result, metrics={**result.metrics, **figures})
             if result.step < step:
                 break  # `follow` has ended the run: no later segment is trained.
-            folder, resumes, paused = RunFolder(folder.uri, folder.attempt + 1), True, True
+            folder, paused = RunFolder(folder.uri, folder.attempt + 1), True
         return folder, result
 
 
@@ -186,7 +187,7 @@ def judge_once(
     say: Callable[[str], None],
 ) -> Mapping[str, float]:
     """Judge a checkpoint unless that was done before an interruption; returns the figures."""
-    step = run_folder.step_of(checkpoint)
+    step = checkpoints.step_of(checkpoint)
     remedy = f"go on by --resume {folder.uri}: the training until step {step:,} is kept"
     with resumable("while the model was judged", remedy, folder=folder.uri, say=say):
         found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)

@@ -5,7 +5,6 @@ It knows no method: that is the `Objective`'s.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.cores import compute_with
+from beit.errors import UserError
 from beit.objectives.base import Objective
-from pipelines import seeds
-from pipelines.runs.run_folder import PROGRESS_FILE
+from beit.objectives.optimizer_state import load_optimizer, save_optimizer
+from pipelines import seeds, storage
+from pipelines.runs import checkpoints
 from pipelines.stream.division import own_shard
+from pipelines.stream.ledger import Ledger
 from pipelines.stream.shuffle import shuffle
 from pipelines.training.step import Stepper, share_of
 
@@ -31,7 +33,6 @@ Batch = dict[str, NDArray[Any]]
 
 SETTLED = ("epoch", "unit", "row", "status")
 
-OPTIMIZER_FILE = "optimizer.pt"
 LEDGER_FILE = "ledger.npz"
 
 
@@ -62,8 +63,8 @@ class LoopConfig:
     checkpoint_seconds: float
     log_seconds: float
     max_bad: float
-    resume_from: str | None
-    """Checkpoint folder or URI of an earlier attempt, for the case that this attempt has none yet."""
+    run: str
+    """Run folder: workers begin with its newest checkpoint, whichever attempt wrote it."""
     fixed: Any = None
     """Reference to samples that are never trained on, to measure the objective on. None: no evaluation."""
     evaluate_at: frozenset[int] = frozenset()
@@ -296,8 +297,7 @@ class Worker:
         self.evaluation = {}
         self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.last_step - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
-            # An exception would make Ray Train try again; the same images would be as bad as before.
-            self.config.recorder.give_up.remote(
+            self._give_up(
                 f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in "
                 f"every epoch, cannot be used: more than data.max_bad={self.config.max_bad:g} allows",
                 (
@@ -305,7 +305,6 @@ class Worker:
                     "with a larger --data.max-bad"
                 ),
             )
-            self.stop = True
 
     # -- ledger and checkpoints ----------------------------------------------------------------------------
 
@@ -322,6 +321,42 @@ class Worker:
             self.keys = []
         self.stepper.add_up([0.0])
 
+    def _newest_checkpoint(self) -> str | None:
+        """Choose the checkpoint to begin with, on all workers the same.
+
+        The driver has looked at every file before it started the workers; where they begin again, rank 0
+        does.
+        """
+        import ray
+
+        failed = False
+        if self.rank == 0 and ray.get(self.config.recorder.workers.remote())[0]:
+            try:
+                checkpoints.set_damaged_aside(
+                    self.config.run, lambda line: ray.get(self.config.recorder.say.remote(line))
+                )
+            except UserError as error:
+                failed = True
+                self._give_up(error.cause, error.remedy)
+        self.stop = self.stepper.add_up([float(failed)])[0] > 0
+        return None if self.stop else checkpoints.latest_checkpoint(self.config.run)
+
+    def _load(self, checkpoint: str) -> bytes:
+        """Load weights, optimizer and progress; returns the ledger."""
+        with storage.local_copy(checkpoint) as folder:
+            self.objective.load(folder)
+            load_optimizer(self.stepper.optimizer, folder, self.device)
+            progress = checkpoints.read_progress(str(folder))
+            ledger = (folder / LEDGER_FILE).read_bytes()
+            Ledger.from_bytes(ledger)
+        self.step, self.seconds = progress.step, progress.seconds
+        return ledger
+
+    def _give_up(self, cause: str, remedy: str) -> None:
+        """End the run, where an exception would make Ray Train try again and nothing would be better."""
+        self.config.recorder.give_up.remote(cause, remedy)
+        self.stop = True
+
     def _save(self, *, final: bool) -> None:
         """Write a checkpoint: weights, optimizer, ledger, progress. Every worker calls it at the
         same step.
@@ -336,16 +371,11 @@ class Worker:
         if self.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="beit-checkpoint-"))
             self.objective.save(folder)
-            torch.save(self.stepper.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+            save_optimizer(self.stepper.optimizer, folder)
             (folder / LEDGER_FILE).write_bytes(
                 ray.get(self.config.dispatcher.snapshot.remote(self.generation))
             )
-            # Written last, with the sizes of all other files: a checkpoint is complete if it has this file
-            # and the sizes agree.
-            files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            (folder / PROGRESS_FILE).write_text(
-                json.dumps({"step": self.step, "seconds": self.seconds, "files": files})
-            )
+            checkpoints.seal(folder, step=self.step, seconds=self.seconds)
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(
             {"step": self.step},
@@ -363,27 +393,25 @@ class Worker:
         )
 
     def _resume(self) -> int:
-        """Load this attempt's last checkpoint, else the one that the run goes on from; returns its step.
+        """Load the run's newest checkpoint that is what was written; returns its step.
 
         The ledger of what was really loaded decides what is planned; without a checkpoint it is empty.
         """
         import ray
-        import ray.train
 
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None and self.config.resume_from is not None:
-            checkpoint = ray.train.Checkpoint(self.config.resume_from)
-        ledger = None
+        checkpoint, ledger = self._newest_checkpoint(), None
         if checkpoint is not None:
-            with checkpoint.as_directory() as name:
-                folder = Path(name)
-                self.objective.load(folder)
-                self.stepper.optimizer.load_state_dict(
-                    torch.load(folder / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+            try:
+                ledger = self._load(checkpoint)
+            except OSError:
+                raise  # The storage may answer the next time.
+            except Exception as error:  # Whatever a file raises that its digest does not vouch for.
+                self._give_up(
+                    f"{checkpoint} cannot be loaded: {str(error).partition(chr(10))[0]}",
+                    f"delete it, and resume from the checkpoint before it by --resume {self.config.run}",
                 )
-                progress = json.loads((folder / PROGRESS_FILE).read_text())
-                self.step, self.seconds = progress["step"], progress["seconds"]
-                ledger = (folder / LEDGER_FILE).read_bytes()
+        if self.stop:
+            return self.step
         if self.rank == 0:
             self.generation = ray.get(self.config.dispatcher.resume.remote(ledger))
             self.restarts = ray.get(self.config.recorder.begin.remote(self.step))

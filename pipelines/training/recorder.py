@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from pipelines import storage
-from pipelines.runs.metrics import METRICS_FILE, REWIND, step_of_line, whole_lines
+from pipelines.runs.metrics import METRICS_FILE, REWIND, parse_rows, step_of_row
 from pipelines.runs.progress import progress_line
 from pipelines.runs.tracking import MlflowLog, MlflowRun, trouble
 
@@ -42,7 +43,8 @@ class Recorder:
         self._rows: list[dict[str, Any]] = []
         self._failure: tuple[str, str] | None = None
         self._starts, self._stopping, self._heard = 0, False, False
-        self._metrics, self._log = _Growing(run, METRICS_FILE, "metrics"), _Growing(run, LOG_FILE, "log")
+        self._metrics = _Growing(run, METRICS_FILE, "metrics", self._lines.append)
+        self._log = _Growing(run, LOG_FILE, "log", self._lines.append)
         self._mlflow = MlflowLog(run, mlflow) if mlflow else None
         self._mlflow_again_at = -math.inf
         self._mlflow_told = False
@@ -69,7 +71,8 @@ class Recorder:
 
     def lines(self) -> list[str]:
         """The lines since the last call."""
-        lines, self._lines = self._lines, []
+        lines = list(self._lines)
+        self._lines.clear()  # Not a new list: the files warn by the one they know.
         return lines
 
     def rows(self) -> list[dict[str, Any]]:
@@ -110,14 +113,18 @@ class Recorder:
 
     def _rewind(self, step: int) -> None:
         if storage.is_remote(self._run):
-            self._metrics.keep(lambda line: step_of_line(line) <= step)
+            self._metrics.keep(lambda line: step_of_row(json.loads(line)) <= step)
             self._metrics.append(json.dumps({REWIND: step, "time": time.time()}))
             self._metrics.flush()
             return
         file = storage.join(self._run, METRICS_FILE)
         if storage.exists(file):
-            rows = [line for line in whole_lines(storage.read_text(file)) if step_of_line(line) <= step]
-            storage.write_text(file, "".join(f"{line}\n" for line in rows))
+            text = storage.read_text(file)
+            rows = parse_rows(text)
+            if torn := len(text.splitlines()) - len(rows):
+                self.say(f"warning: {torn} torn line{'s' * (torn > 1)} of {METRICS_FILE} left out")
+            kept = [row for row in rows if step_of_row(row) <= step]
+            storage.write_text(file, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def finish(self, status: str) -> None:
         """Write pending lines and end the MLflow run as FINISHED, FAILED or KILLED."""
@@ -139,14 +146,19 @@ class Recorder:
 
 
 class _Growing:
-    """A text file of the run folder that grows by lines; on an object store a folder of part files."""
+    """A text file of the run folder that grows by lines; on an object store a folder of part files.
 
-    def __init__(self, run: str, file: str, folder: str) -> None:
+    Where it cannot be written (a full disk, a bucket that does not answer) the training goes on: that is said
+    once, and the lines are written as soon as they can be.
+    """
+
+    def __init__(self, run: str, file: str, folder: str, warn: Callable[[str], None]) -> None:
         self._run, self._file, self._folder = run, file, folder
         self._suffix = ".jsonl" if file.endswith(".jsonl") else ".txt"
         self._remote = storage.is_remote(run)
         self._pending: list[str] = []
         self._part_at = time.monotonic()
+        self._warn, self._failed = warn, False
         self.name = f"{folder}/" if self._remote else file
 
     def append(self, line: str) -> None:
@@ -161,10 +173,36 @@ class _Growing:
     def flush(self) -> None:
         if not self._pending:
             return
+        self._part_at = time.monotonic()
         text = "".join(f"{line}\n" for line in self._pending)
-        if self._remote:
-            storage.write_text(storage.join(self._run, self._folder, f"{time.time_ns()}{self._suffix}"), text)
+        try:
+            if self._remote:
+                part = storage.join(self._run, self._folder, f"{time.time_ns()}{self._suffix}")
+                storage.write_text(part, text)
+            else:
+                _append(storage.join(self._run, self._file), text)
+        except OSError as error:
+            if not self._failed:
+                self._warn(f"warning: {self.name} cannot be written, and is as soon as it can be: {error}")
+            self._failed = True
         else:
-            with open(storage.join(self._run, self._file), "a") as file:
-                file.write(text)
-        self._pending, self._part_at = [], time.monotonic()
+            self._pending, self._failed = [], False
+
+
+def _append(path: str, text: str) -> None:
+    """Append lines to a local file, all or none of them; a torn line that is there already is ended."""
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        left = text.encode() if not size or _ends_a_line(path) else b"\n" + text.encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _ends_a_line(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

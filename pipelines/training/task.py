@@ -26,7 +26,7 @@ from pipelines.command_line.options import JobCommand, parse_job
 from pipelines.evaluation.judge import Judge
 from pipelines.presets.find import find_preset
 from pipelines.reports.run import Report
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.runs.metrics import finite_metrics, read_metrics
 from pipelines.runs.models import keep_model
 from pipelines.training.training import Config, Result, Training
@@ -54,7 +54,7 @@ class Finished(Generic[Config, Prepared]):
         Raises:
             UserError: If it has none: it is too young, or its checkpoints were deleted.
         """
-        found = run_folder.latest_checkpoint(self.run)
+        found = checkpoints.latest_checkpoint(self.run)
         if found is None:
             raise UserError(
                 f"{self.run} has no complete checkpoint",

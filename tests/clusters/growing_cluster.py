@@ -21,7 +21,7 @@ from pathlib import Path
 
 from agent_ports import announce, free_port, options, own_ports
 
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.runs.metrics import read_metrics
 from pipelines.stream.ledger import Ledger
 
@@ -300,7 +300,7 @@ def main():
     finally:
         cluster.end()
     run = str(folder / "runs" / "run")
-    checkpoint = Path(run_folder.latest_checkpoint(run))
+    checkpoint = Path(checkpoints.latest_checkpoint(run))
     ledger = Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
     steps = read_metrics(run)[-1]["step"]
     # A ledger refuses a sample that is entered twice, so a number that fits the steps says that each was

@@ -254,7 +254,7 @@ class Driver:
 
 def two(cluster, *given):
     """A pretraining with a worker on each of two machines."""
-    from pipelines.runs import run_folder
+    from pipelines.runs import checkpoints
     from pipelines.stream.ledger import Ledger
 
     cluster.add(cpus=2), cluster.add(cpus=2)
@@ -279,7 +279,7 @@ def two(cluster, *given):
     cluster.say(f"the driver has ended with {driver.process.returncode}")
     assert driver.process.returncode == 0
     assert workers == sorted(machine.address for machine in cluster.machines)
-    checkpoint = Path(run_folder.latest_checkpoint(str(cluster.folder / "runs" / "run")))
+    checkpoint = Path(checkpoints.latest_checkpoint(str(cluster.folder / "runs" / "run")))
     ledger, step = (
         Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes()),
         json.loads((checkpoint / "progress.json").read_text())["step"],

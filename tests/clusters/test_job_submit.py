@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.stream.ledger import Ledger
 from tune.goal import GOALS
 from tune.state import read_trials
@@ -108,7 +108,7 @@ def test_a_sweep_of_two_trials_succeeds(head, tmp_path):
     trials = read_trials(str(tmp_path / "mine"), GOALS["loss"])
     assert [trial.status for trial in trials] == ["finished", "finished"]
     for trial in trials:
-        assert run_folder.step_of(run_folder.latest_checkpoint(str(tmp_path / "mine" / trial.name))) == 6
+        assert checkpoints.step_of(checkpoints.latest_checkpoint(str(tmp_path / "mine" / trial.name))) == 6
 
 
 @pytest.mark.slow
@@ -186,13 +186,13 @@ def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path
     log = ray_job(head, "logs", "waits")[1]
     assert "no workers are there" in log
     assert f"is saved: go on by --resume {tmp_path}/run" in log
-    assert run_folder.latest_checkpoint(str(tmp_path / "run")) is None
+    assert checkpoints.latest_checkpoint(str(tmp_path / "run")) is None
 
 
 def saved(run):
     """Step and ledger of a run's last checkpoint."""
-    checkpoint = Path(run_folder.latest_checkpoint(str(run)))
-    return run_folder.step_of(str(checkpoint)), Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
+    checkpoint = Path(checkpoints.latest_checkpoint(str(run)))
+    return checkpoints.step_of(str(checkpoint)), Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes())
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pipelines.evaluation.knn import KnnJudge
 from pipelines.presets import pretrain as presets
 from pipelines.presets.tokenizer import scenes64
 from pipelines.pretrain import PretrainTask, pretrain
-from pipelines.runs import evaluations, run_folder
+from pipelines.runs import checkpoints, evaluations, run_folder
 from pipelines.runs.metrics import read_metrics
 from pipelines.scenes.shards import write_scenes
 from pipelines.stream.ledger import Ledger
@@ -58,7 +58,7 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     result = pretrain(override(config, {"stop_at": None}), resume=str(tmp_path / "run"), say=lines.append)
     assert "resumed: going on from step 5" in lines
     assert result.step == 12
-    assert run_folder.latest_checkpoint(result.run) == result.checkpoint
+    assert checkpoints.latest_checkpoint(result.run) == result.checkpoint
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
     assert (ledger.settled, ledger.complete, ledger.quarantined) == (192, 2, 0)
 

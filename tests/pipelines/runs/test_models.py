@@ -7,8 +7,8 @@ from beit.errors import UserError
 from beit.pretraining.model import Beit
 from beit.vit.checkpoints import save_model
 from pipelines.cli import main
+from pipelines.runs.checkpoints import PROGRESS_FILE
 from pipelines.runs.models import MODEL_FILES, find_model, find_tokenizer, holds_model, keep_model
-from pipelines.runs.run_folder import PROGRESS_FILE
 
 
 def touch(*paths):

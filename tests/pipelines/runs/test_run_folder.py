@@ -10,32 +10,6 @@ from pipelines.presets import pretrain as presets
 from pipelines.runs import run_folder
 
 
-def write_checkpoint(folder, *, complete=True):
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "progress.json").write_text(
-        json.dumps({"step": 1, "files": {"model.safetensors": 7 if complete else 8}})
-    )
-
-
-def test_the_newest_complete_checkpoint_of_all_attempts_is_found(tmp_path):
-    assert run_folder.latest_checkpoint(str(tmp_path)) is None
-    write_checkpoint(tmp_path / "attempt-1" / "step-00000900")
-    write_checkpoint(tmp_path / "attempt-2" / "step-00001100")
-    write_checkpoint(
-        tmp_path / "attempt-2" / "step-00001200", complete=False
-    )  # the driver died while it was uploaded
-    (tmp_path / "attempt-2" / "step-00001300").mkdir()
-    assert run_folder.latest_checkpoint(str(tmp_path)) == str(tmp_path / "attempt-2" / "step-00001100")
-    write_checkpoint(tmp_path / "attempt-2" / "step-00001150-restart1")
-    assert run_folder.latest_checkpoint(str(tmp_path)) == str(
-        tmp_path / "attempt-2" / "step-00001150-restart1"
-    )
-    run_folder.forget_checkpoints(str(tmp_path), keep=2)
-    assert not (tmp_path / "attempt-1" / "step-00000900").exists()
-    assert (tmp_path / "attempt-2" / "step-00001100").exists()
-
-
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
     config = override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "run"})
     folder = run_folder.create(

@@ -35,7 +35,7 @@ from beit.tokenizer.registry import load_tokenizer
 from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig, OutputConfig
 from pipelines.config.resources import ResourceConfig
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.sources import open_source
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.samples import SampleConfig, make_samples
@@ -80,7 +80,7 @@ def assert_exactly_once(shards, tokenizer, out, *, missing):
     """The last checkpoint's weights know every sample once, but for the `missing` last ones, and each is what
     its key says.
     """
-    checkpoint = Path(run_folder.latest_checkpoint(str(out / "run")))
+    checkpoint = Path(checkpoints.latest_checkpoint(str(out / "run")))
     source = open_source(str(shards))
     with np.load(checkpoint / "counts.npz") as saved:
         counts, digests = saved["counts"], saved["digests"]

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from pipelines import storage
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.runs.metrics import read_metrics
 from pipelines.scenes.shards import write_scenes
 from pipelines.stream.ledger import Ledger
@@ -89,14 +89,14 @@ def test_a_run_from_a_bucket_into_a_bucket_stops_goes_on_and_is_whole(bucket, tm
     ]
     steps = EPOCHS * IMAGES // BATCH
     pretrain("quickstart", *data, *output, "--stop-at", steps // 2, "--resources.cpus", 2)
-    assert run_folder.step_of(run_folder.latest_checkpoint(run)) == steps // 2
+    assert checkpoints.step_of(checkpoints.latest_checkpoint(run)) == steps // 2
 
     told = pretrain("--resume", run, "--stop-at", "None")
     assert f"resumed: going on from step {steps // 2}" in told
-    checkpoint = run_folder.latest_checkpoint(run)
+    checkpoint = checkpoints.latest_checkpoint(run)
     ledger = Ledger.from_bytes(storage.read_bytes(storage.join(checkpoint, "ledger.npz")))
     # A ledger refuses a sample that is entered twice.
-    assert (run_folder.step_of(checkpoint), ledger.settled, ledger.complete) == (
+    assert (checkpoints.step_of(checkpoint), ledger.settled, ledger.complete) == (
         steps,
         EPOCHS * IMAGES,
         EPOCHS,

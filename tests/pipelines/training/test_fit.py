@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from beit.errors import JobFailedError
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints, run_folder
 from pipelines.training import fit
 
 
@@ -19,14 +19,14 @@ def dying(tmp_path, monkeypatch):
     def train(*reached):
         left, starts = list(reached), []
 
-        def dies(training, segment, folder, placement, *, say, follow, resume):
-            found = run_folder.latest_checkpoint(folder.uri)
-            starts.append((folder.attempt, resume, None if found is None else run_folder.step_of(found)))
+        def dies(training, segment, folder, placement, *, say, follow):
+            found = checkpoints.latest_checkpoint(folder.uri)
+            starts.append((folder.attempt, None if found is None else checkpoints.step_of(found)))
             step = left.pop(0)
             if step is not None:
                 checkpoint = tmp_path / folder.attempt_name / f"step-{step:08d}"
                 checkpoint.mkdir(parents=True)
-                (checkpoint / run_folder.PROGRESS_FILE).write_text(
+                (checkpoint / checkpoints.PROGRESS_FILE).write_text(
                     json.dumps({"step": step, "seconds": 1.0, "files": {}})
                 )
             if left:
@@ -37,7 +37,7 @@ def dying(tmp_path, monkeypatch):
         lines = []
         folder = run_folder.RunFolder(str(tmp_path), 1)
         return (
-            lambda: fit.fit_while_it_advances(None, None, folder, None, say=lines.append, resume=False),
+            lambda: fit.fit_while_it_advances(None, None, folder, None, say=lines.append),
             starts,
             lines,
         )
@@ -49,7 +49,7 @@ def test_a_run_that_advances_goes_on_however_often_machines_are_lost(dying):
     run, starts, lines = dying(10, 20, 30)
     folder, result = run()
     assert (folder.attempt, result.step) == (3, 30)
-    assert starts == [(1, False, None), (2, True, 10), (3, True, 20)]
+    assert starts == [(1, None), (2, 10), (3, 20)]
     assert len(lines) == 2
     assert "a machine was lost" in lines[0]
 

@@ -14,7 +14,7 @@ from beit.plain import override
 from pipelines.cluster.placement import Node
 from pipelines.presets.pretrain import quickstart
 from pipelines.pretrain import PretrainTask
-from pipelines.runs import evaluations, run_folder
+from pipelines.runs import checkpoints, evaluations
 from pipelines.training import frame
 from pipelines.training.task import Judge
 from pipelines.training.training import Result
@@ -56,13 +56,13 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "cluster_nodes", lambda: [Node(cpus=2, gpus=0)])
     lines, segments = [], []
 
-    def trains(training, segment, folder, placement, *, say, follow, resume, ends=99):
+    def trains(training, segment, folder, placement, *, say, follow, ends=99):
         step = min(segment.stop_at, ends)
         checkpoint = Path(folder.uri, folder.attempt_name, f"step-{step:08d}")
         checkpoint.mkdir(parents=True)
         progress = {"step": step, "seconds": 1.0, "files": {}}
-        (checkpoint / run_folder.PROGRESS_FILE).write_text(json.dumps(progress))
-        segments.append((segment.stop_at, resume, segment.after_pause))
+        (checkpoint / checkpoints.PROGRESS_FILE).write_text(json.dumps(progress))
+        segments.append((segment.stop_at, segment.after_pause))
         return folder, Result(folder.uri, step, {"train/loss": 1.0}, str(checkpoint))
 
     def train(judge, *, resume=None, ends=99):
@@ -85,7 +85,7 @@ def test_a_model_is_judged_at_every_pause_and_at_the_end(run, tmp_path):
     judge = AtPauses()
     result = train(judge)
     assert judge.judged == judged_in(tmp_path) == [4, 8, 12]
-    assert segments == [(4, False, False), (8, True, True), (12, True, True)]
+    assert segments == [(4, False), (8, True), (12, True)]
     assert (result.step, result.metrics) == (12, {"train/loss": 1.0, "val/top1": 0.12})
     assert [line for line in lines if line.startswith("judged")] == [
         f"judged at step {step}" for step in (4, 8, 12)
@@ -105,10 +105,10 @@ def test_a_run_stopped_while_it_is_judged_is_judged_again_at_that_pause_and_goes
     assert failed.value.cause.startswith("The worker died unexpectedly")
     assert failed.value.remedy == f"fix the cause, then {remedy}"
     assert "The worker died" in Path(folder, "error.log").read_text()
-    assert segments == [(4, False, False), (8, True, True)], "nothing is trained before the judge is done"
+    assert segments == [(4, False), (8, True)], "nothing is trained before the judge is done"
     last = AtPauses()
     assert train(last, resume=folder).step == 12
-    assert segments[2:] == [(12, True, False)]
+    assert segments[2:] == [(12, False)]
     assert (first.judged, last.judged, judged_in(tmp_path)) == ([4], [8, 12], [4, 8, 12])
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -231,3 +232,44 @@ def test_workers_learn_that_the_driver_has_to_end(recorder):
     assert not recorder.stopping()
     recorder.stop()
     assert recorder.stopping()
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "tr', '{"step": 2, "tr\n', "\n", "null\n", "\x00\x00\x00\n"])
+def test_a_torn_line_loses_no_other(recorder, tmp_path, torn):
+    recorder.log(row(1), 10.0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    recorder.log(row(3), 10.0)
+    assert [one["step"] for one in read_metrics(str(tmp_path))] == [1, 3]
+    again = Recorder(str(tmp_path), 5000, SHOWN, None)
+    again.begin(1)
+    assert "warning: 1 torn line of metrics.jsonl left out" in again.lines()
+    assert [one["step"] for one in read_metrics(str(tmp_path))] == [1]
+
+
+def test_metrics_of_a_full_disk_are_written_when_there_is_room_again(recorder, tmp_path, monkeypatch):
+    recorder.log(row(1), 10.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder_module, "_append", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+        recorder.log(row(2), 10.0)
+        recorder.log(row(3), 10.0)
+    said = [line for line in recorder.lines() if "cannot be written" in line]
+    assert len(said) == 2, "once for metrics.jsonl, once for train.log"
+    recorder.log(row(4), 10.0)
+    assert [one["step"] for one in read_metrics(str(tmp_path))] == [1, 2, 3, 4]
+
+
+def test_what_a_disk_took_in_part_is_taken_back(tmp_path):
+    resource = pytest.importorskip("resource")
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("one\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            recorder_module._append(str(file), "x" * 2000 + "\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_text() == "one\n"

@@ -16,7 +16,7 @@ import pytest
 from beit.plain import override
 from pipelines.presets.pretrain import quickstart
 from pipelines.pretrain import pretrain
-from pipelines.runs import run_folder
+from pipelines.runs import checkpoints
 from pipelines.stream.ledger import Ledger
 
 # So long that a busy machine does not come to the end before it hears of the signal.
@@ -81,9 +81,9 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step_taken(tmp_path, number):
     assert driver.returncode == 128 + number, rest
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert f"{name}: a last checkpoint, then the end" in rest
-    checkpoint = Path(run_folder.latest_checkpoint(str(tmp_path / "run")))
+    checkpoint = Path(checkpoints.latest_checkpoint(str(tmp_path / "run")))
     step, ledger = (
-        run_folder.step_of(str(checkpoint)),
+        checkpoints.step_of(str(checkpoint)),
         Ledger.from_bytes((checkpoint / "ledger.npz").read_bytes()),
     )
     logged = [int(number.replace(",", "")) for number in re.findall(r"^step ([\d,]+)/", rest, re.MULTILINE)]
