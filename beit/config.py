@@ -276,6 +276,10 @@ class OptimConfig:
     """Norm above which the gradient is scaled down to this norm (3.0 for base, 1.0 for large). None:
     never."""
 
+    max_skipped: NotNegativeInt = 20
+    """Steps in a row whose gradient may be infinite or NaN. Such a step is skipped: it leaves weights and
+    optimizer as they are. One more in a row ends the run."""
+
     def check_together(self, option: Options) -> None:
         """Refuse a final learning rate above the peak."""
         if self.min_lr > self.peak_lr:

@@ -106,9 +106,8 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
             ),
             tokenizer=None if tokenizer is None or cache else config.tokenizer,
             make_objective=functools.partial(make_objective, config, target, total_steps, digest),
-            global_batch_size=config.optim.global_batch_size,
+            optim=config.optim,
             total_steps=total_steps,
-            clip_norm=config.optim.clip_norm,
             inputs={
                 "data.train": source.manifest.digest,
                 **({} if tokenizer is None else {"tokenizer": digest}),

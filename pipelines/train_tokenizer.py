@@ -146,9 +146,8 @@ class TokenizerTask(Task[TrainTokenizerConfig, TokenizerTraining]):
                 total_steps=total_steps,
                 seed=config.seed,
             ),
-            global_batch_size=config.optim.global_batch_size,
+            optim=config.optim,
             total_steps=total_steps,
-            clip_norm=config.optim.clip_norm,
             inputs={"data.train": source.manifest.digest},
             shown=PROGRESS,
         )

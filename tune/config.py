@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from beit.checks import Options, PositiveFloat, PositiveInt, above
 from beit.errors import UserError
@@ -23,6 +23,7 @@ class SweepConfig(PretrainConfig):
     """
 
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus")
+    recorded_on_resume: ClassVar[tuple[str, ...]] = ()  # Finished trials would have other values.
 
     space: str = "mask-lr"
     """Which fields vary, and over which values: mask-lr, mask-lr-grid, a JSON file, or a Python file that

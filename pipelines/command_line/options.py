@@ -46,7 +46,7 @@ class JobCommand:
     preset: str
     """Its name, or that of the earlier run's."""
     resume: str | None
-    """Run folder to resume."""
+    """Run folder to resume, or a checkpoint in it."""
 
 
 def parse_job(
@@ -110,7 +110,7 @@ def parse_job(
     )
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
-        f"--resume RUN    resume a run from its last checkpoint\n"
+        f"--resume RUN    resume a run from its last checkpoint, or from a checkpoint in it\n"
         "--dry-run       print the resolved configuration as JSON and stop; what it means goes to stderr\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )

@@ -51,6 +51,10 @@ class HasData(Protocol):
     free_on_resume: ClassVar[tuple[str, ...]]
     """Options that a resumed run may change; a name that ends in a dot stands for all options below it."""
 
+    recorded_on_resume: ClassVar[tuple[str, ...]]
+    """Options that a resumed run may change too, although they change its result: its config.json keeps a
+    history of them."""
+
     @property
     def data(self) -> DataConfig: ...
     @property
@@ -63,6 +67,14 @@ class JobConfig(CommandConfig):
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "stop_at", "data.max_bad")
     """Resources, output, and when to stop."""
+
+    recorded_on_resume: ClassVar[tuple[str, ...]] = (
+        "optim.peak_lr",
+        "optim.min_lr",
+        "optim.clip_norm",
+        "optim.max_skipped",
+    )
+    """What mends a run that diverges."""
 
     epochs: PositiveFloat = 1.0
     """Passes over the training data. Ignored if `steps` is given."""

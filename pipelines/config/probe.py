@@ -18,6 +18,7 @@ class ProbeConfig(CommandConfig):
     """Evaluate a model's frozen features on labels, layer by layer, with k-NN and a linear classifier."""
 
     free_on_resume: ClassVar[tuple[str, ...]] = ("resources.", "output.", "keep_features")
+    recorded_on_resume: ClassVar[tuple[str, ...]] = ()
 
     start: str | None = None
     """Run folder whose model is probed, or checkpoint folder."""

@@ -214,7 +214,11 @@ def _next_commands(run: str, commands: Sequence[tuple[str, str]], program: str |
 
 
 def _details(saved: dict[str, Any], environment: dict[str, Any]) -> list[Section]:
-    shown = [("Configuration", saved.get("config", saved)), ("Environment", environment)]
+    shown = [
+        ("Configuration", saved.get("config", saved)),
+        ("Options changed when it was resumed", saved.get("history")),
+        ("Environment", environment),
+    ]
     blocks = [
         Details(title, [Verbatim(json.dumps(content, indent=2))]) for title, content in shown if content
     ]

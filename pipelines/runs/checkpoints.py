@@ -20,9 +20,11 @@ from pipelines import storage
 
 PROGRESS_FILE = "progress.json"
 
-DAMAGED_FILE = "damaged.txt"
-"""Written into a checkpoint that is not what was written. It says why; the checkpoint is passed over."""
+PASSED_OVER_FILE = "passed-over.txt"
+"""Lies in a checkpoint that is damaged, or that a user went back beyond, and says which. No run begins with
+such a checkpoint."""
 
+ATTEMPT_NAME = re.compile(r"attempt-(\d+)")
 CHECKPOINT_NAME = re.compile(r"step-(\d+)(-restart\d+)?")
 
 
@@ -120,7 +122,7 @@ def set_damaged_aside(run: str, say: Callable[[str], None]) -> None:
     """
     damaged: list[str] = []
     for checkpoint in _checkpoints(run):
-        marker = storage.join(checkpoint, DAMAGED_FILE)
+        marker = storage.join(checkpoint, PASSED_OVER_FILE)
         if storage.exists(marker):
             damaged.append(f"{checkpoint}: {storage.read_text(marker).strip()}")
         elif (fault := _fault(checkpoint)) is not None:
@@ -132,17 +134,47 @@ def set_damaged_aside(run: str, say: Callable[[str], None]) -> None:
         # Else its upload was broken off, as the run was killed meanwhile.
     if damaged:
         raise UserError(
-            f"every checkpoint of {run} is damaged; {damaged[0]}",
-            f"bring back a copy of it (and delete its {DAMAGED_FILE}), or start a new run",
+            f"no checkpoint of {run} can be used; {damaged[0]}",
+            f"bring back a copy of it (and delete its {PASSED_OVER_FILE}), or start a new run",
         )
 
 
+def split_checkpoint(path: str) -> tuple[str, str | None]:
+    """Split the path of a run's checkpoint into the run and the checkpoint; of another path, a run alone."""
+    uri = storage.absolute(path)
+    attempt = storage.parent(uri)
+    if CHECKPOINT_NAME.fullmatch(storage.name(uri)) and ATTEMPT_NAME.fullmatch(storage.name(attempt)):
+        return storage.parent(attempt), uri
+    return path, None
+
+
+def go_back_to(checkpoint: str, say: Callable[[str], None]) -> None:
+    """Make a checkpoint the newest of its run: later ones are kept, and passed over.
+
+    Raises:
+        UserError: If it is not complete, or not what was written.
+    """
+    run, _ = split_checkpoint(checkpoint)
+    if (fault := _fault(checkpoint)) is not None or not is_complete(checkpoint):
+        raise UserError(
+            f"--resume {checkpoint}: {fault or 'it is no complete checkpoint'}",
+            f"name another checkpoint of {run}, or the run itself for its newest",
+        )
+    step = step_of(checkpoint)
+    later = [other for other in _complete_checkpoints(run) if other != checkpoint and step_of(other) >= step]
+    for other in later:
+        storage.write_text(
+            storage.join(other, PASSED_OVER_FILE), f"the run was resumed from {checkpoint}, step {step:,}\n"
+        )
+        say(f"{other} is passed over; it is kept until you delete it")
+
+
 def is_complete(checkpoint: str) -> bool:
-    """Whether every file that the checkpoint's progress file lists is there in its full size, and none is
-    known to be damaged.
+    """Whether every file that the checkpoint's progress file lists is there in its full size, and it is not
+    to be passed over.
     """
     sizes = {entry.name: entry.size for entry in storage.list_files(checkpoint)}
-    if PROGRESS_FILE not in sizes or DAMAGED_FILE in sizes:
+    if PROGRESS_FILE not in sizes or PASSED_OVER_FILE in sizes:
         return False
     try:
         wanted = read_progress(checkpoint).sizes
@@ -153,7 +185,8 @@ def is_complete(checkpoint: str) -> bool:
 
 def attempts(run: str) -> list[int]:
     """List the numbers of the starts of a run."""
-    return [int(name[8:]) for name in storage.list_folder(run) if re.fullmatch(r"attempt-\d+", name)]
+    names = (ATTEMPT_NAME.fullmatch(name) for name in storage.list_folder(run))
+    return [int(name[1]) for name in names if name]
 
 
 def _fault(checkpoint: str) -> str | None:

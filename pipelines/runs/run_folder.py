@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import subprocess
@@ -19,7 +21,7 @@ from beit.errors import UserError
 from beit.plain import from_dict, to_dict
 from pipelines import storage
 from pipelines.config.jobs import HasData
-from pipelines.runs.checkpoints import attempts
+from pipelines.runs.checkpoints import attempts, split_checkpoint
 
 Config = TypeVar("Config", bound=HasData)
 
@@ -120,6 +122,39 @@ def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:
     return RunFolder(uri, 1 + max(attempts(uri), default=0))
 
 
+def record_changes(uri: str, config: HasData, *, step: int) -> list[str]:
+    """Enter the changed options of a resumed run that its config.json keeps a history of.
+
+    Args:
+        uri: The run.
+        config: As it goes on.
+        step: From which step.
+
+    Returns:
+        A line for each.
+    """
+    file = storage.join(uri, CONFIG_FILE)
+    saved = json.loads(storage.read_text(file))
+    before, after = flatten(saved["config"]), flatten(to_dict(config))
+    changed = {
+        name: [before[name], after[name]]
+        for name in config.recorded_on_resume
+        if name in before and before[name] != after[name]
+    }
+    if not changed:
+        return []
+    for name, (_, value) in changed.items():
+        *groups, last = name.split(".")
+        functools.reduce(operator.getitem, groups, saved["config"])[last] = value
+    entry = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changed": changed}
+    saved["history"] = [*saved.get("history", []), entry]
+    storage.write_text(file, json.dumps(saved, indent=2))
+    return [
+        f"{name} was {old} and is {new} from step {step:,}; {CONFIG_FILE} keeps both"
+        for name, (old, new) in changed.items()
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """The contents of a run's config.json."""
@@ -136,12 +171,12 @@ def saved_run(path: str) -> SavedRun:
     """Read the configuration that a run was started with, of any job.
 
     Args:
-        path: A run folder, or the config.json of one.
+        path: A run folder, a checkpoint in one, or the config.json of one.
 
     Raises:
         UserError: If there is no run at this path.
     """
-    uri = storage.absolute(path)
+    uri = storage.absolute(split_checkpoint(path)[0])
     file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
     if not storage.exists(file):
         raise UserError(f"{path} is no run: there is no {file}", _suggest_run(uri))
@@ -166,7 +201,7 @@ def saved_config(path: str, kind: type[Config], *, job: str) -> tuple[Config, st
     """Read the configuration that a run was started with, and the name of its preset.
 
     Args:
-        path: A run folder, or the config.json of one.
+        path: A run folder, a checkpoint in one, or the config.json of one.
         kind: Type of the job's configuration.
         job: The job that the run must belong to.
 
@@ -186,7 +221,8 @@ def check_same(saved: HasData, asked: HasData) -> None:
         UserError: If there are any; the message names each with both values.
     """
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
-    free = {name for name in before if name.startswith(asked.free_on_resume)} - {"resources.precision"}
+    free_names = (*asked.free_on_resume, *asked.recorded_on_resume)
+    free = {name for name in before if name.startswith(free_names)} - {"resources.precision"}
     changed = [name for name in before if before[name] != after[name] and name not in free]
     if changed:
         differences = ", ".join(f"{name} was {before[name]} and is now {after[name]}" for name in changed)

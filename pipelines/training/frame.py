@@ -45,7 +45,8 @@ def run(
         task: Which job.
         config: The whole run.
         preset: Name that the run folder starts with when `output.name` is not given.
-        resume: Run folder to resume; `config` must be its own but for what `free_on_resume` names.
+        resume: Run folder to resume, or a checkpoint in it; `config` must be its own but for what
+            `free_on_resume` and `recorded_on_resume` name.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
         follow: Takes the rows of metrics as they come. It may end the run before its last step; model and
@@ -127,7 +128,7 @@ def train(
 
     Args:
         training: What to run.
-        resume: Run folder to resume.
+        resume: Run folder to resume, or a checkpoint in it.
         debug: Let Ray's own messages through.
         say: Takes the lines for the user.
         follow: Takes the rows of metrics as they come, and may end the run.
@@ -140,8 +141,15 @@ def train(
         check_batch(training.global_batch_size, placement.worker_range)
         training.check_workers(placement.worker_range)
         if resume:
-            folder = run_folder.reopen(resume, inputs=training.inputs)
+            uri, chosen = checkpoints.split_checkpoint(resume)
+            folder = run_folder.reopen(uri, inputs=training.inputs)
+            if chosen is not None:
+                checkpoints.go_back_to(chosen, say)
             checkpoints.set_damaged_aside(folder.uri, say)
+            newest = checkpoints.latest_checkpoint(folder.uri)
+            step = 0 if newest is None else checkpoints.step_of(newest)
+            for line in run_folder.record_changes(folder.uri, config, step=step):
+                say(line)
         else:
             folder = run_folder.create(
                 config, job=training.job, preset=training.preset, inputs=training.inputs

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beit.config import OptimConfig
 from beit.cores import compute_with
 from beit.errors import UserError
 from beit.objectives.base import Objective
@@ -27,7 +28,7 @@ from pipelines.runs import checkpoints
 from pipelines.stream.division import own_shard
 from pipelines.stream.ledger import Ledger
 from pipelines.stream.shuffle import shuffle
-from pipelines.training.step import Stepper, share_of
+from pipelines.training.step import Stepper, Taken, share_of
 
 Batch = dict[str, NDArray[Any]]
 
@@ -44,7 +45,8 @@ class LoopConfig:
     dispatcher: Any
     recorder: Any
     seed: int
-    global_batch_size: int
+    optim: OptimConfig
+    """Gives the batch size, the norm to clip at, and how many steps may be skipped."""
     micro_batch_size: int | None
     stop_at: int
     """Step at which the workers end, with a checkpoint."""
@@ -54,7 +56,6 @@ class LoopConfig:
     """Whether this segment follows a pause of the same run, not an interruption."""
     streams: int
     """Number of streams that the workers are divided over."""
-    clip_norm: float | None
     device: str
     threads: int
     precision: str
@@ -104,12 +105,12 @@ class Worker:
             self.objective,
             device=self.device,
             micro_batch_size=config.micro_batch_size,
-            clip_norm=config.clip_norm,
+            clip_norm=config.optim.clip_norm,
             bf16=config.precision == "bf16" or (config.precision == "auto" and self._computes_bf16()),
             compile=config.compile,
         )
         self.rank, self.workers = self.stepper.rank, self.stepper.workers
-        self.batch_size = share_of(config.global_batch_size, self.rank, self.workers)
+        self.batch_size = share_of(config.optim.global_batch_size, self.rank, self.workers)
         self.step = 0
         self.seconds = 0.0
         """Seconds of training over the whole run, without starts."""
@@ -160,7 +161,7 @@ class Worker:
         rows = 0
         if self.rank == 0:
             # An equal split must give every worker the largest share.
-            minimum = self.workers * share_of(self.config.global_batch_size, 0, self.workers)
+            minimum = self.workers * share_of(self.config.optim.global_batch_size, 0, self.workers)
             rows = ray.get(self.config.dispatcher.start_round.remote(self.generation, minimum, self.workers))
         return self.stepper.add_up([float(rows)])[0] > 0
 
@@ -272,9 +273,10 @@ class Worker:
 
         if self.step == self.logged_step:
             return
-        self.stepper.check_finite()
         self._settle()
-        sums, weight, norm = self.stepper.take_sums()
+        taken = self.stepper.take_sums()
+        if taken.skipped_in_row > self.config.optim.max_skipped:
+            self.stop = True  # All workers see the same gradient.
         wait = self.stepper.add_up([self.wait_seconds])[0] / self.workers
         seconds, steps = time.perf_counter() - self.logged_at, self.step - self.logged_step
         self.logged_step, self.logged_at, self.wait_seconds = self.step, time.perf_counter(), 0.0
@@ -284,17 +286,20 @@ class Worker:
         counts = ray.get(self.config.dispatcher.counts.remote())
         row = {
             "step": self.step,
-            "images": self.step * self.config.global_batch_size,
+            "images": self.step * self.config.optim.global_batch_size,
             "time": time.time(),
-            **{f"train/{name}": value for name, value in self.objective.metrics(sums, weight).items()},
+            **{f"train/{name}": value for name, value in self._train_metrics(taken).items()},
             "optim/lr": self.stepper.rate,
-            "optim/grad_norm": norm,
-            "speed/images_per_second": steps * self.config.global_batch_size / seconds,
+            "optim/grad_norm": taken.norm,
+            **({"optim/skipped_steps": taken.skipped} if taken.skipped else {}),
+            "speed/images_per_second": steps * self.config.optim.global_batch_size / seconds,
             "speed/data_wait": wait / seconds,
             "data/quarantined": counts["quarantined"],
             **{f"eval/{name}": value for name, value in self.evaluation.items()},
         }
         self.evaluation = {}
+        if taken.skipped:
+            self._tell_skipped(taken, steps)
         self.config.recorder.log.remote(row, self.seconds / self.step * (self.config.last_step - self.step))
         if counts["quarantined"] > self.config.max_bad * max(1000, counts["settled"]):
             self._give_up(
@@ -305,6 +310,24 @@ class Worker:
                     "with a larger --data.max-bad"
                 ),
             )
+
+    def _train_metrics(self, taken: Taken) -> dict[str, float]:
+        """The objective's metrics; none where every step was skipped."""
+        return self.objective.metrics(taken.sums, taken.weight) if taken.weight or not taken.skipped else {}
+
+    def _tell_skipped(self, taken: Taken, steps: int) -> None:
+        """Say how many steps were skipped, and end the run where there are too many in a row."""
+        were = f"{taken.skipped:,} of the last {steps:,} steps had a gradient that is not finite, and"
+        self.config.recorder.say.remote(f"warning: {were} left the weights as they were")
+        if not self.stop:
+            return
+        self._give_up(
+            f"the gradients of {taken.skipped_in_row:,} steps in a row were not finite, up to step "
+            f"{self.step:,}: more than optim.max_skipped={self.config.optim.max_skipped} allows (learning "
+            f"rate {self.stepper.rate:.2e}, gradient norm {taken.norm:g}); the weights are those before them",
+            f"resume with a smaller rate: --resume {self.config.run} --optim.peak-lr "
+            f"{self.config.optim.peak_lr / 4:.1e}, from an earlier checkpoint if the loss was rising already",
+        )
 
     # -- ledger and checkpoints ----------------------------------------------------------------------------
 
@@ -365,7 +388,6 @@ class Worker:
         import ray.train
 
         self.saved_at = time.perf_counter()
-        self.stepper.check_finite()
         self._settle()
         checkpoint = None
         if self.rank == 0:

@@ -6,6 +6,7 @@ It knows neither method nor Ray.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,24 @@ from torch import Tensor
 from beit.objectives.base import Objective
 
 
-class NotFiniteError(FloatingPointError):
-    """A gradient was infinite or NaN. The weights are those before that step."""
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What the steps since the last report have gathered."""
+
+    sums: dict[str, NDArray[Any]]
+    """The objective's sums, over all workers and all steps but those that were skipped."""
+
+    weight: float
+    """Terms of the loss that they are of."""
+
+    norm: float
+    """Gradient norm of the last step."""
+
+    skipped: int
+    """Steps that were skipped, as their gradient was not finite."""
+
+    skipped_in_row: int
+    """Steps up to the last one that were skipped one after the other, also before the last report."""
 
 
 def share_of(global_batch_size: int, rank: int, workers: int) -> int:
@@ -70,10 +87,10 @@ class Stepper:
             # Small numbers are exchanged between hosts every step; through the devices they would cost a
             # synchronisation.
             self._host_group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        self._bad_steps = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
         self._sums: dict[str, Tensor] = {}
-        self._weight = 0.0
+        self._weight = torch.zeros((), dtype=torch.float64, device=device)
+        self._skipped, self._skipped_in_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.rate = 0.0
         """Learning rate of the last step."""
 
@@ -92,24 +109,30 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         images = len(next(iter(batch.values())))
         micro = self._micro_batch_size or images
+        sums: dict[str, Tensor] = {}
         for start in range(0, images, micro):
             last = start + micro >= images
             with contextlib.nullcontext() if last or self.workers == 1 else self._model.no_sync():  # type: ignore[operator]
-                self._backward(
-                    {name: column[start : start + micro] for name, column in batch.items()}, weight
-                )
-        self._update()
+                part = {name: column[start : start + micro] for name, column in batch.items()}
+                for name, value in self._backward(part, weight).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        skipped = self._update()
         self.objective.finish_step(step)
-        self._weight += weight
+        # The sums of a skipped step may be NaN. All of this stays on the device: no step waits for it.
+        for name, value in sums.items():
+            value = torch.where(skipped, 0.0, value)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._weight = self._weight + torch.where(skipped, 0.0, weight)
+        self._skipped = self._skipped + skipped
+        self._skipped_in_row = (self._skipped_in_row + 1) * skipped
 
-    def _backward(self, part: dict[str, Tensor], weight: float) -> None:
+    def _backward(self, part: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+        """Add the gradient of a micro-batch; returns the objective's sums over it."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             sums = self._model(part)
         # DDP takes the mean over the workers; the loss is one over all terms of the global batch.
         (sums["loss"] * (self.workers / max(weight, 1.0))).backward()
-        for name, value in sums.items():
-            value = value.detach().to(torch.float64)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        return {name: value.detach().to(torch.float64) for name, value in sums.items()}
 
     def measure(self, batch: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
         """The objective's sums over a batch of this worker alone, without a step; its mode and gradients are
@@ -119,9 +142,12 @@ class Stepper:
             sums = self.objective(batch)
         return {name: value.to(torch.float64).cpu().numpy() for name, value in sums.items()}
 
-    def _update(self) -> None:
+    def _update(self) -> Tensor:
         """Step the optimizer unless the gradient is not finite. DDP gives every worker the same gradient, so
         all agree.
+
+        Returns:
+            Bool [], whether the step was skipped.
         """
         parameters = [
             p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -129,29 +155,15 @@ class Stepper:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, self._norm)
-        # The fused optimizer leaves the weights alone where `found_inf` is 1: no step waits for the device to
-        # answer, and the count is read when something is logged or saved.
-        bad = (~torch.isfinite(self._norm)).float()
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        # The fused optimizer leaves weights and its own state alone where `found_inf` is 1: no step waits for
+        # the device to answer, and the count is read when something is logged.
+        skipped = ~torch.isfinite(self._norm)
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self._bad_steps += bad
+        return skipped
 
-    def check_finite(self) -> None:
-        """Wait for the device and raise if a gradient since the start was not finite.
-
-        Raises:
-            NotFiniteError: On every worker alike.
-        """
-        if bad := int(self._bad_steps.item()):
-            raise NotFiniteError(
-                f"{bad} of the last steps had a gradient that is not finite; the weights are those before "
-                "them"
-            )
-
-    def take_sums(self) -> tuple[dict[str, NDArray[Any]], float, float]:
-        """The objective's sums over all workers and the steps since the last call, their weight, and the last
-        gradient norm.
-        """
+    def take_sums(self) -> Taken:
+        """Return what the steps since the last call have gathered, over all workers. Waits for the device."""
         names = sorted(self._sums)
         flat = [self._sums[name].flatten().cpu().numpy() for name in names]
         total = np.array(self.add_up(np.concatenate([*flat, np.zeros(0)]).tolist()))
@@ -159,8 +171,15 @@ class Stepper:
         sums = {
             name: part.reshape(self._sums[name].shape) for name, part in zip(names, parts[:-1], strict=True)
         }
-        weight, self._weight, self._sums = self._weight, 0.0, {}
-        return sums, weight, float(self._norm)
+        taken = Taken(
+            sums=sums,
+            weight=float(self._weight),
+            norm=float(self._norm),
+            skipped=int(self._skipped),
+            skipped_in_row=int(self._skipped_in_row),
+        )
+        self._sums, self._weight, self._skipped = {}, self._weight * 0, self._skipped * 0
+        return taken
 
     def add_up(self, values: list[float]) -> list[float]:
         """Sums over the workers, on the hosts. Also a barrier."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from beit.config import TokenizerConfig
+from beit.config import OptimConfig, TokenizerConfig
 from beit.objectives.base import Objective
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import WorkerRange
@@ -36,9 +36,8 @@ class Training(Generic[Config]):
     make_objective: Callable[[], Objective]
     """Builds the model and its loss, in each worker."""
 
-    global_batch_size: int
+    optim: OptimConfig
     total_steps: int
-    clip_norm: float | None
 
     inputs: dict[str, str]
     """Digests of what the job reads, by the option that names it. A resumed run must find the same."""
@@ -54,6 +53,11 @@ class Training(Generic[Config]):
 
     check_workers: Callable[[WorkerRange], None] = lambda workers: None
     """Refuses numbers of workers that do not suit the job."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of a step, over all workers."""
+        return self.optim.global_batch_size
 
 
 @dataclass(frozen=True)

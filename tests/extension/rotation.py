@@ -159,9 +159,8 @@ class Rotation(Task[RotationConfig, Training[RotationConfig]]):
             samples=RotatedSamples(views=views, turns=config.turns),
             tokenizer=None,
             make_objective=functools.partial(make_objective, config, total_steps),
-            global_batch_size=config.optim.global_batch_size,
+            optim=config.optim,
             total_steps=total_steps,
-            clip_norm=config.optim.clip_norm,
             inputs={"data.train": source.manifest.digest},
             shown=[("loss {:.3f}", "train/loss"), ("acc {:.1%}", "train/accuracy")],
         )

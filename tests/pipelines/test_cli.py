@@ -180,10 +180,10 @@ def test_a_name_in_use_is_refused_and_resuming_with_other_settings_shows_the_dif
     main(["pretrain", "--resume", str(tmp_path / "mine"), "--dry-run"])
     assert json.loads(capsys.readouterr().out)["stop_at"] is None  # to go on means to go past it
     cause, _ = error_lines(
-        ["pretrain", "--resume", tmp_path / "mine", "--optim.peak-lr", "0.5", "--resources.workers", "2"],
+        ["pretrain", "--resume", tmp_path / "mine", "--optim.beta2", "0.5", "--resources.workers", "2"],
         capsys,
     )
-    assert "optim.peak_lr was 0.002 and is now 0.5" in cause
+    assert "optim.beta2 was 0.999 and is now 0.5" in cause
     assert "workers" not in cause
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from beit.checks import Options, PositiveFloat, PositiveInt, PositiveShare
 from beit.errors import UserError
@@ -76,6 +77,7 @@ class AblationConfig(PretrainConfig):
 
     # There may be more rows and seeds.
     free_on_resume = (*PretrainConfig.free_on_resume, "concurrent", "data_cpus", "rows", "seeds")
+    recorded_on_resume: ClassVar[tuple[str, ...]] = ()  # Finished rows would have other values.
 
     rows: tuple[RowName, ...] = tuple(ROWS)
     """Rows of the table, in the order in which they are run."""

@@ -100,9 +100,9 @@ def test_a_run_without_an_undamaged_checkpoint_is_refused(tmp_path):
     for step in (10, 20):
         write_checkpoint(tmp_path, 1, step)
         flip(tmp_path / "attempt-1" / f"step-{step:08d}" / "ledger.npz")
-    with pytest.raises(UserError, match=r"every checkpoint .*/step-00000020: ledger.npz is not what was"):
+    with pytest.raises(UserError, match=r"no checkpoint .*/step-00000020: ledger.npz is not what was"):
         checkpoints.set_damaged_aside(str(tmp_path), print)
-    with pytest.raises(UserError, match="every checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint of"):
         checkpoints.set_damaged_aside(str(tmp_path), print)
 
 
@@ -113,3 +113,23 @@ def test_checkpoints_of_older_versions_have_sizes_alone(tmp_path):
     (folder / "progress.json").write_text(json.dumps({"step": 10, "seconds": 1.0, "files": files}))
     checkpoints.set_damaged_aside(str(tmp_path), print)
     assert newest(tmp_path) == "attempt-1/step-00000010"
+
+
+def test_a_run_goes_back_to_a_checkpoint_and_keeps_the_later_ones(tmp_path):
+    for attempt, step in ((1, 10), (1, 20), (2, 30)):
+        write_checkpoint(tmp_path, attempt, step)
+    chosen = f"{tmp_path}/attempt-1/step-00000010"
+    assert checkpoints.split_checkpoint(chosen) == (str(tmp_path), chosen)
+    assert checkpoints.split_checkpoint(str(tmp_path)) == (str(tmp_path), None)
+    lines = []
+    checkpoints.go_back_to(chosen, lines.append)
+    assert newest(tmp_path) == "attempt-1/step-00000010"
+    assert [line.split()[0].removeprefix(f"{tmp_path}/") for line in lines] == [
+        "attempt-2/step-00000030",
+        "attempt-1/step-00000020",
+    ]
+    checkpoints.forget_checkpoints(str(tmp_path), keep=1)
+    assert (tmp_path / "attempt-1" / "step-00000020" / "ledger.npz").exists()
+    flip(tmp_path / "attempt-1" / "step-00000010" / "ledger.npz")
+    with pytest.raises(UserError, match=r"step-00000010: ledger\.npz is not what was written"):
+        checkpoints.go_back_to(chosen, print)

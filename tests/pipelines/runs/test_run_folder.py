@@ -86,3 +86,20 @@ def test_a_mistyped_run_gets_the_nearest_name(tmp_path):
     )
     with pytest.raises(UserError, match=r"perhaps you meant .*/first-try"):
         run_folder.saved_config(str(tmp_path / "first-tri"), PretrainConfig, job="pretrain")
+
+
+def test_a_changed_learning_rate_is_recorded_and_any_other_change_is_refused(tmp_path):
+    config = override(presets.tiny64(), {"output.root": str(tmp_path), "output.name": "run"})
+    folder = run_folder.create(config, job="pretrain", preset="tiny64")
+    rate = config.optim.peak_lr
+    slower = override(config, {"optim.peak_lr": rate / 4, "resources.cpus": 2})
+    run_folder.check_same(config, slower)
+    (line,) = run_folder.record_changes(folder.uri, slower, step=70)
+    assert line.startswith(f"optim.peak_lr was {rate} and is {rate / 4} from step 70;")
+    saved, _ = run_folder.saved_config(folder.uri, PretrainConfig, job="pretrain")
+    assert saved == override(config, {"optim.peak_lr": rate / 4}), "the next resume begins with it"
+    (entry,) = json.loads((tmp_path / "run" / "config.json").read_text())["history"]
+    assert (entry["step"], entry["changed"]) == (70, {"optim.peak_lr": [rate, rate / 4]})
+    assert run_folder.record_changes(folder.uri, slower, step=90) == []
+    with pytest.raises(UserError, match=r"optim\.weight_decay was .* and is now 0\.1"):
+        run_folder.check_same(config, override(config, {"optim.weight_decay": 0.1}))

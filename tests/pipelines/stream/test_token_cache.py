@@ -253,16 +253,16 @@ def trained_here(training):
         training.make_objective(),
         device=torch.device("cpu"),
         micro_batch_size=MICRO_BATCH,
-        clip_norm=training.clip_norm,
+        clip_norm=training.optim.clip_norm,
     )
     objective, rows = stepper.objective, []
     mixed = shuffle(batches, seeds.generator(training.config.seed, seeds.BUFFER, 0, 0, 0))
     for step, batch in enumerate(mixed):
         tensors = {name: torch.from_numpy(batch[name]) for name in objective.columns}
         stepper.step(step, tensors, objective.weight(batch))
-        sums, weight, norm = stepper.take_sums()
-        metrics = objective.metrics(sums, weight)
-        rows.append((metrics["loss"], metrics["accuracy"], norm))
+        taken = stepper.take_sums()
+        metrics = objective.metrics(taken.sums, taken.weight)
+        rows.append((metrics["loss"], metrics["accuracy"], taken.norm))
     ray.kill(dispatcher)
     return rows, objective.model.state_dict()
 

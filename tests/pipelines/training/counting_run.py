@@ -26,7 +26,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 
-from beit.config import MaskConfig, TokenizerConfig, ViewConfig
+from beit.config import MaskConfig, OptimConfig, TokenizerConfig, ViewConfig
 from beit.objectives.base import Objective
 from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.dvae import Dvae, initialise
@@ -226,9 +226,8 @@ def main():
             args.out,
             os.getpid(),
         ),
-        global_batch_size=BATCH,
+        optim=OptimConfig(global_batch_size=BATCH, clip_norm=None),
         total_steps=config.total_steps(source.manifest.total, BATCH),
-        clip_norm=None,
         inputs={"data.train": source.manifest.digest},
         shown=[],
     )
