@@ -4,6 +4,7 @@ options.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from pipelines.evaluation.probe_table import (
 from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.probe import probe_sections
 from pipelines.reports.run import Report, write_report
-from pipelines.runs import run_folder, tracking
+from pipelines.runs import lease, run_folder, tracking
 from pipelines.runs.models import find_model, holds_model, model_config, model_digest, view_of
 from pipelines.sources.labels import take_at_most
 
@@ -91,7 +92,8 @@ def probe(
     for line in _summary(config, saved, layers, data):
         say(line)
     inputs = {"data.train": data.train.digest, "data.val": data.val.digest, "start": model_digest(checkpoint)}
-    with session.start(cpus=config.resources.cpus, debug=debug):
+    with contextlib.ExitStack() as held:
+        held.enter_context(session.start(cpus=config.resources.cpus, debug=debug))
         nodes = cluster_nodes()
         placement = place(config.resources, nodes, tokenize=False)
         run = (
@@ -99,6 +101,7 @@ def probe(
             if resume
             else run_folder.create(config, job=JOB, preset=preset, inputs=inputs)
         )
+        held.enter_context(lease.hold(run.uri, say))
         say(f"run folder: {run.uri}")
         for line in (
             *local_path_warnings(nodes, {"data.train": data.uri, "output.root": run.uri}),

@@ -233,6 +233,8 @@ def open_output(uri: str | Path) -> Iterator[Any]:
     try:
         with local:
             yield local
+            local.flush()
+            os.fsync(local.fileno())  # Else the name could outlive the content when the machine stops.
         os.replace(unfinished, path)
     finally:
         if os.path.exists(unfinished):
@@ -243,6 +245,33 @@ def write_bytes(uri: str | Path, content: bytes) -> None:
     """Write a file in one step: a reader sees the old content or the new, never a part."""
     with open_output(uri) as file:
         file.write(content)
+
+
+def write_new(uri: str | Path, content: str) -> bool:
+    """Write a UTF-8 file that does not exist yet; returns whether it did not. Of several processes only one
+    succeeds, but on object stores, where one that comes a moment later may too.
+    """
+    if is_remote(uri):
+        if exists(uri):
+            return False
+        write_text(uri, content)
+        return True
+    path = resolve(uri)[1]
+    beside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    write_text(beside, content)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    except OSError:  # A file system without links: the content then comes a moment after the name.
+        try:
+            with open(path, "x") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        os.unlink(beside)
+    return True
 
 
 def write_text(uri: str | Path, content: str) -> None:

@@ -24,7 +24,7 @@ from pipelines.command_line.run import run_program
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.pretrain import PretrainTask
 from pipelines.reports.page import REPORT_FILE
-from pipelines.runs import run_folder
+from pipelines.runs import lease, run_folder
 from tune.concurrency import Schedule
 from tune.config import SWEEPS, SweepConfig, sweep_preset
 from tune.explain import explain, in_words
@@ -92,7 +92,8 @@ def sweep(
     with session.start(cpus=config.resources.cpus, debug=debug):
         timetable = plan_concurrency(config, design.space, cluster_nodes())
         folder = _open_folder(prepared, resume)
-        return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
+        with lease.hold(folder, say):
+            return _Sweep(prepared, timetable, folder, debug=debug, say=say).run()
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:

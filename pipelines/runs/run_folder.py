@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import itertools
 import json
 import operator
 import os
@@ -87,9 +88,15 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
         UserError: If a run of that name exists.
     """
     check_free(config)
-    name = config.output.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    uri = storage.join(storage.absolute(config.output.root), name)
-    save_config(uri, config, job=job, preset=preset, inputs=inputs)
+    saved = _saved(config, job=job, preset=preset, inputs=inputs)
+    began = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([began], (f"{began}-{number}" for number in itertools.count(2)))
+    for name in [config.output.name] if config.output.name else names:
+        uri = storage.join(storage.absolute(config.output.root), name)
+        if storage.write_new(storage.join(uri, CONFIG_FILE), saved):
+            break
+    else:
+        check_free(config)  # Another driver has made the run since.
     storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
     return RunFolder(uri, 1)
 
@@ -98,8 +105,13 @@ def save_config(
     uri: str, config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None = None
 ) -> None:
     """Write the configuration of a run; the arguments are those of `create`."""
+    storage.write_text(storage.join(uri, CONFIG_FILE), _saved(config, job=job, preset=preset, inputs=inputs))
+
+
+def _saved(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None) -> str:
+    """The text of a config.json."""
     saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
-    storage.write_text(storage.join(uri, CONFIG_FILE), json.dumps(saved, indent=2))
+    return json.dumps(saved, indent=2)
 
 
 def reopen(uri: str, *, inputs: Mapping[str, str]) -> RunFolder:

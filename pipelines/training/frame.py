@@ -6,6 +6,7 @@ model, write the report, say what to do next. What differs between jobs is a `Ta
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines.config.workers import check_batch
 from pipelines.evaluation.judge import Judge
 from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.run import write_report
-from pipelines.runs import checkpoints, evaluations, run_folder, tracking
+from pipelines.runs import checkpoints, evaluations, lease, run_folder, tracking
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
 from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
@@ -135,7 +136,8 @@ def train(
         judge: Judges the model at its pauses and at the end.
     """
     config = training.config
-    with session.start(cpus=config.resources.cpus, debug=debug):
+    with contextlib.ExitStack() as held:
+        held.enter_context(session.start(cpus=config.resources.cpus, debug=debug))
         nodes = cluster_nodes()
         placement = place(config.resources, nodes, tokenize=training.tokenizer is not None)
         check_batch(training.global_batch_size, placement.worker_range)
@@ -143,6 +145,7 @@ def train(
         if resume:
             uri, chosen = checkpoints.split_checkpoint(resume)
             folder = run_folder.reopen(uri, inputs=training.inputs)
+            held.enter_context(lease.hold(folder.uri, say))
             if chosen is not None:
                 checkpoints.go_back_to(chosen, say)
             checkpoints.set_damaged_aside(folder.uri, say)
@@ -154,6 +157,7 @@ def train(
             folder = run_folder.create(
                 config, job=training.job, preset=training.preset, inputs=training.inputs
             )
+            held.enter_context(lease.hold(folder.uri, say))
         say(f"run folder: {folder.uri}")
         for line in (*local_path_warnings(nodes, _paths(training, folder)), *placement.lines()):
             say(line)

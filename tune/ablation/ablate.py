@@ -20,7 +20,7 @@ from pipelines.cluster import session
 from pipelines.cluster.nodes import cluster_nodes, this_machine
 from pipelines.command_line.options import parse_job
 from pipelines.reports.page import REPORT_FILE
-from pipelines.runs import run_folder
+from pipelines.runs import lease, run_folder
 from tune.ablation.chain import (
     Chain,
     JobName,
@@ -94,7 +94,12 @@ def ablate(
     with session.start(cpus=config.resources.cpus, debug=debug):
         timetable = plan_concurrency(config, cluster_nodes(), tokenize=prepared.tokenises)
         folder = _open_folder(prepared, resume)
-        return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
+        with lease.hold(folder, say):
+            if resume is not None:  # It may have more rows or seeds than before.
+                run_folder.save_config(
+                    folder, prepared.config, job=JOB, preset=prepared.preset, inputs=prepared.inputs
+                )
+            return _Ablation(prepared, timetable, folder, debug=debug, say=say).run()
 
 
 def _check_keeps_rows(config: AblationConfig, folder: str) -> None:
@@ -127,16 +132,12 @@ def plan_concurrency(config: AblationConfig, nodes: Sequence[Any], *, tokenize: 
 
 
 def _open_folder(prepared: Prepared, resume: str | None) -> str:
-    """Open the ablation's folder. A resumed ablation must find the same data, and may have more rows or
-    seeds.
-    """
+    """Open the ablation's folder. A resumed one must find the same data."""
     config = prepared.config
     if resume is None:
         check_store(config, storage.join(config.output.root, config.output.name or prepared.preset))
         return run_folder.create(config, job=JOB, preset=prepared.preset, inputs=prepared.inputs).uri
-    folder = run_folder.reopen(resume, inputs=prepared.inputs).uri
-    run_folder.save_config(folder, config, job=JOB, preset=prepared.preset, inputs=prepared.inputs)
-    return folder
+    return run_folder.reopen(resume, inputs=prepared.inputs).uri
 
 
 class _Ablation:

@@ -103,3 +103,11 @@ def test_a_changed_learning_rate_is_recorded_and_any_other_change_is_refused(tmp
     assert run_folder.record_changes(folder.uri, slower, step=90) == []
     with pytest.raises(UserError, match=r"optim\.weight_decay was .* and is now 0\.1"):
         run_folder.check_same(config, override(config, {"optim.weight_decay": 0.1}))
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, "strftime", lambda *_: "20261201-120000")
+    config = override(presets.tiny64(), {"output.root": str(tmp_path)})
+    uris = [run_folder.create(config, job="pretrain", preset="tiny64").uri for _ in range(3)]
+    began = f"{tmp_path}/tiny64-20261201-120000"
+    assert uris == [began, f"{began}-2", f"{began}-3"]
