@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from beit.errors import JobFailedError, TerminatedError
+from beit.errors import JobFailedError, TerminatedError, TwoLineError, UserError
 from pipelines import storage
 
 ERROR_FILE = "error.log"
@@ -43,9 +43,34 @@ def job_failed(
         everything = "--debug shows everything"
     else:
         file = storage.join(folder, ERROR_FILE)
-        storage.write_text(file, f"{error}\n")
         everything = f"everything in {file}"
-    return JobFailedError(f"{cause} ({doing}; {everything})", f"fix the cause, then {remedy}")
+        try:
+            storage.write_text(file, f"{error}\n")
+        except (OSError, UserError):  # The disk may be full, which may be the cause.
+            everything = "--debug shows everything"
+    return JobFailedError(f"{cause} ({doing}; {everything})", f"mend the cause, then {remedy}")
+
+
+@contextlib.contextmanager
+def explained(doing: str, remedy: str, *, folder: str | None) -> Iterator[None]:
+    """If Ray, the storage or the machine fails, end the job with a line of cause and one of remedy.
+
+    Args:
+        doing: What is being done, such as "while the model was judged".
+        remedy: How to resume.
+        folder: The job's folder.
+
+    Raises:
+        JobFailedError: In place of what was raised.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except TwoLineError:
+        raise
+    except (RayError, OSError, pa.ArrowException) as error:
+        raise job_failed(error, folder, doing=doing, cause=cause_of(error), remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -61,8 +86,6 @@ def resumable(doing: str, remedy: str, *, folder: str | None, say: Callable[[str
     Raises:
         JobFailedError: If Ray or the storage raises an exception.
     """
-    from ray.exceptions import RayError
-
     logger = logging.getLogger("ray.data")
     level = logger.level
     if (
@@ -70,9 +93,8 @@ def resumable(doing: str, remedy: str, *, folder: str | None, say: Callable[[str
     ):  # Not in a debugging session. Ray Data would print tracebacks before it raises them.
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
-    except (RayError, OSError, pa.ArrowException) as error:
-        raise job_failed(error, folder, doing=doing, cause=cause_of(error), remedy=remedy) from error
+        with explained(doing, remedy, folder=folder):
+            yield
     except KeyboardInterrupt as stop:
         say(f"stopped; {remedy}")
         raise (TerminatedError if isinstance(stop, TerminatedError) else KeyboardInterrupt) from None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from beit.errors import JobFailedError, TerminatedError, UserError
+from pipelines.command_line.world import told
 
 Command = Callable[[list[str], bool], None]
 """(arguments behind the command's name, whether `--debug` was among them) -> None. Reports mistakes
@@ -57,6 +58,14 @@ def _run(command: Command, arguments: list[str], debug: bool) -> None:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        found = None if debug else told(error)
+        if found is None:
+            raise
+        print(_as_typed(f"failed: {found[0]}\n        {found[1]}"), file=sys.stderr)
+        sys.exit(1)
 
 
 def _as_typed(text: str) -> str:

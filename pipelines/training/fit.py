@@ -4,6 +4,7 @@ workers.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -101,11 +102,17 @@ def fit(
 
     config, manifest = training.config, training.source.manifest
     plan = _plan(training, placement)
-    # Ray starts the dispatcher again wherever it dies. It then waits for the workers to bring their
+    # Ray starts both again wherever they die. The dispatcher then waits for the workers to bring their
     # checkpoint's ledger.
     dispatcher = session.start_beside_driver(Dispatcher, manifest, plan, max_restarts=-1, max_task_retries=-1)
     recorder = session.start_beside_driver(
-        Recorder, folder.uri, training.total_steps, training.shown, mlflow_place(training, folder.uri)
+        Recorder,
+        folder.uri,
+        training.total_steps,
+        training.shown,
+        mlflow_place(training, folder.uri),
+        max_restarts=-1,
+        max_task_retries=-1,
     )
     loop = LoopConfig(
         make_objective=training.make_objective,
@@ -165,7 +172,9 @@ def fit(
         say(f"stopped; {kept}: go on by --resume {folder.uri}")
         raise (stop if isinstance(stop, TerminatedError) else _interruption(watch)) from None
     finally:
-        ray.get(recorder.finish.remote(status))
+        # Where Ray itself has died, that is the error to tell, and none of the recorder's.
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(recorder.finish.remote(status))
     ray.kill(dispatcher)
     ray.kill(recorder)
     path = checkpoints.latest_checkpoint(folder.uri)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.cluster.failures import resumable
+from pipelines.cluster.failures import explained, resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_machine
 from pipelines.cluster.placement import Placement, place
 from pipelines.config.jobs import JobConfig
@@ -158,6 +158,9 @@ def train(
                 config, job=training.job, preset=training.preset, inputs=training.inputs
             )
             held.enter_context(lease.hold(folder.uri, say))
+        held.enter_context(
+            explained("while it was trained", f"resume it by --resume {folder.uri}", folder=folder.uri)
+        )
         say(f"run folder: {folder.uri}")
         for line in (*local_path_warnings(nodes, _paths(training, folder)), *placement.lines()):
             say(line)
