@@ -48,7 +48,7 @@ def job_failed(
             storage.write_text(file, f"{error}\n")
         except (OSError, UserError):  # The disk may be full, which may be the cause.
             everything = "--debug shows everything"
-    return JobFailedError(f"{cause} ({doing}; {everything})", f"mend the cause, then {remedy}")
+    return JobFailedError(f"{cause} ({doing}; {everything})", f"fix the cause, then {remedy}")
 
 
 @contextlib.contextmanager
