@@ -45,6 +45,10 @@ class Constraint:
     percent: bool = False
     """Whether a number of 5 or more is probably meant as a percentage."""
 
+    remedy: Callable[[Any], str] | None = None
+    """Value -> the remedy, where the value shows what was probably meant. None: the remedy is to set what
+    is allowed, or the default."""
+
 
 def between(low: float, high: float, *, percent: bool = False) -> Constraint:
     """From `low` to `high`, both included."""
@@ -207,6 +211,8 @@ def _refusal(option: Options, field: dataclasses.Field[Any], value: Any, constra
     cause = f"{option(name, repr(value) if isinstance(value, str) else value)} {constraint.fault}"
     if constraint.percent and isinstance(value, int | float) and value >= 5 and constraint.holds(value / 100):
         return UserError(cause, f"set {option(name, f'{value / 100:g}')} if {value:g} % is meant")
+    if constraint.remedy is not None:
+        return UserError(cause, constraint.remedy(value))
     if default is None:
         return UserError(cause, f"set {constraint.allowed}, or leave it out")
     if default is dataclasses.MISSING:

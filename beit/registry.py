@@ -20,16 +20,20 @@ class Registry(Generic[Choice]):
     have to look names up, all registered choices.
     """
 
-    def __init__(self, option: str, built_in: Mapping[str, Choice], *, register: str) -> None:
+    def __init__(
+        self, option: str, built_in: Mapping[str, Choice], *, register: str, replaceable: bool = False
+    ) -> None:
         """Start with the built-in choices.
 
         Args:
             option: The option that names a choice, such as "target.kind".
-            built_in: These cannot be replaced.
+            built_in: The choices that are always there.
             register: Name of the function that registers a choice, for the message about unknown names.
+            replaceable: Whether a registered choice may take the name of a built-in one.
         """
         self._option = option
-        self._built_in = frozenset(built_in)
+        self._built_in = dict(built_in)
+        self._replaceable = replaceable
         self._choices = dict(built_in)
         self._register = register
 
@@ -39,9 +43,18 @@ class Registry(Generic[Choice]):
         return tuple(self._choices)
 
     @property
+    def register(self) -> str:
+        """Name of the function that registers a choice, for messages."""
+        return self._register
+
+    @property
     def own(self) -> dict[str, Choice]:
         """The registered choices, for another process to `adopt`."""
-        return {name: choice for name, choice in self._choices.items() if name not in self._built_in}
+        return {
+            name: choice
+            for name, choice in self._choices.items()
+            if name not in self._built_in or choice != self._built_in[name]
+        }
 
     def adopt(self, own: Mapping[str, Choice]) -> None:
         """Add the choices that were registered in another process."""
@@ -52,7 +65,7 @@ class Registry(Generic[Choice]):
         """Add a choice. A registered name may be registered again, as when a notebook's cell is run twice;
         the latest choice counts.
         """
-        if name in self._built_in and choice != self._choices[name]:
+        if name in self._built_in and choice != self._built_in[name] and not self._replaceable:
             raise ValueError(f"{self._option}={name} is built in; choose another name")
         self._choices[name] = choice
 

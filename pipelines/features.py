@@ -24,6 +24,7 @@ from pipelines.config.resources import ResourceConfig
 from pipelines.evaluation.extract import IMAGES_AT_ONCE, extract
 from pipelines.evaluation.feature_files import MODEL_FOLDER, FeatureFiles
 from pipelines.runs.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
+from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, open_source
 
 DEEP = 8
@@ -35,14 +36,14 @@ its last."""
 class FeaturesConfig(CommandConfig):
     """Compute features of every image of a data set, and write them as Parquet files."""
 
-    run: str
+    run: StoragePath
     """Run folder or checkpoint folder with the model. Of a run, its model/ is taken, or its newest checkpoint
     if that is later."""
 
     data: str
     """Images: a folder, glob or bucket URI of Parquet shards, image files or tars."""
 
-    out: str
+    out: StoragePath
     """Folder or bucket URI for the features. An unfinished one is completed."""
 
     layers: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""File operations that work the same on local paths and on s3:// and gs:// URIs."""
+"""File operations that work the same on local paths and on URIs of object stores, such as s3:// and gs://."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from beit.errors import UserError
+from pipelines.schemes import check_scheme, has_known_scheme, scheme_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +42,35 @@ class UnwritableError(UserError, OSError):
 
 def is_remote(uri: str | Path) -> bool:
     """Whether a path names an object store rather than a local file."""
-    return "://" in str(uri) and not str(uri).startswith("file://")
+    return scheme_of(uri) != ""
 
 
 def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """Return the file system that a path or URI lives on, and its path there; local paths become absolute.
 
     Raises:
-        UserError: For a scheme that pyarrow cannot open.
+        UserError: For a scheme that is unknown, or that cannot be opened here.
     """
     if not is_remote(uri):
-        return _local(), os.path.abspath(os.path.expanduser(str(uri).removeprefix("file://")))
+        return _local(), os.path.abspath(os.path.expanduser(_without_file_scheme(str(uri))))
+    check_scheme(uri)
     parts = urlsplit(str(uri))
     root = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
     return _file_system(root), f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
+def _without_file_scheme(path: str) -> str:
+    return path[len("file://") :] if path[: len("file://")].lower() == "file://" else path
+
+
 def absolute(uri: str | Path) -> str:
-    """Return a path that means the same to every process: local paths from the root, URIs as they are; no
-    slash at the end.
+    """Return a path that means the same to every process, and is written in one way only: local paths from
+    the root, URIs with their scheme in lower case; no slash at the end.
     """
     if not is_remote(uri):
         return resolve(uri)[1]
     base, query = split_query(uri)
-    return base + query
+    return f"{scheme_of(uri)}://{base.partition('://')[2]}{query}"
 
 
 def name(uri: str | Path) -> str:
@@ -82,9 +88,12 @@ def parent(uri: str | Path) -> str:
 
 
 def split_query(uri: str | Path) -> tuple[str, str]:
-    """Split a path into the path without slashes at its end, and a URI's query with its question mark."""
+    """Split a path into the path without slashes at its end, and a URI's query with its question mark. The
+    slashes of a scheme are kept.
+    """
     base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
-    return base.rstrip("/"), mark + query
+    scheme, slashes, rest = base.partition("://")
+    return scheme + slashes + rest.rstrip("/") if slashes else base.rstrip("/"), mark + query
 
 
 @functools.cache
@@ -97,7 +106,7 @@ def _file_system(root: str) -> fs.FileSystem:
     # Cached for the process: every new S3 client looks up the bucket's region and opens its own connections.
     try:
         return fs.FileSystem.from_uri(root)[0]
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"{root} cannot be opened: {error}", "give a local path, s3://bucket/… or gs://bucket/…"
         ) from error
@@ -106,11 +115,15 @@ def _file_system(root: str) -> fs.FileSystem:
 def join(uri: str | Path, *names: str) -> str:
     """Join names to a path; a URI keeps its query at the end."""
     base, query = split_query(uri)
+    if is_remote(uri) and base.endswith("://"):
+        return base + "/".join(names) + query
     return "/".join([base, *names]) + query
 
 
 def lies_in(uri: str | Path, folder: str | Path) -> bool:
     """Whether `uri` is `folder` itself or lies below it."""
+    if not (has_known_scheme(uri) and has_known_scheme(folder)):
+        return False  # One of them names data that are not files.
     (system, path), (other, above) = resolve(uri), resolve(folder)
     return system == other and (path + "/").startswith(above.rstrip("/") + "/")
 

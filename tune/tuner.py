@@ -18,6 +18,7 @@ from beit.pretraining.masking import MASKS, MaskKind
 from beit.pretraining.targets import TARGETS, Target
 from pipelines import storage
 from pipelines.runs import tracking
+from pipelines.sources.kinds import FILE_KINDS, SCHEMES, FileKind, OpenScheme
 
 # Ray Tune's own files of each trial, and its lines on the terminal, would repeat ours. A trial stays in the
 # folder of its process, so that relative paths keep their meaning.
@@ -62,6 +63,8 @@ def run_tuner(
         settings=tracking.settings(),
         targets=TARGETS.own,
         masks=MASKS.own,
+        file_kinds=FILE_KINDS.own,
+        schemes=SCHEMES.own,
     )
     ray.tune.Tuner(
         ray.tune.with_resources(led, PlacementGroupFactory([{here: 0.001}])),
@@ -83,6 +86,8 @@ def _lead(
     settings: Mapping[str, str],
     targets: Mapping[str, type[Target]],
     masks: Mapping[str, MaskKind],
+    file_kinds: Mapping[str, FileKind],
+    schemes: Mapping[str, OpenScheme | None],
 ) -> None:
     """Run a trial with the driver's MLflow settings, and with the targets and masks that are registered
     there.
@@ -90,4 +95,6 @@ def _lead(
     tracking.adopt(settings)
     TARGETS.adopt(targets)
     MASKS.adopt(masks)
+    FILE_KINDS.adopt(file_kinds)
+    SCHEMES.adopt(schemes)
     trainable(given)

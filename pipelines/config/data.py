@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from beit.checks import PositiveInt, PositiveShare, Share
 from beit.errors import UserError
+from pipelines.schemes import StoragePath
 
 # Larger models need more data than a few thousand rendered scenes.
 MOST_SCENE_PX = 128
@@ -59,7 +60,7 @@ class DataConfig:
 class PretrainDataConfig(DataConfig):
     """Where the images and their visual tokens come from."""
 
-    tokens: str | None = None
+    tokens: StoragePath | None = None
     """Folder of a token cache written by `beit tokenizer encode`; the run then needs no tokenizer. None:
     compute tokens while training."""
 

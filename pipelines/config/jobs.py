@@ -9,13 +9,14 @@ from beit.checks import CommandConfig, FileName, NotNegativeFloat, NotNegativeIn
 from beit.errors import UserError
 from pipelines.config.data import DataConfig
 from pipelines.config.resources import ResourceConfig
+from pipelines.schemes import StoragePath
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """Where the run folder lies, and whether the run is logged to MLflow."""
 
-    root: str = "runs"
+    root: StoragePath = "runs"
     """Folder or bucket URI in which run folders are created."""
 
     name: FileName | None = None

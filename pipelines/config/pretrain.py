@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from beit.checks import NotNegativeInt, PositiveInt
+from beit.checks import NotNegativeInt, Options, PositiveInt
 from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, TokenizerConfig, ViewConfig
 from beit.probing.config import KnnConfig
 from pipelines.config.data import PretrainDataConfig
 from pipelines.config.jobs import JobConfig
+from pipelines.schemes import check_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +81,9 @@ class PretrainConfig(JobConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     knn: KnnWhileConfig = field(default_factory=KnnWhileConfig)
     data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
+
+    def check_together(self, option: Options) -> None:
+        """Refuse a tokenizer at a place that is no storage."""
+        super().check_together(option)
+        if self.tokenizer.path is not None:
+            check_scheme(self.tokenizer.path, option=option.name("tokenizer.path"))

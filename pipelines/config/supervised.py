@@ -12,6 +12,7 @@ from beit.segmentation.config import AnnotationConfig, Head, SegmentViewConfig, 
 from beit.vit.pooling import Pooling
 from pipelines.config.data import SupervisedDataConfig
 from pipelines.config.jobs import JobConfig
+from pipelines.schemes import StoragePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class SupervisedConfig(JobConfig):
     evaluate it.
     """
 
-    start: str | None = None
+    start: StoragePath | None = None
     """Run folder or checkpoint folder with the first weights. None: train from scratch."""
 
     layer_decay: PositiveShare = 0.65

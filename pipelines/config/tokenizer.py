@@ -11,6 +11,7 @@ from beit.tokenizer.config import PX_PER_TOKEN, DvaeConfig, DvaeTrainConfig
 from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig
 from pipelines.config.resources import ResourceConfig
+from pipelines.schemes import StoragePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class EncodeConfig(CommandConfig):
     """Number of epochs whose views are tokenised. A longer pretraining repeats these views with other
     masks."""
 
-    out: str = "tokens"
+    out: StoragePath = "tokens"
     """Folder or bucket URI for the tokens. An unfinished one is completed."""
 
     resources: ResourceConfig = field(default_factory=ResourceConfig)

@@ -114,6 +114,7 @@ class FeatureFiles(PartStore[Description]):
     may_precede: ClassVar[frozenset[str]] = frozenset({MODEL_FOLDER})
     what: ClassVar[str] = "features"
     mismatch: ClassVar[str] = "holds other features"
+    format: ClassVar[int | None] = FORMAT
 
     pieces: list[list[Piece]] = field(repr=False)
     """The images of each file."""

@@ -25,8 +25,14 @@ from pipelines.sources.base import Columns
 PROGRESS_SECONDS = 10.0
 
 PARTS_PER_ROUND = 2000
-"""Ray keeps 46 kB on the driver for each block of a dataset, and a part is a block. The actors start again
-for each round of so many parts."""
+"""Parts that Ray Data is given at a time, of tokens as of features.
+
+Ray keeps 46 kB on the driver for each block of a data set, and a part is a block: 92 MB for a round. Without
+rounds the tokens of 20 epochs of ImageNet-1k, 12,500 parts, would take 575 MB. In exchange the actors end
+and start again between two rounds, and each loads its model again. That is seconds after many minutes: a
+round holds about 1 million images of features (512 a part), or 4 million views of tokens (16 units a part,
+of 128 images in a folder). The parts that are written, and the progress lines, do not depend on it.
+"""
 
 
 @dataclass(frozen=True)

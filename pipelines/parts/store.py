@@ -48,6 +48,12 @@ class PartStore(ABC, Generic[Description]):
     remedy: ClassVar[str] = "give another folder, or the same options"
     """What to do in that case."""
 
+    format: ClassVar[int | None] = None
+    """Version of the files, which the description has in its field `format`. None: it has no such field."""
+
+    other_format: ClassVar[str] = "give another folder"
+    """Remedy for a store of another version."""
+
     option_names: ClassVar[Mapping[str, str]] = {}
     """Names of the description's fields in messages, where they differ."""
 
@@ -71,10 +77,30 @@ class PartStore(ABC, Generic[Description]):
         """
         for name in self.description_files:
             if storage.exists(file := storage.join(self.path, name)):
-                self._refuse_other(json.loads(storage.read_text(file)), plain(self.description), option)
+                there = json.loads(storage.read_text(file))
+                self.check_format(there, self.path, option=option)
+                self._refuse_other(there, plain(self.description), option)
                 return
         self.check_folder(self.path, option=option)
         self.write_description(self.description_files[0])
+
+    @classmethod
+    def check_format(cls, there: Mapping[str, Any], path: str, *, option: str) -> None:
+        """Refuse a store of another version: what else its description says may mean something else.
+
+        Args:
+            there: The content of its description's file.
+            path: The store's folder.
+            option: What the user calls the folder.
+
+        Raises:
+            UserError: Naming both versions.
+        """
+        if cls.format is not None and (found := there.get("format")) != cls.format:
+            raise UserError(
+                f"{option}={path} has the format {found}, and this version reads {cls.format}",
+                cls.other_format,
+            )
 
     @classmethod
     def check_folder(cls, path: str, *, option: str = "out") -> None:

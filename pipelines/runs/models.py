@@ -13,7 +13,7 @@ from beit.errors import UserError
 from beit.plain import from_dict
 from beit.vit.checkpoints import SavedConfig, read_config, save_model
 from beit.vit.model import VitModel
-from pipelines import storage
+from pipelines import schemes, storage
 from pipelines.runs import checkpoints, run_folder
 
 MODEL_FILES = ("model.safetensors", "config.json")
@@ -33,6 +33,7 @@ def find_model(path: str) -> str:
     Raises:
         UserError: If there are no weights.
     """
+    schemes.check_scheme(path)
     uri = storage.absolute(path)
     model, newest = (
         storage.join(uri, "model"),
@@ -87,6 +88,7 @@ def find_tokenizer(path: str) -> str:
     """Find the folder of the tokenizer that a path refers to: inside the run that trained it, or the path
     itself.
     """
+    schemes.check_scheme(path, option="tokenizer.path")
     inner = storage.join(storage.absolute(path), "tokenizer")
     return inner if storage.entry(storage.join(inner, TOKENIZER_FILE)) is not None else storage.absolute(path)
 

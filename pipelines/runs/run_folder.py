@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from beit.errors import UserError
 from beit.plain import from_dict, to_dict
-from pipelines import storage
+from pipelines import schemes, storage
 from pipelines.config.jobs import HasData
 from pipelines.runs.checkpoints import attempts, split_checkpoint
 
@@ -188,6 +188,7 @@ def saved_run(path: str) -> SavedRun:
     Raises:
         UserError: If there is no run at this path.
     """
+    schemes.check_scheme(path)
     uri = storage.absolute(split_checkpoint(path)[0])
     file = uri if uri.endswith(".json") else storage.join(uri, CONFIG_FILE)
     if not storage.exists(file):

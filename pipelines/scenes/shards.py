@@ -17,6 +17,7 @@ from beit.checks import CommandConfig, FileName, NotNegativeInt, PositiveInt
 from pipelines import seeds, storage
 from pipelines.scenes.objects import CLASS_NAMES
 from pipelines.scenes.render import render_scene
+from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest
 
 
@@ -24,7 +25,7 @@ from pipelines.sources import Manifest
 class ScenesConfig(CommandConfig):
     """Render the built-in scenes into Parquet shards."""
 
-    out: str
+    out: StoragePath
     """Folder or bucket URI for the shards."""
 
     images: PositiveInt = 10_000

@@ -1,5 +1,5 @@
-"""What a data path holds, as units that are read on their own: Parquet shards, image files, tars, or a kind
-of your own.
+"""Sources of images. A source lists what a data path holds as units, and each unit can be read by itself. The
+data are Parquet shards, image files, tars, or a kind of your own.
 """
 
 from pipelines.sources.base import Manifest, Source, Unit

@@ -1,4 +1,4 @@
-"""Annotations beside images: a class id for every pixel, in a PNG."""
+"""Annotations of images. An annotation is a PNG with a class id for every pixel."""
 
 from __future__ import annotations
 

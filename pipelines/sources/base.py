@@ -1,4 +1,4 @@
-"""The interface of all sources: a manifest lists units, a unit reads rows."""
+"""The interface of all sources. A manifest lists the units of the data, and a unit reads its rows."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ PATH_COLUMN = "image.path"
 """Column with the name under which an image was stored, as object array of str."""
 
 MAX_ENCODED_BYTES = 128 << 20
-"""Of an image file or tar member no more is read: what is larger arrives cut off, and is quarantined on
-decoding."""
+"""Most bytes that are read of an image file or a tar member. A larger one is cut off there: it then fails to
+decode, and is quarantined."""
 
 
 class Unit(ABC):
@@ -78,7 +78,7 @@ class Manifest(ABC):
     """parquet, folder, tar, or one of your own."""
 
     rows: NDArray[np.int32]
-    """int32 [U]: rows of each unit, none of them 0."""
+    """int32 [U]: rows of each unit, at least 1."""
 
     digest: str
     """Digest of the listing (names and sizes) and the row counts: equal digests mean equal keys."""

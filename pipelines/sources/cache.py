@@ -1,7 +1,7 @@
-"""A cache of manifests that took long to make, beside the user's other caches.
+"""A cache of manifests that take long to make, in the user's cache folder.
 
-Ten thousand Parquet footers or a million tar headers are read once: the key is a digest of the listing with
-sizes and times.
+Ten thousand Parquet footers or a million tar headers are read only once. The key of an entry is a digest of
+the listing: names, sizes and times of change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines import storage
 from pipelines.sources.listing import Listing
 
-# Part of the key: counted up when what is stored changes.
+# Part of the key. Add 1 when the stored arrays change.
 _VERSION = 4
 
 

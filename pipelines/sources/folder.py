@@ -1,6 +1,6 @@
-"""A folder of image files, at any depth: a unit is a slice of the list of files.
+"""A folder of image files at any depth. A unit is a slice of the list of files.
 
-The list is ordered by a hash of the path, so that a unit holds images of all class folders.
+The list is sorted by a hash of the path, so that every unit holds images of all class folders.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ A kind of files is known by their endings:
 
     register_files(FileKind(name="numpy", endings=("npz",), open=open_npz))    # --data.train FOLDER_OF_NPZ
 
-Data that are no files have a scheme of their own:
+Data that are not files have a scheme of their own, in lower or upper case:
 
     register_scheme("table", open_table)                                       # --data.train table://photos
 
-Both return a manifest, whose units are pickled and read in Ray's tasks (see `pipelines/sources/base.py`). A
-program whose modules Ray's workers cannot import calls `ray.cloudpickle.register_pickle_by_value(module)`.
+Both functions give a manifest. Its units are pickled, and read in Ray's tasks (see
+`pipelines/sources/base.py`). The trials of a sweep know the kinds that the driver has registered. A program
+whose modules Ray's workers cannot import calls `ray.cloudpickle.register_pickle_by_value(module)`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from beit.registry import Registry
+from pipelines.schemes import STORAGE_SCHEMES
 from pipelines.sources.base import IMAGE_ENDINGS, Manifest, Source
 from pipelines.sources.folder import open_folder
 from pipelines.sources.listing import Listing
@@ -49,36 +52,39 @@ is wrong."""
 def register_files(kind: FileKind) -> None:
     """Add a kind of files. An ending that is known already means the new kind from now on."""
     for ending in kind.endings:
-        FILE_KINDS[ending] = kind
+        FILE_KINDS.add(ending, kind)
 
 
 def register_scheme(scheme: str, open: OpenScheme) -> None:
-    """Add the data behind paths that begin with `scheme://`."""
-    if scheme in ("file", "s3", "gs"):
-        raise ValueError(f"{scheme}:// names files; choose another scheme")
-    SCHEMES[scheme] = open
+    """Add the data behind paths that begin with `scheme://`, in either case. What `open` is given has the
+    scheme in lower case.
+    """
+    SCHEMES.add(scheme.lower(), open)
 
 
-FILE_KINDS: dict[str, FileKind] = {}
-"""Kinds of files by ending."""
-
-SCHEMES: dict[str, OpenScheme] = {}
-"""Kinds of data that are no files, by scheme."""
-
-register_files(
+_FILES = (
     FileKind(
         name="Parquet",
         endings=("parquet", "pq"),
         open=lambda listing, option: open_parquet(listing, option=option),
-    )
-)
-register_files(
-    FileKind(name="tar", endings=("tar",), open=lambda listing, option: open_tars(listing, option=option))
-)
-register_files(
+    ),
+    FileKind(name="tar", endings=("tar",), open=lambda listing, option: open_tars(listing, option=option)),
     FileKind(
         name="image",
         endings=tuple(sorted(IMAGE_ENDINGS)),
         open=lambda listing, option: open_folder(listing),
-    )
+    ),
 )
+
+FILE_KINDS: Registry[FileKind] = Registry(
+    "ending",
+    {ending: kind for kind in _FILES for ending in kind.endings},
+    register="pipelines.sources.register_files",
+    replaceable=True,
+)
+"""Kinds of files by ending."""
+
+SCHEMES: Registry[OpenScheme | None] = Registry(
+    "scheme", dict.fromkeys(("file", *STORAGE_SCHEMES)), register="pipelines.sources.register_scheme"
+)
+"""What opens the data behind a scheme. None: they are files, which are opened by their kind."""

@@ -1,5 +1,5 @@
-"""Labels beside images: checked once, then carried by the units, so that no task reads or interprets them
-again.
+"""Labels of images. They are read and checked once, on the driver; then the units carry them, and no task
+reads or interprets them again.
 """
 
 from __future__ import annotations

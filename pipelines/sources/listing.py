@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from beit.errors import UserError
-from pipelines import storage
+from pipelines import schemes, storage
 from pipelines.storage import Entry
 
 
@@ -31,6 +31,7 @@ def find_files(path: str, *, option: str) -> Listing:
     Raises:
         UserError: Naming `option`, where nothing is there.
     """
+    schemes.check_scheme(path, option=option)
     pattern, query = storage.split_query(path)
     if re.search(r"[*?\[]", pattern) and not storage.exists(path):
         return _glob(pattern, query, option)

@@ -1,4 +1,4 @@
-"""Find out what a data path holds."""
+"""Open a data path: find out what it holds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+
 from beit.errors import UserError
-from pipelines import storage
+from pipelines import schemes, storage
 from pipelines.sources.base import Source
 from pipelines.sources.kinds import FILE_KINDS, SCHEMES
 from pipelines.sources.listing import Listing, find_files
 from pipelines.storage import Entry
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
-
-_ACCEPTED = "Parquet shards (.parquet), image files (.jpg, .png, .webp, …) or tars (.tar)"
-
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 """What the names of shards begin with where a folder holds several splits, as on the Hugging Face hub."""
@@ -42,11 +41,46 @@ def open_source(
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
     """
-    scheme = path.partition("://")[0] if "://" in path else None
-    source = SCHEMES[scheme](path, option, split) if scheme in SCHEMES else _of_files(path, option, split)
+    check_data_path(path, option=option)
+    opener = SCHEMES.find(scheme) if (scheme := schemes.scheme_of(path)) else None
+    source = (
+        _of_files(path, option, split)
+        if opener is None
+        else opener(f"{scheme}://{path.partition('://')[2]}", option, split)
+    )
+    _check_rows(source, f"{option}={path}")
     for warning in source.warnings:
         say(f"warning: {warning}")
     return source
+
+
+def check_data_path(path: str, *, option: str) -> None:
+    """Refuse a path with a scheme that neither storage nor any source has.
+
+    Raises:
+        UserError: Naming the option, and the nearest scheme or all of them.
+    """
+    scheme = schemes.scheme_of(path)
+    if scheme and scheme not in SCHEMES.names:
+        error = schemes.unknown_scheme(path, option=option, others=SCHEMES.own)
+        raise UserError(
+            error.cause, f"{error.remedy}; a scheme of your own is registered first, by {SCHEMES.register}"
+        )
+
+
+def _check_rows(source: Source, named: str) -> None:
+    """Refuse a source without images, and one with an empty unit: sources from outside are not trusted to
+    look.
+    """
+    rows, kind = source.manifest.rows, source.manifest.kind
+    if not len(rows):
+        raise UserError(f"{named} holds no images (its kind of data is {kind})", f"give {_accepted()}")
+    if (rows < 1).any():
+        empty = int(np.flatnonzero(rows < 1)[0])
+        raise UserError(
+            f"{named} has {rows[empty]} images in its unit {empty} (its kind of data is {kind})",
+            "let what opens this kind of data leave out empty units",
+        )
 
 
 def _of_files(path: str, option: str, split: str | None) -> Source:
@@ -61,8 +95,9 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
     files: dict[str, list[Entry]] = {}
     kinds = {}
     for entry in listing.entries:
-        kind = FILE_KINDS.get(entry.name.rpartition(".")[2].lower()) if "." in entry.name else None
-        if kind is not None:
+        ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
+        if ending in FILE_KINDS.names:
+            kind = FILE_KINDS.find(ending)
             kinds[kind.name] = kind
             files.setdefault(kind.name, []).append(entry)
     if not files:
@@ -106,11 +141,26 @@ def _no_images(path: str, listing: Listing, option: str) -> UserError:
             "unpack it (gunzip, unzip) and give that",
         )
     if not names:
-        return UserError(f"{option}={path} is an empty folder", f"give {_ACCEPTED}")
+        return UserError(f"{option}={path} is an empty folder", f"give {_accepted()}")
     endings = Counter(
         "." + name.rpartition(".")[2] if "." in name.rpartition("/")[2] else "no ending" for name in names
     )
     held = ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(4))
     return UserError(
-        f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_ACCEPTED}"
+        f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_accepted()}"
     )
+
+
+def _accepted() -> str:
+    """Name the data that a path may hold, those of kinds from outside too."""
+    own: dict[str, list[str]] = {}
+    for ending, kind in FILE_KINDS.own.items():
+        own.setdefault(kind.name, []).append(f".{ending}")
+    kinds = [
+        "Parquet shards (.parquet)",
+        "image files (.jpg, .png, .webp, …)",
+        "tars (.tar)",
+        *(f"{name} files ({', '.join(endings)})" for name, endings in own.items()),
+        *(f"{scheme}://…" for scheme in SCHEMES.own),
+    ]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"

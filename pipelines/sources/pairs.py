@@ -1,9 +1,9 @@
-"""Annotations in a folder beside the images': ADE20K's images/training and annotations/training, Cityscapes'
-leftImg8bit and gtFine.
+"""Annotations in a folder of their own, as in ADE20K (images/training and annotations/training) and in
+Cityscapes (leftImg8bit and gtFine).
 
-An annotation has its image's path below the other folder, and ends in .png. Where no two paths agree, what
-ends the name of every image and of every annotation is left out: a_leftImg8bit.png and
-a_gtFine_labelTrainIds.png are both a.
+An annotation has the same path in its folder as the image has in the folder of the images, but ends in .png.
+If no two paths agree, the ending that the names of all images share is ignored, and so is that of all
+annotations: a_leftImg8bit.png and a_gtFine_labelTrainIds.png both become a.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parquet shards: a unit is a row group."""
+"""Parquet shards. A unit is a row group of one shard."""
 
 from __future__ import annotations
 

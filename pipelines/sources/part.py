@@ -1,8 +1,8 @@
-"""A random part of the images of another source: the same for the same seed, and a smaller part lies in a
-larger one.
+"""A random part of the images of another source. The same seed always gives the same part, and a larger part
+contains every smaller one.
 
-Every image has a random number, and those with the smallest are taken. Nothing is kept for an image: whoever
-reads a unit draws its numbers again.
+Every image gets a random number, and the images with the smallest numbers are taken. The numbers are not
+stored: when a unit is read, they are drawn again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pipelines import seeds
 from pipelines.sources.base import Columns, Manifest, Rows, Unit
 
 AT_ONCE = 1 << 22
-"""Numbers that are held at a time."""
+"""Numbers that are held in memory at a time."""
 
 BUCKETS = 1 << 16
-"""Numbers are counted by so many equal intervals of [0, 1) before those of one interval are put in order."""
+"""Equal intervals of [0, 1) in which the numbers are counted, to find the interval of the largest number that
+is taken. Only the numbers in that interval are sorted."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""Tars, WebDataset shards and tars of tars: a unit is a run of images that lie side by side in one file.
+"""Tars, WebDataset shards and tars of tars. A unit is a run of images that lie side by side in one file.
 
-Headers are read once; afterwards an image is a range of bytes. Nothing is ever unpacked to disk, so that no
-name in a tar, absolute or with `..` in it, can reach anything.
+The headers are read once. From then on an image is a range of bytes. Nothing is ever unpacked to disk, so a
+name in a tar can do no harm, even if it is absolute or contains `..`.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ class TokenCache(PartStore[CacheDescription]):
     remedy: ClassVar[str] = (
         "use the same data and options, or encode into another folder by beit tokenizer encode --out FOLDER"
     )
+    format: ClassVar[int | None] = FORMAT
+    other_format: ClassVar[str] = "encode again into another folder, by beit tokenizer encode --out FOLDER"
     option_names: ClassVar[Mapping[str, str]] = _OPTIONS
 
     @classmethod
@@ -124,11 +126,7 @@ class TokenCache(PartStore[CacheDescription]):
                 f"write one by beit tokenizer encode --out {path}",
             )
         content = json.loads(storage.read_text(file))
-        if content.get("format") != FORMAT:
-            raise UserError(
-                f"{option}={path} has the format {content.get('format')}, and this version reads {FORMAT}",
-                "encode again into another folder, by beit tokenizer encode --out FOLDER",
-            )
+        cls.check_format(content, path, option=option)
         return cls(path, CacheDescription(**content))
 
     @classmethod

@@ -28,6 +28,7 @@ from beit.images.pictures import contact_sheet
 from pipelines import seeds, storage
 from pipelines.cluster import session
 from pipelines.command_line.options import parse
+from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, open_source
 from pipelines.sources.base import Columns
 
@@ -51,7 +52,7 @@ class CheckConfig(CommandConfig):
     all: bool = False
     """Decode all images, on all of Ray's cores, not only a sample."""
 
-    sheet: str | None = "check.png"
+    sheet: StoragePath | None = "check.png"
     """Path of the contact sheet. None: no contact sheet."""
 
     seed: NotNegativeInt = 0

@@ -22,6 +22,7 @@ from pipelines.evaluation.every_image import FOLDER
 from pipelines.reports.charts import Chart, Line, charts_png
 from pipelines.runs import evaluations, run_folder
 from pipelines.runs.metrics import last_metrics, read_metrics
+from pipelines.schemes import StoragePath
 
 SHARES = {"top1": "Validation top-1", "top5": "Validation top-5", "mean_iou": "Validation mean IoU"} | {
     "train/accuracy": "Accuracy in training",
@@ -61,7 +62,7 @@ class CompareConfig(CommandConfig):
     metrics: tuple[str, ...] = ()
     """Metrics to draw and to list, such as top1 train/loss. Not given: all metrics that every run has."""
 
-    out: str = "comparison.png"
+    out: StoragePath = "comparison.png"
     """Path of the picture. The values go into a .csv of the same name."""
 
 

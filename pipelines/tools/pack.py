@@ -31,6 +31,7 @@ from pipelines import seeds, storage
 from pipelines.cluster import session
 from pipelines.command_line.options import parse
 from pipelines.parts.store import PartStore
+from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, Source, open_source
 from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
@@ -45,7 +46,7 @@ class PackConfig(CommandConfig):
     source: str
     """Images to pack: a folder, glob or bucket URI of image files, tars or Parquet shards."""
 
-    out: str
+    out: StoragePath
     """Folder or bucket URI for the shards. An unfinished one is completed."""
 
     split: FileName = "train"

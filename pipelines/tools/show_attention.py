@@ -20,6 +20,7 @@ from beit.vit.model import VitModel
 from pipelines import storage
 from pipelines.command_line.options import parse
 from pipelines.runs.models import MODEL_FILES, find_model, view_of
+from pipelines.schemes import StoragePath
 from pipelines.tools.image_files import check_picture, read_square
 
 MIDDLES = ("0.5,0.5", "0.25,0.25", "0.75,0.25", "0.25,0.75", "0.75,0.75")
@@ -50,7 +51,7 @@ class AttentionConfig(CommandConfig):
     resampled. None: 15/7 of the model's own size, like the paper's 480 px for a model of 224, but at most 30
     patches a side, or the model's own size if that is larger."""
 
-    out: str = "attention.png"
+    out: StoragePath = "attention.png"
     """Path of the picture to write."""
 
     side: PositiveInt = 180

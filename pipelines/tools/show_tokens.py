@@ -19,6 +19,7 @@ from beit.tokenizer.figures import measure
 from beit.tokenizer.pictures import token_sheet
 from pipelines import storage
 from pipelines.command_line.options import parse
+from pipelines.schemes import StoragePath
 from pipelines.sources import open_source
 from pipelines.stream.graph import open_tokenizer
 from pipelines.stream.samples import SampleConfig, draw_unseen
@@ -44,7 +45,7 @@ class ShowConfig(CommandConfig):
     shown: PositiveInt = 12
     """Number of images of `data` to show."""
 
-    out: str = "tokens.png"
+    out: StoragePath = "tokens.png"
     """Path of the picture to write."""
 
     side: PositiveInt = 224

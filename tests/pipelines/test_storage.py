@@ -6,7 +6,7 @@ import pytest
 from pyarrow import fs
 
 from beit.errors import UserError
-from pipelines import storage
+from pipelines import schemes, storage
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -67,6 +67,8 @@ def test_joining_keeps_what_a_uri_needs():
         == "s3://bucket/a/b?endpoint_override=localhost:9000"
     )
     assert storage.join("/", "a") == "/a"
+    assert storage.join("file:///", "a") == "file:///a"
+    assert storage.join("s3://", "bucket", "a") == "s3://bucket/a"
     assert storage.resolve("file:///a/b")[1] == "/a/b"
     assert storage.resolve("s3://bucket/a?endpoint_override=localhost:9000&region=us-east-1")[1] == "bucket/a"
 
@@ -85,6 +87,11 @@ def test_joining_keeps_what_a_uri_needs():
         ("/runs/one/", "/runs/one", "/runs", "one"),
         ("/runs", "/runs", "/", "runs"),
         ("file:///runs/one", "/runs/one", "/runs", "one"),
+        ("FILE:///runs/one", "/runs/one", "/runs", "one"),
+        ("S3://Bucket/Runs/One/", "s3://Bucket/Runs/One", "s3://Bucket/Runs", "One"),
+        ("s3://", "s3://", "s3://", ""),
+        ("mylist://", "mylist://", "mylist://", ""),
+        ("MyList:///", "mylist://", "mylist://", ""),
     ],
 )
 def test_a_path_is_its_parent_and_its_name(uri: str, absolute: str, parent: str | None, name: str):
@@ -102,6 +109,9 @@ def test_a_path_is_its_parent_and_its_name(uri: str, absolute: str, parent: str 
         ("/a/bc", "/a/b", False),
         ("s3://b/x/y?r=1", "s3://b/x?r=1", True),
         ("/b/x", "s3://b/x", False),
+        ("S3://b/x", "s3://b", True),
+        ("/b", "mylist://b", False),
+        ("mylist://b", "mylist://b", False),
     ],
 )
 def test_what_lies_in_a_folder(path: str, folder: str, lies: bool, monkeypatch):
@@ -124,6 +134,41 @@ def test_what_goes_wrong_while_writing_is_no_fault_of_the_folder(tmp_path: Path)
     assert not isinstance(caught.value, UserError)
 
 
-def test_an_unknown_scheme_is_named():
-    with pytest.raises(UserError, match="ftp://host cannot be opened"):
-        storage.resolve("ftp://host/data")
+KNOWN = "give a local path, or one that begins with s3://, gs://, gcs://, abfs://, abfss://, hf://"
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("ftp://host/data", KNOWN),
+        ("nowhere://3", KNOWN),
+        ("s4://bucket/x?region=a", f"perhaps you meant s3://bucket/x?region=a; {KNOWN}"),
+        ("S3A://bucket/x", f"perhaps you meant s3://bucket/x; {KNOWN}"),
+    ],
+)
+def test_an_unknown_scheme_is_refused_with_the_nearest_one_or_all_of_them(uri: str, remedy: str):
+    for refuse, cause in (
+        (storage.resolve, f"{uri} begins with an unknown scheme"),
+        (storage.exists, f"{uri} begins with an unknown scheme"),
+        (schemes.check_scheme, f"{uri} begins with an unknown scheme"),
+        (
+            lambda uri: schemes.check_scheme(uri, option="tokenizer.path"),
+            f"tokenizer.path={uri} begins with an unknown scheme",
+        ),
+    ):
+        with pytest.raises(UserError) as refused:
+            refuse(uri)
+        assert (refused.value.cause, refused.value.remedy) == (cause, remedy)
+
+
+@pytest.mark.parametrize(
+    "uri", ["/a", "a", "file:///a", "FILE:///a", "s3://b", "S3://b/x", "GS://b", "/odd/a://b"]
+)
+def test_schemes_of_storage_are_known_in_either_case(uri: str):
+    schemes.check_scheme(uri)
+    assert storage.is_remote(uri) == (uri[:2].lower() in ("s3", "gs"))
+
+
+def test_a_bucket_is_opened_by_its_scheme_in_lower_case(monkeypatch):
+    monkeypatch.setattr(storage, "_file_system", lambda root: root)
+    assert storage.resolve("S3://Bucket/x") == ("s3://Bucket", "Bucket/x")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beit.checks import CommandConfig
 from pipelines.command_line.options import parse
+from pipelines.schemes import StoragePath
 from pipelines.tools.doctor.cluster import job_server, ray_cluster, token
 from pipelines.tools.doctor.finding import Finding, Level
 from pipelines.tools.doctor.machine import disk, gpus, machine, shared_memory, usable_memory, versions
@@ -23,7 +24,7 @@ from pipelines.tools.doctor.places import mlflow, written
 class DoctorConfig(CommandConfig):
     """Find what would stop a run on this machine or on the cluster."""
 
-    root: str = "runs"
+    root: StoragePath = "runs"
     """Folder or bucket URI of the run folders. To test it, a file is written there, read and deleted."""
 
 

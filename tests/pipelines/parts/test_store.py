@@ -87,6 +87,22 @@ def test_a_field_that_an_older_description_lacks_differs(tmp_path):
         begun(tmp_path)
 
 
+def test_a_store_of_another_format_is_refused_before_anything_else_is_compared(tmp_path):
+    @dataclass(frozen=True)
+    class Versioned:
+        format: int = 1
+        seed: int = 0
+
+    class Later(Numbers):
+        format: ClassVar[int | None] = 1
+
+    (tmp_path / "numbers.json").write_text(json.dumps({"format": 2, "seed": 7}))
+    with pytest.raises(UserError) as refused:
+        Later(str(tmp_path), Versioned()).begin(option="--out")
+    assert refused.value.cause == f"--out={tmp_path} has the format 2, and this version reads 1"
+    assert refused.value.remedy == "give another folder"
+
+
 def test_a_store_is_checked_against_what_is_expected_of_it(tmp_path):
     store = begun(tmp_path)
     store.check(Recipe(), option="data.numbers")
