@@ -10,6 +10,7 @@ from beit.checks import (
     BelowOne,
     Byte,
     CommandConfig,
+    Constraint,
     FileName,
     Options,
     PositiveFloat,
@@ -112,6 +113,18 @@ def test_fields_of_the_command_itself_are_named_as_options(values, message):
     with pytest.raises(UserError) as refused:
         Command(**{"many_steps": 5, **values})
     assert str(refused.value) == message
+
+
+def test_a_constraint_may_say_what_a_wrong_value_probably_meant():
+    @dataclass(frozen=True, kw_only=True)
+    class Paint(CommandConfig):
+        colour: Annotated[
+            str, Constraint(str.islower, "is not in lower case", "a name", remedy=lambda value: value.lower())
+        ] = "red"
+
+    with pytest.raises(UserError) as refused:
+        Paint(colour="Blue")
+    assert str(refused.value) == "--colour 'Blue' is not in lower case\nblue"
 
 
 def test_a_command_cannot_be_changed_into_a_wrong_one():

@@ -52,13 +52,13 @@ def test_what_it_predicts_is_said_by_a_dry_run_and_a_name_that_is_close_is_sugge
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_trials_of_a_sweep_know_targets_and_masks_of_ones_own(extension, tmp_path):
-    extension("brightness")
-    extension("stripes")
+def test_the_trials_of_a_sweep_know_targets_masks_and_sources_of_ones_own(extension, tmp_path):
+    for name in ("brightness", "stripes", "arrays"):
+        extension(name)
     (tmp_path / "space.json").write_text(json.dumps({"optim.peak_lr": [1e-3]}))
     options = {
         **OPTIONS,
-        "data.scenes": 64,
+        "data.train": "noise://3",
         "mask.kind": "stripes",
         "mask.ratio": 0.3,
         "evaluation.mask.kind": "stripes",

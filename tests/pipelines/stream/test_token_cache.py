@@ -343,6 +343,22 @@ def test_caches_that_would_be_refused_for_each_other_have_different_names():
     assert replace(first).name == first.name
 
 
+def test_a_cache_of_another_format_is_refused_alike_by_who_reads_it_and_who_writes_it(tmp_path):
+    (tmp_path / "cache.json").write_text('{"format": 2}')
+    description = CacheDescription(
+        data="a", units=1, seed=0, view={}, patch_px=64, token_px=64, tokenizer="b", vocab_size=8,
+        precision="float32", epochs=1,
+    )  # fmt: skip
+    for refuse in (
+        lambda: TokenCache.open(str(tmp_path), option="out"),
+        lambda: TokenCache.create(str(tmp_path), description, option="out"),
+    ):
+        with pytest.raises(UserError) as refused:
+            refuse()
+        assert refused.value.cause == f"out={tmp_path} has the format 2, and this version reads 1"
+        assert refused.value.remedy.startswith("encode again into another folder")
+
+
 def test_a_folder_laid_out_by_hand_opens_and_goes_on(tmp_path):
     """The layout on disk must not change: caches are kept for months."""
     rng = np.random.default_rng(0)
