@@ -73,7 +73,7 @@ def probe(
     Raises:
         UserError: For every mistake in the configuration or the data.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which session.start then quietens)
+    import ray.data  # noqa: F401 (sets up its loggers, which session.start then silences)
 
     if resume is None:
         run_folder.check_free(config)
@@ -111,8 +111,8 @@ def probe(
         place_in_mlflow = tracking.place_of_job(run.uri, config, job=JOB, preset=preset)
         if place_in_mlflow is None and config.output.mlflow:
             say(tracking.NO_PLACE)
-        elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
-            tracking.check(run.uri, place_in_mlflow)
+        elif place_in_mlflow is not None:
+            tracking.begin(run.uri, place_in_mlflow, say)
         rows = read_table(run.uri)
         all_weights: tuple[Weights, ...] = ("trained", "random") if config.baseline else ("trained",)
         for weights in all_weights:

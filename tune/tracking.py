@@ -46,6 +46,8 @@ class ParentLog:
         self.place = tracking.place_of_job(folder, config, job=job, preset=preset)
         if self.place is None and config.output.mlflow:
             say(tracking.NO_PLACE)
+        if self.place is not None:
+            tracking.begin(folder, self.place, say)
         self._log = tracking.MlflowLog(folder, self.place) if self.place else None
 
     @property
@@ -101,4 +103,4 @@ def check_store(config: JobConfig, folder: str) -> None:
         else None
     )
     if place is not None and not place.is_own_file:
-        tracking.check(folder, place)
+        tracking.check(place)

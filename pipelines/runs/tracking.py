@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import os
 import re
+import shlex
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +27,9 @@ ID_FILE = "mlflow.json"
 
 NO_PLACE = "mlflow: off, because SQLite needs a disk and the runs are on a bucket; set MLFLOW_TRACKING_URI"
 """Tells the user why `place_of` returns None."""
+
+NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+"""Settings of MLflow that name a run or an experiment, and that users may expect to be followed."""
 
 SETTINGS = "MLFLOW_"
 """Prefix of MLflow's environment variables: server, user and password, certificates."""
@@ -98,10 +103,10 @@ def place_of(run: str, *, experiment: str, params: Mapping[str, Any]) -> MlflowR
         return MlflowRun(uri=uri, experiment=experiment, name=name, params=params)
     # Otherwise MLflow would put files into the current folder.
     return MlflowRun(
-        uri=f"sqlite:///{root}/mlflow.db",
+        uri=f"sqlite:///{_quoted(root)}/mlflow.db",
         experiment=experiment,
         name=name,
-        artifacts=f"file://{root}/mlartifacts",
+        artifacts=f"file://{_quoted(root)}/mlartifacts",
         params=params,
     )
 
@@ -114,18 +119,90 @@ def place_of_job(run: str, config: HasData, *, job: str, preset: str) -> MlflowR
     return place_of(run, experiment=config.output.experiment, params=params)
 
 
-def check(run: str, place: MlflowRun) -> None:
-    """Check on the driver that MLflow answers, because Ray hides the exception of an actor that cannot start.
+def check(place: MlflowRun) -> None:
+    """Check that MLflow answers.
 
     Raises:
-        UserError: If MLflow cannot be used, or does not know the run that a resumed folder belongs to.
+        UserError: If MLflow cannot be used.
     """
     with _told_to_the_user(place.uri):
+        _client(place.uri).get_experiment_by_name(place.experiment)
+
+
+def begin(run: str, place: MlflowRun, say: Callable[[str], None]) -> None:
+    """Begin the MLflow run of a run folder, or find the one that it has. Where that was deleted, a new one is
+    begun.
+
+    The driver calls it before anything is logged: Ray hides the exception of an actor that cannot start.
+
+    Args:
+        run: Run folder; the MLflow run's id is kept there.
+        place: Where the run is logged.
+        say: Takes the lines for the user.
+
+    Raises:
+        UserError: If MLflow cannot be used.
+    """
+    for name in NOT_USED:
+        if os.environ.get(name):
+            say(
+                f"warning: {name} is not used: each run folder has an MLflow run of its own, in the "
+                f"experiment {place.experiment} (--output.experiment)"
+            )
+    with _told_to_the_user(place.uri), _alone(place):
         client = _client(place.uri)
-        if (known := _known_id(run)) is not None:
-            client.get_run(known)
-        else:
-            client.get_experiment_by_name(place.experiment)
+        known = _known_id(run)
+        if known is not None:
+            if _is_there(client, known):
+                return
+            say(f"warning: the MLflow run {known} was deleted; a new one is begun")
+        _begin(client, run, place)
+
+
+def _begin(client: Any, run: str, place: MlflowRun) -> None:
+    from mlflow.entities import Param
+
+    found = client.get_experiment_by_name(place.experiment)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment {place.experiment} was deleted",
+            f"MLFLOW_TRACKING_URI={shlex.quote(_without_credentials(place.uri))} mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}, or name another by --output.experiment",
+        )
+    experiment = (
+        found.experiment_id
+        if found
+        else client.create_experiment(place.experiment, artifact_location=place.artifacts)
+    )
+    tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
+    new = str(client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
+    client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
+    storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
+
+
+def _is_there(client: Any, run_id: str) -> bool:
+    """Whether MLflow knows a run that was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+@contextmanager
+def _alone(place: MlflowRun) -> Iterator[None]:
+    """Lock the SQLite file beside the runs: of two processes that make its tables at once, one would fail."""
+    if not place.is_own_file:
+        yield
+        return
+    root = Path(_unquoted(place.uri.removeprefix("sqlite:///"))).parent
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".mlflow.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def trouble(uri: str, error: Exception) -> str:
@@ -143,7 +220,7 @@ class MlflowLog:
     """Logs the metrics of one run to MLflow, by step. A resumed run continues its MLflow run.
 
     Args:
-        run: Run folder; the MLflow run's id is kept there.
+        run: Run folder, whose MLflow run was begun by `begin`.
         place: Where the run is logged.
 
     Raises:
@@ -154,26 +231,10 @@ class MlflowLog:
         adopt(place.settings)
         with _told_to_the_user(place.uri):
             self._client = _client(place.uri)
-            if (known := _known_id(run)) is not None:
-                self._client.update_run(known, status="RUNNING")
-            self._id = known or self._begin(run, place)
-
-    def _begin(self, run: str, place: MlflowRun) -> str:
-        from mlflow.entities import Param
-
-        found = self._client.get_experiment_by_name(place.experiment)
-        experiment = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(place.experiment, artifact_location=place.artifacts)
-        )
-        tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
-        new = str(self._client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
-        self._client.log_batch(
-            new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()]
-        )
-        storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
-        return new
+            self._id = _known_id(run)
+            if self._id is None:
+                raise ValueError(f"the MLflow run of {run} was not begun")
+            self._client.update_run(self._id, status="RUNNING")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log a row of metrics at the optimizer's step."""
@@ -216,9 +277,12 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
     """Attach files of a run folder to its MLflow run.
 
     Returns:
-        Whether MLflow has them; it has not if it cannot be used, or never knew the run.
+        Whether MLflow has them; it has not if it cannot be used, or never knew the run, or keeps the run's
+        files where the runs were before they were moved.
     """
     if (run_id := _known_id(run)) is None:
+        return False
+    if _is_elsewhere(run_id, place):
         return False
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -238,6 +302,17 @@ def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
     return True
 
 
+def _is_elsewhere(run_id: str, place: MlflowRun) -> bool:
+    """Whether the runs were moved, with the SQLite file: MLflow would make the folder anew in which it kept
+    their files.
+    """
+    if place.artifacts is None:
+        return False
+    with suppress(Exception):  # As in `attach`.
+        return not _client(place.uri).get_run(run_id).info.artifact_uri.startswith(f"{place.artifacts}/")
+    return True
+
+
 def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names: list[str]) -> bool:
     """Log a finished run: rows of metrics, and files of its folder.
 
@@ -245,6 +320,7 @@ def record(run: str, place: MlflowRun, rows: Iterable[Mapping[str, Any]], names:
         Whether MLflow has all of it.
     """
     try:
+        begin(run, place, lambda line: None)
         log = MlflowLog(run, place)
         for row in rows:
             log.log(row)
@@ -306,9 +382,26 @@ def _told_to_the_user(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         # None: the original error may show a password.
-        raise UserError(
-            trouble(uri, error), "correct MLFLOW_TRACKING_URI, or switch MLflow off with --output.no-mlflow"
-        ) from None
+        raise UserError(trouble(uri, error), _remedy(uri, error)) from None
+
+
+def _remedy(uri: str, error: Exception) -> str:
+    if "out-of-date database schema" in str(error):
+        return f"copy the database, then: mlflow db upgrade {shlex.quote(_without_credentials(uri))}"
+    return "correct MLFLOW_TRACKING_URI, or switch MLflow off with --output.no-mlflow"
+
+
+def _quoted(path: str) -> str:
+    """Quote what a URI would take for something else; MLflow takes it back."""
+    for character, code in (("%", "%25"), ("?", "%3F"), ("#", "%23")):
+        path = path.replace(character, code)
+    return path
+
+
+def _unquoted(path: str) -> str:
+    for character, code in (("?", "%3F"), ("#", "%23"), ("%", "%25")):
+        path = path.replace(code, character)
+    return path
 
 
 def _without_credentials(text: str) -> str:

@@ -75,7 +75,7 @@ def fit_while_it_advances(
         except JobFailedError as error:
             if checkpoints.latest_checkpoint(folder.uri) == before:
                 raise
-            say(f"warning: {error.cause}; it has advanced in between, and goes on from its last checkpoint")
+            say(f"warning: {error.cause}; it has advanced in between, and continues from its last checkpoint")
             folder = RunFolder(folder.uri, folder.attempt + 1)
         else:
             return folder, result
@@ -169,7 +169,7 @@ def fit(
         status = "KILLED"
         saved = checkpoints.latest_checkpoint(folder.uri)
         kept = f"step {checkpoints.step_of(saved):,} is saved" if saved else "no checkpoint was written yet"
-        say(f"stopped; {kept}: go on by --resume {folder.uri}")
+        say(f"stopped; {kept}: resume it by --resume {folder.uri}")
         raise (stop if isinstance(stop, TerminatedError) else _interruption(watch)) from None
     finally:
         # Where Ray itself has died, that is the error to tell, and none of the recorder's.
@@ -240,7 +240,7 @@ def _failed(error: Exception, folder: RunFolder, restarts: int) -> JobFailedErro
         folder.uri,
         doing=f"after {restarts} restarts",
         cause=cause_of(first),
-        remedy=f"go on by --resume {folder.uri}",
+        remedy=f"resume it by --resume {folder.uri}",
     )
 
 

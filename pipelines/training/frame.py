@@ -57,7 +57,7 @@ def run(
         UserError: For every mistake in the configuration or the data that can be seen before training.
         JobFailedError: When training fails.
     """
-    import ray.data  # noqa: F401 (sets up its loggers, which session.start then quietens)
+    import ray.data  # noqa: F401 (sets up its loggers, which session.start then silences)
 
     if resume is None:
         run_folder.check_free(config)
@@ -167,8 +167,8 @@ def train(
         place_in_mlflow = mlflow_place(training, folder.uri)
         if place_in_mlflow is None and config.output.mlflow:
             say(tracking.NO_PLACE)
-        elif place_in_mlflow is not None and not place_in_mlflow.is_own_file:
-            tracking.check(folder.uri, place_in_mlflow)
+        elif place_in_mlflow is not None:
+            tracking.begin(folder.uri, place_in_mlflow, say)
         last_step = min(training.total_steps, config.stop_at or training.total_steps)
         pauses = [step for step in (judge.pauses if judge else ()) if step < last_step]
         paused = False
@@ -203,7 +203,7 @@ def judge_once(
 ) -> Mapping[str, float]:
     """Judge a checkpoint unless that was done before an interruption; returns the figures."""
     step = checkpoints.step_of(checkpoint)
-    remedy = f"go on by --resume {folder.uri}: the training until step {step:,} is kept"
+    remedy = f"resume it by --resume {folder.uri}: the training until step {step:,} is kept"
     with resumable("while the model was judged", remedy, folder=folder.uri, say=say):
         found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)
         if found is None:

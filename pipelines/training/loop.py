@@ -306,8 +306,8 @@ class Worker:
                 f"{counts['quarantined']:,} of the {counts['settled']:,} samples so far, an image counted in "
                 f"every epoch, cannot be used: more than data.max_bad={self.config.max_bad:g} allows",
                 (
-                    "look at quarantine.csv in the run folder; if that is how the data is, go on by --resume "
-                    "with a larger --data.max-bad"
+                    "look at quarantine.csv in the run folder; if that is how the data is, resume it by "
+                    "--resume with a larger --data.max-bad"
                 ),
             )
 
@@ -440,7 +440,7 @@ class Worker:
             if self.restarts or checkpoint is not None:
                 again = f"started again, {self.workers} worker{'s' * (self.workers > 1)}"
                 what = again if self.restarts else "after the pause" if self.config.after_pause else "resumed"
-                ray.get(self.config.recorder.say.remote(f"{what}: going on from step {self.step:,}"))
+                ray.get(self.config.recorder.say.remote(f"{what}: continuing from step {self.step:,}"))
         self.generation, self.restarts = (
             int(number) for number in self.stepper.add_up([float(self.generation), float(self.restarts)])
         )

@@ -36,6 +36,6 @@ def test_nodes_come_for_a_training_a_lost_one_is_replaced_and_all_go_after_it():
     assert done.returncode == 0, done.stdout
     assert "the head is there, with no other node: True" in done.stdout
     # A checkpoint is due every 10 steps; which one is the last before the node dies is the machine's choice.
-    assert re.search(r"started again, 2 workers: going on from step [123]0\b", done.stdout), done.stdout
+    assert re.search(r"started again, 2 workers: continuing from step [123]0\b", done.stdout), done.stdout
     assert "no node is left" in done.stdout
     assert "the ledger: 2,560 samples settled = 40 steps x 64; 1 epochs complete" in done.stdout

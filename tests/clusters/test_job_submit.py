@@ -160,7 +160,7 @@ def test_a_pretraining_that_ray_job_stop_has_stopped_goes_on_from_its_last_check
 
     code, text = submit(head, "pipelines.pretrain", "--resume", run)
     assert code == 0, text
-    assert f"resumed: going on from step {step:,}" in text
+    assert f"resumed: continuing from step {step:,}" in text
     # A ledger refuses a sample that is entered twice.
     last, ledger = saved(run)
     assert (last, ledger.settled, ledger.complete) == (epochs * images // batch, epochs * images, epochs)
@@ -185,7 +185,7 @@ def test_a_pretraining_that_waits_for_machines_is_stopped_at_once(head, tmp_path
     assert code == 0, text
     log = ray_job(head, "logs", "waits")[1]
     assert "no workers are there" in log
-    assert f"is saved: go on by --resume {tmp_path}/run" in log
+    assert f"is saved: resume it by --resume {tmp_path}/run" in log
     assert checkpoints.latest_checkpoint(str(tmp_path / "run")) is None
 
 

@@ -54,8 +54,8 @@ def test_two_machines_train_one_model_through_a_folder_that_both_see(folder):
 @pytest.mark.timeout(1800)
 def test_the_group_grows_when_a_machine_comes_and_shrinks_when_it_is_lost_and_every_sample_comes_once(folder):
     text = watch("elastic", folder)
-    assert "started again, 2 workers: going on from step 4" in text
-    assert "started again, 1 worker: going on from step 12" in text
+    assert "started again, 2 workers: continuing from step 4" in text
+    assert "started again, 1 worker: continuing from step 12" in text
     assert "every sample of every epoch was trained on once" in text
 
 

@@ -56,7 +56,7 @@ def test_a_run_stopped_half_way_goes_on_to_its_end_and_leaves_a_model_and_a_repo
     assert Ledger.from_bytes(Path(first.checkpoint, "ledger.npz").read_bytes()).settled == 80
 
     result = pretrain(override(config, {"stop_at": None}), resume=str(tmp_path / "run"), say=lines.append)
-    assert "resumed: going on from step 5" in lines
+    assert "resumed: continuing from step 5" in lines
     assert result.step == 12
     assert checkpoints.latest_checkpoint(result.run) == result.checkpoint
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())

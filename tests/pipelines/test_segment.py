@@ -368,7 +368,7 @@ def test_a_run_stopped_while_it_is_judged_goes_on_and_names_what_is_wrong_with_a
 
     ledger = Ledger.from_bytes(Path(result.checkpoint, "ledger.npz").read_bytes())
     assert (result.step, ledger.settled) == (8, 64)
-    assert "resumed: going on from step 4" in lines
+    assert "resumed: continuing from step 4" in lines
     with open(Path(result.run, "quarantine.csv"), newline="") as file:
         listed = {row["image"].partition(", ")[2]: row["reason"] for row in csv.DictReader(file)}
     assert listed == {f"row group {row // 8}, row {row % 8}": reason for row, (_, reason) in wrong.items()}

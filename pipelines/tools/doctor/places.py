@@ -57,7 +57,7 @@ def mlflow(root: str, environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(Level.FINE, f"MLflow: {place.uri}, for one machine")
     else:
         try:
-            tracking.check(storage.join(storage.absolute(root), "run"), place)
+            tracking.check(place)
         except UserError as error:
             yield Finding(Level.PROBLEM, error.cause, error.remedy)
         else:

@@ -7,6 +7,7 @@ def test_what_is_judged_at_a_pause_stands_beside_the_trainings_own_metrics(tmp_p
     run = str(tmp_path / "run")
     mlflow_file(tmp_path / "mlflow.db")
     place = tracking.place_of(run, experiment="e", params={"seed": 1})
+    tracking.begin(run, place, print)
     log = tracking.MlflowLog(run, place)
     log.log({"step": 5, "time": 1.0, "train/loss": 2.0})
     log.finish("FINISHED")

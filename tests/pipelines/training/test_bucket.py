@@ -92,7 +92,7 @@ def test_a_run_from_a_bucket_into_a_bucket_stops_goes_on_and_is_whole(bucket, tm
     assert checkpoints.step_of(checkpoints.latest_checkpoint(run)) == steps // 2
 
     told = pretrain("--resume", run, "--stop-at", "None")
-    assert f"resumed: going on from step {steps // 2}" in told
+    assert f"resumed: continuing from step {steps // 2}" in told
     checkpoint = checkpoints.latest_checkpoint(run)
     ledger = Ledger.from_bytes(storage.read_bytes(storage.join(checkpoint, "ledger.npz")))
     # A ledger refuses a sample that is entered twice.

@@ -30,7 +30,7 @@ def dying(tmp_path, monkeypatch):
                     json.dumps({"step": step, "seconds": 1.0, "files": {}})
                 )
             if left:
-                raise JobFailedError("a machine was lost (after 3 restarts)", "go on by --resume")
+                raise JobFailedError("a machine was lost (after 3 restarts)", "resume it by --resume")
             return SimpleNamespace(step=step)
 
         monkeypatch.setattr(fit, "fit", dies)

@@ -98,7 +98,7 @@ def test_a_run_stopped_while_it_is_judged_is_judged_again_at_that_pause_and_goes
     first = AtPauses(None, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train(first)
-    remedy = f"go on by --resume {folder}: the training until step 8 is kept"
+    remedy = f"resume it by --resume {folder}: the training until step 8 is kept"
     assert lines[-1] == f"stopped; {remedy}"
     with pytest.raises(JobFailedError) as failed:
         train(AtPauses(WorkerCrashedError()), resume=folder)

@@ -147,7 +147,10 @@ def test_on_a_bucket_the_log_is_the_parts_in_their_order(bucket_run, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("start", [lambda run, place: Recorder(run, 100, SHOWN, place), tracking.check])
+@pytest.mark.parametrize(
+    "start",
+    [lambda run, place: tracking.begin(run, place, print), lambda run, place: tracking.check(place)],
+)
 def test_a_tracking_server_that_is_not_there_is_named_without_its_password(tmp_path, unreachable, start):
     with pytest.raises(UserError, match=r"--output\.no-mlflow") as caught:
         start(str(tmp_path), unreachable)
@@ -158,7 +161,7 @@ def test_a_tracking_server_that_is_not_there_is_named_without_its_password(tmp_p
 
 def test_a_tracking_uri_that_mlflow_does_not_understand_is_named(tmp_path):
     with pytest.raises(UserError, match="nonsense://host cannot be used"):
-        Recorder(str(tmp_path), 100, SHOWN, MlflowRun(uri="nonsense://host", experiment="tests", name="mine"))
+        tracking.check(MlflowRun(uri="nonsense://host", experiment="tests", name="mine"))
 
 
 @pytest.mark.parametrize(("pause", "attempts"), [(math.inf, 1), (0, 3)])
@@ -209,9 +212,11 @@ def test_mlflow_gets_parameters_and_metrics_over_steps_and_a_resumed_run_goes_on
     from mlflow import MlflowClient
 
     place = replace(sqlite, params={"optim.peak_lr": 1e-3, "data.train": None})
+    tracking.begin(str(tmp_path), place, print)
     first = Recorder(str(tmp_path), 100, SHOWN, place)
     first.log(row(10, **{"train/loss": 3.0}), 0.0)
     first.finish("FAILED")
+    tracking.begin(str(tmp_path), place, print)
     second = Recorder(str(tmp_path), 100, SHOWN, place)
     second.log(row(20, **{"train/loss": 2.0, "train/accuracy": math.nan}), 0.0)
     second.finish("FINISHED")

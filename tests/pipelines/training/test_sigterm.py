@@ -90,7 +90,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step_taken(tmp_path, number):
     assert EPOCHS * IMAGES // BATCH > step == max(logged) > 1, (
         "no periodic checkpoint was due: this is that of the last step taken"
     )
-    assert f"stopped; step {step} is saved: go on by --resume {tmp_path}/run" in rest
+    assert f"stopped; step {step} is saved: resume it by --resume {tmp_path}/run" in rest
     assert ledger.settled == step * BATCH
 
 
