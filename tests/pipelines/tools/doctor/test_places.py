@@ -25,7 +25,7 @@ def test_mlflow_answers_or_not(monkeypatch, tmp_path):
     assert only(places.mlflow("s3://bucket/runs", {})).level is Level.WARNING
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:password@{NOBODY}")
 
-    def check(run, place):
+    def check(place):
         raise UserError(tracking.trouble(place.uri, OSError("refused")), "correct MLFLOW_TRACKING_URI")
 
     monkeypatch.setattr(tracking, "check", check)
