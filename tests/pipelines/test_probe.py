@@ -114,7 +114,7 @@ def test_a_probe_that_was_stopped_goes_on_and_judges_every_layer(given, tmp_path
     shown = list(table_lines(result.rows))
     assert len(shown) == 4
     report = Path(rebuild_report(run)).read_text()
-    assert "Fine-tuning is the measure" in report
+    assert "Judge a pretraining by fine-tuning" in report
     assert f"{result.rows[0].knn_top1:.2%}" in report
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

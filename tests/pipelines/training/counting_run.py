@@ -2,11 +2,11 @@
 ledger.
 
     python counting_run.py SHARDS TOKENIZER OUT --workers N [--streams K] [--crash STEP …] [--die STEP]
-    [--hold STEP:WORKERS …] [--resume]
+    [--hold STEP:WORKERS …] [--slow SECONDS] [--resume]
 
 Run as a program, because some tests kill it. `--crash` kills the last worker once at each of these steps,
 `--die` kills the driver, and `--hold` lets a group of so many workers wait at a step, the first time that it
-comes there, until it is ended.
+comes there, until it is ended. `--slow` makes every step take so many seconds.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from beit.tokenizer.config import DvaeConfig
 from beit.tokenizer.dvae import Dvae, initialise
 from beit.tokenizer.frozen import save_tokenizer
 from beit.tokenizer.registry import load_tokenizer
+from pipelines.command_line.run import run_program
 from pipelines.config.data import DataConfig
 from pipelines.config.jobs import JobConfig, OutputConfig
 from pipelines.config.resources import ResourceConfig
@@ -136,10 +137,11 @@ def expected_digests(source, tokenizer):
 class Counting(Objective):
     columns = ("patch_view", "mask", "tokens", "epoch", "unit", "row")
 
-    def __init__(self, rows, crashes, die, holds, out, driver):
+    def __init__(self, rows, crashes, die, holds, slow, out, driver):
         super().__init__()
         self.starts, self.total = np.cumsum(rows) - rows, int(rows.sum())
         self.crashes, self.die, self.holds, self.out, self.driver = crashes, die, holds, out, driver
+        self.slow = slow
         self.weights = nn.Parameter(torch.zeros(1))
         self.counts = torch.zeros(EPOCHS * self.total, dtype=torch.int64)
         self.digests = torch.zeros(EPOCHS * self.total, dtype=torch.int64)
@@ -167,6 +169,7 @@ class Counting(Objective):
         return 0.0
 
     def finish_step(self, step):
+        time.sleep(self.slow)
         rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         marker = Path(self.out, f"crashed-{step}")
         if step in self.crashes and rank == workers - 1 and not marker.exists():
@@ -191,13 +194,14 @@ class Counting(Objective):
             self.counts, self.digests = torch.from_numpy(saved["counts"]), torch.from_numpy(saved["digests"])
 
 
-def main():
+def main(arguments, debug):
     parser = argparse.ArgumentParser()
     parser.add_argument("shards"), parser.add_argument("tokenizer"), parser.add_argument("out")
     parser.add_argument("--workers", required=True), parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--crash", type=int, nargs="*", default=[]), parser.add_argument("--die", type=int)
     parser.add_argument("--hold", nargs="*", default=[]), parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--slow", type=float, default=0.0)
+    args = parser.parse_args(arguments)
     source = open_source(args.shards)
     config = JobConfig(
         epochs=EPOCHS,
@@ -223,6 +227,7 @@ def main():
             args.crash,
             args.die,
             args.hold,
+            args.slow,
             args.out,
             os.getpid(),
         ),
@@ -239,4 +244,4 @@ if __name__ == "__main__":
     import cloudpickle
 
     cloudpickle.register_pickle_by_value(__import__("__main__"))
-    main()
+    run_program(main)
