@@ -32,7 +32,7 @@ from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.reports.run import Report
 from pipelines.runs import checkpoints, evaluations
 from pipelines.runs.metrics import finite_metrics, read_metrics
-from pipelines.runs.models import MODEL_FILES, find_model
+from pipelines.runs.models import find_model, model_files
 from pipelines.scenes.shards import are_scenes
 from pipelines.stream.fixed_samples import fixed_samples
 from pipelines.stream.samples import SampleConfig, draw_unseen
@@ -149,7 +149,7 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
             config = replace(finished.config, evaluation=replace(finished.config.evaluation, images=0))
             training = self.prepare(config, preset=finished.preset, say=lambda line: None)
         config, run = training.config, finished.run
-        with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+        with model_files(find_model(run)) as folder:
             model = load_model(folder, Beit)
         shown = _reconstructions(training, model)
         return replace(

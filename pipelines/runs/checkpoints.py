@@ -48,7 +48,7 @@ def seal(folder: Path, *, step: int, seconds: float) -> None:
     """Write the progress.json of a checkpoint whose other files are all there."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     with ThreadPoolExecutor() as threads:  # OpenSSL lets other threads compute meanwhile.
-        digests = list(threads.map(lambda path: _digest(str(path)), paths))
+        digests = list(threads.map(lambda path: file_digest(str(path)), paths))
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -91,7 +91,7 @@ def check_files(folder: str, progress: Progress, names: set[str] | None = None) 
     """
     chosen = sorted(progress.digests if names is None else names & progress.digests.keys())
     with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda name: _digest(storage.join(folder, name)), chosen)
+        found = threads.map(lambda name: file_digest(storage.join(folder, name)), chosen)
         for name, digest in zip(chosen, found, strict=True):
             if digest != progress.digests[name]:
                 raise ValueError(f"{name} is not what was written")
@@ -221,7 +221,8 @@ def _checkpoints(run: str) -> list[str]:
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 
-def _digest(path: str) -> str:
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file, in hex."""
     with storage.open_input(path) as file:
         return _sha256(file)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +95,69 @@ def find_tokenizer(path: str) -> str:
     return inner if storage.entry(storage.join(inner, TOKENIZER_FILE)) is not None else storage.absolute(path)
 
 
-def keep_model(checkpoint: str, run: str) -> None:
-    """Copy the weights of a checkpoint, and their step, into the run's `model` folder, which other commands
-    read.
+@contextmanager
+def model_files(folder: str) -> Iterator[Path]:
+    """Give the files of a run's model or of a checkpoint as a local folder, while the context lasts. The
+    weights of a run are compared with what it wrote.
+
+    Raises:
+        UserError: If they are not what was written.
     """
+    with storage.local_copy(folder, (*MODEL_FILES, checkpoints.PROGRESS_FILE, STEP_FILE)) as local:
+        check_model(folder, str(local))
+        yield local
+
+
+def check_model(folder: str, local: str | None = None) -> None:
+    """Compare a model with what its run wrote; nothing is known of models from elsewhere.
+
+    Args:
+        folder: A run's model folder, or a checkpoint.
+        local: A copy of its files. None: the folder itself is read.
+
+    Raises:
+        UserError: If it is not what was written.
+    """
+    local = local or folder
+    for name, digest in _digests_of_model(local).items():
+        if checkpoints.file_digest(storage.join(local, name)) != digest:
+            raise UserError(
+                f"{folder}: {name} is not what was written",
+                "take another checkpoint of its run, or bring back a copy of it",
+            )
+
+
+def _digests_of_model(folder: str) -> dict[str, str]:
+    """SHA-256 of the files of a model, as its run wrote them down; none for models from elsewhere."""
+    if storage.entry(storage.join(folder, checkpoints.PROGRESS_FILE)) is not None:
+        known = checkpoints.read_progress(folder).digests
+    elif storage.entry(file := storage.join(folder, STEP_FILE)) is not None:
+        known = json.loads(storage.read_text(file)).get("sha256", {})
+    else:
+        known = {}
+    return {name: known[name] for name in MODEL_FILES if name in known}
+
+
+def keep_model(checkpoint: str, run: str) -> None:
+    """Copy the weights of a checkpoint into the run's `model` folder, with their step and digests, for
+    everything that comes next.
+
+    Raises:
+        UserError: If they are not what was written.
+    """
+    known, digests = _digests_of_model(checkpoint), {}
     for name in MODEL_FILES:
-        storage.write_bytes(
-            storage.join(run, "model", name), storage.read_bytes(storage.join(checkpoint, name))
-        )
+        content = storage.read_bytes(storage.join(checkpoint, name))
+        digests[name] = hashlib.sha256(content).hexdigest()
+        if digests[name] != known.get(name, digests[name]):
+            raise UserError(
+                f"{checkpoint}: {name} is not what was written",
+                f"resume the run: --resume {run} takes the checkpoint before it",
+            )
+        storage.write_bytes(storage.join(run, "model", name), content)
     if (step := model_step(checkpoint)) is not None:
-        storage.write_text(storage.join(run, "model", STEP_FILE), json.dumps({"step": step}) + "\n")
+        content_of_step = json.dumps({"step": step, "sha256": digests})
+        storage.write_text(storage.join(run, "model", STEP_FILE), content_of_step + "\n")
 
 
 def keep_new_model(model: VitModel, run: str, *, extra: dict[str, Any]) -> str:

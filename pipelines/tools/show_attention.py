@@ -19,7 +19,7 @@ from beit.vit.checkpoints import SavedConfig, read_config
 from beit.vit.model import VitModel
 from pipelines import storage
 from pipelines.command_line.options import parse
-from pipelines.runs.models import MODEL_FILES, find_model, view_of
+from pipelines.runs.models import find_model, model_files, view_of
 from pipelines.schemes import StoragePath
 from pipelines.tools.image_files import check_picture, read_square
 
@@ -124,7 +124,7 @@ def show(config: AttentionConfig) -> Iterator[str]:
 
 def _open_model(run: str) -> tuple[VitModel, SavedConfig]:
     """Load the model of a run or checkpoint folder, and its config.json."""
-    with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+    with model_files(find_model(run)) as folder:
         return load_model(folder), read_config(folder)
 
 

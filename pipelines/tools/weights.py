@@ -17,9 +17,8 @@ from beit.errors import UserError
 from beit.foreign import incoming, outgoing
 from beit.foreign.layout import Described
 from beit.foreign.translation import SPELLINGS
-from pipelines import storage
 from pipelines.command_line.options import parse
-from pipelines.runs.models import MODEL_FILES, find_model
+from pipelines.runs.models import find_model, model_files
 
 COPY = "give a local OUT, and copy it from there"
 DOWNLOAD = "download it first, and give the file"
@@ -159,7 +158,7 @@ def export_weights(config: ExportConfig) -> Iterator[str]:
     with _refusals_told():
         _check_own(config.run)
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        with storage.local_copy(find_model(config.run), MODEL_FILES) as folder:
+        with model_files(find_model(config.run)) as folder:
             done = outgoing.export_weights(folder, Path(config.out), format=config.format)
     yield f"{done.kind} for {config.format}"
     yield from done.report.lines()

@@ -14,12 +14,12 @@ from beit.vit.transfer import Transfer, finetuning_config, start_from_folder
 from pipelines import storage
 from pipelines.config.supervised import SupervisedConfig
 from pipelines.runs.models import (
-    MODEL_FILES,
     find_model,
     holds_model,
     keep_model,
     model_config,
     model_digest,
+    model_files,
     model_step,
     view_of,
 )
@@ -39,7 +39,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
         image_size: For another image size. None: the model's.
         pixels: Take mean and std from the model. False: keep the recipe's.
     """
-    with storage.local_copy(find_model(start), MODEL_FILES) as folder:
+    with model_files(find_model(start)) as folder:
         saved = read_config(folder)
     model = finetuning_config(saved.model, image_size=image_size, drop_path=recipe.model.drop_path)
     theirs = view_of(saved, start) if pixels else recipe.view
@@ -96,5 +96,5 @@ def take_weights(
     """Load the first weights into a model; returns an account of them, None without a start."""
     if start is None:
         return None
-    with storage.local_copy(start, MODEL_FILES) as folder:
+    with model_files(start) as folder:
         return start_from_folder(model, folder, absolute=absolute)

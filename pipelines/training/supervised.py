@@ -35,7 +35,7 @@ from pipelines.reports.attention import IMAGES, attention_picture
 from pipelines.reports.page import KeyFigure, Picture, Section, Text
 from pipelines.reports.run import Report
 from pipelines.runs import evaluations
-from pipelines.runs.models import MODEL_FILES, find_model, model_digest, view_of
+from pipelines.runs.models import find_model, model_digest, model_files, view_of
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources import Manifest
 from pipelines.stream.fixed_samples import centre
@@ -196,7 +196,7 @@ class SupervisedTask(Task[Config, Prepared]):
     def report(self, finished: Finished[Config, Prepared]) -> Report:
         """Show the evaluations, and what the model attends to."""
         config, run = finished.config, finished.run
-        with storage.local_copy(find_model(run), MODEL_FILES) as folder:
+        with model_files(find_model(run)) as folder:
             saved, model = read_config(folder), load_model(folder, self.model_type)
         view = view_of(saved, run)
         pictures, notes = _attention(model, config, view, root=storage.parent(run))

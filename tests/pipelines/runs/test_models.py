@@ -4,9 +4,11 @@ import pytest
 
 from beit.config import ModelConfig
 from beit.errors import UserError
+from beit.loading import load_model
 from beit.pretraining.model import Beit
 from beit.vit.checkpoints import save_model
 from pipelines.cli import main
+from pipelines.runs import checkpoints, models
 from pipelines.runs.checkpoints import PROGRESS_FILE
 from pipelines.runs.models import MODEL_FILES, find_model, find_tokenizer, holds_model, keep_model
 
@@ -97,3 +99,25 @@ def test_a_folder_without_a_model_is_named_as_it_was_typed(tmp_path, monkeypatch
     assert not holds_model(str(tmp_path / "run" / "model"))
     touch(tmp_path / "run" / "model" / "config.json")
     assert holds_model(find_model("run"))
+
+
+def test_a_kept_model_has_digests_and_damage_is_found_before_it_is_used(tmp_path):
+    checkpoint, run = tmp_path / "run" / "attempt-1" / "step-00000005", tmp_path / "run"
+    checkpoint.mkdir(parents=True)
+    save_model(Beit(ModelConfig(image_size=32, patch_size=8, dim=16, depth=1, heads=2), 8), checkpoint)
+    checkpoints.seal(checkpoint, step=5, seconds=1.0)
+    models.keep_model(str(checkpoint), str(run))
+    with models.model_files(str(run / "model")) as folder:
+        load_model(folder)
+    for folder in (run / "model", checkpoint):
+        weights = folder / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 1
+        weights.write_bytes(content)
+        with (
+            pytest.raises(UserError, match=r"model\.safetensors is not what was written"),
+            models.model_files(str(folder)),
+        ):
+            pass
+    with pytest.raises(UserError, match="--resume"):
+        models.keep_model(str(checkpoint), str(run))
