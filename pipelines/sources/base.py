@@ -26,11 +26,6 @@ Kind = Literal["whole", "number", "text"]
 READERS = 16
 """Files that are read side by side on the driver."""
 
-IMAGE_ENDINGS = frozenset(
-    ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
-)
-"""Names with these endings, in any case, are taken for images."""
-
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 """Names that label columns go by, the hub's first."""
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from beit.registry import Registry
 from pipelines.schemes import STORAGE_SCHEMES
-from pipelines.sources.base import IMAGE_ENDINGS, Manifest, Source
+from pipelines.sources.base import Manifest, Source
+from pipelines.sources.endings import IMAGE_ENDINGS
 from pipelines.sources.folder import open_folder
 from pipelines.sources.listing import Listing
 from pipelines.sources.parquet import open_parquet

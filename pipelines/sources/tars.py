@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.sources.base import (
-    IMAGE_ENDINGS,
     MAX_ENCODED_BYTES,
     PATH_COLUMN,
     Columns,
@@ -32,6 +31,7 @@ from pipelines.sources.base import (
     listing_digest,
 )
 from pipelines.sources.cache import cached
+from pipelines.sources.endings import IMAGE_ENDINGS
 from pipelines.sources.listing import Listing
 
 ROWS_PER_UNIT = 256
