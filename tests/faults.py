@@ -11,6 +11,7 @@ docs/log/reliability.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -194,13 +195,9 @@ def _small_disk(run: Run) -> None:
 
 
 def _fill_disk(run: Run) -> None:
-    with open(run.out / "run" / "filler", "wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with open(run.out / "run" / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def _free_disk(run: Run) -> None:
