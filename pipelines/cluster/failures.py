@@ -17,6 +17,7 @@ from pipelines import storage
 ERROR_FILE = "error.log"
 
 RAISED = re.compile(r"^[\w.]*(?:Error|Exception)\w*: .+", re.MULTILINE)
+DIED = re.compile(r"^The actor died unexpectedly.*\n\s*class_name: (\S+)", re.MULTILINE)
 CHAINED = re.compile(
     r"\n\n(?:The above exception was the direct cause|During handling of the above exception)"
 )
@@ -27,6 +28,8 @@ def cause_of(error: Exception | str) -> str:
     raised first; otherwise the first line.
     """
     text = str(error)
+    if died := DIED.search(text):
+        return f"Ray's actor {died[1]} died"
     lines = RAISED.findall(CHAINED.split(text)[0]) or RAISED.findall(text)
     return (
         lines[-1].strip()

@@ -165,6 +165,14 @@ def fit(
         status = "KILLED" if ended_early else "FINISHED"
     except ray.train.TrainingFailedError as error:
         raise _failed(error, folder, config.resources.max_failures) from error
+    except ray.exceptions.RayActorError as error:
+        raise job_failed(
+            error,
+            folder.uri,
+            doing="while it was trained",
+            cause=cause_of(error),
+            remedy=f"resume it by --resume {folder.uri}",
+        ) from error
     except (KeyboardInterrupt, SystemExit) as stop:
         status = "KILLED"
         saved = checkpoints.latest_checkpoint(folder.uri)

@@ -21,12 +21,19 @@ OF_AN_ACTOR = """The actor died because of an error raised in its creation task,
 torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.
 Process 7 has 70 GiB in use."""  # noqa: E501
 
+OF_A_DEAD_ACTOR = """The actor died unexpectedly before finishing this task.
+\tclass_name: TrainController
+\tactor_id: 3cfb295e8b53a360db35d11801000000
+\tpid: 3256
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"""
+
 
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
         (OF_A_STAGE, "FileNotFoundError: [Errno 2] No such file: 'x.parquet'"),
         (OF_AN_ACTOR, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (OF_A_DEAD_ACTOR, "Ray's actor TrainController died"),
         (
             "Task was killed due to the node running low on memory.\nMemory on the node was 7 GB.",
             "Task was killed due to the node",
