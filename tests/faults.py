@@ -96,6 +96,13 @@ class Run:
                 found.append(number)
         return found
 
+    def end(self) -> None:
+        """Kill what is left of the run."""
+        if self.process is not None and self.process.poll() is None:
+            for number in [*self.processes(""), self.process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
     def kill(self, pattern: str) -> None:
         """Kill one of the run's processes."""
         until = time.monotonic() + 60
@@ -264,10 +271,9 @@ class Row:
         ]
 
 
-def strike(fault: Fault, work: Path) -> Row:
+def strike(fault: Fault, run: Run) -> Row:
     """Break a run, resume it where it ended, and count its samples."""
     program = _program()
-    run = Run(work / "out", work / "shards", work / "tokenizer")
     run.out.mkdir()
     program.write_shards(run.shards)
     program.write_tokenizer(run.tokenizer)
@@ -295,7 +301,7 @@ def strike(fault: Fault, work: Path) -> Row:
     return Row(
         fault=fault.name,
         code=", ".join(map(str, codes)),
-        said=_told(told, str(work)),
+        said=_told(told, str(run.out.parent)),
         traceback=any("Traceback (most recent call last)" in text for text in printed),
         exact=exact,
         seconds=time.monotonic() - began,
@@ -339,10 +345,12 @@ def main() -> None:
     rows = []
     for fault in chosen:
         with tempfile.TemporaryDirectory(prefix="beit-fault-") as work:
+            run = Run(Path(work, "out"), Path(work, "shards"), Path(work, "tokenizer"))
             try:
-                row = strike(fault, Path(work))
+                row = strike(fault, run)
             except (RuntimeError, subprocess.SubprocessError, OSError) as error:
                 row = Row(fault.name, "-", f"the fault could not be tried: {error}", False, "-", 0.0)
+            run.end()
             subprocess.run(["umount", "-q", f"{work}/out/run"], check=False, stderr=subprocess.DEVNULL)
         rows.append(row)
         print(json.dumps(row.__dict__), flush=True)
