@@ -17,6 +17,7 @@ from beit.pretraining.model import Beit
 from beit.pretraining.objective import TARGETS_FILE
 from beit.pretraining.pictures import Reconstructions, reconstruct
 from beit.pretraining.targets import find_target
+from beit.vit.transfer import Transfer
 from pipelines import storage
 from pipelines.command_line.run import run_program
 from pipelines.config.data import check_has_data
@@ -32,7 +33,7 @@ from pipelines.reports.reconstructions import reconstruction_picture
 from pipelines.reports.run import Report
 from pipelines.runs import checkpoints, evaluations
 from pipelines.runs.metrics import finite_metrics, read_metrics
-from pipelines.runs.models import find_model, model_files
+from pipelines.runs.models import find_model, model_digest, model_files
 from pipelines.scenes.shards import are_scenes
 from pipelines.stream.fixed_samples import fixed_samples
 from pipelines.stream.samples import SampleConfig, draw_unseen
@@ -45,8 +46,10 @@ from pipelines.training.pretraining import (
     explain,
     make_objective,
     make_target,
+    take_start,
     with_absolute_paths,
 )
+from pipelines.training.starts import compare_pixels, keep_start
 from pipelines.training.task import Finished, Task
 from pipelines.training.training import Result, Training
 from pipelines.training.watch import Follow
@@ -65,6 +68,9 @@ class PretrainTraining(Training[PretrainConfig]):
     """A training whose views and masks the report draws again."""
 
     samples: SampleConfig
+
+    transfer: Transfer | None
+    """What was taken from the weights that the model begins with."""
 
 
 class PretrainTask(Task[PretrainConfig, PretrainTraining]):
@@ -90,6 +96,10 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
         total_steps = checked_length(config, source.manifest.total)
         vocab_size, digest = (0, "") if tokenizer is None else (tokenizer.vocab_size, tokenizer.digest)
         target = make_target(config, vocab_size=vocab_size)
+        compare_pixels(config, say=say)
+        first = Beit(config.model, target.outputs, target=target.kind)
+        transfer = take_start(first, config.start, digest)
+        config = keep_start(config, say=say)
         return PretrainTraining(
             job=self.name,
             config=config,
@@ -111,26 +121,32 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
             inputs={
                 "data.train": source.manifest.digest,
                 **({} if tokenizer is None else {"tokenizer": digest}),
+                **({} if config.start is None else {"start": model_digest(config.start)}),
             },
             shown=[*target.progress, *OF_OPTIMIZER, *OF_EVALUATION],
             fixed=fixed_samples(config, source.manifest, tokenizer, cache)
             if config.evaluation.images
             else None,
             evaluate_at=config.evaluation.steps(total_steps),
+            transfer=transfer,
         )
 
     def summary(self, training: PretrainTraining) -> list[str]:
         """Describe the recipe with its arithmetic, and warn of what is probably not meant."""
         config, manifest = training.config, training.source.manifest
-        return recipe.summary(
-            config,
-            preset=training.preset,
-            data=recipe.data_line(manifest),
-            images=manifest.total,
-            total_steps=training.total_steps,
-            scenes=are_scenes(manifest),
-            cache=training.samples.cache,
-        )
+        start = training.transfer
+        return [
+            *([] if start is None else [f"start: from {config.start}", *start.lines()]),
+            *recipe.summary(
+                config,
+                preset=training.preset,
+                data=recipe.data_line(manifest),
+                images=manifest.total,
+                total_steps=training.total_steps,
+                scenes=are_scenes(manifest),
+                cache=training.samples.cache,
+            ),
+        ]
 
     def make_judge(self, training: PretrainTraining, say: Callable[[str], None]) -> Judge | None:
         """Measure k-NN on frozen features, where `knn.every_steps` asks for it."""

@@ -15,6 +15,7 @@ from pipelines.datasets import held_out_scenes, open_data
 from pipelines.evaluation.knn import open_knn
 from pipelines.sources import Source
 from pipelines.training.pretraining import checked_cache, checked_tokenizer, with_absolute_paths
+from pipelines.training.starts import keep_start
 from tune.concurrency import Schedule, schedule
 from tune.config import SweepConfig
 from tune.goal import Goal, check_goal, evaluated
@@ -91,6 +92,7 @@ def prepare(config: SweepConfig, design: Design, *, preset: str, say: Callable[[
         space=absolute_space(config.space),
         output=replace(config.output, root=storage.absolute(config.output.root)),
     )
+    config = keep_start(config, say=say)
     base = config.pretraining()
     check_has_data(config.data.train, config.model.image_size, works="beit sweep quickstart")
     source = open_data(config, image_size=config.model.image_size, say=say)

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,16 @@ def per_block_tables(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Ten
     return copied | {TABLE_OF_BLOCK.format(number): table.clone() for number in range(depth)}
 
 
-def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode = "bicubic") -> Transfer:
+def start_from_folder(
+    model: nn.Module,
+    folder: Path,
+    *,
+    absolute: AbsoluteMode = "bicubic",
+    drop: Mapping[str, str] = MappingProxyType({}),
+) -> Transfer:
     """Start a model from a checkpoint folder of any kind, as `start_from` does.
+
+    `drop` names tensors by their beginnings that are not taken, with the reason.
 
     Layers with one output per class are dropped if both models name their classes and the names differ: the
     same number of classes does not make them the same classes. If one of the models has no class names, those
@@ -109,18 +118,18 @@ def start_from_folder(model: nn.Module, folder: Path, *, absolute: AbsoluteMode 
     if saved.kind == "segmenter":
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     theirs, ours = saved.head.get("class_names"), getattr(model, "class_names", None)
-    other_classes = (
-        [name for name in tensors if name.startswith(CLASS_LAYERS)]
-        if theirs and ours and tuple(theirs) != tuple(ours)
-        else []
-    )
+    if theirs and ours and tuple(theirs) != tuple(ours):
+        drop = {**drop, **dict.fromkeys(CLASS_LAYERS, "of other classes")}
+    left_out = {
+        name: reason for name in tensors for beginning, reason in drop.items() if name.startswith(beginning)
+    }
     report = start_from(
         model,
-        {name: tensor for name, tensor in tensors.items() if name not in other_classes},
+        {name: tensor for name, tensor in tensors.items() if name not in left_out},
         saved.model,
         absolute=absolute,
     )
-    dropped = {**report.dropped, **dict.fromkeys(other_classes, "of other classes")}
+    dropped = {**report.dropped, **left_out}
     heads = [name for name in report.taken if name.startswith(CLASS_LAYERS)]
     unnamed = len(tensors[heads[0]]) if heads and not (theirs and ours) else None
     return dataclasses.replace(report, dropped=dropped, unnamed=unnamed)
@@ -137,8 +146,8 @@ def start_from(
     """Copy weights into a model, as far as it has the same tensors.
 
     Positions are resampled to the model's grid. A bias table that all blocks share is copied into every block
-    if each block of the model has its own. Tensors of the old task are dropped: the mask token and its head,
-    a final norm that the model does not have, a head of another shape.
+    if each block of the model has its own. Tensors that the model does not have are dropped: for
+    classification the mask token and its head; a final norm; a head of another shape.
 
     Args:
         model: A `Backbone`, or a model with one as its attribute `backbone`; changed in place.
@@ -179,19 +188,19 @@ def start_from(
 
 
 def _check_alike(ours: ModelConfig, theirs: ModelConfig) -> None:
-    differing = [
-        f"model.{name}={getattr(theirs, name)} there, {getattr(ours, name)} here"
-        for name in SAME
-        if getattr(ours, name) != getattr(theirs, name)
-    ]
+    differing = [name for name in SAME if getattr(ours, name) != getattr(theirs, name)]
     if (ours.position == "absolute") != (theirs.position == "absolute") or (
         ours.position == "relative" and theirs.position != "relative"
     ):
-        differing.append(f"model.position={theirs.position} there, {ours.position} here")
+        differing.append("position")
     if (ours.layer_scale is None) != (theirs.layer_scale is None):
-        differing.append(f"model.layer_scale={theirs.layer_scale} there, {ours.layer_scale} here")
+        differing.append("layer_scale")
     if differing:
+        values = [
+            f"model.{name}={getattr(theirs, name)} there, {getattr(ours, name)} here" for name in differing
+        ]
+        options = [f"--model.{name.replace('_', '-')} {getattr(theirs, name)}" for name in differing]
         raise UserError(
-            f"the weights are of another backbone: {'; '.join(differing)}",
-            "give both the same model, image_size apart",
+            f"the weights are of another backbone: {'; '.join(values)}",
+            f"set {' '.join(options)}, or take other weights",
         )

@@ -9,7 +9,7 @@ from beit.config import MaskConfig, ModelConfig, OptimConfig, TargetConfig, Toke
 from beit.probing.config import KnnConfig
 from pipelines.config.data import PretrainDataConfig
 from pipelines.config.jobs import JobConfig
-from pipelines.schemes import check_scheme
+from pipelines.schemes import StoragePath, check_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class KnnWhileConfig(KnnConfig):
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(JobConfig):
     """Pretraining: predict the visual tokens of hidden patches."""
+
+    start: StoragePath | None = None
+    """Folder of a run, a checkpoint or imported weights to take the first weights from. None: they are drawn
+    from the seed."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     target: TargetConfig = field(default_factory=TargetConfig)

@@ -8,7 +8,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -202,7 +202,7 @@ def _time_step(
         vocab_size = open_tokenizer(config.tokenizer).vocab_size
     place = torch.device(device)
     target = make_target(config, vocab_size=vocab_size)
-    objective = make_objective(config, target, 1_000_000, "").to(place).train()
+    objective = make_objective(replace(config, start=None), target, 1_000_000, "").to(place).train()
     stepper = Stepper(
         objective,
         device=place,

@@ -10,19 +10,24 @@ from beit.errors import UserError
 from beit.objectives.optim import check_schedule
 from beit.plain import override
 from beit.pretraining.masking import check_mask, find_mask
+from beit.pretraining.model import Beit
 from beit.pretraining.objective import MimObjective
-from beit.pretraining.targets import Target, find_target
+from beit.pretraining.targets import Target, VisualTokens, find_target
 from beit.tokenizer.protocol import ImageTokenizer
+from beit.vit.checkpoints import SavedConfig
+from beit.vit.transfer import Transfer
 from pipelines import storage
 from pipelines.config.data import MOST_SCENE_PX
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.workers import check_batch
 from pipelines.presets.pretrain import meant_for
+from pipelines.runs.models import find_model
 from pipelines.scenes.shards import are_scenes
 from pipelines.sources import Manifest, open_source
 from pipelines.stream.graph import open_tokenizer, px_per_token
 from pipelines.stream.token_cache import TokenCache, view_fields
 from pipelines.training import recipe
+from pipelines.training.starts import take_weights
 
 Config = TypeVar("Config", bound=PretrainConfig)
 
@@ -35,6 +40,7 @@ def with_absolute_paths(config: Config) -> Config:
         "data.train": config.data.train,
         "data.tokens": config.data.tokens,
         "tokenizer.path": config.tokenizer.path,
+        "start": None if config.start is None else find_model(config.start),
         "knn.train": config.knn.train,
         "knn.val": config.knn.val,
     }
@@ -151,7 +157,7 @@ def make_objective(
         total_steps: Length of the schedule.
         tokenizer_digest: "" without a tokenizer.
     """
-    return MimObjective(
+    objective = MimObjective(
         config.model,
         config.optim,
         config.view,
@@ -166,6 +172,31 @@ def make_objective(
         if tokenizer_digest
         else {},
     )
+    take_start(objective.model, config.start, tokenizer_digest)
+    return objective
+
+
+def take_start(model: Beit, start: str | None, tokenizer_digest: str) -> Transfer | None:
+    """Load the first weights into the model of a run. The head is taken only where it predicts the same: the
+    same target, and for tokens those of the same tokenizer.
+
+    Args:
+        model: Changed in place.
+        start: Folder of the weights. None: nothing is loaded.
+        tokenizer_digest: The run's; "" without a tokenizer.
+
+    Returns:
+        An account of the weights; None without a start.
+    """
+
+    def other_head(saved: SavedConfig) -> dict[str, str]:
+        theirs = saved.head.get("target", VisualTokens.kind) if saved.kind == Beit.kind else model.target
+        digest = saved.extra.get("tokenizer", {}).get("digest", "")
+        if theirs != model.target:
+            return {"lm_head.": f"predicts {theirs}, not {model.target}"}
+        return {"lm_head.": "of another tokenizer, or of one unknown"} if digest != tokenizer_digest else {}
+
+    return take_weights(model, start, drop=other_head)
 
 
 def make_target(

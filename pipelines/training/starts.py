@@ -1,17 +1,18 @@
-"""The first weights of a supervised training: its model follows them, and they stay while it runs."""
+"""The first weights of a training that does not begin with random ones: they stay while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
 
 from beit.config import AbsoluteMode
-from beit.vit.checkpoints import read_config
+from beit.vit.checkpoints import SavedConfig, read_config
 from beit.vit.transfer import Transfer, finetuning_config, start_from_folder
 from pipelines import storage
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.supervised import SupervisedConfig
 from pipelines.runs.models import (
     find_model,
@@ -25,6 +26,8 @@ from pipelines.runs.models import (
 )
 
 Config = TypeVar("Config", bound=SupervisedConfig)
+Starting = TypeVar("Starting", bound=SupervisedConfig | PretrainConfig)
+"""A configuration with a `start`."""
 
 STARTS = "starts"
 """Folder, beside the runs, with copies of the weights that trainings begin with."""
@@ -47,7 +50,7 @@ def for_start(recipe: Config, start: str, *, image_size: int | None = None, pixe
     return replace(recipe, start=start, model=model, view=view)
 
 
-def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> None:
+def compare_pixels(config: SupervisedConfig | PretrainConfig, *, say: Callable[[str], None]) -> None:
     """Warn if pixels are normalised with another mean or std than in the training of the first weights."""
     if config.start is None:
         return
@@ -64,7 +67,7 @@ def compare_pixels(config: SupervisedConfig, *, say: Callable[[str], None]) -> N
         )
 
 
-def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
+def keep_start(config: Starting, *, say: Callable[[str], None]) -> Starting:
     """Copy the first weights to a place where they stay, and return the configuration that names the copy.
 
     Workers read the first weights whenever they start, also after a pause or a failure. A training that is
@@ -91,10 +94,25 @@ def keep_start(config: Config, *, say: Callable[[str], None]) -> Config:
 
 
 def take_weights(
-    model: nn.Module, start: str | None, *, absolute: AbsoluteMode = "bicubic"
+    model: nn.Module,
+    start: str | None,
+    *,
+    absolute: AbsoluteMode = "bicubic",
+    drop: Callable[[SavedConfig], Mapping[str, str]] = lambda saved: {},
 ) -> Transfer | None:
-    """Load the first weights into a model; returns an account of them, None without a start."""
+    """Load the first weights into a model.
+
+    Args:
+        model: Changed in place.
+        start: Folder of the weights. None: nothing is loaded.
+        absolute: How absolute positions are resampled.
+        drop: The config of the weights -> beginnings of the names of tensors that are not taken, with the
+            reason.
+
+    Returns:
+        An account of the weights; None without a start.
+    """
     if start is None:
         return None
     with model_files(start) as folder:
-        return start_from_folder(model, folder, absolute=absolute)
+        return start_from_folder(model, folder, absolute=absolute, drop=drop(read_config(folder)))
