@@ -69,6 +69,19 @@ def _is_file_name(value: str) -> bool:
     return value.strip() not in ("", ".", "..") and not set("/\\\0") & set(value)
 
 
+def _is_range(value: str) -> bool:
+    low, dots, high = value.partition("..")
+    try:
+        return value in ("auto", "full") or (bool(dots) and -math.inf < float(low) < float(high) < math.inf)
+    except ValueError:
+        return False
+
+
+def _are_channels(value: str) -> bool:
+    numbers = value.split(",")
+    return len(numbers) in (1, 3) and all(number.isdecimal() for number in numbers)
+
+
 FINITE = Constraint(math.isfinite, "is not a finite number", "a number")
 
 PositiveInt = Annotated[int, Constraint(lambda value: value > 0, "is not positive", "1 or more")]
@@ -91,6 +104,18 @@ BelowOne = Annotated[
 
 Byte = Annotated[int, between(0, 255)]
 """From 0 to 255."""
+
+ValueRange = Annotated[
+    str,
+    Constraint(_is_range, "is no range of values", "auto, full, or two numbers that grow, such as 0..4095"),
+]
+"""auto, full, or LO..HI."""
+
+Channels = Annotated[
+    str,
+    Constraint(_are_channels, "does not name one channel or three", "one number or three, such as 0,1,2"),
+]
+"""Numbers of one channel or of three, counted from 0, with commas between."""
 
 FileName = Annotated[
     str,

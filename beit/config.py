@@ -11,12 +11,14 @@ from typing import Literal
 from beit.checks import (
     BelowOne,
     Byte,
+    Channels,
     NotNegativeFloat,
     NotNegativeInt,
     Options,
     PositiveFloat,
     PositiveInt,
     Share,
+    ValueRange,
 )
 from beit.errors import UserError
 
@@ -124,6 +126,26 @@ class PixelConfig:
     max_pixels: PositiveInt = 100_000_000
     """Images with more pixels are quarantined without decoding them: a PNG of 48 kB can unpack to a
     gigabyte."""
+
+    range: ValueRange = "auto"
+    """Which values become black and white where a PNG or TIFF stores more than 8 bits. auto: all the bits
+    that the file says it uses. full: all the bits that it stores. LO..HI: these two, such as 0..4095 for a
+    camera of 12 bits; 32-bit and signed values need it. Images of 8 bits stay as they are."""
+
+    channels: Channels | None = None
+    """Channels of TIFF files with more than three that become red, green and blue, counted from 0: 3,2,1. Or
+    one channel, as grey. None: files with channels beyond colours and transparency are quarantined."""
+
+    def limits(self) -> tuple[float, float] | str:
+        """The values of `range` as numbers; "auto" or "full" where it is one of these."""
+        if self.range in ("auto", "full"):
+            return self.range
+        low, high = self.range.split("..")
+        return float(low), float(high)
+
+    def chosen_channels(self) -> tuple[int, ...] | None:
+        """The numbers of `channels`."""
+        return None if self.channels is None else tuple(map(int, self.channels.split(",")))
 
     def pixels(self) -> PixelConfig:
         """These settings alone, without those of a subclass."""

@@ -32,10 +32,6 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 PATH_COLUMN = "image.path"
 """Column with the name under which an image was stored, as object array of str."""
 
-MAX_ENCODED_BYTES = 128 << 20
-"""Most bytes that are read of an image file or a tar member. A larger one is cut off there: it then fails to
-decode, and is quarantined."""
-
 
 class Unit(ABC):
     """A piece of the data that can be read on its own. Small, immutable, and can be pickled."""

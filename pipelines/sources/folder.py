@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from beit.images.decode import MAX_ENCODED_BYTES
 from pipelines import storage
 from pipelines.sources.base import (
-    MAX_ENCODED_BYTES,
     PATH_COLUMN,
     Columns,
     Manifest,

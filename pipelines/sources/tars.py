@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.errors import UserError
+from beit.images.decode import MAX_ENCODED_BYTES
 from pipelines import storage
 from pipelines.sources.base import (
-    MAX_ENCODED_BYTES,
     PATH_COLUMN,
     Columns,
     Manifest,

@@ -39,6 +39,9 @@ EXTRA_FOLDER = "extra"
 # Normalisation happens on the device, after the views: any values go with the same tokens.
 _NOT_OF_VIEWS = ("mean", "std")
 
+# Fields that came later, with what they were before: left out while they are that, so older caches match.
+_LATER_FIELDS = {"range": "auto", "channels": None}
+
 # As the user would set them; digests by the option that names what was digested.
 _OPTIONS = {
     "data": "data.train (digest)",
@@ -90,7 +93,11 @@ class CacheDescription:
 def view_fields(view: ViewConfig) -> dict[str, Any]:
     """What of a view configuration the tokens depend on, as plain JSON types."""
     fields: dict[str, Any] = json.loads(json.dumps(to_dict(view)))
-    return {name: value for name, value in fields.items() if name not in _NOT_OF_VIEWS}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _NOT_OF_VIEWS and not (name in _LATER_FIELDS and value == _LATER_FIELDS[name])
+    }
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,6 @@ def test_any_damage_is_decoded_or_refused_but_never_another_error(jpeg):
 
 
 def test_size_is_read_before_anything_is_decoded():
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
     # A header that promises 400 megapixels and nothing behind it: decoding would say that the file is cut
     # short.
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
@@ -173,3 +168,179 @@ def test_cmyk_grey_and_wrong_names_are_read_like_any_other(jpeg):
     assert (
         np.abs(decode(jpeg, ViewConfig()).astype(int) - np.asarray(Image.open(io.BytesIO(jpeg)))).mean() < 0.5
     )
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def deep_png(values: np.ndarray, significant: int | None = None) -> bytes:
+    """A PNG of 16 bits, of values [H, W, C], with the bits that it states."""
+    height, width, channels = values.shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    stated = b"" if significant is None else chunk(b"sBIT", bytes([significant] * channels))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+        + stated
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def scaled(values: np.ndarray, white: float) -> np.ndarray:
+    return np.floor(values / white * 255 + 0.5).clip(0, 255)
+
+
+CAMERA = np.random.default_rng(5).integers(0, 4096, (16, 24, 4)).astype(np.uint16)
+"""Values of a camera of 12 bits."""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_range_brings_out_12_bits_that_are_stored_in_16(channels: int):
+    values = CAMERA[..., :channels]
+    dark = decode(deep_png(values), ViewConfig())
+    assert dark.max() <= 16
+    bright = decode(deep_png(values), ViewConfig(range="0..4095"))
+    np.testing.assert_array_equal(bright, np.broadcast_to(scaled(values, 4095), bright.shape))
+    middle = decode(deep_png(values), ViewConfig(range="1000..2000"))
+    np.testing.assert_array_equal(middle, np.broadcast_to(scaled(values - 1000.0, 1000), middle.shape))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_range_leaves_opaque_pixels_opaque(channels: int):
+    for opaque in (4095, 65535):
+        values = CAMERA[..., :channels].copy()
+        values[..., -1] = opaque
+        bright = decode(deep_png(values), ViewConfig(range="0..4095"))
+        np.testing.assert_array_equal(bright, np.broadcast_to(scaled(values[..., :-1], 4095), bright.shape))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_that_states_12_bits_is_scaled_by_them_only_if_its_values_are_not(channels: int):
+    values = CAMERA[..., :channels]
+    as_they_were = decode(deep_png(values, 12), ViewConfig())
+    np.testing.assert_array_equal(as_they_were, np.broadcast_to(scaled(values, 4095), as_they_were.shape))
+    assert decode(deep_png(values, 12), ViewConfig(range="full")).max() <= 16
+    # As the format wants it: scaled up to 16 bits. A dark image of such values stays dark.
+    for shown in (values, values >> 5):
+        proper = (shown << 4 | shown >> 8).astype(np.uint16)
+        decoded = decode(deep_png(proper, 12), ViewConfig())
+        assert np.abs(decoded - scaled(shown, 4095)).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_without_a_statement_16_bits_are_what_they_were(channels: int):
+    values = np.random.default_rng(6).integers(0, 65536, (16, 24, channels)).astype(np.uint16)
+    encoded = deep_png(values)
+    auto, full = (decode(encoded, ViewConfig(range=name)) for name in ("auto", "full"))
+    np.testing.assert_array_equal(auto, full)
+    if channels == 3:
+        np.testing.assert_array_equal(auto, values >> 8)
+
+
+def test_a_range_leaves_images_of_8_bits_as_they_are(jpeg):
+    for encoded in (jpeg, file(colours(), "PNG"), file(colours(), "TIFF"), file(colours(), "WEBP")):
+        np.testing.assert_array_equal(
+            decode(encoded, ViewConfig()), decode(encoded, ViewConfig(range="0..4095"))
+        )
+
+
+def icon(inside: bytes, side: int = 16) -> bytes:
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, side, side, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+def test_the_true_size_of_an_icon_is_checked_not_that_of_its_directory():
+    good = file(colours(16, 16), "PNG")
+    np.testing.assert_array_equal(decode(icon(good), ViewConfig()), np.asarray(colours(16, 16)))
+    assert (
+        status_of(icon(file(colours(200, 200), "PNG")), ViewConfig(max_pixels=200 * 199)) is Status.TOO_LARGE
+    )
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 30_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
+    assert status_of(icon(bitmap)) is Status.TOO_LARGE
+    # Its header says 400 megapixels, and 48 kB would unpack to them.
+    giant = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", b"")
+    )
+    assert status_of(icon(giant)) is Status.TOO_LARGE
+
+
+def test_the_canvas_of_a_webp_is_checked_before_memory_is_reserved_for_it():
+    whole = bytearray(file(colours(), "WEBP", lossless=True))
+    assert whole[12:16] == b"VP8L"
+    whole[21:25] = (16383 | 16383 << 14).to_bytes(4, "little")
+    assert status_of(bytes(whole)) is Status.TOO_LARGE
+    extended = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xff" * 6
+    assert status_of(extended) is Status.TOO_LARGE
+
+
+def test_the_size_of_a_jpeg_2000_is_that_of_its_pixels():
+    whole = file(colours(), "JPEG2000")
+    assert decode(whole, ViewConfig()).shape == (16, 24, 3)
+    place = whole.index(b"\xff\x4f\xff\x51") + 8
+    larger = whole[:place] + struct.pack(">II", 60_000, 60_000) + whole[place + 8 :]
+    assert status_of(larger) is Status.TOO_LARGE
+
+
+def test_formats_that_are_not_read_are_named():
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+    assert status_of(heic) is Status.HEIC
+    assert status_of(b"\xff\x0a" + bytes(200)) is Status.JPEG_XL
+    assert status_of(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200)) is Status.JPEG_XL
+    for head in (b"%PDF-1.7\n", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"icns\0\0\0\0"):
+        assert status_of(head + bytes(200)) is Status.OTHER_FORMAT
+
+
+def test_a_file_that_was_not_read_to_its_end_is_too_long_not_damaged(monkeypatch):
+    whole = file(colours(), "BMP")
+    monkeypatch.setattr("beit.images.decode.MAX_ENCODED_BYTES", len(whole) - 100)
+    assert status_of(whole[:-100]) is Status.TOO_LONG
+    assert "128 MiB" in Status.TOO_LONG.reason
+    assert status_of(whole[:-101]) is Status.TRUNCATED
+    assert decode(whole, ViewConfig()).shape == (16, 24, 3)
+
+
+def directory(*entries: tuple[int, int, int, int], behind: bytes = b"") -> bytes:
+    """EXIF data: entries of tag, type, count and value."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + behind
+
+
+TURNED = (0x0112, 3, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (directory(TURNED), True),
+        (b"Exif\0\0" + directory(TURNED), True),  # the header twice
+        (directory(TURNED, (0x011A, 5, 1, 38), behind=bytes(8)), True),  # a rational 0/0
+        (directory(TURNED, (0x8769, 4, 1, 60000)), True),  # a directory behind the end
+        (directory(TURNED, (0x011A, 2, 1, 65), (0x8769, 7, 4, 65)), True),  # wrong types
+        (directory((0x0112, 2, 2, 0x36)), False),  # the text "6"
+        (directory((0x0112, 3, 1, 9)), False),
+        (directory((0x0112, 3, 1, 0)), False),
+        (b"nonsense", False),
+        (b"", False),
+    ],
+)
+def test_damaged_exif_data_costs_no_pixels(jpeg, exif: bytes, turned: bool):
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif
+    decoded = decode(jpeg[:2] + segment + jpeg[2:], ViewConfig())
+    assert decoded.shape == ((96, 64, 3) if turned else (64, 96, 3))
+    plain = decode(jpeg, ViewConfig()).astype(int)
+    assert np.abs(decoded - (np.rot90(plain, -1) if turned else plain)).mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"nonsense that is no TIFF", b"b'Exif\\x00\\x00II*'"])
+def test_damaged_exif_data_costs_no_pixels_of_other_formats(kind: str, exif: bytes):
+    encoded = file(colours(), kind, exif=b"Exif\0\0" + exif, **({"lossless": True} if kind == "WEBP" else {}))
+    if kind == "PNG":  # Pillow writes its chunk behind the header, without "Exif".
+        head = encoded[:33] + chunk(b"eXIf", exif)
+        encoded = head + file(colours(), kind)[33:]
+    np.testing.assert_array_equal(decode(encoded, ViewConfig()), np.asarray(colours()))
