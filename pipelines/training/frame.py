@@ -16,6 +16,7 @@ from pipelines.cluster import session
 from pipelines.cluster.failures import explained, resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_machine
 from pipelines.cluster.placement import Placement, place
+from pipelines.cluster.vitals import watched
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import check_batch
 from pipelines.evaluation.judge import Judge
@@ -161,6 +162,7 @@ def train(
         held.enter_context(
             explained("while it was trained", f"resume it by --resume {folder.uri}", folder=folder.uri)
         )
+        held.enter_context(watched(f"resume it by --resume {folder.uri}"))
         say(f"run folder: {folder.uri}")
         for line in (*local_path_warnings(nodes, _paths(training, folder)), *placement.lines()):
             say(line)
