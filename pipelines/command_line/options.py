@@ -91,6 +91,7 @@ def parse_job(
                 f"{given} and --resume {resume}: a resumed run has its own configuration",
                 f"leave out {given}",
             )
+        resume = run_folder.find_run(resume, job=job)
         base, name = run_folder.saved_config(resume, kind, job=job)
         if hasattr(base, "stop_at"):
             base = dataclasses.replace(base, stop_at=None)  # To go on means to go past it.
@@ -110,7 +111,8 @@ def parse_job(
     )
     description = (
         f"Presets:\n{lines}\n  {'CONFIG.json':<{width}}the configuration of an earlier run\n\n"
-        f"--resume RUN    resume a run from its last checkpoint, or from a checkpoint in it\n"
+        "--resume RUN    resume a run from its last checkpoint, or from a checkpoint in it;\n"
+        "                latest: the newest run in runs/\n"
         "--dry-run       print the resolved configuration as JSON and stop; what it means goes to stderr\n"
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )

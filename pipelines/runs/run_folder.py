@@ -21,13 +21,16 @@ from typing import Any, TypeVar
 from beit.errors import UserError
 from beit.plain import from_dict, to_dict
 from pipelines import schemes, storage
-from pipelines.config.jobs import HasData
+from pipelines.config.jobs import FolderConfig, HasData
 from pipelines.runs.checkpoints import attempts, split_checkpoint
 
 Config = TypeVar("Config", bound=HasData)
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+
+LATEST = "latest"
+"""Stands for the newest run."""
 
 JOB_FOLDER = "working_dir_files"
 """Ray's name for the folder that holds what `ray job submit --working-dir` uploads."""
@@ -280,6 +283,35 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def find_run(given: str, *, job: str) -> str:
+    """Return the path of the run that a user means.
+
+    Args:
+        given: A path; "latest" for the newest run of the job in the usual folder; or the name of a run there.
+        job: The run's.
+
+    Raises:
+        UserError: If there is no latest run.
+    """
+    root = FolderConfig().root
+    if given == LATEST and not storage.exists(given):
+        found = []
+        for name in storage.list_folder(root):
+            file = storage.entry(storage.join(root, name, CONFIG_FILE))
+            if file is not None and saved_run(storage.join(root, name)).job == job:
+                found.append((file.changed_ns, storage.join(root, name)))
+        if not found:
+            raise UserError(
+                f"--resume {LATEST}: there is no run of {job} in {root}/", "give the folder of a run"
+            )
+        return max(found)[1]
+    named = storage.join(root, given)
+    usual = (
+        "/" not in given and not storage.exists(given) and storage.exists(storage.join(named, CONFIG_FILE))
+    )
+    return named if usual else given
 
 
 def _suggest_run(uri: str) -> str:

@@ -64,6 +64,7 @@ def test_help_lists_the_commands_without_importing_anything_heavy():
     [
         (["pretrian"], "no command beit pretrian", "beit pretrain"),
         (["pretrain", "bse"], "pretrain has no preset bse", "perhaps you meant base"),
+        (["pretrain", "tests"], "pretrain has no preset tests", "--data.train tests"),
         (["tokenizer", "train", "photo46"], "tokenizer train has no preset photo46", "photo64"),
         (["pretrain", "--mask.kind", "blok", "--dry-run"], "mask.kind=blok", "blockwise"),
         (["pretrain", "--target.kind", "token", "--dry-run"], "target.kind=token", "tokens"),

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -111,3 +112,18 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, 
     uris = [run_folder.create(config, job="pretrain", preset="tiny64").uri for _ in range(3)]
     began = f"{tmp_path}/tiny64-20261201-120000"
     assert uris == [began, f"{began}-2", f"{began}-3"]
+
+
+def test_the_newest_run_of_a_job_and_runs_in_the_usual_folder_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no run of pretrain in runs/"):
+        run_folder.find_run("latest", job="pretrain")
+    for number, (name, job) in enumerate(
+        (("first", "pretrain"), ("second", "pretrain"), ("third", "finetune"))
+    ):
+        run_folder.create(override(presets.tiny64(), {"output.name": name}), job=job, preset="tiny64")
+        os.utime(tmp_path / "runs" / name / "config.json", ns=(number, number))
+    assert run_folder.find_run("latest", job="pretrain") == "runs/second"
+    assert run_folder.find_run("first", job="pretrain") == "runs/first"
+    for given in ("runs/first", "elsewhere", str(tmp_path / "runs" / "third")):
+        assert run_folder.find_run(given, job="pretrain") == given
