@@ -35,6 +35,14 @@ from pipelines.training.watch import Follow, Watch
 BLOCKS_PER_ROUND = 50_000
 
 
+OF_THE_STREAM = "UserCodeException"
+"""In the text of an error that a function of the stream raised, such as for a shard that is gone."""
+
+
+class WorkersLostError(JobFailedError):
+    """Processes or machines died too often. The next ones need not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """One segment of a run: pauses for the judge cut a run into several."""
@@ -61,7 +69,8 @@ def fit_while_it_advances(
     """Train to the end of a segment; returns the last attempt's folder too.
 
     Ray counts the worker groups that were lost over the whole of a training, and a long run on machines that
-    may be taken away loses many. New checkpoints in between tell bad luck from a fault.
+    may be taken away loses many. New checkpoints in between tell bad luck from a fault. A shard that cannot
+    be read any more ends the run all the same: the other shards would let it advance for ever.
 
     Raises:
         UserError: For data of which too much is broken.
@@ -72,7 +81,7 @@ def fit_while_it_advances(
         before = checkpoints.latest_checkpoint(folder.uri)
         try:
             result = fit(training, segment, folder, placement, say=say, follow=follow)
-        except JobFailedError as error:
+        except WorkersLostError as error:
             if checkpoints.latest_checkpoint(folder.uri) == before:
                 raise
             say(f"warning: {error.cause}; it has advanced in between, and continues from its last checkpoint")
@@ -164,15 +173,10 @@ def fit(
         ended_early = reached is not None and checkpoints.step_of(reached) != segment.stop_at
         status = "KILLED" if ended_early else "FINISHED"
     except ray.train.TrainingFailedError as error:
-        raise _failed(error, folder, config.resources.max_failures) from error
-    except ray.exceptions.RayActorError as error:
-        raise job_failed(
-            error,
-            folder.uri,
-            doing="while it was trained",
-            cause=cause_of(error),
-            remedy=f"resume it by --resume {folder.uri}",
-        ) from error
+        doing = f"after {config.resources.max_failures} restarts"
+        raise _failed(error, folder, doing) from error
+    except ray.exceptions.RayActorError as error:  # Ray Train's controller.
+        raise _failed(error, folder, "while it was trained") from error
     except (KeyboardInterrupt, SystemExit) as stop:
         status = "KILLED"
         saved = checkpoints.latest_checkpoint(folder.uri)
@@ -240,16 +244,13 @@ def _worker_batch(training: Training[Any], placement: Placement) -> int:
     return max(1, training.global_batch_size // placement.most_workers)
 
 
-def _failed(error: Exception, folder: RunFolder, restarts: int) -> JobFailedError:
-    """The error that ends a run whose workers died too often."""
+def _failed(error: Exception, folder: RunFolder, doing: str) -> JobFailedError:
+    """The error that ends an attempt."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return job_failed(
-        error,
-        folder.uri,
-        doing=f"after {restarts} restarts",
-        cause=cause_of(first),
-        remedy=f"resume it by --resume {folder.uri}",
-    )
+    remedy = f"resume it by --resume {folder.uri}"
+    failed = job_failed(error, folder.uri, doing=doing, cause=cause_of(first), remedy=remedy)
+    kind = JobFailedError if OF_THE_STREAM in str(first) else WorkersLostError
+    return kind(failed.cause, failed.remedy)
 
 
 def _let_train(trainer: Any, watch: Watch) -> None:

@@ -16,7 +16,7 @@ def dying(tmp_path, monkeypatch):
     last step is the end.
     """
 
-    def train(*reached):
+    def train(*reached, kind=fit.WorkersLostError):
         left, starts = list(reached), []
 
         def dies(training, segment, folder, placement, *, say, follow):
@@ -30,7 +30,7 @@ def dying(tmp_path, monkeypatch):
                     json.dumps({"step": step, "seconds": 1.0, "files": {}})
                 )
             if left:
-                raise JobFailedError("a machine was lost (after 3 restarts)", "resume it by --resume")
+                raise kind("a machine was lost (after 3 restarts)", "resume it by --resume")
             return SimpleNamespace(step=step)
 
         monkeypatch.setattr(fit, "fit", dies)
@@ -59,3 +59,26 @@ def test_a_run_that_dies_without_a_new_checkpoint_fails(dying):
     with pytest.raises(JobFailedError, match="a machine was lost"):
         run()
     assert [attempt for attempt, *_ in starts] == [1, 2]
+
+
+def test_a_run_whose_shard_is_gone_ends_although_it_advances(dying):
+    run, starts, _ = dying(10, 20, 30, kind=JobFailedError)
+    with pytest.raises(JobFailedError):
+        run()
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (
+            "ray.exceptions.UserCodeException: UDF failed\nFileNotFoundError: [Errno 2] x.parquet",
+            JobFailedError,
+        ),
+        ("The actor died unexpectedly before finishing this task.", fit.WorkersLostError),
+    ],
+)
+def test_what_the_stream_raises_is_no_lost_worker(tmp_path, text, kind):
+    failed = fit._failed(RuntimeError(text), run_folder.RunFolder(str(tmp_path), 1), "after 3 restarts")
+    assert type(failed) is kind
+    assert f"--resume {tmp_path}" in failed.remedy
