@@ -1,6 +1,6 @@
 from mlflow import MlflowClient
 
-from pipelines.runs.tracking import place_of
+from pipelines.runs.tracking import begin, place_of
 from pipelines.training.recorder import Recorder
 from tune.config import sweep_preset
 from tune.goal import GOALS
@@ -20,6 +20,7 @@ def test_trials_are_children_of_their_sweep_and_none_is_left_running(tmp_path, m
         folder = sweep / trial.name
         folder.mkdir()
         place = place_of(str(folder), experiment="beit", params={"mask.ratio": 0.1 * number})
+        begin(str(folder), place, print)
         recorder = Recorder(str(folder), 10, [], place)
         recorder.log(
             {
