@@ -113,7 +113,9 @@ ValueRange = Annotated[
 
 Channels = Annotated[
     str,
-    Constraint(_are_channels, "does not name one channel or three", "one number or three, such as 0,1,2"),
+    Constraint(
+        _are_channels, "is not the number of one channel, or of three", "one number or three, such as 0,1,2"
+    ),
 ]
 """Numbers of one channel or of three, counted from 0, with commas between."""
 

@@ -26,6 +26,7 @@ from pipelines.reports.page import Section
 from pipelines.runs.models import find_model, model_config
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources.labels import LabelledManifest
+from pipelines.stream.first_look import warn_about_values
 from pipelines.stream.samples import SampleConfig
 from pipelines.training import frame, supervised
 from pipelines.training.starts import compare_pixels, keep_start, take_weights
@@ -59,6 +60,8 @@ class ClassificationTask(SupervisedTask[FinetuneConfig, ClassificationTraining])
         labelled = open_labelled(
             config, image_size=config.model.image_size, classes=config.classes, seed=config.seed, say=say
         )
+        if config.data.train is not None:
+            warn_about_values(labelled.source, config.view, say)
         train, val, classes, names = labelled.train, labelled.val, labelled.classes, labelled.class_names
         if val is not None and (line := _unjudged(val, classes, names)):
             say(line)

@@ -35,6 +35,7 @@ from pipelines.runs import checkpoints, evaluations
 from pipelines.runs.metrics import finite_metrics, read_metrics
 from pipelines.runs.models import find_model, model_digest, model_files
 from pipelines.scenes.shards import are_scenes
+from pipelines.stream.first_look import warn_about_values
 from pipelines.stream.fixed_samples import fixed_samples
 from pipelines.stream.samples import SampleConfig, draw_unseen
 from pipelines.training import frame, recipe
@@ -88,6 +89,8 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
 
         config = with_absolute_paths(config)
         source = open_data(config, image_size=config.model.image_size, say=say)
+        if config.data.train is not None:
+            warn_about_values(source, config.view, say)
         tokenizes = find_target(config.target.kind).needs_tokenizer
         tokenizer = checked_tokenizer(config) if tokenizes else None
         cache = None

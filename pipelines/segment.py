@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from beit.config import ModelConfig
@@ -29,18 +28,15 @@ from pipelines.presets.segment import PRESETS, recipe_for
 from pipelines.reports.page import Section
 from pipelines.reports.segmentation import segmentation_sections
 from pipelines.runs.run_folder import RunFolder
-from pipelines.sources import Source
 from pipelines.sources.annotations import annotated_classes, check_annotations, check_same_names
 from pipelines.sources.pairs import with_annotations
 from pipelines.sources.part import take_part
-from pipelines.stream.segment_samples import SegmentSampleConfig, fault
+from pipelines.stream.first_look import check_annotated, warn_about_values
+from pipelines.stream.segment_samples import SegmentSampleConfig
 from pipelines.training import frame, supervised
 from pipelines.training.starts import compare_pixels, for_start, keep_start, take_weights
 from pipelines.training.supervised import SupervisedTask, SupervisedTraining
 from pipelines.training.training import MICRO_BATCH, Result
-
-LOOKED_AT = 8
-"""Images that are looked at before anything starts: a wrong option spoils all of them."""
 
 VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown")
 """Names of classes that are most likely no class."""
@@ -86,14 +82,16 @@ class SegmentationTask(SupervisedTask[SegmentConfig, SegmentationTraining]):
         config = replace(config, annotation=ids)
         for line in _void_lines(names):
             say(line)
-        _look(source, config)
+        check_annotated(source, config.view, config.annotation, say)
+        if config.data.train is not None:
+            warn_about_values(source, config.view, say)
         source = replace(source, manifest=take_part(source.manifest, config.data.fraction, config.seed))
         val = open_val(config.data, config.output.root, image_size=config.model.image_size, say=say)
         if val is not None:
             val = with_annotations(val, val_annotations, option="data.val_annotations", say=say)
             check_annotations(val, option="data.val")
             check_same_names(names, val.manifest, ids)
-            _look(val, config, option="data.val")
+            check_annotated(val, config.view, config.annotation, say, option="data.val")
         total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
         supervised.check_warmup(config, total_steps, say=say)
         config = keep_start(config, say=say)
@@ -280,35 +278,6 @@ def _void_lines(names: tuple[str, ...] | None) -> list[str]:
         for number, name in enumerate(names or ())
         if name.lower() in VOID
     ]
-
-
-def _look(source: Source, config: SegmentConfig, option: str = "data.train") -> None:
-    """Refuse data of which the first images are all unusable: a wrong option, most likely."""
-    unit = source.unit(0)
-    found = unit.read(np.arange(min(LOOKED_AT, int(source.manifest.rows[0]))), ("image", "annotation"))
-    if not isinstance(found["annotation"][0], bytes):
-        raise UserError(
-            (
-                f"{option}={source.uri}: the column annotation holds "
-                f"{type(found['annotation'][0]).__name__}, not the bytes of files"
-            ),
-            "give a column annotation of PNG files, as struct<bytes, path> or binary",
-        )
-    faults = [
-        fault(*pair, view=config.view, ids=config.annotation)
-        for pair in zip(found["image"], found["annotation"], strict=True)
-    ]
-    if all(faults):
-        raise UserError(
-            (
-                f"{option}={source.uri}: none of the first {len(faults)} images can be used; "
-                f"{unit.describe(0)}: {faults[0]}"
-            ),
-            (
-                "set --annotation.classes, --annotation.ignore-index and --annotation.reduce-zero-label as "
-                "the files are, or mend the files"
-            ),
-        )
 
 
 def _build(config: SegmentConfig, names: tuple[str, ...] | None) -> tuple[Segmenter, Transfer | None]:

@@ -36,6 +36,7 @@ from pipelines.presets.tokenizer import PRESETS
 from pipelines.reports.page import Picture
 from pipelines.reports.pretraining import class_sections
 from pipelines.reports.run import Report
+from pipelines.stream.first_look import warn_about_values
 from pipelines.stream.samples import SampleConfig, draw_unseen
 from pipelines.training import frame
 from pipelines.training.recipe import warmup_warnings
@@ -128,6 +129,8 @@ class TokenizerTask(Task[TrainTokenizerConfig, TokenizerTraining]):
         check_batch(config.optim.global_batch_size, config.resources.worker_range)
         config = with_absolute_data(config)
         source = open_data(config, image_size=config.image_size, say=say)
+        if config.data.train is not None:
+            warn_about_values(source, config.view, say)
         total_steps = config.total_steps(source.manifest.total, config.optim.global_batch_size)
         for line in warmup_warnings(config.optim, total_steps):
             say(line)

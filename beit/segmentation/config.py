@@ -38,6 +38,11 @@ class AnnotationConfig:
     """Ignore pixels of id 0 too, and read id n as class n - 1. For ADE20K, whose files have 0 for pixels
     without a class."""
 
+    values: tuple[NotNegativeInt, ...] | None = None
+    """Ids in the files in the order of the classes: `0 255` reads id 0 as class 0 and id 255 as class 1, for
+    masks that drawing tools write. These ids count even if one of them is `ignore_index`. None: the ids are
+    the numbers of the classes."""
+
     def check_together(self, option: Options) -> None:
         """Refuse more classes than annotations can hold, and a class whose id would be ignored."""
         most = 1 << 15
@@ -45,10 +50,27 @@ class AnnotationConfig:
             raise UserError(
                 f"{option('classes')} does not fit 16 bits", f"set at most {option('classes', most)}"
             )
-        if self.classes is not None and self.classes > 255 and self.ignore_index == 255:
+        if self.values is not None:
+            self._check_values(option, self.values)
+        elif self.classes is not None and self.classes > 255 and self.ignore_index == 255:
             raise UserError(
                 f"{option('classes')} has a class of id 255, and {option('ignore_index')} leaves it out",
                 f"set {option('ignore_index', None)}, or the id that stands for no class",
+            )
+
+    def _check_values(self, option: Options, values: tuple[int, ...]) -> None:
+        """Refuse values that do not name each class once."""
+        if len(set(values)) < len(values) or not values:
+            raise UserError(f"{option('values')} does not name every id once", "list different ids")
+        if self.reduce_zero_label:
+            raise UserError(
+                f"{option('values')} and {option('reduce_zero_label')} both say what the ids mean",
+                f"set {option('reduce_zero_label', False)}",
+            )
+        if self.classes not in (None, len(values)):
+            raise UserError(
+                f"{option('values')} has {len(values)} ids for {option('classes')}",
+                f"set {option('classes', len(values))}",
             )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.images.decode import Status, UndecodableImage, decode
-from beit.segmentation.annotations import IGNORED, AnnotationStatus, BadAnnotation, Labels, decode_annotation
+from beit.images.decode import Status, UndecodableImage
+from beit.segmentation.annotations import IGNORED, AnnotationStatus, BadAnnotation, Labels, decode_annotated
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig
 
 CROP_TRIES = 10
@@ -60,8 +60,7 @@ def make_segment_view(
     """
     draws = rng.random(DRAWS)
     try:
-        image = decode(encoded, view)
-        labels = decode_annotation(annotation, ids, height=image.shape[0], width=image.shape[1])
+        image, labels = decode_annotated(encoded, annotation, view, ids)
     except (UndecodableImage, BadAnnotation) as problem:
         blank = np.full((side, side), IGNORED, np.int16)
         return SegmentView(

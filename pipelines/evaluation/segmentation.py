@@ -19,7 +19,7 @@ from beit.cores import compute_with
 from beit.images.decode import UndecodableImage, decode
 from beit.images.pixels import normalise
 from beit.loading import load_model
-from beit.segmentation.annotations import BadAnnotation, decode_annotation
+from beit.segmentation.annotations import BadAnnotation, decode_annotated, decode_annotation
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig, SlidingConfig
 from beit.segmentation.metrics import confusion, summarise
 from beit.segmentation.model import Segmenter
@@ -162,8 +162,7 @@ def _whole_view(
     image: bytes, annotation: bytes, view: SegmentViewConfig, ids: AnnotationConfig, largest: float
 ) -> dict[str, Any]:
     try:
-        pixels = decode(image, view)
-        labels = decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])
+        pixels, labels = decode_annotated(image, annotation, view, ids)
     except (UndecodableImage, BadAnnotation) as problem:
         reason = f"image: {problem}" if isinstance(problem, UndecodableImage) else str(problem)
         nothing = {"pixels": b"", "shape": (0, 0), "labels": b"", "size": (0, 0)}

@@ -52,6 +52,8 @@ def annotated_classes(
         names = names[1:]
     elif names is not None and config.ignore_index == len(names) - 1:
         names = names[:-1]
+    if config.classes is None and config.values is not None:
+        config = replace(config, classes=len(config.values))
     if config.classes is None:
         if names is None:
             raise UserError(

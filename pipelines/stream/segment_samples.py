@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from beit.images.decode import Status, UndecodableImage, decode
-from beit.segmentation.annotations import AnnotationStatus, BadAnnotation, decode_annotation
+from beit.images.decode import Status, UndecodableImage
+from beit.segmentation.annotations import AnnotationStatus, BadAnnotation, decode_annotated
 from beit.segmentation.config import AnnotationConfig, SegmentViewConfig
 from beit.segmentation.views import make_segment_view
 from pipelines import seeds
@@ -80,8 +80,7 @@ class SegmentSampleConfig:
 def fault(image: bytes, annotation: bytes, *, view: SegmentViewConfig, ids: AnnotationConfig) -> str | None:
     """Describe what is wrong with an image or its annotation; None if nothing is wrong."""
     try:
-        pixels = decode(image, view)
-        decode_annotation(annotation, ids, height=pixels.shape[0], width=pixels.shape[1])
+        decode_annotated(image, annotation, view, ids)
     except UndecodableImage as problem:
         return f"image: {problem}"
     except BadAnnotation as problem:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,24 +19,45 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from beit.checks import CommandConfig, NotNegativeInt, PositiveInt
 from beit.config import ViewConfig
-from beit.images.decode import Status, UndecodableImage, decode
+from beit.errors import UserError
+from beit.images.decode import Status, decode
+from beit.images.look import Look, look
 from beit.images.pictures import contact_sheet
+from beit.segmentation.annotations import BadAnnotation, read_ids
 from pipelines import seeds, storage
 from pipelines.cluster import session
 from pipelines.command_line.options import parse
 from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, open_source
-from pipelines.sources.base import Columns
+from pipelines.sources.annotations import ANNOTATION_COLUMN
+from pipelines.sources.base import Columns, bytes_column
+from pipelines.sources.pairs import with_annotations
+from pipelines.stream.first_look import value_warnings
 
 _PERCENTILES = (0, 5, 50, 95, 100)
 _SHEET_IMAGES = 60
 _SHEET_UNITS = 20
 _TASKS = 1000
 _BROKEN_LISTED = 1000
+_IDS_LISTED = 20
+_RANGE_ENDS = (16, 32, 64, 128)
+_RANGE_NAMES = ("< 1/16", "< 1/8", "< 1/4", "< 1/2", "more")
+_LOOKED_AT: dict[str, Any] = {
+    "width": np.int32,
+    "height": np.int32,
+    "format": "U12",
+    "mode": "U12",
+    "bits": np.int64,
+    "low": np.int64,
+    "high": np.int64,
+    "frames": bool,
+    "turned": bool,
+    "turned_across": bool,
+    "bad_exif": bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +78,10 @@ class CheckConfig(CommandConfig):
 
     seed: NotNegativeInt = 0
     """Seed of the random sample."""
+
+    annotations: str | None = None
+    """Folder or glob of annotations, for image files that have them beside. The pixels of each id are
+    counted."""
 
     view: ViewConfig = field(default_factory=ViewConfig)
     """How images are decoded; `max_pixels` says which are too large."""
@@ -86,6 +111,13 @@ class CheckResult:
     """Number of images of each mode, by Pillow's name such as RGB or L, most frequent first."""
     classes: dict[str, int] | None
     """Number of checked images of each class; None without labels."""
+    ranges: dict[str, tuple[int, ...]]
+    """For images of each format and depth ("PNG of 16 bits"): the number whose brightest value is below 1/16,
+    1/8, 1/4 and 1/2 of the range, and the number of the rest."""
+    pixels: dict[int, int] | None
+    """Number of pixels of each id in the annotations of the images checked; None without annotations."""
+    bad_annotations: dict[str, int]
+    """Number of annotations that cannot be used, by reason."""
     warnings: tuple[str, ...]
     sheet: str | None
     """Path of the contact sheet."""
@@ -110,6 +142,24 @@ class CheckResult:
             )
         text.append("formats " + ", ".join(f"{name} {count:,}" for name, count in self.formats.items()))
         text.append("modes   " + ", ".join(f"{name} {count:,}" for name, count in self.modes.items()))
+        if self.ranges:
+            text.append("brightest value of an image, as a share of the range:")
+            text.append(f"  {'':16}" + "".join(f"{name:>9}" for name in _RANGE_NAMES))
+            text += [
+                f"  {name:16}" + "".join(f"{count:9,}" for count in counts)
+                for name, counts in self.ranges.items()
+            ]
+        if self.pixels is not None:
+            every = max(1, sum(self.pixels.values()))
+            text.append(
+                f"annotation ids {len(self.pixels)}: "
+                + ", ".join(
+                    f"{value} {count:,} pixels ({count / every:.1%})"
+                    for value, count in list(self.pixels.items())[:_IDS_LISTED]
+                )
+                + (", …" if len(self.pixels) > _IDS_LISTED else "")
+            )
+        text += [f"  {count:,} {reason}" for reason, count in self.bad_annotations.items()]
         if self.classes:
             most, least = max(self.classes.values()), min(self.classes.values())
             text.append(f"classes {len(self.classes):,}, with {least:,} to {most:,} of the images checked")
@@ -126,6 +176,7 @@ def check(config: CheckConfig) -> CheckResult:
         UserError: If the path does not exist or holds no images.
     """
     source = open_source(config.source, option="source")
+    source = with_annotations(source, config.annotations, option="annotations")
     manifest = source.manifest
     if config.all:
         found = list(_inspect_all(manifest, config.view))
@@ -138,6 +189,8 @@ def check(config: CheckConfig) -> CheckResult:
     columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     order = np.lexsort((columns["row"], columns["unit"]))
     columns = {name: column[order] for name, column in columns.items()}
+    looks = _looks(columns)
+    pixels, bad_annotations = _count_ids(columns)
     good = columns["status"] == 0
     broken = np.flatnonzero(~good)[:_BROKEN_LISTED]
     labels = columns.get("label")
@@ -166,7 +219,14 @@ def check(config: CheckConfig) -> CheckResult:
         formats=dict(Counter(columns["format"][good].tolist()).most_common()),
         modes=dict(Counter(columns["mode"][good].tolist()).most_common()),
         classes=None if labels is None else _count_classes(labels, manifest.class_names),
-        warnings=source.warnings,
+        ranges=_ranges(looks),
+        pixels=pixels,
+        bad_annotations=bad_annotations,
+        warnings=(
+            *source.warnings,
+            *value_warnings(looks),
+            *_annotation_warnings(pixels, looks, config.view),
+        ),
         sheet=sheet,
     )
 
@@ -198,30 +258,91 @@ def draw_sample(rows: NDArray[np.int32], sample: int, seed: int) -> dict[int, ND
 def inspect(manifest: Manifest, unit: int, rows: NDArray[np.int64], view: ViewConfig) -> Columns:
     """Decode some images of a unit; return a row for each with its place, properties and status."""
     label = manifest.label_column
-    columns = manifest.unit(unit).read(rows, ("image",) if label is None else ("image", label))
-    looks = [_look(encoded, view) for encoded in columns["image"]]
-    statuses, widths, heights, formats, modes = zip(*looks, strict=True) if looks else ((),) * 5
+    annotated = ANNOTATION_COLUMN in manifest.columns
+    names = ("image", *(() if label is None else (label,)), *((ANNOTATION_COLUMN,) if annotated else ()))
+    columns = manifest.unit(unit).read(rows, names)
+    looks = [look(encoded, view) for encoded in columns["image"]]
     found: Columns = {
         "unit": np.full(len(rows), unit, np.int64),
         "row": np.asarray(rows, np.int64),
-        "status": np.array(statuses, np.uint8),
-        "width": np.array(widths, np.int32),
-        "height": np.array(heights, np.int32),
+        "status": np.array([seen.status for seen in looks], np.uint8),
         "bytes": np.array([len(encoded) for encoded in columns["image"]], np.int64),
-        "format": np.array(formats, "U12"),
-        "mode": np.array(modes, "U12"),
+        **{
+            name: np.array([getattr(seen, name) for seen in looks], kind) for name, kind in _LOOKED_AT.items()
+        },
     }
+    if annotated:
+        counted = [
+            _ids(annotation, seen, view)
+            for annotation, seen in zip(columns[ANNOTATION_COLUMN], looks, strict=True)
+        ]
+        found["ids"] = bytes_column([ids for ids, _ in counted])
+        found["annotation_fault"] = np.array([fault for _, fault in counted], "U100")
     return found | ({} if label is None else {"label": columns[label]})
 
 
-def _look(encoded: bytes, view: ViewConfig) -> tuple[int, int, int, str, str]:
-    """Return status, width, height, format and mode of an encoded image."""
+def _ids(annotation: object, seen: Look, view: ViewConfig) -> tuple[bytes, str]:
+    """The ids of an annotation and their pixels as the bytes of int64 [2, n]; and what is wrong with it."""
+    if seen.status is not Status.DECODED:
+        return b"", ""
+    across = seen.turned_across and view.exif_rotate
+    height, width = (seen.width, seen.height) if across else (seen.height, seen.width)
     try:
-        decode(encoded, view)
-    except UndecodableImage as broken:
-        return int(broken.status), 0, 0, "", ""
-    with Image.open(io.BytesIO(encoded)) as image:  # this reads only the header
-        return int(Status.DECODED), image.width, image.height, image.format or "", image.mode
+        ids = read_ids(annotation if isinstance(annotation, bytes) else b"", height=height, width=width)
+    except BadAnnotation as problem:
+        return b"", problem.status.reason
+    return np.stack(np.unique(ids, return_counts=True)).astype(np.int64).tobytes(), ""
+
+
+def _count_ids(columns: Columns) -> tuple[dict[int, int] | None, dict[str, int]]:
+    """Pixels of each id over all annotations, and the number of annotations with each fault."""
+    if "ids" not in columns:
+        return None, {}
+    pixels = Counter[int]()
+    for packed in columns["ids"]:
+        ids, counts = np.frombuffer(packed, np.int64).reshape(2, -1).tolist()
+        pixels.update(dict(zip(ids, counts, strict=True)))
+    faults = Counter(fault for fault in columns["annotation_fault"].tolist() if fault)
+    return dict(sorted(pixels.items())), dict(faults.most_common())
+
+
+def _annotation_warnings(
+    pixels: dict[int, int] | None, looks: Sequence[Look], view: ViewConfig
+) -> Iterator[str]:
+    if pixels is None:
+        return
+    if set(pixels) == {0, 255}:
+        yield (
+            "annotations have the ids 0 and 255 only, and 255 is ignored by default: for masks of two "
+            "classes train with --annotation.values 0 255"
+        )
+    turned = sum(seen.turned for seen in looks)
+    if turned and view.exif_rotate:
+        yield (
+            f"{turned:,} of {len(looks):,} annotated images are turned by their EXIF orientation, their "
+            "annotations are not: if these were drawn on the pixels as stored, set view.exif_rotate=False"
+        )
+
+
+def _looks(columns: Columns) -> list[Look]:
+    """The looks that were taken apart into columns."""
+    names = list(_LOOKED_AT)
+    values = zip(*(columns[name].tolist() for name in names), strict=True)
+    return [
+        Look(status=Status(status), **dict(zip(names, each, strict=True)))
+        for status, each in zip(columns["status"].tolist(), values, strict=True)
+    ]
+
+
+def _ranges(looks: Sequence[Look]) -> dict[str, tuple[int, ...]]:
+    """Count images by their brightest value, for each format and depth."""
+    counts: dict[str, NDArray[np.int64]] = {}
+    for seen in looks:
+        if seen.status is Status.DECODED:
+            name = f"{seen.format} of {seen.bits} bits"
+            counts.setdefault(name, np.zeros(len(_RANGE_NAMES), np.int64))
+            counts[name][np.searchsorted(_RANGE_ENDS, seen.high, side="right")] += 1
+    return {name: tuple(count.tolist()) for name, count in sorted(counts.items())}
 
 
 def _inspect_all(manifest: Manifest, view: ViewConfig) -> Iterator[Columns]:
@@ -299,3 +420,7 @@ def command(arguments: list[str], debug: bool) -> None:
         result = check(config)
     for line in result.lines():
         print(line)
+    if not result.statuses.get(Status.DECODED):
+        raise UserError(
+            f"none of the {result.checked:,} images checked can be decoded", "see the reasons above"
+        )

@@ -226,7 +226,7 @@ def test_data_without_annotations_or_with_other_ids_is_refused_before_anything_s
     )
     with pytest.raises(
         UserError,
-        match=r"none of the first 8 images can be used.*an id that is no class: id 3 on 15 of .* pixels",
+        match=r"none of the 16 images looked at can be used.*an id that is no class: id 3 on 15 of .* pixels",
     ):
         TASK.prepare(
             job_config(pretrained, tmp_path, **{"annotation.ignore_index": 255, "annotation.classes": 3}),

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beit.checks import check
+from beit.errors import UserError
 from beit.images.decode import Status
 from beit.segmentation.annotations import IGNORED, AnnotationStatus, BadAnnotation, decode_annotation
 from beit.segmentation.config import AnnotationConfig
@@ -89,3 +91,31 @@ def test_a_bad_annotation_gets_its_reason():
     assert out.status is AnnotationStatus.OUT_OF_RANGE
     assert f"id 10 on {(IDS == 10).sum()} of 63 pixels, the classes are 0 to 9" in out.detail
     assert not {int(status) for status in AnnotationStatus} & {int(status) for status in Status}
+
+
+def test_values_name_the_ids_in_the_order_of_the_classes():
+    mask = np.where(IDS > 5, 255, 0).astype(np.uint8)
+    both = AnnotationConfig(classes=2, values=(0, 255))
+    np.testing.assert_array_equal(labels(png(Image.fromarray(mask)), both), (IDS > 5).astype(int))
+    flipped = AnnotationConfig(classes=2, values=(255, 0))
+    np.testing.assert_array_equal(labels(png(Image.fromarray(mask)), flipped), (IDS <= 5).astype(int))
+    mask[0] = 7
+    other = problem(png(Image.fromarray(mask)), both)
+    assert other.status is AnnotationStatus.OUT_OF_RANGE
+    assert "id 7 on 9 of 63 pixels, the classes have (0, 255)" in other.detail
+    void = labels(png(Image.fromarray(mask)), AnnotationConfig(classes=2, values=(0, 255), ignore_index=7))
+    assert (void[0] == IGNORED).all()
+    assert (void[1:] == (IDS[1:] > 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"values": (0, 0)}, "does not name every id once"),
+        ({"values": (0, 255), "classes": 3}, "has 2 ids for"),
+        ({"values": (0, 255), "reduce_zero_label": True}, "both say what the ids mean"),
+    ],
+)
+def test_values_that_fit_no_classes_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        check(AnnotationConfig(**options))

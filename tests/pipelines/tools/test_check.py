@@ -13,7 +13,7 @@ from beit.errors import UserError
 from beit.images.decode import Status
 from pipelines.scenes.objects import CLASS_NAMES
 from pipelines.scenes.shards import write_scenes
-from pipelines.tools.check import CheckConfig, check, draw_sample
+from pipelines.tools.check import CheckConfig, check, command, draw_sample
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +116,39 @@ def test_a_sample_has_about_the_size_asked_for_and_no_row_twice(rows):
 def test_an_empty_sample_is_refused():
     with pytest.raises(UserError, match="--sample 0 is not positive"):
         CheckConfig(source="x", sample=0)
+
+
+def test_values_are_looked_at_too(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        dark = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
+        Image.fromarray(dark).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / f"{number}.jpg")
+    result = check(CheckConfig(source=str(tmp_path), sheet=None))
+    assert result.ranges == {"JPEG of 8 bits": (0, 0, 0, 0, 3), "PNG of 16 bits": (0, 3, 0, 0, 0)}
+    assert any("3 PNG images of 16 bits use" in line and "view.range" in line for line in result.lines())
+
+
+def test_pixels_of_each_id_are_counted(tmp_path: Path):
+    ids = np.zeros((10, 10), np.uint8)
+    ids[:3] = 255
+    for number in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.effect_noise((10, 10), 60).save(tmp_path / "images" / f"{number}.jpg")
+        Image.fromarray(ids if number else ids[:5]).save(tmp_path / "masks" / f"{number}.png")
+    result = check(
+        CheckConfig(source=str(tmp_path / "images"), annotations=str(tmp_path / "masks"), sheet=None)
+    )
+    assert result.pixels == {0: 210, 255: 90}
+    assert result.bad_annotations == {"annotation and image differ in size": 1}
+    assert "annotation ids 2: 0 210 pixels (70.0%), 255 90 pixels (30.0%)" in result.lines()
+    assert any("--annotation.values 0 255" in line for line in result.warnings)
+
+
+def test_data_of_which_nothing_can_be_decoded_ends_with_an_error(tmp_path: Path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(UserError, match="none of the 2 images checked can be decoded"):
+        command([str(tmp_path), "--sheet", "None"], debug=False)
+    assert "1 a HEIC image, which is not read: convert it to JPEG or PNG" in capsys.readouterr().out
