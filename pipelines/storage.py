@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import operator
 import os
 import tempfile
 import uuid
@@ -10,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -151,38 +153,86 @@ def entry(uri: str | Path) -> Entry | None:
     )
 
 
-def list_files(uri: str | Path, *, recursive: bool = True) -> list[Entry]:
+class Skipped(NamedTuple):
+    """What a listing leaves out."""
+
+    name: str
+    """As in `Entry`."""
+
+    reason: str
+    """`HIDDEN`, or what it is instead of a file, in the singular."""
+
+
+HIDDEN = "name that begins with a dot"
+LEADS_NOWHERE = "link that leads nowhere"
+ANNEXED = "link of git-annex whose content is not here (`git annex get` brings it)"
+CIRCLE = "link to a folder that holds it"
+NO_FILE = "pipe, socket or device"
+
+_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def list_files(
+    uri: str | Path, *, recursive: bool = True, skipped: list[Skipped] | None = None
+) -> list[Entry]:
     """List the files below a folder, sorted by name. Names that start with a dot are left out, links to
     folders are followed.
+
+    Args:
+        uri: The folder.
+        recursive: Whether to go into the folders in it.
+        skipped: Takes what is left out.
     """
+    skipped = [] if skipped is None else skipped
     system, path = resolve(uri)
     if not is_remote(uri):
-        return sorted(_walk(path, "", recursive, frozenset()), key=lambda found: found.name)
+        return sorted(_walk(path, "", recursive, frozenset(), skipped), key=operator.attrgetter("name"))
     found = system.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
-    names = ((info.path[len(path) :].lstrip("/"), info) for info in found if info.type == fs.FileType.File)
-    visible = [
-        Entry(name, info.size, info.mtime_ns or 0)
-        for name, info in names
-        if not name.startswith(".") and "/." not in name
-    ]
-    return sorted(visible, key=lambda entry: entry.name)
+    visible = []
+    for info in found:
+        if info.type == fs.FileType.File:
+            name = info.path[len(path) :].lstrip("/")
+            if name.startswith(".") or "/." in name:
+                skipped.append(Skipped(name, HIDDEN))
+            else:
+                visible.append(Entry(name, info.size, info.mtime_ns or 0))
+    return sorted(visible, key=operator.attrgetter("name"))
 
 
-def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+def _walk(
+    folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int, int]], skipped: list[Skipped]
+) -> Iterator[Entry]:
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return  # A link to a folder that contains it would never end.
+    if identity in above:  # It would never end.
+        skipped.append(Skipped(prefix[:-1], CIRCLE))
+        return
     with os.scandir(folder) as entries:
         for item in entries:
+            name = prefix + item.name
             if item.name.startswith("."):
-                continue
-            if item.is_dir():
+                skipped.append(Skipped(name, HIDDEN))
+            elif item.is_symlink() and (reason := _broken_link(item.path)) is not None:
+                skipped.append(Skipped(name, reason))
+            elif item.is_dir():
                 if recursive:
-                    yield from _walk(item.path, f"{prefix}{item.name}/", recursive, above | {identity})
+                    yield from _walk(item.path, f"{name}/", recursive, above | {identity}, skipped)
             elif item.is_file():
                 found = item.stat()
-                yield Entry(prefix + item.name, found.st_size, found.st_mtime_ns)
+                yield Entry(name, found.st_size, found.st_mtime_ns)
+            else:
+                skipped.append(Skipped(name, NO_FILE))
+
+
+def _broken_link(path: str) -> str | None:
+    """Say what is wrong with a link; None for one that leads somewhere."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise
+        return ANNEXED if ".git/annex/objects/" in os.readlink(path) else LEADS_NOWHERE
+    return None
 
 
 def list_folder(uri: str | Path) -> list[str]:

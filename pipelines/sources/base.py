@@ -6,12 +6,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.sources.passed_over import PassedOver
+from pipelines.sources.splits import split_depth
 from pipelines.storage import Entry
 
 Rows = NDArray[np.int64]
@@ -82,6 +84,9 @@ class Manifest(ABC):
 
     annotation_names: tuple[str, ...] | None = None
     """Names of the ids in annotations, from 0, if the data has them."""
+
+    passed_over: PassedOver = field(default_factory=dict)
+    """Entries of the listing that are no images, counted by reason. No part of the digest."""
 
     @property
     def total(self) -> int:
@@ -167,6 +172,8 @@ def classes_of_folders(folders: Sequence[str]) -> tuple[list[int], tuple[str, ..
         folders tell no classes apart.
     """
     parts = [folder.split("/") if folder else [] for folder in folders]
+    if (splits := split_depth(parts)) is not None:  # The folders train and val are no classes.
+        parts = [path[:splits] + path[splits + 1 :] for path in parts]
     depth = 0
     while all(len(path) > depth for path in parts) and len({path[depth] for path in parts}) == 1:
         depth += 1

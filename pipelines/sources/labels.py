@@ -139,6 +139,7 @@ def label_source(
         digest=manifest.digest,
         columns=tuple(dict.fromkeys((*manifest.columns, "label"))),
         class_names=tuple(names) if names is not None else None,
+        passed_over=manifest.passed_over,
         whole=manifest,
         units=np.arange(len(manifest.rows)),
         kept=np.concatenate([np.arange(rows) for rows in manifest.rows]),

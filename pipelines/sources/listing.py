@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from beit.errors import UserError
 from pipelines import schemes, storage
+from pipelines.sources.endings import IMAGE_ENDINGS
+from pipelines.sources.passed_over import HIDDEN, PassedOver, hidden_part
 from pipelines.storage import Entry
 
 
@@ -19,6 +22,9 @@ class Listing:
     """Folder that the names are relative to: an absolute path or a URI."""
 
     entries: list[Entry]
+
+    passed_over: PassedOver = field(default_factory=dict)
+    """What was found besides, counted by reason."""
 
     def uri(self, name: str) -> str:
         """Return the path of one of the files."""
@@ -39,7 +45,7 @@ def find_files(path: str, *, option: str) -> Listing:
         return Listing(storage.parent(path), [found])
     if not storage.exists(path):
         raise _missing(path, option)
-    return Listing(storage.absolute(path), storage.list_files(path))
+    return _visible(path)
 
 
 def _glob(pattern: str, query: str, option: str) -> Listing:
@@ -52,15 +58,49 @@ def _glob(pattern: str, query: str, option: str) -> Listing:
     if not storage.is_folder(root):
         raise _missing(root, option)
     rest = "/".join(parts[fixed:])
-    expression = re.compile(_translate(rest))
-    found = storage.list_files(root, recursive="/" in rest or "**" in rest)
-    entries = [entry for entry in found if expression.fullmatch(entry.name)]
-    if not entries:
+    listing = _visible(
+        root,
+        re.compile(_translate(rest), re.DOTALL),
+        recursive="/" in rest or "**" in rest,
+        underscores=any(part.startswith("_") for part in parts[fixed:]),
+    )
+    if not listing.entries:
+        found = storage.list_files(root, recursive="/" in rest or "**" in rest)
         held = ", ".join(entry.name for entry in found[:5]) or "no files"
         raise UserError(
             f"{option}={pattern} matches nothing", f"{root} holds {held}{', …' if len(found) > 5 else ''}"
         )
-    return Listing(storage.absolute(root), entries)
+    return listing
+
+
+def _visible(
+    root: str, pattern: re.Pattern[str] | None = None, *, recursive: bool = True, underscores: bool = False
+) -> Listing:
+    """List the files of a folder, and count what is passed over.
+
+    Args:
+        root: The folder.
+        pattern: What the whole path of a file below the folder must match. None: anything.
+        recursive: Whether to go into the folders in it.
+        underscores: The pattern asks for names that begin with an underscore: these are not passed over.
+    """
+    skipped: list[storage.Skipped] = []
+    found = storage.list_files(root, recursive=recursive, skipped=skipped)
+    if pattern is not None:
+        found = [entry for entry in found if pattern.fullmatch(entry.name)]
+        skipped = [item for item in skipped if pattern.fullmatch(item.name)]
+    counts = Counter(reason for _, reason in skipped if reason != storage.HIDDEN)
+    # A hidden folder counts once: what is in it is not looked at.
+    hidden = {hidden_part(name) for name, reason in skipped if reason == storage.HIDDEN}
+    entries = []
+    for entry in found:
+        if underscores or (part := hidden_part(entry.name, IMAGE_ENDINGS)) is None:
+            entries.append(entry)
+        else:
+            hidden.add(part)
+    if hidden:
+        counts[HIDDEN] = len(hidden)
+    return Listing(storage.absolute(root), entries, counts)
 
 
 def _translate(pattern: str) -> str:

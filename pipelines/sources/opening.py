@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from beit.errors import UserError
 from pipelines import schemes, storage
 from pipelines.sources.base import Source
-from pipelines.sources.kinds import FILE_KINDS, SCHEMES
+from pipelines.sources.content import look_alikes, without_pointers
+from pipelines.sources.endings import NO_IMAGE_ENDINGS, UNREAD_IMAGE_ENDINGS
+from pipelines.sources.kinds import FILE_KINDS, SCHEMES, FileKind
 from pipelines.sources.listing import Listing, find_files
+from pipelines.sources.passed_over import NO_ENDING, PassedOver, added, by_ending, describe, ending_of
+from pipelines.sources.splits import by_split, counted, wanted
 from pipelines.storage import Entry
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
-SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-"""What the names of shards begin with where a folder holds several splits, as on the Hugging Face hub."""
+_ENDINGS_LOOKED_AT = 16
 
 
 def open_source(
@@ -36,7 +39,7 @@ def open_source(
         option: Name of the option that the path was given with, for messages.
         split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`).
             None: all of them.
-        say: Takes a line for each warning about what was found.
+        say: Takes a line for each warning about what was found, and one about what was passed over.
 
     Raises:
         UserError: Where nothing is there, or nothing that holds images.
@@ -51,6 +54,8 @@ def open_source(
     _check_rows(source, f"{option}={path}")
     for warning in source.warnings:
         say(f"warning: {warning}")
+    if line := describe(source.manifest.passed_over):
+        say(line)
     return source
 
 
@@ -92,16 +97,22 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
             f"{option}={path} cannot be listed: {error}",
             "check the permissions, or the credentials of the bucket",
         ) from error
-    files: dict[str, list[Entry]] = {}
-    kinds = {}
+    kinds: dict[str, FileKind | None] = {}  # by ending
+    files: dict[str, list[Entry]] = {}  # by the name of the kind
+    others: dict[str, list[Entry]] = {}  # by ending
     for entry in listing.entries:
-        ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
-        if ending in FILE_KINDS.names:
-            kind = FILE_KINDS.find(ending)
-            kinds[kind.name] = kind
+        ending = ending_of(entry.name)
+        if ending not in kinds:
+            kinds[ending] = FILE_KINDS.find(ending) if ending in FILE_KINDS.names else None
+        if (kind := kinds[ending]) is None:
+            others.setdefault(ending, []).append(entry)
+        else:
             files.setdefault(kind.name, []).append(entry)
+    passed_over = added(
+        listing.passed_over, by_ending({ending: len(found) for ending, found in others.items()})
+    )
     if not files:
-        raise _no_images(path, listing, option)
+        raise _no_images(path, listing, others, passed_over, option)
     if len(files) > 1:
         counts = " and ".join(
             f"{len(entries):,} {name} file{'s' * (len(entries) > 1)}" for name, entries in files.items()
@@ -109,45 +120,106 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
         example = next(iter(files.values()))[0].name.rpartition(".")[2]
         raise UserError(
             f"{option}={path} holds {counts}: which are the data?",
-            f"name one kind by a glob, for example {storage.join(path, '**')}/*.{example}",
+            f"name one kind by a glob, for example {storage.join(path, '**', f'*.{example}')}",
         )
-    [(name, entries)] = files.items()
-    entries, left_out = _of_split(entries, split)
-    manifest, summary, warnings = kinds[name].open(Listing(listing.root, entries), option)
-    size = sum(entry.size for entry in entries)
+    [entries] = files.values()
+    entries, of_splits = _of_split(entries, split, path, option)
+    entries, pointers = without_pointers(listing, entries)
+    if not entries:
+        raise UserError(f"{option}={path} holds no images: {describe(pointers)}", "bring the data first")
+    kind = kinds[ending_of(entries[0].name)]
+    assert kind is not None
+    manifest, summary, warnings = kind.open(Listing(listing.root, entries), option)
+    if passed_over or pointers:
+        manifest = replace(manifest, passed_over=added(passed_over, pointers, manifest.passed_over))
     return Source(
-        uri=path, manifest=manifest, total_bytes=size, summary=summary, warnings=(*left_out, *warnings)
+        uri=path,
+        manifest=manifest,
+        total_bytes=sum(entry.size for entry in entries),
+        summary=summary,
+        warnings=(*of_splits, *_images_among(listing, others), *warnings),
     )
 
 
-def _of_split(entries: list[Entry], split: str | None) -> tuple[list[Entry], tuple[str, ...]]:
-    """Choose the shards of one split if there are several, and return a line about the others."""
-    splits: dict[str, list[Entry]] = {}
-    for entry in entries:
-        splits.setdefault(re.split(r"[-_.]", entry.name.rpartition("/")[2])[0].lower(), []).append(entry)
-    if split not in splits or len(splits) == 1 or not set(splits) <= set(SPLITS):
+def _of_split(
+    entries: list[Entry], split: str | None, path: str, option: str
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Choose the files of one split if there are several, and return a line about the others.
+
+    Raises:
+        UserError: If the split is not among them.
+    """
+    called, of_folders = by_split([entry.name for entry in entries])
+    if len(set(called)) < 2:
         return entries, ()
-    others = ", ".join(f"{name} ({len(files)})" for name, files in splits.items() if name != split)
-    return splits[split], (
-        f"only the {len(splits[split])} {split} files are read; there are other splits beside them: {others}",
+    chosen = wanted(split, called)
+    if chosen is None:
+        how = "its folder" if of_folders else "its files by a glob"
+        return entries, (f"all splits are read: {counted(called)}; to read one of them, give {how}",)
+    if not chosen:
+        first = next(i for i, name in enumerate(called) if name)
+        parts = entries[first].name.split("/")
+        place = parts[: parts.index(called[first]) + 1] if of_folders else ["**", f"{called[first]}*"]
+        raise UserError(
+            f"{option}={path} holds splits, but none that is called {split}: {counted(called)}",
+            f"name the one that is meant, for example {storage.join(path, *place)}",
+        )
+    left = [name for name in called if name not in chosen]
+    kept = [entry for entry, name in zip(entries, called, strict=True) if name in chosen]
+    return kept, (
+        f"only the {len(kept):,} {split} files are read; there are other splits beside them: {counted(left)}",
     )
 
 
-def _no_images(path: str, listing: Listing, option: str) -> UserError:
+def _images_among(listing: Listing, others: Mapping[str, list[Entry]]) -> list[str]:
+    """Say which of the files that are passed over are images all the same: of formats that are not decoded,
+    or without an image's ending.
+    """
+    lines = []
+    if unread := [ending for ending in others if ending in UNREAD_IMAGE_ENDINGS]:
+        count = sum(len(others[ending]) for ending in unread)
+        lines.append(
+            f"{count:,} images are passed over, of formats that are not decoded "
+            f"({', '.join(f'.{ending}' for ending in sorted(unread))}): convert them to JPEG or PNG"
+        )
+    unknown = [ending for ending in others if ending not in UNREAD_IMAGE_ENDINGS | NO_IMAGE_ENDINGS]
+    for ending in sorted(unknown, key=lambda ending: -len(others[ending]))[:_ENDINGS_LOOKED_AT]:
+        if (found := look_alikes(listing, others[ending])) is None:
+            continue
+        name, wanted_ending, alike, looked_at = found
+        count = len(others[ending])
+        line = (
+            f"{count:,} files {f'with the ending .{ending}' if ending else NO_ENDING} are passed over, but "
+            f"{'all' if alike == looked_at else f'{alike} of {looked_at}'} that were looked at are {name}: "
+            f"rename them to end in .{wanted_ending}"
+        )
+        if not ending and not storage.is_remote(listing.root):
+            line += (
+                f" (find {shlex.quote(listing.root)} -type f ! -name '*.*' "
+                f"-exec mv {{}} {{}}.{wanted_ending} \\;)"
+            )
+        lines.append(line)
+    return lines
+
+
+def _no_images(
+    path: str,
+    listing: Listing,
+    others: Mapping[str, list[Entry]],
+    passed_over: PassedOver,
+    option: str,
+) -> UserError:
     names = [entry.name for entry in listing.entries]
     if packed := next((name for name in names if name.lower().endswith(_COMPRESSED)), None):
         return UserError(
             f"{option}={path}: {packed} is compressed, so its members cannot be read on their own",
             "unpack it (gunzip, unzip) and give that",
         )
-    if not names:
+    if not passed_over:
         return UserError(f"{option}={path} is an empty folder", f"give {_accepted()}")
-    endings = Counter(
-        "." + name.rpartition(".")[2] if "." in name.rpartition("/")[2] else "no ending" for name in names
-    )
-    held = ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(4))
     return UserError(
-        f"{option}={path} holds no images, but {len(names):,} other files: {held}", f"give {_accepted()}"
+        f"{option}={path} holds no images; {describe(passed_over)}",
+        "; ".join(_images_among(listing, others)) or f"give {_accepted()}",
     )
 
 

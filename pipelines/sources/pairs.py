@@ -113,6 +113,7 @@ def with_annotations(
         digest=digest.hexdigest(),
         columns=(*images.columns, ANNOTATION_COLUMN),
         class_names=images.class_names,
+        passed_over=images.passed_over,
         images=images,
         root=found.root,
         names=pa.array((os.fsencode(name) for name in of_image), pa.large_binary(), size=len(of_image)),

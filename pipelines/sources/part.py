@@ -93,6 +93,7 @@ def take_part(manifest: Manifest, fraction: float, seed: int) -> Manifest:
         columns=manifest.columns,
         class_names=manifest.class_names,
         annotation_names=manifest.annotation_names,
+        passed_over=manifest.passed_over,
         whole=manifest,
         units=units,
         starts=(ends - manifest.rows)[units],

@@ -35,6 +35,7 @@ from pipelines.sources import Manifest, open_source
 from pipelines.sources.annotations import ANNOTATION_COLUMN
 from pipelines.sources.base import Columns, bytes_column
 from pipelines.sources.pairs import with_annotations
+from pipelines.sources.passed_over import PassedOver, describe
 from pipelines.stream.first_look import value_warnings
 
 _PERCENTILES = (0, 5, 50, 95, 100)
@@ -58,6 +59,7 @@ _LOOKED_AT: dict[str, Any] = {
     "turned_across": bool,
     "bad_exif": bool,
 }
+_NO_LABEL = "no label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,8 @@ class CheckResult:
     """Number of pixels of each id in the annotations of the images checked; None without annotations."""
     bad_annotations: dict[str, int]
     """Number of annotations that cannot be used, by reason."""
+    passed_over: PassedOver
+    """Number of entries that are no images, by reason."""
     warnings: tuple[str, ...]
     sheet: str | None
     """Path of the contact sheet."""
@@ -130,6 +134,8 @@ class CheckResult:
             f"{self.summary}, {self.total_bytes / 2**30:,.2f} GiB",
             f"decoded {decoded:,} of {self.checked:,} ({part})",
         ]
+        if line := describe(self.passed_over):
+            text.insert(1, line)
         text += [f"  {count:,} {status.reason}" for status, count in sorted(self.statuses.items()) if status]
         text += [f"    {where}: {status.reason}" for where, status in self.broken[:10]]
         if len(self.broken) > 10:
@@ -161,8 +167,7 @@ class CheckResult:
             )
         text += [f"  {count:,} {reason}" for reason, count in self.bad_annotations.items()]
         if self.classes:
-            most, least = max(self.classes.values()), min(self.classes.values())
-            text.append(f"classes {len(self.classes):,}, with {least:,} to {most:,} of the images checked")
+            text.append(_classes_line(self.classes))
         text += [f"warning: {warning}" for warning in self.warnings]
         if self.sheet is not None:
             text.append(f"contact sheet: {self.sheet}")
@@ -227,6 +232,7 @@ def check(config: CheckConfig) -> CheckResult:
             *value_warnings(looks),
             *_annotation_warnings(pixels, looks, config.view),
         ),
+        passed_over=manifest.passed_over,
         sheet=sheet,
     )
 
@@ -380,10 +386,24 @@ def _as_key(label: Any) -> str | float | None:
 def _count_classes(labels: NDArray[Any], names: tuple[str, ...] | None) -> dict[str, int]:
     """Count the images of each label; labels without images come last."""
     counts = Counter(_as_key(label) for label in labels.tolist())
-    unlabelled = {"no label": counts.pop(None)} if None in counts else {}
+    missing = counts.pop(None, 0)
+    if names is not None:
+        missing += counts.pop(-1, 0)  # So the hub marks the images of a test set.
+    unlabelled = {_NO_LABEL: missing} if missing else {}
     if names is None:
         return {str(label): count for label, count in sorted(counts.items())} | unlabelled
     return {name: counts.get(label, 0) for label, name in enumerate(names)} | unlabelled
+
+
+def _classes_line(classes: dict[str, int]) -> str:
+    """Say how many classes there are, with how many images, and how many images have none."""
+    missing = classes.get(_NO_LABEL, 0)
+    counts = [count for name, count in classes.items() if name != _NO_LABEL]
+    if any(counts):
+        line = f"classes {len(counts):,}, with {min(counts):,} to {max(counts):,} of the images checked"
+    else:
+        line = f"classes {len(counts):,}, with no image that was checked"
+    return line + (f"; {missing:,} without a label" if missing else "")
 
 
 def _write_sheet(manifest: Manifest, columns: Columns, config: CheckConfig) -> None:

@@ -267,7 +267,7 @@ def test_mistakes_are_named_with_a_remedy(tmp_path: Path, images):
         "imagenet/train": "imagenet, which holds nothing",
         "imagnet": "did you mean .*/imagenet",
         "imagenet": "is an empty folder",
-        "notes": "1 with .txt",
+        "notes": "passed over: 1 entry: 1 x .txt",
         "packed": "a.tar.gz is compressed",
         "mixed": "1 tar file and 3 image files: which",
         "text.parquet": "no column of encoded images; its columns: text: string, n: int64",
