@@ -32,7 +32,12 @@ from beit.images.decode import UndecodableImage, decode
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "ICO")
 MAX_SECONDS = 5.0
-VIEW = ViewConfig(max_pixels=1_000_000, range="auto")
+VIEWS = (
+    ViewConfig(max_pixels=1_000_000),
+    ViewConfig(max_pixels=1_000_000, range="0..4095", channels="0,1,2"),
+)
+"""Used in turn: the second reads stored values of more than 8 bits, and chosen channels."""
+
 MAX_MIB = 64
 """Memory that decoding may add: 16 bytes for each of a million pixels four times over."""
 
@@ -114,6 +119,7 @@ def whole_files() -> dict[str, list[bytes]]:
         for kind in (colours, grey) if compression == "jpeg" else (colours, grey, palette, image, deep):
             add("TIFF", kind, compression=compression, exif=exif)
     add("TIFF", image.convert("1"), compression="group4")
+    files["TIFF"].append(_planes(rng))
     add("TIFF", Image.fromarray(rng.normal(size=(33, 47)).astype(np.float32)), compression="tiff_lzw")
     for kind in (colours, grey, palette, image.convert("1"), image):
         add("BMP", kind)
@@ -122,12 +128,38 @@ def whole_files() -> dict[str, list[bytes]]:
     return files
 
 
+def _planes(rng: np.random.Generator) -> bytes:
+    """A TIFF of five 16-bit planes, which Pillow does not read."""
+    values = rng.integers(0, 4096, (5, 30, 40)).astype("<u2")
+    plane = values[0].nbytes
+    tags = {
+        256: [40],
+        257: [30],
+        258: [16] * 5,
+        259: [1],
+        262: [1],
+        273: [8 + plane * number for number in range(5)],
+        277: [5],
+        278: [30],
+        279: [plane] * 5,
+        284: [2],
+        338: [0] * 4,
+    }
+    start = 8 + values.nbytes
+    directory, behind = struct.pack("<H", len(tags)), b""
+    for tag, numbers in tags.items():
+        place = start + 2 + 12 * len(tags) + 4 + len(behind)
+        directory += struct.pack("<HHII", tag, 4, len(numbers), numbers[0] if len(numbers) == 1 else place)
+        behind += b"" if len(numbers) == 1 else struct.pack(f"<{len(numbers)}I", *numbers)
+    return b"II*\0" + struct.pack("<I", start) + values.tobytes() + directory + bytes(4) + behind
+
+
 def damaged(files: dict[str, list[bytes]], seed: int, number: int) -> tuple[str, bytes]:
     """Format and bytes of an input."""
     rng = np.random.default_rng([seed, number])
     name = FORMATS[number % len(FORMATS)]
     content = bytearray(files[name][rng.integers(len(files[name]))])
-    for _ in range(rng.integers(1, 4)):
+    for _ in range(rng.choice([1, 1, 2, 3])):
         if not content:
             break
         kind = rng.integers(6)
@@ -144,14 +176,16 @@ def damaged(files: dict[str, list[bytes]], seed: int, number: int) -> tuple[str,
         elif kind == 3:
             del content[early : early + int(rng.integers(1, 16))]
         elif kind == 4:
-            number_ = int(rng.choice([0, 1, 255, 65535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1]))
+            number_ = int(rng.choice([0, 1, 255, 640, 900, 65535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1]))
             content[early : early + 4] = struct.pack("<I" if rng.integers(2) else ">I", number_)
         else:
             other = files[FORMATS[rng.integers(len(FORMATS))]]
             tail = other[rng.integers(len(other))]
             content[place:] = tail[int(rng.integers(len(tail))) :]
-    # Half of the PNGs get right checksums again, or damage would never get beyond them.
-    return name, _with_checksums(bytes(content)) if name == "PNG" and number % 2 else bytes(content)
+    # Most PNGs get right checksums again, or damage would never get beyond them.
+    return name, _with_checksums(bytes(content)) if name == "PNG" and number // len(FORMATS) % 4 else bytes(
+        content
+    )
 
 
 def _with_checksums(content: bytes) -> bytes:
@@ -191,7 +225,7 @@ def _decode_all(pipe: Connection, seed: int, first: int, last: int) -> None:
         pipe.send((number, name))
         before, start = _forget_peak(), time.perf_counter()
         try:
-            decode(content, VIEW)
+            decode(content, VIEWS[number // len(FORMATS) % len(VIEWS)])
             outcome = "decoded"
         except UndecodableImage:
             outcome = "refused"
