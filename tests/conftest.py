@@ -25,10 +25,8 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A private Ray of two CPUs for the whole session: own folder, no dashboard port that others
-    could meet. Jobs that a test runs in this process join it.
-    """
+def ray_cluster() -> Iterator[None]:
+    """A private Ray of two CPUs for the whole session. Jobs that a test runs in this process join it."""
     import ray
 
     from pipelines.cluster.session import start_private
@@ -39,7 +37,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAY_num_workers_soft_limit", "6")
         # A training of few steps need not wait two seconds until Ray Train sees that it has ended.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        with start_private(num_cpus=2, folder=tmp_path_factory.mktemp("ray")):
+        with start_private(num_cpus=2):
             yield
     assert not ray.is_initialized()
 

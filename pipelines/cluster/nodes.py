@@ -14,6 +14,7 @@ import yaml
 
 from beit.errors import UserError
 from pipelines import storage
+from pipelines.cluster import joined
 from pipelines.cluster.node_types import NodeTypes, node_types_in, node_types_of
 from pipelines.cluster.placement import STAGES, Node
 
@@ -60,7 +61,7 @@ def types_of_cluster() -> NodeTypes:
     """
     given = os.environ.get("BEIT_NODE_TYPES", "")
     file = Path(given or RAY_UP_FILE).expanduser()
-    if not given and (not os.environ.get("RAY_ADDRESS") or not file.exists()):
+    if not given and (not joined.named() or not file.exists()):
         return NodeTypes()
     try:
         # JSON is YAML.
@@ -83,7 +84,7 @@ def this_machine(cpus: int | None) -> list[Node]:
     """
     import ray
 
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+    if ray.is_initialized() or joined.named():
         return []
     gpus = 0
     if any(Path(device).exists() for device in GPU_DEVICES):

@@ -7,29 +7,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import tempfile
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from beit.errors import JobFailedError, TerminatedError, UserError
+from beit.errors import TerminatedError, UserError
+from pipelines.cluster import joined
 from pipelines.cluster.nodes import alive_nodes
-
-# Ray gives its processes 30 s to start, too little for a machine that is busy.
-STARTS = 3
-STARTED_TOO_SLOWLY = "timed out during startup"
+from pipelines.cluster.private import private_ray
 
 # If no core is free by then, other work holds them all.
 PATIENCE_SECONDS = 300.0
 
 Found = TypeVar("Found")
-
-# Ray Data prints hundreds of lines per run; --debug lets them through.
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
 
 @contextlib.contextmanager
@@ -44,86 +37,41 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(
-                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be reached: {str(error).splitlines()[0]}",
-                "unset RAY_ADDRESS to run on this machine alone, or start the cluster",
-            ) from error
-        except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(
-                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {reason}",
-                "it takes the same versions of Ray and Python, and the cluster's token",
-            ) from error
-        try:
-            with _sigterm_as_ctrl_c():
-                yield
-        finally:
-            ray.shutdown()
-        return
-    # Unix sockets have short names: a folder of our own right below the temporary one.
-    folder = Path(tempfile.mkdtemp(prefix="beit-"))
-    try:
-        with start_private(num_cpus=cpus, folder=folder, debug=debug):
+    address = joined.named()
+    if not address:
+        with start_private(num_cpus=cpus, debug=debug):
             yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def start_private(*, num_cpus: int | None, folder: Path, debug: bool = False) -> Iterator[None]:
-    """Start a Ray that ends with this process. It has its own folder, apart from any other Ray on this
-    machine.
-
-    The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement
-    groups.
-    """
-    import ray
-
-    quiet = {
-        "RAY_DEDUP_LOGS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announcement of a changed default, once an actor
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # Ray enables tokens by default. A private head does not need them: it listens only on a loopback
-        # socket of this process.
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
-    }
-    os.environ.update({name: value for name, value in quiet.items() if name not in os.environ})
-    for attempt in range(1, STARTS + 1):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=debug,
-                logging_level=logging.INFO if debug else logging.ERROR,
-                configure_logging=True,
-                _temp_dir=str(folder if attempt == 1 else folder / f"{attempt}"),
-            )
-            break
-        except Exception as error:  # Ray raises no narrower exception here.
-            ray.shutdown()
-            if STARTED_TOO_SLOWLY not in str(error):
-                raise
-            if attempt == STARTS:
-                raise JobFailedError(
-                    f"Ray did not start on this machine within 30 s, {STARTS} times over",
-                    "wait until the machine has less to do, or join a Ray that runs already, by RAY_ADDRESS",
-                ) from error
-    if not debug:
-        import ray.data
-
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        return
+    _join(address, debug=debug)
     try:
         with _sigterm_as_ctrl_c():
             yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, *, debug: bool) -> None:
+    import ray
+
+    if joined.knock(address) == joined.Door.OPEN:
+        print(joined.warning(address), file=sys.stderr)
+    try:
+        ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise joined.unreachable(address, str(error).splitlines()[0]) from error
+    except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"RAY_ADDRESS={address} cannot be joined: {reason}",
+            "it takes the same versions of Ray and Python, and the cluster's token",
+        ) from error
+
+
+@contextlib.contextmanager
+def start_private(*, num_cpus: int | None, debug: bool = False) -> Iterator[None]:
+    """Start a Ray that ends with this process, at SIGTERM too."""
+    with private_ray(num_cpus=num_cpus, debug=debug), _sigterm_as_ctrl_c():
+        yield
 
 
 @contextlib.contextmanager

@@ -35,3 +35,33 @@ def test_a_file_name_that_is_no_utf_8_is_written_in_ascii(tmp_path: Path, raw: b
     [row] = read_csv(tmp_path / "table.csv")
     assert row["image"].isascii()
     assert row["image"].endswith(".jpg")
+
+
+ATTACKS = [
+    '=HYPERLINK("http://evil")',
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "＝1+1",
+    "'=quoted already",
+    "-1\n=2",
+]
+
+
+def test_names_that_a_spreadsheet_would_compute_are_inert_and_read_back_as_they_were(tmp_path: Path):
+    write_csv(tmp_path / "table.csv", ["image", "=reason"], [[name, "x"] for name in ATTACKS])
+    assert [row["image"] for row in read_csv(tmp_path / "table.csv")] == ATTACKS
+    assert all(row["=reason"] == "x" for row in read_csv(tmp_path / "table.csv"))
+    with (tmp_path / "table.csv").open(newline="") as file:
+        for row in csv.reader(file):
+            assert all(cell[0] not in "=+-@\t\r＝" for cell in row)
+
+
+@pytest.mark.parametrize("text", ["'tis.jpg", "''", "a=b", "images/-1.jpg", "-0.5", "+3", "-1e-3"])
+def test_other_names_and_numbers_are_written_as_they_are(tmp_path: Path, text: str):
+    write_csv(tmp_path / "table.csv", ["image", "value"], [[text, -0.25]])
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == [text, "-0.25"]
+    assert read_csv(tmp_path / "table.csv") == [{"image": text, "value": "-0.25"}]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import json
-import socket
 import stat
 import urllib.error
 import urllib.request
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from beit.errors import UserError
-from pipelines.cluster import session
+from pipelines.cluster import joined, session
 from pipelines.cluster.nodes import cluster_nodes
 from pipelines.tools.doctor.finding import Finding, Level, first_line
 
@@ -22,7 +22,7 @@ SECONDS = 5.0
 
 
 def token(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that Ray's token authentication is on, and that the token's file is private."""
+    """Check that the token of the cluster is there, and that its file is private."""
     mode = environment.get("RAY_AUTH_MODE", "")
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
@@ -31,7 +31,6 @@ def token(environment: Mapping[str, str]) -> Iterator[Finding]:
             f"{file} can be read by others: who has the token may run code on the cluster",
             f"chmod 600 {file}",
         )
-    cluster = environment.get("RAY_ADDRESS") or environment.get("RAY_API_SERVER_ADDRESS")
     if mode == "token" and not environment.get("RAY_AUTH_TOKEN") and not file.exists():
         yield Finding(
             Level.PROBLEM,
@@ -43,21 +42,12 @@ def token(environment: Mapping[str, str]) -> Iterator[Finding]:
             Level.FINE,
             f"token authentication, with {'RAY_AUTH_TOKEN' if environment.get('RAY_AUTH_TOKEN') else file}",
         )
-    elif cluster:
-        yield Finding(
-            Level.WARNING,
-            (
-                f"RAY_AUTH_MODE={mode or '(not set)'} for the cluster at {cluster}: who reaches it may run "
-                "code there"
-            ),
-            "start the cluster with RAY_AUTH_MODE=token, and set it here too",
-        )
 
 
 def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that the cluster that commands join answers, and list its nodes."""
-    address = environment.get("RAY_ADDRESS", "")
-    if not address or address == "local":
+    """Check that the cluster that commands join answers and asks for a token, and list its nodes."""
+    address = joined.named(environment)
+    if not address:
         yield Finding(
             Level.FINE, "RAY_ADDRESS is not set: every command starts a Ray of its own on this machine"
         )
@@ -69,14 +59,19 @@ def ray_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
             f"export RAY_API_SERVER_ADDRESS={address} instead",
         )
         return
-    if address != "auto" and (trouble := _unreachable(address.removeprefix("ray://"))):
-        yield Finding(
-            Level.PROBLEM, f"RAY_ADDRESS={address}: {trouble}", "start the cluster, or unset RAY_ADDRESS"
-        )
-        return
-
     try:
-        with session.start():
+        door = joined.knock(address)
+    except UserError as error:
+        yield Finding(Level.PROBLEM, error.cause, error.remedy)
+        return
+    if door is joined.Door.OPEN:
+        yield Finding(
+            Level.PROBLEM,
+            f"the Ray cluster at {address} asks for no token: who reaches it may run code there as you",
+            "start the cluster with RAY_AUTH_MODE=token, and set it here too",
+        )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), session.start():
             nodes = cluster_nodes()
             cpus, found = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
             yield Finding(
@@ -92,6 +87,12 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
     address = environment.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         return
+    if _open(address):
+        yield Finding(
+            Level.PROBLEM,
+            f"RAY_API_SERVER_ADDRESS={address} asks for no token: who reaches it may run code there as you",
+            "start the cluster with RAY_AUTH_MODE=token, and set it here too",
+        )
     headers = {}
     if environment.get("RAY_AUTH_MODE") == "token":
         file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -139,13 +140,11 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(Level.FINE, f"ray job submit: {address}, Ray {there}")
 
 
-def _unreachable(address: str) -> str:
-    """Say why HOST:PORT cannot be reached; "" if it can."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return "it is no HOST:PORT"
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS):
-            return ""
-    except OSError as error:
-        return f"nobody answers ({first_line(error)})"
+def _open(address: str) -> bool:
+    """Whether the dashboard lists its jobs for somebody without a token."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=SECONDS),
+    ):
+        return True
+    return False

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from beit.checks import CommandConfig
 from pipelines.command_line.options import parse
 from pipelines.schemes import StoragePath
 from pipelines.tools.doctor.cluster import job_server, ray_cluster, token
 from pipelines.tools.doctor.finding import Finding, Level
-from pipelines.tools.doctor.machine import disk, gpus, machine, shared_memory, usable_memory, versions
+from pipelines.tools.doctor.machine import gpus, machine, shared_memory, temporary, usable_memory, versions
 from pipelines.tools.doctor.places import mlflow, written
 
 
@@ -35,7 +33,7 @@ def examine(config: DoctorConfig, environment: Mapping[str, str] = os.environ) -
         machine,
         gpus,
         lambda: shared_memory(usable_memory()),
-        lambda: disk(Path(environment.get("RAY_TMPDIR") or tempfile.gettempdir())),
+        lambda: temporary(environment),
         lambda: token(environment),
         lambda: ray_cluster(environment),
         lambda: job_server(environment),

@@ -7,12 +7,15 @@ import os
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
 
+from beit.errors import UserError
+from pipelines.cluster import scratch
+from pipelines.cluster.nodes import cores_here
 from pipelines.tools.doctor.finding import Finding, Level
 
 PACKAGE = "beit-pretraining"
@@ -71,8 +74,8 @@ def versions() -> Iterator[Finding]:
 
 def machine() -> Iterator[Finding]:
     """Check cores, memory, and other work on the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    what = f"{cores} cores, {usable_memory() / GIB:.0f} GiB of memory"
+    cores = cores_here()
+    what = f"{cores:g} cores, {usable_memory() / GIB:.0f} GiB of memory"
     load = os.getloadavg()[0]
     if load > cores:
         yield Finding(
@@ -154,6 +157,31 @@ def disk(path: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.FINE, what)
+
+
+def temporary(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check where the Ray of a command puts its folder, the space there, and what killed commands left."""
+    try:
+        where = scratch.place(environment)
+    except UserError as error:
+        yield Finding(Level.PROBLEM, error.cause, error.remedy)
+        return
+    wanted = scratch.wanted(environment)
+    if where != wanted:
+        yield Finding(
+            Level.WARNING,
+            f"{wanted} cannot be written, or is longer than the {scratch.LONGEST_PLACE} characters that "
+            f"leave room for Ray's sockets: Ray's files go to {where}",
+            "to choose another place, set RAY_TMPDIR to a short path",
+        )
+    yield from disk(where)
+    if left := scratch.abandoned(where):
+        yield Finding(
+            Level.WARNING,
+            f"{len(left)} folder(s) of killed commands in {where}, {len(scratch.users(left))} process(es) in "
+            f"them: {', '.join(path.name for path in left[:3])}{', …' if len(left) > 3 else ''}",
+            "nothing: the next command that starts Ray removes them",
+        )
 
 
 def usable_memory() -> float:

@@ -12,8 +12,9 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from beit.errors import JobFailedError, TerminatedError, UserError
+from pipelines.cluster.joined import Door
+from pipelines.cluster.private import STARTS
 from pipelines.cluster.session import (
-    STARTS,
     run_where_workers_train,
     start,
     start_beside_driver,
@@ -35,6 +36,7 @@ def test_a_cluster_that_does_not_let_us_in_is_told_in_one_line(monkeypatch, erro
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("pipelines.cluster.joined.knock", lambda address: Door.LOCKED)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError) as refused, start():
         pass
@@ -43,7 +45,7 @@ def test_a_cluster_that_does_not_let_us_in_is_told_in_one_line(monkeypatch, erro
 
 
 @pytest.mark.parametrize("late", [2, STARTS])
-def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(monkeypatch, tmp_path, late):
+def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(monkeypatch, late):
     tried = []
 
     def start(**options):
@@ -57,12 +59,12 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
     monkeypatch.setattr("ray.init", start)
     monkeypatch.setattr("ray.shutdown", lambda: None)  # Another test's Ray goes on.
     if late < STARTS:
-        with start_private(num_cpus=1, folder=tmp_path, debug=True):
+        with start_private(num_cpus=1, debug=True):
             pass
     else:
         with (
             pytest.raises(JobFailedError, match="3 times"),
-            start_private(num_cpus=1, folder=tmp_path, debug=True),
+            start_private(num_cpus=1, debug=True),
         ):
             pass
     assert len(set(tried)) == len(tried) == min(late + 1, STARTS)
@@ -76,15 +78,13 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_given_more_than_one_chance(m
         (signal.default_int_handler, signal.SIGINT, KeyboardInterrupt),
     ],
 )
-def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(
-    monkeypatch, tmp_path, interrupt, sent, raised
-):
+def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(monkeypatch, interrupt, sent, raised):
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.shutdown", lambda: cleaned.append("Ray"))
     cleaned, before = [], signal.getsignal(signal.SIGTERM)
 
     def job():
-        with start_private(num_cpus=1, folder=tmp_path):
+        with start_private(num_cpus=1):
             try:
                 signal.raise_signal(sent)
             finally:
@@ -101,7 +101,7 @@ def test_a_job_that_is_ended_cleans_up_and_says_by_which_signal(
     assert cleaned == ["job", "Ray"]
 
 
-def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
+def test_another_failure_of_ray_is_not_tried_again(monkeypatch):
     tried = []
 
     def start(**options):
@@ -110,7 +110,7 @@ def test_another_failure_of_ray_is_not_tried_again(monkeypatch, tmp_path):
 
     monkeypatch.setattr("ray.init", start)
     monkeypatch.setattr("ray.shutdown", lambda: None)  # Another test's Ray goes on.
-    with pytest.raises(RuntimeError, match=r"^no$"), start_private(num_cpus=1, folder=tmp_path, debug=True):
+    with pytest.raises(RuntimeError, match=r"^no$"), start_private(num_cpus=1, debug=True):
         pass
     assert len(tried) == 1
 

@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import importlib.metadata
 import json
@@ -5,6 +6,7 @@ import threading
 
 import pytest
 
+from pipelines.cluster.joined import Door
 from pipelines.tools.doctor import cluster
 from pipelines.tools.doctor.finding import Level
 
@@ -22,7 +24,7 @@ def job_server():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            right = self.headers.get("Authorization") == "Bearer right"
+            right = self.headers.get("Authorization") == "Bearer right" or self.server.everybody
             self.send_response(200 if right else 401)
             self.end_headers()
             self.wfile.write(json.dumps({"ray_version": self.server.version}).encode() if right else b"")
@@ -31,6 +33,7 @@ def job_server():
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    server.everybody = False
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -53,9 +56,13 @@ def test_tokens_are_there_and_private(tmp_path):
     assert "secret" not in "".join(only(cluster.token(environment)).lines())
 
 
-def test_a_cluster_without_tokens_is_a_warning(tmp_path):
-    environment = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
-    assert only(cluster.token(environment)).level is Level.WARNING
+def test_a_cluster_without_tokens_is_a_problem(monkeypatch):
+    monkeypatch.setattr("pipelines.cluster.joined.knock", lambda address: Door.OPEN)
+    monkeypatch.setattr("pipelines.cluster.session.start", lambda: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "cluster_nodes", list)
+    found = list(cluster.ray_cluster({"RAY_ADDRESS": "10.0.0.1:6379"}))
+    assert [finding.level for finding in found] == [Level.PROBLEM, Level.FINE]
+    assert "asks for no token" in found[0].what
 
 
 @pytest.mark.parametrize(
@@ -88,3 +95,12 @@ def test_the_job_server_answers_wants_another_token_or_has_another_version(job_s
         == "pip install ray==2.9.0"
     )
     assert only(cluster.job_server({"RAY_API_SERVER_ADDRESS": f"http://{NOBODY}"})).level is Level.PROBLEM
+
+
+def test_a_dashboard_that_lists_its_jobs_for_everybody_is_a_problem(job_server):
+    job_server.version = importlib.metadata.version("ray")
+    job_server.everybody = True
+    address = f"http://127.0.0.1:{job_server.server_port}"
+    found = list(cluster.job_server({"RAY_API_SERVER_ADDRESS": address}))
+    assert [finding.level for finding in found] == [Level.PROBLEM, Level.FINE]
+    assert "asks for no token" in found[0].what
