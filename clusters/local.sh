@@ -27,11 +27,14 @@ start)
         exit 2
     fi
     mkdir -p "$folder"
+    chmod 700 "$folder" # Ray opens its own folder below to all users.
     if [[ ! -f $token ]]; then
         (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$token")
     fi
-    # After `ray job stop` there is time for a last checkpoint.
+    # After `ray job stop` there is time for a last checkpoint. Without the last variable, Ray would put the
+    # network's address in place of 127.0.0.1.
     RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-180} \
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
         setsid ray start --head --block --port="$port" --dashboard-host=127.0.0.1 --dashboard-port=$((port + 1)) \
         --dashboard-agent-listen-port=$((port + 2)) --ray-client-server-port=$((port + 3)) \
         --node-ip-address=127.0.0.1 --temp-dir="$folder/tmp" --disable-usage-stats "${@:2}" > "$folder/log" 2>&1 &

@@ -34,7 +34,7 @@ def private_ray(*, num_cpus: int | None, debug: bool = False) -> Iterator[None]:
     The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement
     groups.
     """
-    with scratch.folder() as folder, _environment(_variables(folder)), _loopback():
+    with scratch.folder() as folder, _environment(_variables(folder)), loopback():
         try:
             _init(folder, num_cpus=num_cpus, debug=debug)
             if not debug:
@@ -129,9 +129,9 @@ def _read_again() -> None:
 
 
 @contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Let Ray take the loopback address for this machine's own, as it does by itself on macOS. On Linux it
-    would replace it by the network's address, so that other machines could join.
+def loopback() -> Iterator[None]:
+    """Let Ray keep the loopback address, as it does by itself on macOS. On Linux it would put the network's
+    address in its place, so that other machines could join.
     """
     from ray._private import ray_constants
 

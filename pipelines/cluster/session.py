@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from beit.errors import TerminatedError, UserError
 from pipelines.cluster import joined
 from pipelines.cluster.nodes import alive_nodes
-from pipelines.cluster.private import private_ray
+from pipelines.cluster.private import loopback, private_ray
 
 # If no core is free by then, other work holds them all.
 PATIENCE_SECONDS = 300.0
@@ -56,7 +56,9 @@ def _join(address: str, *, debug: bool) -> None:
     if joined.knock(address) == joined.Door.OPEN:
         print(joined.warning(address), file=sys.stderr)
     try:
-        ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+        # A cluster that was called at this machine's loopback address may listen nowhere else.
+        with loopback():
+            ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise joined.unreachable(address, str(error).splitlines()[0]) from error
     except Exception as error:  # Ray raises its own, those of gRPC, and RuntimeError for another version.
