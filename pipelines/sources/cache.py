@@ -20,7 +20,7 @@ from pipelines import storage
 from pipelines.sources.listing import Listing
 
 # Part of the key. Add 1 when the stored arrays change.
-_VERSION = 4
+_VERSION = 5
 
 
 def cache_folder() -> Path:

@@ -43,6 +43,14 @@ def split_depth(folders: Sequence[Sequence[str]]) -> int | None:
     return None
 
 
+def splits_of(folders: Sequence[Sequence[str]]) -> list[str]:
+    """Return what the splits among folders are called; nothing if there are none."""
+    depth = split_depth(folders)
+    if depth is None:
+        return []
+    return sorted({path[depth] for path in folders if len(path) > depth and split_of(path[depth])})
+
+
 def by_split(names: Sequence[str]) -> tuple[list[str], bool]:
     """Return what each file's split is called: the name of its folder, or the first part of its own name as
     in train-00000-of-00002.parquet; "" where there are no splits. And whether it is a folder's name.

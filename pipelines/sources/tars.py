@@ -1,17 +1,20 @@
 """Tars, WebDataset shards and tars of tars. A unit is a run of images that lie side by side in one file.
 
 The headers are read once. From then on an image is a range of bytes. Nothing is ever unpacked to disk, so a
-name in a tar can do no harm, even if it is absolute or contains `..`.
+name in a tar can do no harm, even if it is absolute or contains `..`. A link to another member is an image of
+its own folder, with the content of that member; its name is then the member's.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import posixpath
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar, cast
 
 import numpy as np
@@ -32,7 +35,10 @@ from pipelines.sources.base import (
 )
 from pipelines.sources.cache import cached
 from pipelines.sources.endings import IMAGE_ENDINGS
+from pipelines.sources.keys import keys_with_several_images, one_image_a_key
 from pipelines.sources.listing import Listing
+from pipelines.sources.passed_over import HIDDEN, added, by_ending, describe, ending_of, hidden_part
+from pipelines.sources.splits import splits_of
 
 ROWS_PER_UNIT = 256
 
@@ -41,6 +47,9 @@ _JOINED_GAP = 512 << 10
 _JOINED_MOST = 64 << 20
 
 _BLOCK = tarfile.BLOCKSIZE
+
+# Photographs by chance called like members of a sample are read; a shard with several images a key is not.
+_DOUBTFUL_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +158,11 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
         UserError: For a file that is no readable tar, or tars without images.
     """
     arrays = cached("tar", listing, lambda: _index_all(listing, option))
-    counts = arrays["counts"]
+    counts, passed_over = arrays["counts"], json.loads(str(arrays["passed_over"]))
     if not counts.sum():
+        besides = describe(passed_over)
         raise UserError(
-            f"{option}: the tars under {listing.root} hold no images",
+            f"{option}: the tars under {listing.root} hold no images" + (f"; {besides}" if besides else ""),
             "give tars with members such as .jpg or .png",
         )
     parts = -(-counts // ROWS_PER_UNIT)
@@ -163,6 +173,7 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
     labelled = bool((arrays["labels"] >= 0).any())
     manifest = TarManifest(
         rows=rows,
+        passed_over=passed_over,
         digest=listing_digest("tar", listing.entries, rows),
         columns=("image", PATH_COLUMN, "label") if labelled else ("image", PATH_COLUMN),
         class_names=None if class_names is None else tuple(class_names),
@@ -174,96 +185,296 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
         sizes=arrays["sizes"],
         labels=arrays["labels"],
     )
-    return manifest, f"{manifest.total:,} images in {len(listing.entries):,} tars", ()
+    summary = f"{manifest.total:,} images in {len(listing.entries):,} tars"
+    return manifest, summary, tuple(json.loads(str(arrays["warnings"])))
 
 
 @dataclass(eq=False)
 class _Index:
-    """What the headers of one tar say about its images."""
+    """What the headers of one archive say about its images."""
 
-    offsets: list[int]
-    sizes: list[int]
-    keys: list[str]
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     """Path without its endings, by which WebDataset ties the files of a sample together."""
-    plain: list[bool]
-    """The name has a single ending."""
-    classes: dict[str, int]
+    endings: list[str] = field(default_factory=list)
+    """All that follows the first dot of the name, in lower case: jpg, or seg.png."""
+    classes: dict[str, int] = field(default_factory=dict)
     """Key -> content of its .cls member."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    doubtful: list[tuple[str, str]] = field(default_factory=list)
+    """Two images of each key that has several."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all images but these."""
+        for column in (self.offsets, self.sizes, self.keys, self.endings):
+            column[:] = [column[row] for row in rows]  # type: ignore[misc]
 
 
 def _index_all(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
     """Read the headers of all tars, several at a time."""
     with ThreadPoolExecutor(8) as threads:
-        indices = list(threads.map(lambda entry: _index(listing.uri(entry.name), option), listing.entries))
+        tars = list(threads.map(lambda entry: _index(listing.uri(entry.name), option), listing.entries))
+    indices = [index for tar in tars for index in tar]
     folders: dict[str, int] = {}
-    offsets, sizes, labels, counts = [], [], [], []
     told = any(index.classes for index in indices)
-    for index in indices:
-        plain = {key for key, single in zip(index.keys, index.plain, strict=True) if single}
-        # In a WebDataset shard `7.jpg` is the image and `7.depth.png` a companion; a lone `7.2019.jpg` is an
-        # image.
-        kept = [i for i, key in enumerate(index.keys) if index.plain[i] or key not in plain]
-        offsets.append(np.array(index.offsets, np.int64)[kept])
-        sizes.append(np.array(index.sizes, np.int64)[kept])
-        keys = [index.keys[i] for i in kept]
-        found = (
-            [index.classes.get(key, -1) for key in keys]
-            if told
-            else [folders.setdefault(key.rpartition("/")[0], len(folders)) for key in keys]
-        )
-        labels.append(np.array(found, np.int32))
-        counts.append(len(kept))
-    label, class_names = np.concatenate(labels), None
+    labels = [
+        [index.classes.get(key, -1) for key in index.keys]
+        if told
+        else [folders.setdefault(key.rpartition("/")[0], len(folders)) for key in index.keys]
+        for index in indices
+    ]
+    label, class_names, warnings = _joined(labels, np.int32), None, []
     if not told:
         of_folder, class_names = classes_of_folders(list(folders))
         label = np.array(of_folder, np.int32)[label]
+        if found := splits_of([folder.split("/") for folder in folders]):
+            warnings.append(
+                f"the tars hold the splits {' and '.join(found)} as folders, and all of them are read: give "
+                "tars of one split"
+            )
+    for entry, tar in zip(listing.entries, tars, strict=True):
+        if doubtful := [names for index in tar for names in index.doubtful]:
+            warnings.append(
+                f"{listing.uri(entry.name)} has several images for {_keys(len(doubtful))}, such as "
+                f"{' and '.join(doubtful[0])}: all of them are read"
+            )
     return {
-        "offsets": np.concatenate(offsets),
-        "sizes": np.concatenate(sizes),
+        "offsets": _joined([index.offsets for index in indices], np.int64),
+        "sizes": _joined([index.sizes for index in indices], np.int64),
         "labels": label,
-        "counts": np.array(counts, np.int64),
+        "counts": np.array([sum(len(index.keys) for index in tar) for tar in tars], np.int64),
         "class_names": np.array(json.dumps(class_names)),
+        "passed_over": np.array(json.dumps(added(*(index.passed_over for index in indices)))),
+        "warnings": np.array(json.dumps(warnings)),
     }
 
 
-def _index(uri: str, option: str) -> _Index:
-    index = _Index([], [], [], [], {})
+def _joined(lists: Sequence[Sequence[int]], kind: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.array(numbers, kind) for numbers in lists])
+
+
+def _index(uri: str, option: str) -> list[_Index]:
+    """Read the headers of one file: of an archive, or of several that were joined."""
+    found: list[_Index] = []
+
+    def begin() -> _Index:
+        found.append(_Index())
+        return found[-1]
+
     try:
         if storage.is_remote(uri):
             with storage.open_input(uri) as remote, io.BufferedReader(remote, 1 << 20) as file:
-                _scan(cast(IO[bytes], file), 0, "", index)
+                _scan(cast(IO[bytes], file), 0, "", begin)
         else:
             with open(storage.resolve(uri)[1], "rb") as local:
-                _scan(local, 0, "", index)
+                _scan(local, 0, "", begin)
     except tarfile.TarError as error:
         raise UserError(
             f"{option}: {uri} is not a readable, uncompressed tar ({error})",
             "download it again, decompress it, or leave it out with a glob",
         ) from error
-    return index
+    for index in found:
+        _choose_images(index, f"{option}: {uri}")
+    return found
 
 
-def _scan(file: IO[bytes], base: int, prefix: str, index: _Index) -> None:
-    """Enter the images of a tar that begins at byte `base`; a tar inside counts as a folder of its name."""
+def _choose_images(index: _Index, named: str) -> None:
+    """Keep one image a key.
+
+    Raises:
+        UserError: Where many keys have several images and no name says which is the one.
+    """
+    kept, companions = one_image_a_key(index.keys, index.endings)
+    if companions:
+        index.keep(kept)
+        index.passed_over.update(
+            {f"further image of a key (.{ending})": count for ending, count in companions.items()}
+        )
+    index.doubtful = keys_with_several_images(index.keys, index.endings)
+    if len(index.doubtful) > _DOUBTFUL_SHARE * len(set(index.keys)):
+        raise UserError(
+            f"{named} has several images for {_keys(len(index.doubtful))}, such as "
+            f"{' and '.join(index.doubtful[0])}: which of them is the image?",
+            "write tars with one image a key, or call it KEY.image.jpg and the others KEY.ANOTHER-NAME.png",
+        )
+
+
+def _keys(count: int) -> str:
+    return f"{count:,} {'key' if count == 1 else 'keys'}"
+
+
+def _scan(file: IO[bytes], base: int, prefix: str, begin: Callable[[], _Index]) -> None:
+    """Enter the images of the archives in a file, which itself begins at byte `base` of the tar on disk."""
+    start: int | None = 0
+    while start is not None:
+        index = begin()
+        end = _scan_archive(file, start, base, prefix, index)
+        start = _next_archive(file, end, index)
+
+
+def _next_archive(file: IO[bytes], end: int, index: _Index) -> int | None:
+    """Return where another archive begins behind the end mark of one, as `cat a.tar b.tar` leaves it; None
+    if there is none.
+
+    Raises:
+        tarfile.ReadError: If there is no end mark, but something that is no header.
+    """
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"what stands at byte {end:,} is no header of a member")
+    while block:
+        if rest := block.lstrip(b"\0"):
+            place = file.tell() - len(rest)
+            place -= (place - end) % _BLOCK
+            file.seek(place)
+            try:
+                tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "replace")
+            except tarfile.HeaderError:
+                index.passed_over["something behind the end mark of a tar"] += 1
+                return None
+            return place
+        block = file.read(1 << 16)
+    return None
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A member that is a link."""
+
+    name: str
+    target: str | None
+    """Path of the target within the archive. None: it lies elsewhere."""
+    row: int | None
+    """Its image in the index, which has no place yet. None: it is no image."""
+    key: str | None
+    """Its key, where it is a .cls member."""
+
+
+def _scan_archive(file: IO[bytes], start: int, base: int, prefix: str, index: _Index) -> int:
+    """Enter the images of the archive that begins at byte `start` of a file; a tar inside counts as a folder
+    of its name. Returns where the archive ends.
+    """
+    links: list[_Link] = []
+    file.seek(start)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             # Otherwise the object keeps every header it has seen.
             cast(Any, tar).members.clear()
-            folder, _, name = member.name.rpartition("/")
-            if not member.isreg() or member.issparse() or name.startswith("."):
+            path = member.name.removeprefix("./")
+            folder, _, name = path.rpartition("/")
+            link = member.islnk() or member.issym()
+            if member.isdir():
+                continue
+            if hidden_part(path, IMAGE_ENDINGS) is not None:
+                index.passed_over[HIDDEN] += 1
+                continue
+            if not (link or (member.isreg() and not member.issparse())):
+                index.passed_over["sparse file in a tar" if member.issparse() else storage.NO_FILE] += 1
                 continue
             stem, _, ending = name.partition(".")
-            ending, last = ending.lower(), name.rpartition(".")[2].lower()
+            ending, last = ending.lower(), ending_of(name)
             inside = f"{prefix}{folder}/" if folder else prefix
-            if last in IMAGE_ENDINGS:
+            image, of_class = last in IMAGE_ENDINGS, ending == "cls" and member.size < 32
+            if link:
+                links.append(
+                    _Link(
+                        path,
+                        _target(member, folder),
+                        len(index.keys) if image else None,
+                        inside + stem if of_class else None,
+                    )
+                )
+            if image:
                 index.offsets.append(base + member.offset_data)
                 index.sizes.append(member.size)
                 index.keys.append(inside + stem)
-                index.plain.append(ending == last)
-            elif ending == "cls" and member.size < 32:
-                content = cast(IO[bytes], tar.extractfile(member)).read()
-                index.classes[inside + stem] = int(content) if content.strip().isdigit() else -1
+                index.endings.append(ending)
+            elif link:
+                continue
+            elif of_class:
+                index.classes[inside + stem] = _class(cast(IO[bytes], tar.extractfile(member)).read())
             elif last == "tar":
                 inner = tar.extractfile(member)
                 assert inner is not None
-                _scan(inner, base + member.offset_data, f"{inside}{stem}/", index)
+                _scan(inner, base + member.offset_data, f"{inside}{stem}/", lambda: index)
+            else:
+                index.passed_over.update(by_ending({last: 1}))
+        end = int(tar.offset)
+    if links:
+        _follow(links, file, start, base, index)
+    return end
+
+
+def _class(content: bytes) -> int:
+    """Read the content of a .cls member; -1 if it is no class."""
+    return int(content) if content.strip().isdigit() else -1
+
+
+def _target(member: tarfile.TarInfo, folder: str) -> str | None:
+    """Return what a link points to, as a path within the archive. A symbolic link begins at its folder."""
+    if member.issym() and member.linkname.startswith("/"):
+        return None
+    path = posixpath.normpath(posixpath.join(folder if member.issym() else "", member.linkname))
+    return None if path == ".." or path.startswith("../") else path
+
+
+def _follow(links: Sequence[_Link], file: IO[bytes], start: int, base: int, index: _Index) -> None:
+    """Give the images that are links the places of the members that they point to. Those that point to none
+    are passed over.
+    """
+    by_name = {posixpath.normpath(link.name): link.target for link in links}
+    ends = {link: _end(link.target, by_name) for link in links}
+    places, folders = _places(file, start, {end for end in ends.values() if end is not None})
+    lost = set()
+    for link, end in ends.items():
+        place = None if end is None else places.get(end)
+        if link.row is not None and place is not None:
+            index.offsets[link.row], index.sizes[link.row] = base + place[0], place[1]
+        elif link.key is not None and place is not None and place[1] < 32:
+            file.seek(place[0])
+            index.classes[link.key] = _class(file.read(place[1]))
+        else:
+            if link.row is not None:
+                lost.add(link.row)
+            ending = ending_of(link.name)
+            if end in folders:
+                index.passed_over["link to a folder in a tar"] += 1
+            elif place is None:
+                index.passed_over["link that leads out of its tar"] += 1
+            else:
+                index.passed_over.update(by_ending({ending: 1}))
+    if lost:
+        index.keep([row for row in range(len(index.keys)) if row not in lost])
+
+
+def _end(target: str | None, links: Mapping[str, str | None]) -> str | None:
+    """Follow links to links; None where they lead in a circle or elsewhere."""
+    seen = set()
+    while target is not None and target in links and target not in seen:
+        seen.add(target)
+        target = links[target]
+    return None if target in seen else target
+
+
+def _places(file: IO[bytes], start: int, wanted: set[str]) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """Look for members by their paths.
+
+    Returns:
+        Offset and size of the files among them, and the paths that are folders.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            cast(Any, tar).members.clear()
+            path = posixpath.normpath(member.name)
+            if member.isreg() and not member.issparse() and path in wanted:
+                places[path] = member.offset_data, member.size
+            folder = path if member.isdir() else path.rpartition("/")[0]
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = folder.rpartition("/")[0]
+    return places, folders & wanted
