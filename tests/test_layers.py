@@ -32,6 +32,7 @@ LAYERS = [
     "beit.probing",
     "beit.foreign",
     "beit",
+    "pipelines.redaction",
     "pipelines.schemes",
     "pipelines.storage",
     "pipelines.csv_files",

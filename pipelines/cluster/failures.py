@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from beit.errors import JobFailedError, TerminatedError, TwoLineError, UserError
 from pipelines import storage
+from pipelines.redaction import redact
 
 ERROR_FILE = "error.log"
 
@@ -48,7 +49,7 @@ def job_failed(
         file = storage.join(folder, ERROR_FILE)
         everything = f"everything in {file}"
         try:
-            storage.write_text(file, f"{error}\n")
+            storage.write_text(file, redact(f"{error}\n"))
         except (OSError, UserError):  # The disk may be full, which may be the cause.
             everything = "--debug shows everything"
     return JobFailedError(f"{cause} ({doing}; {everything})", f"fix the cause, then {remedy}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.command_line.world import told
+from pipelines.redaction import redacted_output, refuse_secrets
 
 Command = Callable[[list[str], bool], None]
 """(arguments behind the command's name, whether `--debug` was among them) -> None. Reports mistakes
@@ -33,7 +34,8 @@ def run_program(command: Command, arguments: Sequence[str] | None = None) -> Non
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        _run(command, [argument for argument in arguments if argument != "--debug"], debug)
+        with redacted_output():
+            _run(command, [argument for argument in arguments if argument != "--debug"], debug)
     except BrokenPipeError:
         # Whoever read the output has stopped (`| head`). What is still unwritten goes nowhere, or the
         # interpreter would complain at its end.
@@ -43,6 +45,7 @@ def run_program(command: Command, arguments: Sequence[str] | None = None) -> Non
 
 def _run(command: Command, arguments: list[str], debug: bool) -> None:
     try:
+        refuse_secrets(arguments)
         command(arguments, debug)
     except UserError as error:
         if debug:

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines import storage
+from pipelines.redaction import redact
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -177,7 +178,7 @@ def write_page(
         title=storage.name(folder), heading=heading, figures=figures, sections=sections
     )
     path = storage.join(folder, *REPORT_FILE.split("/"))
-    storage.write_text(path, page)
+    storage.write_text(path, redact(page))
     return path
 
 

@@ -22,6 +22,7 @@ from beit.errors import UserError
 from beit.plain import from_dict, to_dict
 from pipelines import schemes, storage
 from pipelines.config.jobs import FolderConfig, HasData
+from pipelines.redaction import redact, refuse_secrets
 from pipelines.runs.checkpoints import attempts, split_checkpoint
 
 Config = TypeVar("Config", bound=HasData)
@@ -100,7 +101,7 @@ def create(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] 
             break
     else:
         check_free(config)  # Another driver has made the run since.
-    storage.write_text(storage.join(uri, ENVIRONMENT_FILE), json.dumps(environment(), indent=2))
+    storage.write_text(storage.join(uri, ENVIRONMENT_FILE), redact(json.dumps(environment(), indent=2)))
     return RunFolder(uri, 1)
 
 
@@ -114,6 +115,7 @@ def save_config(
 def _saved(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None) -> str:
     """The text of a config.json."""
     saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
+    refuse_secrets(str(value) for value in flatten(saved["config"]).values())
     return json.dumps(saved, indent=2)
 
 

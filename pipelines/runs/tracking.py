@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import tempfile
 import textwrap
@@ -21,6 +20,7 @@ from beit.errors import UserError
 from beit.plain import to_dict
 from pipelines import storage
 from pipelines.config.jobs import HasData
+from pipelines.redaction import redact
 from pipelines.runs.run_folder import flatten
 
 ID_FILE = "mlflow.json"
@@ -166,7 +166,7 @@ def _begin(client: Any, run: str, place: MlflowRun) -> None:
     if found is not None and found.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow experiment {place.experiment} was deleted",
-            f"MLFLOW_TRACKING_URI={shlex.quote(_without_credentials(place.uri))} mlflow experiments restore "
+            f"MLFLOW_TRACKING_URI={shlex.quote(redact(place.uri))} mlflow experiments restore "
             f"--experiment-id {found.experiment_id}, or name another by --output.experiment",
         )
     experiment = (
@@ -174,9 +174,11 @@ def _begin(client: Any, run: str, place: MlflowRun) -> None:
         if found
         else client.create_experiment(place.experiment, artifact_location=place.artifacts)
     )
-    tags = {"run_folder": run, **({"mlflow.parentRunId": place.parent} if place.parent else {})}
+    tags = {"run_folder": redact(run), **({"mlflow.parentRunId": place.parent} if place.parent else {})}
     new = str(client.create_run(experiment, run_name=place.name, tags=tags).info.run_id)
-    client.log_batch(new, params=[Param(key, str(value)[:6000]) for key, value in place.params.items()])
+    client.log_batch(
+        new, params=[Param(key, redact(str(value))[:6000]) for key, value in place.params.items()]
+    )
     storage.write_text(storage.join(run, ID_FILE), json.dumps({"run_id": new}))
 
 
@@ -212,8 +214,8 @@ def trouble(uri: str, error: Exception) -> str:
         root = deeper
     # Below the long messages of MLflow and urllib3 for a lost connection there is a short one of the system.
     first = str(root if isinstance(root, OSError) else error).strip().split("\n")[0]
-    reason = textwrap.shorten(_without_credentials(first), 200, placeholder=" …")
-    return f"MLflow at {_without_credentials(uri)} cannot be used: {reason or type(error).__name__}"
+    reason = textwrap.shorten(redact(first), 200, placeholder=" …")
+    return f"MLflow at {redact(uri)} cannot be used: {reason or type(error).__name__}"
 
 
 class MlflowLog:
@@ -265,12 +267,12 @@ def link(run: str, place: MlflowRun) -> str | None:
     if (run_id := _known_id(run)) is None:
         return None
     if not place.uri.startswith("http"):
-        return f"mlflow ui --backend-store-uri {_without_credentials(place.uri)}"
+        return f"mlflow ui --backend-store-uri {redact(place.uri)}"
     try:
         experiment = _client(place.uri).get_run(run_id).info.experiment_id
     except Exception:  # As in `attach`.
-        return _without_credentials(place.uri)
-    return f"{_without_credentials(place.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        return redact(place.uri)
+    return f"{redact(place.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def attach(run: str, place: MlflowRun, names: list[str]) -> bool:
@@ -387,7 +389,7 @@ def _told_to_the_user(uri: str) -> Iterator[None]:
 
 def _remedy(uri: str, error: Exception) -> str:
     if "out-of-date database schema" in str(error):
-        return f"copy the database, then: mlflow db upgrade {shlex.quote(_without_credentials(uri))}"
+        return f"copy the database, then: mlflow db upgrade {shlex.quote(redact(uri))}"
     return "correct MLFLOW_TRACKING_URI, or switch MLflow off with --output.no-mlflow"
 
 
@@ -402,8 +404,3 @@ def _unquoted(path: str) -> str:
     for character, code in (("?", "%3F"), ("#", "%23"), ("%", "%25")):
         path = path.replace(code, character)
     return path
-
-
-def _without_credentials(text: str) -> str:
-    """Remove user, password and query from addresses."""
-    return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))
