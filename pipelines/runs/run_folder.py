@@ -115,7 +115,7 @@ def save_config(
 def _saved(config: HasData, *, job: str, preset: str, inputs: Mapping[str, str] | None) -> str:
     """The text of a config.json."""
     saved = {"job": job, "preset": preset, "inputs": dict(inputs or {}), "config": to_dict(config)}
-    refuse_secrets(str(value) for value in flatten(saved["config"]).values())
+    refuse_secrets(str(value) for value in flatten(to_dict(config)).values())
     return json.dumps(saved, indent=2)
 
 
