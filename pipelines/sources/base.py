@@ -28,11 +28,32 @@ Kind = Literal["whole", "number", "text"]
 READERS = 16
 """Files that are read side by side on the driver."""
 
-LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "cls")
 """Names that label columns go by, the hub's first."""
 
 PATH_COLUMN = "image.path"
 """Column with the name under which an image was stored, as object array of str."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenColumns:
+    """Columns that the user names; None: found by their names and types."""
+
+    image: str | None = None
+    label: str | None = None
+    annotation: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What is named, by what it is."""
+        return {what: name for what, name in vars(self).items() if name is not None}
+
+
+def flag_beside(option: str, name: str) -> str:
+    """Return the flag of another option of the same data: --data.image beside `data.train`, --image beside
+    `source`.
+    """
+    return f"--data.{name}" if "." in option else f"--{name}"
 
 
 class Unit(ABC):
@@ -88,6 +109,10 @@ class Manifest(ABC):
     passed_over: PassedOver = field(default_factory=dict)
     """Entries of the listing that are no images, counted by reason. No part of the digest."""
 
+    content: str | None = None
+    """Digest of what the files say about their content, such as the footers of Parquet. It differs where a
+    file was replaced by another one of the same size. None: only reading all of them would tell."""
+
     @property
     def total(self) -> int:
         """Rows of all units."""
@@ -114,6 +139,10 @@ class Manifest(ABC):
     def names_of(self, column: str) -> tuple[str, ...] | None:
         """Return the name of each number in a label column, if the data has them."""
         return self.class_names
+
+    def conflict_of(self, column: str) -> str | None:
+        """Say which files disagree about the type of a column; None if they agree."""
+        return None
 
     def kind_of(self, column: str) -> Kind:
         """Return the kind of a column's values. Those of folders and tars are labels, unless they are

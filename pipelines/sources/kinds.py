@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from beit.registry import Registry
 from pipelines.schemes import STORAGE_SCHEMES
-from pipelines.sources.base import Manifest, Source
+from pipelines.sources.base import ChosenColumns, Manifest, Source
 from pipelines.sources.endings import IMAGE_ENDINGS
 from pipelines.sources.folder import open_folder
 from pipelines.sources.listing import Listing
@@ -43,6 +43,9 @@ class FileKind:
 
     open: Callable[[Listing, str], Opened]
     """(the files, the option that named them) -> the data in them. Raises UserError for what is wrong."""
+
+    open_columns: Callable[[Listing, str, ChosenColumns], Opened] | None = None
+    """The same with columns that the user names. None: these files have no columns to choose."""
 
 
 OpenScheme = Callable[[str, str, str | None], Source]
@@ -68,6 +71,7 @@ _FILES = (
         name="Parquet",
         endings=("parquet", "pq"),
         open=lambda listing, option: open_parquet(listing, option=option),
+        open_columns=lambda listing, option, columns: open_parquet(listing, option=option, columns=columns),
     ),
     FileKind(name="tar", endings=("tar",), open=lambda listing, option: open_tars(listing, option=option)),
     FileKind(

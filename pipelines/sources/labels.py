@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from beit.errors import UserError
 from pipelines import seeds
-from pipelines.sources.base import Columns, Manifest, Rows, Source
+from pipelines.sources.base import LABEL_COLUMNS, Columns, Manifest, Rows, Source, flag_beside
 from pipelines.sources.part import PartUnit
 
 
@@ -208,6 +208,13 @@ def _draw(labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.b
 
 def _label_column(manifest: Manifest, option: str, uri: str, column: str | None) -> str:
     name = column if column is not None else manifest.label_column
+    for candidate in LABEL_COLUMNS if name is None else (name,):
+        if (conflict := manifest.conflict_of(candidate)) is not None:
+            raise UserError(
+                f"{option}={uri}: {conflict}",
+                "write the labels of all files as numbers, or all as names, or name another column by "
+                f"{flag_beside(option, 'label')}",
+            )
     if name is not None and name in manifest.columns:
         return name
     there = ", ".join(name for name in manifest.columns if not name.startswith("image")) or "images only"
@@ -230,7 +237,8 @@ def _label_column(manifest: Manifest, option: str, uri: str, column: str | None)
 
 
 def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) -> NDArray[Any]:
-    """Return labels [images] as numbers, or as names with None for a missing one; yes and no as 1 and 0.
+    """Return labels [images] as numbers with NaN, or as names with None for a missing one; yes and no as 1
+    and 0.
 
     Raises:
         UserError: If they are anything else, such as lists of labels.
@@ -238,11 +246,11 @@ def _whole_or_names(values: NDArray[Any], column: str, option: str, uri: str) ->
     if values.dtype != object:
         return values
     kinds = {type(value) for value in values.tolist()} - {type(None)}
-    if kinds <= {bool}:
+    if kinds <= {bool, int, float}:
         return np.array([np.nan if value is None else value for value in values.tolist()], np.float64)
     if kinds <= {str}:
         return values
-    other = next(value for value in values.tolist() if not isinstance(value, str | bool | None))
+    other = next(value for value in values.tolist() if not isinstance(value, str | bool | int | float | None))
     raise UserError(
         (
             f"{option}={uri}: the column {column} holds what is neither a number nor a name, such as "

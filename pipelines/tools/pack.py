@@ -35,6 +35,9 @@ from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, Source, open_source
 from pipelines.sources.base import PATH_COLUMN, Columns, Kind
 
+# Most bytes of a row group, which a task reads at once. Arrow could not hold 2 GiB in one piece.
+GROUP_BYTES = 512 << 20
+
 PLAN_FILE = "pack.json"
 """File next to the shards that says what they were made from."""
 
@@ -74,9 +77,12 @@ class PackResult:
 
     out: str
     images: int
+    """Images of the source."""
     shards: int
     written: int
     """Shards that this call wrote; the others existed before."""
+    empty: int
+    """Images without bytes, which this call has left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +205,21 @@ def pack(
     tasks = [
         task for task in range(len(plan.tasks) - 1) if missing[plan.tasks[task] : plan.tasks[task + 1]].any()
     ]
-    done = shards - int(missing.sum())
+    done, empty = shards - int(missing.sum()), 0
     if tasks:
-        for finished in _run(source.manifest, plan, store, missing, tasks):
-            done += finished
+        for finished, left_out in _run(source.manifest, plan, store, missing, tasks):
+            done, empty = done + finished, empty + left_out
             if progress is not None:
                 progress(done, shards)
-    return PackResult(out=store.path, images=source.manifest.total, shards=shards, written=int(missing.sum()))
+    if empty:
+        say(f"left out: {empty:,} images without bytes, such as those of downloads that failed")
+    return PackResult(
+        out=store.path,
+        images=source.manifest.total,
+        shards=shards,
+        written=int(missing.sum()),
+        empty=empty,
+    )
 
 
 def _plan(source: Source, config: PackConfig) -> Plan:
@@ -237,8 +251,8 @@ def _run(
     store: Shards,
     missing: NDArray[np.bool_],
     tasks: list[int],
-) -> Iterator[int]:
-    """Yield the shards that each task wrote, as tasks finish."""
+) -> Iterator[tuple[int, int]]:
+    """Yield the shards that each task wrote, and the images that it left out, as tasks finish."""
     import ray.data
 
     # All tasks of a node share one copy in the object store, instead of one in the description of every task.
@@ -250,23 +264,26 @@ def _run(
         task = int(batch["task"][0])
         wanted = [shard for shard in range(plan.tasks[task], plan.tasks[task + 1]) if missing[shard]]
         places = {shard: storage.join(store.path, store.name(shard)) for shard in wanted}
-        write_shards(manifest, plan, places, rows_per_group=store.description.rows_per_group)
-        return {"written": np.array([len(wanted)])}
+        empty = write_shards(manifest, plan, places, rows_per_group=store.description.rows_per_group)
+        return {"written": np.array([len(wanted)]), "empty": np.array([empty])}
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for row in ray.data.from_blocks(blocks).map_batches(write, batch_size=1, num_cpus=1).iter_rows():
-        yield int(row["written"])
+        yield int(row["written"]), int(row["empty"])
 
 
-def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows_per_group: int) -> None:
+def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows_per_group: int) -> int:
     """Read the images of some shards together, and write the shards.
 
     Args:
         manifest: The source of the images.
         plan: Which images go into which shard.
         places: Number of a shard -> path of its file.
-        rows_per_group: Images of a row group.
+        rows_per_group: Images of a row group; there are fewer where these come to more than `GROUP_BYTES`.
+
+    Returns:
+        Number of images without bytes, which are left out.
     """
     labels = manifest.label_column
     kept = tuple(name for name in (PATH_COLUMN, labels, "annotation") if name in manifest.columns)
@@ -277,13 +294,15 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
         columns["label"] = columns.pop(labels)
     names = {"class_names": manifest.class_names, "annotation_names": manifest.annotation_names}
     metadata = {name: json.dumps(values) for name, values in names.items() if values is not None}
+    sizes = np.array([len(image) for image in columns["image"]], np.int64)
     start = 0
     for shard, images in spans.items():
+        rows = start + np.flatnonzero(sizes[start : start + len(images)])
+        start += len(images)
         with storage.open_output(places[shard]) as file:
             writer: pq.ParquetWriter | None = None
-            for first in range(start, start + len(images), rows_per_group):
-                last = min(first + rows_per_group, start + len(images))
-                table = _table({name: column[first:last] for name, column in columns.items()}, metadata, kind)
+            for group in _groups(rows, sizes, rows_per_group) or [rows]:
+                table = _table({name: column[group] for name, column in columns.items()}, metadata, kind)
                 # Encoded images cannot be compressed any further.
                 writer = writer or pq.ParquetWriter(
                     file, table.schema, compression="none", use_dictionary=False
@@ -291,7 +310,18 @@ def write_shards(manifest: Manifest, plan: Plan, places: dict[int, str], *, rows
                 writer.write_table(table)
             if writer is not None:
                 writer.close()
-        start += len(images)
+    return int((sizes == 0).sum())
+
+
+def _groups(rows: NDArray[np.int64], sizes: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+    """Divide rows into row groups of at most `most` images and `GROUP_BYTES`, but at least one image."""
+    groups, first, size = list[NDArray[np.int64]](), 0, 0
+    for place, row in enumerate(rows.tolist()):
+        if place > first and (place - first == most or size + sizes[row] > GROUP_BYTES):
+            groups.append(rows[first:place])
+            first, size = place, 0
+        size += int(sizes[row])
+    return [*groups, rows[first:]] if len(rows) else []
 
 
 def _columns_line(manifest: Manifest) -> list[str]:
@@ -342,6 +372,8 @@ def _table(columns: Columns, metadata: dict[str, str], kind: Kind | None) -> pa.
         fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True).cast(pa.int64())
     elif kind is not None:
         fields["label"] = pa.array(columns["label"].tolist(), from_pandas=True)
+        if pa.types.is_null(fields["label"].type):  # All are missing in this row group.
+            fields["label"] = fields["label"].cast(pa.string() if kind == "text" else pa.float64())
     if "annotation" in columns:
         fields["annotation"] = _files(columns["annotation"], np.full(len(columns["image"]), None), encoded)
     schema = pa.schema({name: column.type for name, column in fields.items()}, metadata=metadata)
@@ -361,5 +393,6 @@ def command(arguments: list[str], debug: bool) -> None:
     with session.start(debug=debug):
         result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
     print(
-        f"{result.images:,} images in {result.shards:,} shards ({result.written:,} written now): {result.out}"
+        f"{result.images - result.empty:,} images in {result.shards:,} shards ({result.written:,} written now): "
+        f"{result.out}"
     )
