@@ -4,28 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipelines import storage
-from pipelines.config.data import SupervisedDataConfig, check_has_data
+from pipelines.config.data import DataConfig, SupervisedDataConfig, check_has_data
 from pipelines.config.jobs import HasData, JobConfig
-from pipelines.config.supervised import ClassifyDataConfig
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import Source, open_source
+from pipelines.sources.base import ChosenColumns
 from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_fraction, unnamed
 
 Config = TypeVar("Config", bound=JobConfig)
 Data = TypeVar("Data", bound=SupervisedDataConfig)
+AnyData = TypeVar("AnyData", bound=DataConfig)
 
 
 def with_absolute_data(config: Config) -> Config:
-    """Make `data.train` absolute, so that the saved configuration is valid wherever the run is resumed
-    from.
+    """Make the paths of the data absolute, so that the saved configuration is valid wherever the run is
+    resumed from.
     """
-    train = config.data.train
-    return replace(
-        config, data=replace(config.data, train=None if train is None else storage.absolute(train))
-    )
+    return replace(config, data=_absolute(config.data, "train", "list"))
+
+
+def _absolute(data: AnyData, *names: str) -> AnyData:
+    given = {name: getattr(data, name) for name in names}
+    paths: dict[str, Any] = {name: storage.absolute(path) for name, path in given.items() if path is not None}
+    return replace(data, **paths)
+
+
+def chosen_columns(data: DataConfig) -> ChosenColumns:
+    """Return the columns that the user names."""
+    return ChosenColumns(image=data.image, label=data.label, annotation=data.annotation)
+
+
+def open_train(train: str, data: DataConfig, *, say: Callable[[str], None] = lambda line: None) -> Source:
+    """Open the training images at `data.train`, which is given as `train`."""
+    return open_source(train, split="train", columns=chosen_columns(data), chosen=data.list, say=say)
 
 
 def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -> Source:
@@ -33,7 +47,7 @@ def open_data(config: HasData, *, image_size: int, say: Callable[[str], None]) -
     when they are first used.
     """
     if config.data.train is not None:
-        return open_source(config.data.train, split="train", say=say)
+        return open_train(config.data.train, config.data, say=say)
     images = config.data.scenes
     folder = storage.join(config.output.root, "scenes", f"{images}-images-{image_size}px")
     if not storage.exists(storage.join(folder, "complete")):
@@ -47,7 +61,7 @@ class HasLabelledData(HasData, Protocol):
     """The configuration of a job that learns from labels."""
 
     @property
-    def data(self) -> ClassifyDataConfig: ...
+    def data(self) -> SupervisedDataConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +94,7 @@ def checked_data(data: Data, *, image_size: int, job: str) -> Data:
         works=f"beit {job} quickstart",
         wanted="--data.train to labelled images, and --data.val",
     )
-    train, val = (None if path is None else storage.absolute(path) for path in (data.train, data.val))
-    return replace(data, train=train, val=val)
+    return _absolute(data, "train", "list", "val", "val_list")
 
 
 def open_labelled(
@@ -99,18 +112,14 @@ def open_labelled(
     Raises:
         UserError: If there are no images or no labels, or if some labels are invalid.
     """
-    source = label_source(
-        open_data(config, image_size=image_size, say=say), column=config.data.label, classes=classes
-    )
+    source = label_source(open_data(config, image_size=image_size, say=say), classes=classes)
     count, names = class_count(source.manifest, classes), source.manifest.class_names
     if names is not None and len(names) != count:
         names = None
     train = take_fraction(source.manifest, config.data.fraction, seed)
     val: LabelledManifest | None = None
     if (found := open_val(config.data, config.output.root, image_size=image_size, say=say)) is not None:
-        labelled = label_source(
-            found, option="data.val", column=config.data.label, classes=count, follows=source.manifest
-        ).manifest
+        labelled = label_source(found, option="data.val", classes=count, follows=source.manifest).manifest
         for line in unnamed(source.manifest, labelled, "data.val"):
             say(line)
         val = labelled
@@ -124,7 +133,14 @@ def open_val(
 ) -> Source | None:
     """Open the validation images; None if training images are given and no validation images."""
     if data.val is not None:
-        return open_source(data.val, option="data.val", split="val", say=say)
+        return open_source(
+            data.val,
+            option="data.val",
+            split="val",
+            columns=chosen_columns(data),
+            chosen=data.val_list,
+            say=say,
+        )
     if data.train is not None:
         return None
     return held_out_scenes(root, first=data.scenes, images=data.val_scenes, image_size=image_size, say=say)

@@ -28,10 +28,11 @@ from pipelines.config.data import DataConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.resources import ResourceConfig
 from pipelines.config.tokenizer import EncodeConfig
+from pipelines.datasets import open_train
 from pipelines.parts.job import PartWriter, Piece, write_missing
 from pipelines.presets.pretrain import pretrain_preset
 from pipelines.runs import run_folder
-from pipelines.sources import Manifest, open_source
+from pipelines.sources import Manifest
 from pipelines.sources.base import Columns
 from pipelines.stream.graph import Tokenize, open_tokenizer, read_patiently, tokenizer_actors
 from pipelines.stream.samples import SampleConfig, make_samples
@@ -64,7 +65,7 @@ def config_of(name: str) -> EncodeConfig:
         else pretrain_preset(name)
     )
     return EncodeConfig(
-        data=DataConfig(train=run.data.train),
+        data=DataConfig(train=run.data.train, list=run.data.list, image=run.data.image),
         image_size=run.model.image_size,
         tokenizer=run.tokenizer,
         view=run.view,
@@ -100,7 +101,7 @@ def encode_tokens(
         config = replace(
             config, tokenizer=replace(config.tokenizer, path=storage.absolute(config.tokenizer.path))
         )
-    source = open_source(train, split="train", say=say)
+    source = open_train(train, config.data, say=say)
     manifest, tokenizer = source.manifest, _checked_tokenizer(config.tokenizer)
     with session.start(cpus=config.resources.cpus, debug=debug):
         nodes = cluster_nodes()

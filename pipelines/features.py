@@ -26,6 +26,7 @@ from pipelines.evaluation.feature_files import MODEL_FOLDER, FeatureFiles
 from pipelines.runs.models import find_model, holds_model, keep_model, model_config, model_digest, view_of
 from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, open_source
+from pipelines.sources.base import ChosenColumns
 
 DEEP = 8
 """Number of blocks from which on a middle layer of a pretrained model is assumed to have better features than
@@ -63,9 +64,16 @@ class FeaturesConfig(CommandConfig):
     """Side of the centre square that the model sees, as a share of the image's shorter side. None: 0.875; 1
     for models of 384 px and more, and of 128 px and less."""
 
+    list: StoragePath | None = None
+    """File that chooses images of a folder and may label them: a .txt with a path in each line, or a .csv
+    with the columns path and label. Paths are relative to `data`. None: all images."""
+
+    image: str | None = None
+    """Parquet column with the images. None: found by its name and type."""
+
     label: str | None = None
-    """Column that is written as the label. None: the first that exists of label, labels, class, target and
-    fine_label."""
+    """Column that is written as the label. None: the first that exists of label, labels, class, target,
+    fine_label and cls."""
 
     split: str | None = None
     """Split to read, such as val, if the folder holds several. None: all splits."""
@@ -121,7 +129,14 @@ def features(
             "give a folder elsewhere",
         )
     FeatureFiles.check_folder(out)
-    source = open_source(config.data, option="data", split=config.split, say=say)
+    source = open_source(
+        config.data,
+        option="data",
+        split=config.split,
+        columns=ChosenColumns(image=config.image),
+        chosen=config.list,
+        say=say,
+    )
     label = _label_column(source.manifest, config.label)
     say(f"data: {source.summary}{'' if label is None else f', labels from {label}'}")
     say(

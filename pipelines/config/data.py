@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from beit.checks import PositiveInt, PositiveShare, Share
+from beit.checks import Options, PositiveInt, PositiveShare, Share
 from beit.errors import UserError
 from pipelines.schemes import StoragePath
 
@@ -48,12 +48,34 @@ class DataConfig:
     """Training images: a folder, glob or bucket URI of Parquet shards, image files or tars. None: the
     built-in scenes, rendered when the run starts."""
 
+    list: StoragePath | None = None
+    """File that chooses images of a folder and may label them: a .txt with a path in each line, or a .csv
+    with the columns path and label. Paths are relative to `train`. None: all images."""
+
+    image: str | None = None
+    """Parquet column with the images. None: found by its name and type."""
+
+    label: str | None = None
+    """Parquet column with the labels. None: the first that exists of label, labels, class, target, fine_label
+    and cls."""
+
+    annotation: str | None = None
+    """Parquet column with the annotations. None: annotation, or a column of masks such as mask or label."""
+
     scenes: PositiveInt = 4096
     """Number of scenes to render if `train` is not given."""
 
     max_bad: Share = 0.01
     """The run stops when more than this share of the samples cannot be used. During the first 1,000 samples
     the limit is this share of 1,000."""
+
+    def check_together(self, option: Options) -> None:
+        """Refuse a list of images that are not given."""
+        if self.list is not None and self.train is None:
+            raise UserError(
+                f"{option('list')} is given without {option.name('train')}",
+                f"set --{option.name('train')} to the folder of its images",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +95,21 @@ class SupervisedDataConfig(DataConfig):
     """Validation images, given like `train`. None: held-out scenes if `train` is not given either, otherwise
     no evaluation."""
 
+    val_list: StoragePath | None = None
+    """The same as `list` for the images in `val`."""
+
     val_scenes: PositiveInt = 1000
     """Number of scenes to render for validation if `train` is not given."""
 
     fraction: PositiveShare = 1.0
     """Share of the training images to use: the same images for the same seed, and the same share of every
     class if they are labelled."""
+
+    def check_together(self, option: Options) -> None:
+        """Refuse a list of validation images that are not given."""
+        super().check_together(option)
+        if self.val_list is not None and self.val is None:
+            raise UserError(
+                f"{option('val_list')} is given without {option.name('val')}",
+                f"set --{option.name('val')} to the folder of its images",
+            )

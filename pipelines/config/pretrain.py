@@ -56,8 +56,7 @@ class KnnWhileConfig(KnnConfig):
     """Labelled images to classify. None: held-out scenes, if `data.train` is not given either."""
 
     label: str | None = None
-    """Parquet column with the labels. None: the first that exists of label, labels, class, target and
-    fine_label."""
+    """Parquet column with the labels. None: as `data.label` says."""
 
     layers: tuple[int, ...] = ()
     """Blocks whose features are evaluated, counted from 1; -1 is the last. A feature is the mean over a

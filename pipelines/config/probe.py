@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from beit.checks import CommandConfig, NotNegativeInt, Options, PositiveInt, PositiveShare
 from beit.probing.config import KnnConfig, LinearConfig
 from beit.vit.pooling import POOLINGS, Pooling, check_poolings
+from pipelines.config.data import SupervisedDataConfig
 from pipelines.config.jobs import FolderConfig
 from pipelines.config.resources import ResourceConfig
-from pipelines.config.supervised import ClassifyDataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ProbeConfig(CommandConfig):
     start: str | None = None
     """Run folder whose model is probed, or checkpoint folder."""
 
-    data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
 
     classes: PositiveInt | None = None
     """Number of classes. None: as many as the data names, or its largest label + 1."""

@@ -39,15 +39,6 @@ class SupervisedConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyDataConfig(SupervisedDataConfig):
-    """Where images and labels come from."""
-
-    label: str | None = None
-    """Parquet column with the labels. None: the first that exists of label, labels, class, target and
-    fine_label."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(SupervisedConfig):
     """Classification: fine-tune a pretrained model, or train one from scratch."""
 
@@ -65,7 +56,6 @@ class FinetuneConfig(SupervisedConfig):
     """Side of the centre square that evaluation reads, as a share of the image's shorter side. None: 0.875,
     or 1 for models of 384 px and more."""
 
-    data: ClassifyDataConfig = field(default_factory=ClassifyDataConfig)
     view: ViewConfig = field(default_factory=lambda: ViewConfig(jitter=0.0))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
@@ -116,13 +106,14 @@ class SegmentDataConfig(SupervisedDataConfig):
 
     annotations: str | None = None
     """Folder or glob of annotation PNGs, whose paths and names are those of the image files in `train`. None:
-    the annotation column of Parquet files."""
+    the column `annotation` of Parquet files."""
 
     val_annotations: str | None = None
     """The same for the images in `val`."""
 
     def check_together(self, option: Options) -> None:
         """Refuse annotations of images that are not given."""
+        super().check_together(option)
         for name, images in (("annotations", "train"), ("val_annotations", "val")):
             if getattr(self, name) is not None and getattr(self, images) is None:
                 raise UserError(

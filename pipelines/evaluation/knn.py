@@ -18,6 +18,7 @@ from pipelines.evaluation.judge import Judge
 from pipelines.runs.models import model_digest
 from pipelines.runs.run_folder import RunFolder
 from pipelines.sources import open_source
+from pipelines.sources.base import ChosenColumns
 from pipelines.sources.labels import LabelledManifest, class_count, label_source, take_at_most, unnamed
 
 FOLDER = "knn"
@@ -98,14 +99,26 @@ def open_knn(config: PretrainConfig, *, total_steps: int, say: Callable[[str], N
         return None
     layers = check_layers(knn.layers or (middle_layer(depth), depth), depth, option="knn.layers")
     if knn.train is not None:
-        source = open_source(knn.train, option="knn.train", split="train", say=say)
+        source = open_source(
+            knn.train,
+            option="knn.train",
+            split="train",
+            columns=ChosenColumns(image=config.data.image),
+            say=say,
+        )
     else:
         source = open_data(config, image_size=side, say=say)
     option = "data.train" if knn.train is None else "knn.train"
     train = label_source(source, option=option, column=knn.label).manifest
     classes = class_count(train, None)
     if knn.val is not None:
-        held_out = open_source(knn.val, option="knn.val", split="val", say=say)
+        held_out = open_source(
+            knn.val,
+            option="knn.val",
+            split="val",
+            columns=ChosenColumns(image=config.data.image),
+            say=say,
+        )
     elif config.data.train is None and knn.train is None:
         held_out = held_out_scenes(
             config.output.root, first=config.data.scenes, images=1000, image_size=side, say=say

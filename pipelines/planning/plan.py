@@ -25,7 +25,7 @@ from pipelines.command_line.options import parse
 from pipelines.config.data import MOST_SCENE_PX
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.workers import WorkerRange, check_batch
-from pipelines.datasets import with_absolute_data
+from pipelines.datasets import open_train, with_absolute_data
 from pipelines.planning.config import PlanConfig, config_of, parse_prices
 from pipelines.planning.forecast import UTILISATION, Machines
 from pipelines.planning.lines import (
@@ -192,7 +192,7 @@ def find(config: PlanConfig) -> Source | None:
         UserError: If there are no images, or if the cost of an image cannot be measured on scenes.
     """
     if config.data.train is not None:
-        return open_source(config.data.train, split="train")
+        return open_train(config.data.train, config.data)
     if config.model.image_size > MOST_SCENE_PX and config.images is None:
         raise UserError(
             "data.train is not given: what an image costs depends on the images",

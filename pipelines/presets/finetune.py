@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from beit.classification.config import AugmentConfig, MixConfig
 from beit.config import ModelConfig, OptimConfig, ViewConfig
+from pipelines.config.data import SupervisedDataConfig
 from pipelines.config.jobs import OutputConfig
-from pipelines.config.supervised import ClassifyDataConfig, FinetuneConfig
+from pipelines.config.supervised import FinetuneConfig
 from pipelines.presets.pretrain import BASE, LARGE
 
 
@@ -17,7 +18,7 @@ def quickstart() -> FinetuneConfig:
     return replace(
         _small_images(ModelConfig(image_size=64, patch_size=8, dim=128, depth=4, heads=4, drop_path=0.0)),
         epochs=4,
-        data=ClassifyDataConfig(scenes=4000),
+        data=SupervisedDataConfig(scenes=4000),
         # Scenes are small already: a crop of 8 % would show a few flat pixels. So few steps have no use for
         # mixed images.
         view=ViewConfig(min_area=0.4, jitter=0.0),

@@ -10,11 +10,13 @@ import numpy as np
 
 from beit.errors import UserError
 from pipelines import schemes, storage
-from pipelines.sources.base import Source
+from pipelines.sources.base import ChosenColumns, Manifest, Source, flag_beside
 from pipelines.sources.content import look_alikes, without_pointers
 from pipelines.sources.endings import NO_IMAGE_ENDINGS, UNREAD_IMAGE_ENDINGS
+from pipelines.sources.folder import FolderManifest
 from pipelines.sources.kinds import FILE_KINDS, SCHEMES, FileKind
 from pipelines.sources.listing import Listing, find_files
+from pipelines.sources.lists import read_list
 from pipelines.sources.passed_over import NO_ENDING, PassedOver, added, by_ending, describe, ending_of
 from pipelines.sources.splits import by_split, counted, wanted
 from pipelines.storage import Entry
@@ -23,12 +25,17 @@ _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 _ENDINGS_LOOKED_AT = 16
 
+LIST_OF = {"data.val": "val-list"}
+"""The option that gives a list for the images of an option, if it is not called list."""
+
 
 def open_source(
     path: str,
     *,
     option: str = "data.train",
     split: str | None = None,
+    columns: ChosenColumns | None = None,
+    chosen: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Source:
     """Find out what a data path holds.
@@ -39,6 +46,9 @@ def open_source(
         option: Name of the option that the path was given with, for messages.
         split: Which shards to read where a folder holds several splits (`train-00000.parquet`, `val-…`).
             None: all of them.
+        columns: Columns of Parquet shards that the user names.
+        chosen: File with a list of the images to take of a folder; see `pipelines/sources/lists.py`. Splits
+            are then of no account.
         say: Takes a line for each warning about what was found, and one about what was passed over.
 
     Raises:
@@ -46,11 +56,16 @@ def open_source(
     """
     check_data_path(path, option=option)
     opener = SCHEMES.find(scheme) if (scheme := schemes.scheme_of(path)) else None
+    columns = columns or ChosenColumns()
     source = (
-        _of_files(path, option, split)
+        _of_files(path, option, split, columns, chosen)
         if opener is None
         else opener(f"{scheme}://{path.partition('://')[2]}", option, split)
     )
+    if opener is not None:
+        _check_columns(source.manifest, columns, f"{option}={path}", option)
+        if chosen is not None:
+            _check_is_folder(source.manifest, chosen, f"{option}={path}", option)
     _check_rows(source, f"{option}={path}")
     for warning in source.warnings:
         say(f"warning: {warning}")
@@ -88,10 +103,17 @@ def _check_rows(source: Source, named: str) -> None:
         )
 
 
-def _of_files(path: str, option: str, split: str | None) -> Source:
+def _of_files(
+    path: str, option: str, split: str | None, columns: ChosenColumns, chosen: str | None
+) -> Source:
     """Open the files that a path names, which must be of one kind."""
+    images = None
+    if chosen is not None:
+        list_option = flag_beside(option, LIST_OF.get(option, "list")).removeprefix("--").replace("-", "_")
+        images, split = read_list(chosen, option=list_option), None
     try:
         listing = find_files(path, option=option)
+        listing = listing if images is None else images.choose(listing, path)
     except OSError as error:
         raise UserError(
             f"{option}={path} cannot be listed: {error}",
@@ -129,7 +151,14 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
         raise UserError(f"{option}={path} holds no images: {describe(pointers)}", "bring the data first")
     kind = kinds[ending_of(entries[0].name)]
     assert kind is not None
-    manifest, summary, warnings = kind.open(Listing(listing.root, entries), option)
+    found = Listing(listing.root, entries)
+    if kind.open_columns is not None:
+        manifest, summary, warnings = kind.open_columns(found, option, columns)
+    else:
+        manifest, summary, warnings = kind.open(found, option)
+        _check_columns(manifest, columns, f"{option}={path}", option)
+    if images is not None:
+        manifest = images.label(_check_is_folder(manifest, chosen, f"{option}={path}", option))
     if passed_over or pointers:
         manifest = replace(manifest, passed_over=added(passed_over, pointers, manifest.passed_over))
     return Source(
@@ -138,6 +167,28 @@ def _of_files(path: str, option: str, split: str | None) -> Source:
         total_bytes=sum(entry.size for entry in entries),
         summary=summary,
         warnings=(*of_splits, *_images_among(listing, others), *warnings),
+    )
+
+
+def _check_columns(manifest: Manifest, columns: ChosenColumns, named: str, option: str) -> None:
+    """Refuse columns that are named for data without columns of their own."""
+    for what, name in columns.given.items():
+        if name != what or name not in manifest.columns:
+            raise UserError(
+                f"{flag_beside(option, what)} {name} names a column of Parquet shards, and {named} holds "
+                f"{manifest.kind}",
+                "leave it out",
+            )
+
+
+def _check_is_folder(manifest: Manifest, chosen: str | None, named: str, option: str) -> FolderManifest:
+    """Refuse a list for anything but a folder of image files."""
+    if isinstance(manifest, FolderManifest):
+        return manifest
+    raise UserError(
+        f"{flag_beside(option, LIST_OF.get(option, 'list'))} {chosen} goes with a folder of image files, and "
+        f"{named} holds {manifest.kind}",
+        "leave it out, or unpack the images",
     )
 
 

@@ -33,7 +33,7 @@ from pipelines.command_line.options import parse
 from pipelines.parts.store import PartStore
 from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, Source, open_source
-from pipelines.sources.base import PATH_COLUMN, Columns, Kind
+from pipelines.sources.base import PATH_COLUMN, ChosenColumns, Columns, Kind
 
 # Most bytes of a row group, which a task reads at once. Arrow could not hold 2 GiB in one piece.
 GROUP_BYTES = 512 << 20
@@ -51,6 +51,21 @@ class PackConfig(CommandConfig):
 
     out: StoragePath
     """Folder or bucket URI for the shards. An unfinished one is completed."""
+
+    list: StoragePath | None = None
+    """File that chooses images of a folder and may label them: a .txt with a path in each line, or a .csv
+    with the columns path and label. Paths are relative to `source`. None: all images."""
+
+    image: str | None = None
+    """Parquet column with the images. None: found by its name and type."""
+
+    label: str | None = None
+    """Parquet column that becomes `label`. None: the first that exists of label, labels, class, target,
+    fine_label and cls."""
+
+    annotation: str | None = None
+    """Parquet column that becomes `annotation`. None: annotation, or a column of masks such as mask or
+    label."""
 
     split: FileName = "train"
     """First part of the shards' names, such as train-00000-of-00560.parquet. If the source has several
@@ -188,7 +203,14 @@ def pack(
     Raises:
         UserError: If the source holds no images, or `out` holds something else.
     """
-    source = open_source(config.source, option="source", split=config.split, say=say)
+    source = open_source(
+        config.source,
+        option="source",
+        split=config.split,
+        columns=ChosenColumns(image=config.image, label=config.label, annotation=config.annotation),
+        chosen=config.list,
+        say=say,
+    )
     for line in _columns_line(source.manifest):
         say(line)
     if storage.lies_in(config.out, config.source):
@@ -393,6 +415,6 @@ def command(arguments: list[str], debug: bool) -> None:
     with session.start(debug=debug):
         result = pack(config, progress=lambda done, shards: print(f"{done:,}/{shards:,} shards", flush=True))
     print(
-        f"{result.images - result.empty:,} images in {result.shards:,} shards ({result.written:,} written now): "
-        f"{result.out}"
+        f"{result.images - result.empty:,} images in {result.shards:,} shards ({result.written:,} written "
+        f"now): {result.out}"
     )

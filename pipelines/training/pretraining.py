@@ -20,10 +20,11 @@ from pipelines import storage
 from pipelines.config.data import MOST_SCENE_PX
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.workers import check_batch
+from pipelines.datasets import open_train
 from pipelines.presets.pretrain import meant_for
 from pipelines.runs.models import find_model
 from pipelines.scenes.shards import are_scenes
-from pipelines.sources import Manifest, open_source
+from pipelines.sources import Manifest
 from pipelines.stream.graph import open_tokenizer, px_per_token
 from pipelines.stream.token_cache import TokenCache, view_fields
 from pipelines.training import recipe
@@ -229,7 +230,7 @@ def explain(config: PretrainConfig, preset: str) -> list[str]:
     if find_target(config.target.kind).needs_tokenizer:
         check_grid(config, px_per_token(config.tokenizer))
     if config.data.train is not None:
-        manifest = open_source(config.data.train, split="train").manifest
+        manifest = open_train(config.data.train, config.data).manifest
         images, data, scenes = manifest.total, recipe.data_line(manifest), are_scenes(manifest)
     elif config.model.image_size <= MOST_SCENE_PX:
         images, data, scenes = (

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from beit.pretraining.targets import find_target
 from pipelines import storage
+from pipelines.config.data import DataConfig
 from pipelines.config.jobs import OutputConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.supervised import FinetuneConfig, SegmentConfig, SupervisedConfig
@@ -65,7 +66,11 @@ def classify_config(setup: Setup, chain: Chain) -> FinetuneConfig:
     """Return the configuration of a chain's fine-tuning for classification."""
     protocol = setup.config.classify
     return _of_chain(
-        with_protocol(ClassificationTask().config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(
+            ClassificationTask().config_for(_start(setup, chain), protocol.recipe),
+            protocol,
+            setup.config.data,
+        ),
         setup,
         chain,
         "classify",
@@ -76,21 +81,30 @@ def segment_config(setup: Setup, chain: Chain) -> SegmentConfig:
     """Return the configuration of a chain's fine-tuning for segmentation."""
     protocol = setup.config.segment
     return _of_chain(
-        with_protocol(SegmentationTask().config_for(_start(setup, chain), protocol.recipe), protocol),
+        with_protocol(
+            SegmentationTask().config_for(_start(setup, chain), protocol.recipe), protocol, setup.config.data
+        ),
         setup,
         chain,
         "segment",
     )
 
 
-def with_protocol(config: Config, protocol: ProtocolConfig) -> Config:
-    """Apply a protocol's settings and data to a recipe."""
+def with_protocol(config: Config, protocol: ProtocolConfig, pretraining: DataConfig) -> Config:
+    """Apply a protocol's settings and data to a recipe, and the columns of the pretraining's data."""
     names = [
         name
         for name in ("train", "val", "fraction", "annotations", "val_annotations")
         if hasattr(protocol, name)
     ]
-    data = replace(config.data, **{name: getattr(protocol, name) for name in names})
+    data = replace(
+        config.data,
+        image=pretraining.image,
+        label=pretraining.label,
+        annotation=pretraining.annotation,
+        list=pretraining.list if protocol.train == pretraining.train else None,
+        **{name: getattr(protocol, name) for name in names},
+    )
     rate = config.optim.peak_lr if protocol.peak_lr is None else protocol.peak_lr
     return replace(
         config, steps=protocol.steps or config.steps, optim=replace(config.optim, peak_lr=rate), data=data

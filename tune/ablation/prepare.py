@@ -120,7 +120,7 @@ def _check_task(config: AblationConfig, task: Task, recipe: Any) -> SupervisedTr
     protocol: ProtocolConfig = getattr(config, task)
     try:
         checked = replace(
-            with_protocol(recipe, protocol),
+            with_protocol(recipe, protocol, config.data),
             resources=config.resources,
             output=config.output,
             seed=config.seed,

@@ -16,7 +16,8 @@ from PIL import Image
 from beit.classification.config import AugmentConfig
 from beit.config import ViewConfig
 from beit.errors import UserError
-from pipelines.config.supervised import ClassifyDataConfig, FinetuneConfig
+from pipelines.config.data import SupervisedDataConfig
+from pipelines.config.supervised import FinetuneConfig
 from pipelines.datasets import open_labelled
 from pipelines.sources import open_source
 from pipelines.sources.labels import class_count, label_source, take_at_most, take_fraction
@@ -151,7 +152,7 @@ def test_of_several_columns_of_labels_each_has_its_own_names(tmp_path):
 def test_numbers_that_are_judged_by_names_are_said_to_be_taken_in_their_order(tmp_path):
     for place, labels, names in (("train", [0, 1, 2], NAMES), ("val", [2, 1], None)):
         write_parquet(tmp_path / f"{place}.parquet", labels, names=names)
-    data = ClassifyDataConfig(train=str(tmp_path / "train.parquet"), val=str(tmp_path / "val.parquet"))
+    data = SupervisedDataConfig(train=str(tmp_path / "train.parquet"), val=str(tmp_path / "val.parquet"))
     lines = []
     open_labelled(FinetuneConfig(data=data), image_size=8, classes=None, seed=0, say=lines.append)
     assert [
@@ -186,7 +187,7 @@ def test_a_validation_set_follows_the_numbers_of_the_training_set(kind, classes,
     train, val = write_pair(
         tmp_path, (kind, kind), [0, 1, 2], [2, 2, 1]
     )  # no cat: alone it would number dog 0 and eel 1
-    config = FinetuneConfig(data=ClassifyDataConfig(train=str(train), val=str(val)))
+    config = FinetuneConfig(data=SupervisedDataConfig(train=str(train), val=str(val)))
     opened = open_labelled(config, image_size=8, classes=classes, seed=0, say=print)
     assert found_in(type("Val", (), {"manifest": opened.val})) == {0: 2, 1: 2, 2: 1}
     assert (opened.classes, opened.class_names) == ((3, NAMES) if classes is None else (5, None))

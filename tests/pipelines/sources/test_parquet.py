@@ -12,7 +12,7 @@ import pytest
 
 from beit.errors import UserError
 from pipelines.sources import open_source, parquet
-from pipelines.sources.base import listing_digest
+from pipelines.sources.base import ChosenColumns, listing_digest
 from pipelines.sources.labels import label_source
 from pipelines.sources.listing import find_files
 
@@ -255,3 +255,66 @@ def test_a_shard_that_was_replaced_by_one_of_the_same_size_is_told_by_its_footer
     (tmp_path / "0.parquet").unlink()
     (tmp_path / "0.parquet").write_bytes(content)
     assert open_source(str(tmp_path)).manifest.content == after.content, "a copy is the same data"
+
+
+def test_columns_that_the_user_names_are_taken(tmp_path):
+    masks, others = [b"mask %d" % i for i in range(60)], [b"other %d" % i for i in range(60)]
+    columns = {
+        "image": struct(IMAGES),
+        "depth": struct(others),
+        "ids": struct(masks),
+        "label": [0] * 60,
+        "species": range(60),
+    }
+    write(tmp_path / "0.parquet", columns)
+    usual = open_source(str(tmp_path))
+    assert (usual.manifest.label_column, usual.manifest.columns[2:]) == (
+        "label",
+        ("depth", "ids", "label", "species"),
+    )
+    named = open_source(
+        str(tmp_path), columns=ChosenColumns(image="depth", label="species", annotation="ids")
+    )
+    assert read_all(named) == others
+    assert read_all(named, "annotation") == masks
+    assert label_source(named).manifest.labels.tolist() == list(range(60))
+    assert named.manifest.digest != usual.manifest.digest, "tokens of other images are not these images'"
+    same = open_source(str(tmp_path), columns=ChosenColumns(image="image", label="species"))
+    assert same.manifest.digest == usual.manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "option", "message"),
+    [
+        (
+            "image",
+            "photo",
+            "data.train",
+            r"--data\.image photo: .* is not there.*; its columns: image: struct",
+        ),
+        ("image", "label", "source", "--image label: that column .* is int64, not encoded files"),
+        ("annotation", "label", "data.val", r"--data\.annotation label: that column .* is int64"),
+        ("label", "species", "source", r"--label species is no column of source: .*0\.parquet has image"),
+    ],
+)
+def test_a_named_column_that_will_not_do_is_refused_with_what_there_is(what, name, option, message, tmp_path):
+    write(tmp_path / "0.parquet", {"image": struct(IMAGES), "label": [0] * 60})
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path), option=option, columns=ChosenColumns(**{what: name}))
+
+
+def test_of_several_unknown_columns_of_images_one_must_be_named(tmp_path):
+    write(tmp_path / "0.parquet", {"front": struct(IMAGES), "back": struct(IMAGES[::-1])})
+    with pytest.raises(UserError, match="2 columns of encoded images, front, back") as told:
+        open_source(str(tmp_path))
+    assert "--data.image" in told.value.remedy
+    assert read_all(open_source(str(tmp_path), columns=ChosenColumns(image="back"))) == IMAGES[::-1]
+
+
+def test_columns_are_those_of_parquet(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"--data\.image photo names a column of Parquet shards, and .* folder"
+    ):
+        open_source(str(tmp_path), columns=ChosenColumns(image="photo"))

@@ -14,6 +14,8 @@ from beit.errors import UserError
 from pipelines import storage
 from pipelines.scenes.shards import write_scenes
 from pipelines.sources import open_source
+from pipelines.sources.base import ChosenColumns
+from pipelines.tools import pack as packing
 from pipelines.tools.pack import (
     PLAN_FILE,
     PackConfig,
@@ -188,6 +190,79 @@ def test_a_missing_label_is_packed_as_missing_whatever_the_first_row_group_has(t
             pq.read_table(tmp_path / "out.parquet").to_pylist(), key=lambda row: row["image"]["bytes"]
         )
         assert [row["label"] for row in rows] == labels
+
+
+def packed_by_hand(source, place, *, rows_per_group=4):
+    """Write all images of a source into one shard; returns its rows by image, and how many were left out."""
+    manifest = source.manifest
+    plan = plan_shards(manifest.rows, shard_rows=manifest.total, window_rows=manifest.total, seed=0)
+    empty = write_shards(manifest, plan, {0: str(place)}, rows_per_group=rows_per_group)
+    return {row["image"]["bytes"]: row for row in pq.read_table(place).to_pylist()}, empty
+
+
+def test_images_without_bytes_are_left_out_and_counted(tmp_path: Path):
+    images = pa.array([{"bytes": None if i % 3 == 0 else b"%d" % i, "path": f"{i}.png"} for i in range(30)])
+    pq.write_table(pa.table({"image": images, "label": range(30)}), tmp_path / "a.parquet")
+    rows, empty = packed_by_hand(open_source(str(tmp_path / "a.parquet")), tmp_path / "out.parquet")
+    assert empty == 10
+    assert {image: row["label"] for image, row in rows.items()} == {b"%d" % i: i for i in range(30) if i % 3}
+    groups = pq.read_metadata(tmp_path / "out.parquet")
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [4] * 5
+    (tmp_path / "empty").mkdir()
+    for i in range(3):
+        (tmp_path / "empty" / f"{i}.jpg").write_bytes(b"")
+    rows, empty = packed_by_hand(open_source(str(tmp_path / "empty")), tmp_path / "none.parquet")
+    assert (rows, empty) == ({}, 3), "a shard of nothing is a shard"
+
+
+def test_a_row_group_is_never_larger_than_a_task_can_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(packing, "GROUP_BYTES", 1000)
+    sizes = [300, 300, 300, 300, 5000, 10, 10]
+    images = pa.array([bytes([i]) * size for i, size in enumerate(sizes)])
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    rows, _ = packed_by_hand(
+        open_source(str(tmp_path / "a.parquet")), tmp_path / "out.parquet", rows_per_group=5
+    )
+    assert sorted(map(len, rows)) == sorted(sizes)
+    file = pq.ParquetFile(tmp_path / "out.parquet")
+    held = [
+        [len(row["image"]["bytes"]) for row in file.read_row_group(i).to_pylist()]
+        for i in range(file.num_row_groups)
+    ]
+    assert all(sum(group) <= 1000 or len(group) == 1 for group in held)
+    assert all(len(group) <= 5 for group in held)
+
+
+def test_masks_and_labels_are_kept_whatever_their_columns_are_called(tmp_path: Path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    images, masks = (
+        pa.array([{"bytes": b"%s %d" % (name, i), "path": None} for i in range(9)], kind)
+        for name in (b"image", b"mask")
+    )
+    table = pa.table(
+        {"jpg": images, "label": masks, "cls": range(9), "species": ["ab"[i % 2] for i in range(9)]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    for columns, label in (
+        (ChosenColumns(), lambda i: i),
+        (ChosenColumns(label="species"), lambda i: "ab"[i % 2]),
+    ):
+        source = open_source(str(tmp_path / "a.parquet"), columns=columns)
+        rows, _ = packed_by_hand(source, tmp_path / "out.parquet")
+        assert {image: (row["label"], row["annotation"]["bytes"]) for image, row in rows.items()} == {
+            b"image %d" % i: (label(i), b"mask %d" % i) for i in range(9)
+        }
+
+
+def test_labels_that_some_shards_lack_are_packed_as_missing(tmp_path: Path):
+    for name, labels in (("a", pa.nulls(8)), ("b", ["x"] * 8)):
+        images = pa.array([b"%s%d" % (name.encode(), i) for i in range(8)])
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet")
+    rows, _ = packed_by_hand(open_source(str(tmp_path / "*.parquet")), tmp_path / "out" / "o.parquet")
+    assert {image: row["label"] for image, row in rows.items()} == {
+        **{b"a%d" % i: None for i in range(8)},
+        **{b"b%d" % i: "x" for i in range(8)},
+    }
 
 
 def test_several_shards_of_a_task_are_written_like_one_by_one(ilsvrc: Path, tmp_path: Path):
