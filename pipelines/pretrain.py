@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from beit.loading import load_model
+from beit.pretraining.masking import MASKS
 from beit.pretraining.model import Beit
 from beit.pretraining.objective import TARGETS_FILE
 from beit.pretraining.pictures import Reconstructions, reconstruct
-from beit.pretraining.targets import find_target
+from beit.pretraining.targets import TARGETS, find_target
 from beit.vit.transfer import Transfer
 from pipelines import storage
 from pipelines.command_line.run import run_program
@@ -88,11 +89,12 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
         check_has_data(config.data.train, config.model.image_size, works="beit pretrain quickstart")
 
         config = with_absolute_paths(config)
+        # The tokenizer first: scenes may have to be rendered, and would be in vain.
+        tokenizes = find_target(config.target.kind).needs_tokenizer
+        tokenizer = checked_tokenizer(config) if tokenizes else None
         source = open_data(config, image_size=config.model.image_size, say=say)
         if config.data.train is not None:
             warn_about_values(source, config.view, say)
-        tokenizes = find_target(config.target.kind).needs_tokenizer
-        tokenizer = checked_tokenizer(config) if tokenizes else None
         cache = None
         if tokenizer is not None and config.data.tokens is not None:
             cache = checked_cache(config.data.tokens, config, source.manifest, tokenizer)
@@ -175,8 +177,15 @@ class PretrainTask(Task[PretrainConfig, PretrainTraining]):
             pretraining_report(config, read_metrics(run), _class_counts(run)),
             sections=knn_sections(evaluations.read(run, FOLDER)),
             pictures=[reconstruction_picture(shown), attention_picture(model, shown.images, config.view)],
-            commands=_next_commands(config, run),
+            commands=[] if self.program_for(config) is None else _next_commands(config, run),
         )
+
+    def program_for(self, config: PretrainConfig) -> str | None:
+        """`beit pretrain`, unless a program of the user's has registered what the run is made of."""
+        masks = {config.mask.kind, config.evaluation.mask.kind}
+        if config.target.kind in TARGETS.own or masks & MASKS.own.keys():
+            return None
+        return super().program_for(config)
 
     def explain(self, config: PretrainConfig, preset: str) -> list[str]:
         """Describe the whole recipe in lines, with its arithmetic."""

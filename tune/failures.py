@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from beit.errors import TwoLineError
+from pipelines.command_line.world import unwrapped
 
 KILLED = "its process was killed, perhaps because memory ran out"
 
@@ -11,8 +12,7 @@ def cause(error: BaseException) -> str:
     """Return the last line of an exception, or the cause if it is a `TwoLineError`. If Ray has wrapped the
     exception, the original one counts.
     """
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
+    error = unwrapped(error)
     if isinstance(error, TwoLineError):
         return error.cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

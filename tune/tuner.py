@@ -89,8 +89,8 @@ def _lead(
     file_kinds: Mapping[str, FileKind],
     schemes: Mapping[str, OpenScheme | None],
 ) -> None:
-    """Run a trial with the driver's MLflow settings, and with the targets and masks that are registered
-    there.
+    """Run a trial with the driver's MLflow settings, and with the targets, masks and sources that are
+    registered there.
     """
     tracking.adopt(settings)
     TARGETS.adopt(targets)

@@ -56,6 +56,12 @@ class VitObjective(Objective, Generic[Model]):
         """
         super().__init__()
         self.model: Model = model
+        for name, parameter in model.named_parameters():
+            if not (parameter.is_meta or torch.isfinite(parameter).all()):
+                raise ValueError(
+                    f"{name} holds values that are not finite: a model initialises its weights itself, by "
+                    "beit.vit.backbone.initialise or as it likes"
+                )
         self.optim_config, self.view = optim, view
         self.layer_decay, self.total_steps, self.seed = layer_decay, total_steps, seed
         self.extra = dict(extra or {})

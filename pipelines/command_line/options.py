@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,7 +37,12 @@ def parse(
             named += [f"--{field}", arguments.pop(0)]
         elif not {"-h", "--help", f"--{field}"} & set(arguments):
             raise UserError(f"beit {command}: {word} is missing", f"write beit {command}")
-    return _configuration([*named, *arguments], kind, usage=f"beit {command}", default=default)
+    words_of_name = itertools.takewhile(str.islower, command.split())
+    program = " ".join(("beit", *words_of_name))
+    positionals = command.removeprefix(program.removeprefix("beit ")).strip()
+    return _configuration(
+        [*named, *arguments], kind, program=program, positional=positionals, default=default
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,12 @@ def parse_job(
         f"--debug         tracebacks, and Ray's own messages\n\nDefaults below: {name}."
     )
     config = _configuration(
-        arguments, kind, usage=f"{program} {positional}", default=base, description=description
+        arguments,
+        kind,
+        program=program,
+        positional=positional,
+        default=base,
+        description=description,
     )
     if resume is not None:
         run_folder.check_same(base, config)
@@ -185,16 +197,34 @@ def parse_supervised(
 
 
 def _configuration(
-    arguments: list[str], kind: type[Any], *, usage: str, default: Any, description: str | None = None
+    arguments: list[str],
+    kind: type[Any],
+    *,
+    program: str,
+    positional: str,
+    default: Any,
+    description: str | None = None,
 ) -> Any:
     """Parse options into a `kind`; those left out are as in `default`. `--help` prints them and exits."""
     import tyro
+    from tyro import _docstrings
     from tyro._errors import on_parse_error
 
-    with on_parse_error(lambda event: refuse(event, arguments, kind)):
+    if _docstrings.get_field_docstring is not _help_text:
+        _help_text.of_tyro = _docstrings.get_field_docstring  # type: ignore[attr-defined]
+        _docstrings.get_field_docstring = _help_text  # type: ignore[assignment]
+    usage = f"{program} {positional}".strip()
+
+    with on_parse_error(lambda event: refuse(event, arguments, kind, program=program)):
         if default is None:
             return tyro.cli(kind, args=arguments, prog=usage, description=description)
         return tyro.cli(kind, args=arguments, prog=usage, description=description, default=default)
+
+
+def _help_text(*field: Any) -> str | None:
+    """Return tyro's text on a field with its lines joined: they were wrapped for the source."""
+    found: str | None = _help_text.of_tyro(*field)  # type: ignore[attr-defined]
+    return None if found is None else re.sub(r"(?<!\n)\n(?!\n)", " ", found)
 
 
 def _take(arguments: list[str], option: str) -> str | None:

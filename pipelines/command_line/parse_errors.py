@@ -26,11 +26,13 @@ WORDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "text"}
 """How tyro calls the type of a value, and how we do."""
 
 
-def refuse(event: ParseErrorEvent, arguments: list[str], kind: type[Any]) -> None:
+def refuse(event: ParseErrorEvent, arguments: list[str], kind: type[Any], *, program: str) -> None:
     """Turn what tyro found wrong with `arguments`, which were to become a `kind`, into a `UserError`.
 
     An event of another sort than those below is left to tyro, which prints it in its own way and exits with 2
     as well.
+
+    `program` is what the command line begins with, for messages.
 
     Raises:
         UserError: For options that do not exist, values that are missing or cannot be read, and options that
@@ -38,17 +40,14 @@ def refuse(event: ParseErrorEvent, arguments: list[str], kind: type[Any]) -> Non
     """
     from tyro._errors import BadValue, InstantiationFailure, InvalidChoice, MissingArgs, UnrecognizedArgs
 
-    command = " ".join(
-        itertools.takewhile(lambda word: word == word.lower() and word[0].isalpha(), event.prog.split())
-    )
     if isinstance(event, UnrecognizedArgs):
-        raise _no_option(event.tokens[0], command, kind)
+        raise _no_option(event.tokens[0], program, kind)
     if isinstance(event, MissingArgs):
         if event.unrecognized_tokens:
-            raise _no_option(event.unrecognized_tokens[0], command, kind)
+            raise _no_option(event.unrecognized_tokens[0], program, kind)
         name = _name(event.missing_arguments[0].arg)
         raise UserError(
-            f"{command}: {name} is missing", f"give {name} {_example(event.missing_arguments[0].arg)}"
+            f"{program}: {name} is missing", f"give {name} {_example(event.missing_arguments[0].arg)}"
         )
     if isinstance(event, InvalidChoice):
         close = difflib.get_close_matches(event.value, event.choices, n=1)

@@ -21,8 +21,16 @@ REMEDIES = {
 }
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """Return the exception that was raised first, where Ray has wrapped what a task raised."""
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
+        error = inner
+    return error
+
+
 def told(error: BaseException) -> tuple[str, str] | None:
     """Return cause and remedy of an error of the world; None for another one."""
+    error = unwrapped(error)
     if isinstance(error, OSError):
         where = "" if error.filename is None else f": {error.filename}"
         reason = error.strerror or _first_line(error)

@@ -12,6 +12,7 @@ from typing import Any
 
 from beit.errors import UserError
 from beit.pretraining.targets import find_target
+from beit.tokenizer.registry import PUBLISHED, RANDOM
 from pipelines.cluster import session
 from pipelines.cluster.nodes import (
     cluster_nodes,
@@ -50,9 +51,6 @@ from pipelines.training.pretraining import check_config
 # Number of scenes to measure on if `data.train` is not given.
 SCENES = 200
 
-# The same as in `beit.tokenizer.registry`, which imports torch.
-PUBLISHED, RANDOM = "dalle", "random-dalle"
-
 
 def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
     """Measure the stages, and yield the lines of the forecast.
@@ -62,7 +60,6 @@ def plan(config: PlanConfig, *, preset: str) -> Iterator[str]:
             more workers than the cluster may hold.
     """
     check_config(config)
-    parse_prices(config.price)
     config = with_absolute_data(config)
     nodes = this_machine(config.resources.cpus)
     if nodes:

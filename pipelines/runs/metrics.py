@@ -64,6 +64,8 @@ def last_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the last row. Training metrics are averaged over the last twentieth of the steps, because a
     single row is noisy.
     """
+    if not rows:
+        return {}
     last = rows[-1]
     steps = np.diff([0, *(row["step"] for row in rows)])
     window = [

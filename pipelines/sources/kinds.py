@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from beit.registry import Registry
-from pipelines.schemes import STORAGE_SCHEMES
+from pipelines.schemes import STORAGE_SCHEMES, scheme_of
 from pipelines.sources.base import ChosenColumns, Manifest, Source
 from pipelines.sources.endings import IMAGE_ENDINGS
 from pipelines.sources.folder import open_folder
@@ -93,3 +93,10 @@ SCHEMES: Registry[OpenScheme | None] = Registry(
     "scheme", dict.fromkeys(("file", *STORAGE_SCHEMES)), register="pipelines.sources.register_scheme"
 )
 """What opens the data behind a scheme. None: they are files, which are opened by their kind."""
+
+
+def is_own(path: str | None) -> bool:
+    """Whether only a program that has registered a scheme or a kind of files can open a data path."""
+    if path is None:
+        return False
+    return bool(FILE_KINDS.own) or scheme_of(path) in SCHEMES.own

@@ -121,11 +121,12 @@ def open_tokenizer(config: TokenizerConfig, *, device: str = "cpu") -> ImageToke
 
 def px_per_token(config: TokenizerConfig) -> int:
     """Side of the square of pixels that a token of a run's tokenizer stands for; its weights are not read."""
-    if config.path is None or not storage.is_remote(config.path):
-        return registry.px_per_token(config.path or config.name)
-    return registry.described_px(
-        json.loads(storage.read_bytes(storage.join(config.path, DESCRIPTION))), config.path
-    )
+    if config.path is None:
+        return registry.px_per_token(config.name)
+    path = find_tokenizer(config.path)
+    if not storage.is_remote(path):
+        return registry.px_per_token(path)
+    return registry.described_px(json.loads(storage.read_bytes(storage.join(path, DESCRIPTION))), path)
 
 
 class Tokenize:

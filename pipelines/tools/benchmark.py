@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from beit.pretraining.objective import MimObjective
 from beit.pretraining.targets import VisualTokens
 from pipelines.cluster import session
 from pipelines.cluster.hardware import machine_line
+from pipelines.command_line.run import run_program
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.presets.pretrain import pretrain_preset
 from pipelines.sources import open_source
@@ -347,4 +347,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(lambda arguments, debug: main(arguments))

@@ -26,7 +26,7 @@ def read_square(image: str, px: int) -> NDArray[np.uint8]:
     return square
 
 
-def check_picture(out: str) -> None:
+def check_picture(out: str, *, option: str = "--out") -> None:
     """Refuse to write a picture over a file that is not one.
 
     Raises:
@@ -34,5 +34,6 @@ def check_picture(out: str) -> None:
     """
     if not out.lower().endswith(".png"):
         raise UserError(
-            f"--out {out} does not end in .png, and a picture would be written there", "write --out NAME.png"
+            f"{option} {out} does not end in .png, and a picture would be written there",
+            f"write {option} NAME.png",
         )

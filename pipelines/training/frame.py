@@ -17,12 +17,15 @@ from pipelines.cluster.failures import explained, resumable
 from pipelines.cluster.nodes import cluster_nodes, local_path_warnings, this_machine
 from pipelines.cluster.placement import Placement, place
 from pipelines.cluster.vitals import watched
+from pipelines.command_line.run import run_program
 from pipelines.config.jobs import JobConfig
 from pipelines.config.workers import check_batch
 from pipelines.evaluation.judge import Judge
 from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.run import write_report
 from pipelines.runs import checkpoints, evaluations, lease, run_folder, tracking
+from pipelines.runs.metrics import last_metrics, read_metrics
+from pipelines.runs.models import model_digest
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
 from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
@@ -72,7 +75,7 @@ def run(
     for line in (*task.conclusion(finished, result), *task.keep(finished, result)):
         say(line)
     report = task.report(finished)
-    page = write_report(folder.uri, report, program=task.program)
+    page = write_report(folder.uri, report, program=task.program_for(training.config))
     say(f"report: {page}")
     place_in_mlflow = mlflow_place(training, folder.uri)
     if place_in_mlflow is not None:
@@ -82,6 +85,11 @@ def run(
     for what, command in report.commands:
         say(f"next, {what[0].lower()}{what[1:]}: {command}")
     return result
+
+
+def run_task(task: Task[Any, Any]) -> None:
+    """Run a task as a program: parse its command line, tell errors in two lines, exit with their codes."""
+    run_program(lambda arguments, debug: run_command(task, arguments, debug))
 
 
 def run_command(task: Task[Any, Any], arguments: list[str], debug: bool) -> None:
@@ -100,7 +108,7 @@ def rebuild_report(task: Task[Config, Prepared], path: str) -> str:
     config, preset = run_folder.saved_config(path, task.config_type, job=task.name)
     run = storage.absolute(path)
     finished: Finished[Config, Prepared] = Finished(config=config, preset=preset, run=run, training=None)
-    return write_report(run, task.report(finished), program=task.program)
+    return write_report(run, task.report(finished), program=task.program_for(config))
 
 
 def check_room(config: JobConfig) -> None:
@@ -182,10 +190,15 @@ def train(
             if judge is not None and checkpoint is not None and reached == step < last_step:
                 judge_once(judge, folder, checkpoint, placement, place_in_mlflow, say)
                 continue
-            segment = Segment(stop_at=step, last_step=last_step, after_pause=paused)
-            folder, result = fit_while_it_advances(
-                training, segment, folder, placement, say=say, follow=follow
-            )
+            if checkpoint is not None and reached >= step:
+                say(f"nothing is left to train: step {reached:,} of {last_step:,} is reached")
+                last = last_metrics(read_metrics(folder.uri))
+                result = Result(folder.uri, reached, last, checkpoint)
+            else:
+                segment = Segment(stop_at=step, last_step=last_step, after_pause=paused)
+                folder, result = fit_while_it_advances(
+                    training, segment, folder, placement, say=say, follow=follow
+                )
             if judge is not None:
                 figures = judge_once(judge, folder, result.checkpoint, placement, place_in_mlflow, say)
                 result = replace(result, metrics={**result.metrics, **figures})
@@ -203,14 +216,18 @@ def judge_once(
     place_in_mlflow: MlflowRun | None,
     say: Callable[[str], None],
 ) -> Mapping[str, float]:
-    """Judge a checkpoint unless that was done before an interruption; returns the figures."""
+    """Judge a checkpoint unless that was done before an interruption; returns the figures. A step that was
+    trained again, as after going back to an earlier checkpoint, has other weights, and is judged again.
+    """
     step = checkpoints.step_of(checkpoint)
     remedy = f"resume it by --resume {folder.uri}: the training until step {step:,} is kept"
     with resumable("while the model was judged", remedy, folder=folder.uri, say=say):
         found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)
-        if found is None:
+        weights = model_digest(checkpoint)
+        if found is None or found.get("weights", weights) != weights:
             found = judge.judge(folder, checkpoint, placement, step)
-            evaluations.save(folder.uri, judge.folder, step, found, variant=judge.variant)
+            saved = {**found, "weights": weights}
+            evaluations.save(folder.uri, judge.folder, step, saved, variant=judge.variant)
             say(judge.line({"step": step, **found}))
     figures = judge.figures(found)
     evaluations.tell_mlflow(folder.uri, place_in_mlflow, step, figures, say)

@@ -210,9 +210,10 @@ class SupervisedTask(Task[Config, Prepared]):
         )
 
     def _next_commands(self, config: Config, run: str) -> list[tuple[str, str]]:
-        if self.program is None:
+        program = self.program_for(config)
+        if program is None:
             return []
-        again = f"{self.program} {shlex.quote(run + '/config.json')}"
+        again = f"{program} {shlex.quote(run + '/config.json')}"
         longer = f"--steps {2 * config.steps}" if config.steps else f"--epochs {2 * config.epochs:g}"
         commands = [("Twice as long", f"{again} {longer}")]
         if config.start is not None:

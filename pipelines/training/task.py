@@ -29,6 +29,7 @@ from pipelines.reports.run import Report
 from pipelines.runs import checkpoints
 from pipelines.runs.metrics import finite_metrics, read_metrics
 from pipelines.runs.models import keep_model
+from pipelines.sources.kinds import is_own
 from pipelines.training.training import Config, Result, Training
 
 Prepared = TypeVar("Prepared", bound=Training[Any])
@@ -83,8 +84,8 @@ class Task(ABC, Generic[Config, Prepared]):
     default_preset: ClassVar[str] = "quickstart"
 
     program: ClassVar[str | None] = None
-    """What its command line begins with, such as "beit pretrain" or "python rotation.py"; the report offers
-    it to resume the run. None: it is run from Python."""
+    """What its command line begins with, such as "beit pretrain" or "python rotation.py". None: it is run
+    from Python."""
 
     @abstractmethod
     def prepare(self, config: Config, *, preset: str, say: Callable[[str], None]) -> Prepared:
@@ -116,6 +117,12 @@ class Task(ABC, Generic[Config, Prepared]):
     def report(self, finished: Finished[Config, Prepared]) -> Report:
         """Collect what the report of its runs shows; by default, what is the same for all jobs."""
         return Report()
+
+    def program_for(self, config: Config) -> str | None:
+        """Return the program that can resume a run; the report offers it. None: only a program of the user's
+        can, which registers the source of the images.
+        """
+        return None if is_own(config.data.train) else self.program
 
     def explain(self, config: Config, preset: str) -> Iterable[str]:
         """Say what `--dry-run` adds to the configuration, in lines."""

@@ -15,7 +15,7 @@ from beit.config import ModelConfig, OptimConfig, ViewConfig
 from beit.errors import UserError
 from beit.images.pixels import normalise
 from beit.objectives.vit import VitObjective
-from beit.vit.backbone import Backbone
+from beit.vit.backbone import Backbone, initialise
 from beit.vit.layers import Linear
 from pipelines import seeds
 from pipelines.config.data import DataConfig
@@ -91,10 +91,8 @@ class RotationModel(Backbone):
     def __init__(self, config: ModelConfig, turns: int) -> None:
         super().__init__(config)
         self.head = Linear(config.dim, turns)
-        for parameter in self.parameters():
-            torch.nn.init.normal_(
-                parameter, std=0.02, generator=torch.Generator().manual_seed(parameter.numel())
-            )
+        # Layers of this package leave their weights uninitialised: a model says how it begins.
+        initialise(self, torch.Generator().manual_seed(0))
 
     @property
     def head_config(self) -> dict[str, Any]:

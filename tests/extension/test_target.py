@@ -37,6 +37,8 @@ def test_a_target_of_ones_own_trains_and_is_told_in_its_own_words(extension, pre
     page = Path(run, "report", "index.html").read_text()
     for expected in ("always the commonest level", "brightness of every patch", "of 16 levels occurred"):
         assert expected in page
+    assert "beit pretrain --resume" not in page, "beit alone does not know the target"
+    assert not any(line.startswith("next, ") for line in lines)
     for name in ("brightness", "stripes", "arrays"):
         extension(name)
     assert "brightness of every patch" in Path(rebuild_report(run)).read_text()

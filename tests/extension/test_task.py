@@ -42,4 +42,7 @@ def test_a_wrong_option_of_it_is_refused_before_anything_starts(extension, tmp_p
         run_command(rotation.Rotation(), ["--turn", "4"], debug=False)
     with pytest.raises(UserError, match="rotation has no preset quick"):
         run_command(rotation.Rotation(), ["quick"], debug=False)
+    named = type("Named", (rotation.Rotation,), {"program": "python -m rotation"})
+    with pytest.raises(UserError, match="python -m rotation has no option --turn"):
+        run_command(named(), ["--turn", "4"], debug=False)
     assert not list(tmp_path.iterdir())

@@ -19,9 +19,6 @@ from pipelines.cluster.nodes import cores_here
 from pipelines.tools.doctor.finding import Finding, Level
 
 PACKAGE = "beit-pretraining"
-SECONDS = 5.0
-"""Seconds to wait for an address to answer."""
-
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -40,7 +40,9 @@ def test_weights_the_mask_token_and_bias_tables_decay_and_nothing_else():
 
 
 def test_of_a_segmenter_positions_and_class_token_decay_too_as_the_authors_have_it():
-    model = Segmenter(ModelConfig(image_size=32, dim=8, depth=1, heads=2), 3, head="setr-pup", channels=4)
+    sizes = ModelConfig(image_size=32, dim=8, depth=1, heads=2)
+    generator = torch.Generator().manual_seed(0)
+    model = Segmenter(sizes, 3, head="setr-pup", channels=4, generator=generator)
     trained = SegmentObjective(
         model, OptimConfig(weight_decay=0.1), SegmentViewConfig(), total_steps=10, seed=0
     )

@@ -4,7 +4,7 @@ import sqlite3
 import pyarrow as pa
 import pytest
 from mlflow.exceptions import MlflowException
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from pipelines.command_line.run import run_program
 
@@ -45,9 +45,24 @@ def test_what_the_world_does_is_told_in_two_lines_and_is_no_mistake_of_a_user(er
         run_program(command, ["--debug"])
 
 
-def test_a_mistake_of_the_code_keeps_its_traceback():
-    def command(arguments, debug):
-        raise ZeroDivisionError
+def in_a_task(error):
+    """The same, as Ray hands it on from a task."""
+    return RayTaskError("read", "a traceback", error).as_instanceof_cause()
 
-    with pytest.raises(ZeroDivisionError):
+
+def test_a_task_of_rays_is_told_by_what_it_raised(capsys):
+    def command(arguments, debug):
+        raise in_a_task(FULL)
+
+    with pytest.raises(SystemExit):
+        run_program(command, [])
+    assert capsys.readouterr().err.startswith("failed: No space left on device: /runs/a\n")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), in_a_task(KeyError("name"))])
+def test_a_mistake_of_the_code_keeps_its_traceback(error):
+    def command(arguments, debug):
+        raise error
+
+    with pytest.raises(type(error)):
         run_program(command, [])

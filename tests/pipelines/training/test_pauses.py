@@ -54,12 +54,13 @@ def run(tmp_path, monkeypatch):
     training = PretrainTask().prepare(config, preset="test", say=lambda line: None)
     monkeypatch.setattr("pipelines.cluster.session.start", lambda **options: contextlib.nullcontext())
     monkeypatch.setattr(frame, "cluster_nodes", lambda: [Node(cpus=2, gpus=0)])
-    lines, segments = [], []
+    lines, segments, weights = [], [], ["first"]
 
     def trains(training, segment, folder, placement, *, say, follow, ends=99):
         step = min(segment.stop_at, ends)
         checkpoint = Path(folder.uri, folder.attempt_name, f"step-{step:08d}")
         checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_text(f"weights of step {step}, {weights[0]}")
         progress = {"step": step, "seconds": 1.0, "files": {}}
         (checkpoint / checkpoints.PROGRESS_FILE).write_text(json.dumps(progress))
         segments.append((segment.stop_at, segment.after_pause))
@@ -73,6 +74,7 @@ def run(tmp_path, monkeypatch):
         )
         return frame.train(training, resume=resume, debug=False, say=lines.append, judge=judge)[1]
 
+    train.weights = weights
     return train, segments, lines
 
 
@@ -131,3 +133,13 @@ def test_a_run_that_was_ended_before_a_pause_is_judged_where_it_ended_and_trains
     result = train(judge, ends=6)
     assert (judge.judged, result.step) == ([4, 6], 6)
     assert [stop for stop, *_ in segments] == [4, 8]
+
+
+def test_weights_that_were_trained_again_after_going_back_are_judged_again(run, tmp_path):
+    train, _, _ = run
+    train(AtPauses())
+    train.weights[0] = "second"
+    judge = AtPauses()
+    train(judge, resume=str(tmp_path / "run" / "attempt-1" / "step-00000004"))
+    assert judge.judged == [8, 12], "step 4 has the weights that it had"
+    assert judged_in(tmp_path) == [4, 8, 12]

@@ -5,8 +5,6 @@ from pipelines.tools.doctor import command
 from pipelines.tools.doctor.command import DoctorConfig
 from pipelines.tools.doctor.finding import Finding, Level
 
-NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
-
 
 @pytest.mark.parametrize(("level", "code"), [(Level.FINE, 0), (Level.WARNING, 0), (Level.PROBLEM, 2)])
 def test_problems_are_the_exit_code_and_warnings_stop_nothing(level, code, monkeypatch, capsys):

@@ -7,8 +7,6 @@ from pipelines.cluster import scratch
 from pipelines.tools.doctor import machine
 from pipelines.tools.doctor.finding import Level
 
-NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
-
 
 def only(findings):
     (finding,) = findings
