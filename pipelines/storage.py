@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
@@ -56,9 +55,10 @@ def resolve(uri: str | Path) -> tuple[fs.FileSystem, str]:
     if not is_remote(uri):
         return _local(), os.path.abspath(os.path.expanduser(_without_file_scheme(str(uri))))
     check_scheme(uri)
-    parts = urlsplit(str(uri))
-    root = f"{parts.scheme}://{parts.netloc}" + (f"?{parts.query}" if parts.query else "")
-    return _file_system(root), f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    base, query = split_query(uri)
+    host, slash, path = base.partition("://")[2].partition("/")
+    root = f"{scheme_of(uri)}://{host}{query if query != '?' else ''}"
+    return _file_system(root), f"{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def _without_file_scheme(path: str) -> str:
@@ -92,8 +92,11 @@ def parent(uri: str | Path) -> str:
 def split_query(uri: str | Path) -> tuple[str, str]:
     """Split a path into the path without slashes at its end, and a URI's query with its question mark. The
     slashes of a scheme are kept.
+
+    The query is what follows the last question mark: names on a bucket may have some too. A # is part of a
+    name.
     """
-    base, mark, query = str(uri).partition("?") if is_remote(uri) else (str(uri), "", "")
+    base, mark, query = str(uri).rpartition("?") if is_remote(uri) and "?" in str(uri) else (str(uri), "", "")
     scheme, slashes, rest = base.partition("://")
     return scheme + slashes + rest.rstrip("/") if slashes else base.rstrip("/"), mark + query
 
@@ -115,8 +118,13 @@ def _file_system(root: str) -> fs.FileSystem:
 
 
 def join(uri: str | Path, *names: str) -> str:
-    """Join names to a path; a URI keeps its query at the end."""
+    """Join names to a path; a URI keeps its query at the end.
+
+    A URI gets an empty query, a lone question mark, if names have question marks and would be taken for one.
+    """
     base, query = split_query(uri)
+    if not query and is_remote(uri) and any("?" in name for name in names):
+        query = "?"
     if is_remote(uri) and base.endswith("://"):
         return base + "/".join(names) + query
     return "/".join([base, *names]) + query

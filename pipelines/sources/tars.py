@@ -364,17 +364,18 @@ def _scan_archive(file: IO[bytes], start: int, base: int, prefix: str, index: _I
             cast(Any, tar).members.clear()
             path = member.name.removeprefix("./")
             folder, _, name = path.rpartition("/")
-            link = member.islnk() or member.issym()
-            if member.isdir():
+            regular = member.isreg() and not member.issparse()
+            link = not regular and (member.islnk() or member.issym())
+            if not regular and not link:
+                if not member.isdir():
+                    index.passed_over["sparse file in a tar" if member.issparse() else storage.NO_FILE] += 1
                 continue
             if hidden_part(path, IMAGE_ENDINGS) is not None:
                 index.passed_over[HIDDEN] += 1
                 continue
-            if not (link or (member.isreg() and not member.issparse())):
-                index.passed_over["sparse file in a tar" if member.issparse() else storage.NO_FILE] += 1
-                continue
             stem, _, ending = name.partition(".")
-            ending, last = ending.lower(), ending_of(name)
+            ending = ending.lower()
+            last = ending.rpartition(".")[2]
             inside = f"{prefix}{folder}/" if folder else prefix
             image, of_class = last in IMAGE_ENDINGS, ending == "cls" and member.size < 32
             if link:
@@ -394,7 +395,8 @@ def _scan_archive(file: IO[bytes], start: int, base: int, prefix: str, index: _I
             elif link:
                 continue
             elif of_class:
-                index.classes[inside + stem] = _class(cast(IO[bytes], tar.extractfile(member)).read())
+                file.seek(member.offset_data)
+                index.classes[inside + stem] = _class(file.read(member.size))
             elif last == "tar":
                 inner = tar.extractfile(member)
                 assert inner is not None

@@ -73,6 +73,42 @@ def test_joining_keeps_what_a_uri_needs():
     assert storage.resolve("s3://bucket/a?endpoint_override=localhost:9000&region=us-east-1")[1] == "bucket/a"
 
 
+ODD_NAMES = (
+    "plain.jpg",
+    "photo.jpg?w=300&h=200",
+    "a?region=elsewhere",
+    "n#1.jpg",
+    "50%.jpg",
+    "%20.jpg",
+    "b ?#&=.jpg",
+    "é\t.jpg",
+    "what?",
+)
+
+
+@pytest.mark.parametrize("query", ["", "?endpoint_override=http://host:9000&region=here"])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_on_a_bucket_is_never_taken_for_a_part_of_the_uri(name: str, query: str, monkeypatch):
+    asked = []
+    monkeypatch.setattr(storage, "_file_system", asked.append)
+    uri = storage.join(f"s3://bucket/a{query}", "deep", name)
+    assert storage.resolve(uri)[1] == f"bucket/a/deep/{name}"
+    assert storage.resolve(storage.absolute(uri))[1] == f"bucket/a/deep/{name}"
+    assert storage.name(uri) == name
+    assert storage.resolve(storage.parent(uri))[1] == "bucket/a/deep"
+    assert storage.resolve(storage.join(uri, "x"))[1] == f"bucket/a/deep/{name}/x"
+    assert set(asked) == {f"s3://bucket{query}"}
+
+
+def test_odd_names_on_a_bucket_are_listed_read_and_written(place: str):
+    for name in ODD_NAMES:
+        storage.write_text(storage.join(place, name), f"content of {name}")
+    assert [entry.name for entry in storage.list_files(place)] == sorted(ODD_NAMES)
+    for name in ODD_NAMES:
+        assert storage.read_text(storage.join(place, name)) == f"content of {name}"
+        assert storage.entry(storage.join(place, name)).name == name
+
+
 @pytest.mark.parametrize(
     ("uri", "absolute", "parent", "name"),
     [

@@ -5,6 +5,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -206,6 +207,27 @@ def test_formats_that_are_not_decoded_are_said_beside_those_that_are(tmp_path: P
         "warning: 3 images are passed over, of formats that are not decoded (.heic, .jxl): convert them to "
         "JPEG or PNG"
     )
+
+
+def test_names_with_question_marks_and_hashes_are_read_from_a_bucket(tmp_path: Path, bucket):
+    names = ("cat/photo.jpg?w=3.jpg", "cat/n#1.jpg", "dog#2/a?b.jpg", "dog#2/50%25.jpg")
+    for i, name in enumerate(names):
+        put(tmp_path, name, content=b"image %d" % i)
+    put(tmp_path, "cat/photo.jpg?w=300&h=200")
+    local = open_source(str(tmp_path))
+    for path in (
+        bucket(tmp_path),
+        f"{bucket(tmp_path)}?region=here",
+        f"{bucket(tmp_path)}/**/*.jpg?region=here",
+    ):
+        source = open_source(path)
+        assert source.manifest.total == 4
+        assert source.manifest.class_names == ("cat", "dog#2")
+        found = source.unit(0).read(np.arange(4))["image"].tolist()
+        assert found == local.unit(0).read(np.arange(4))["image"].tolist()
+        assert sorted(found) == [b"image %d" % i for i in range(4)]
+    whole = f"{bucket(tmp_path)}/cat/n#1.jpg"
+    assert open_source(whole).unit(0).read(np.arange(1))["image"].tolist() == [b"image 1"]
 
 
 def test_a_bucket_counts_as_a_folder_does(tmp_path: Path, bucket):
