@@ -19,10 +19,9 @@ _FORMATS = (
 )
 """First bytes, format, and the ending by which it is read."""
 
-_POINTERS = (
-    (b"version https://git-lfs.github.com/spec/", "Git LFS pointer (`git lfs pull` brings the data)"),
-    (b"/annex/objects/", "git-annex pointer (`git annex get` brings the data)"),
-)
+_LFS = "Git LFS pointer (`git lfs pull` brings the data)"
+_ANNEX = "git-annex pointer (`git annex get` brings the data)"
+_POINTERS = ((b"version https://git-lfs.github.com/spec/", _LFS), (b"/annex/objects/", _ANNEX))
 _POINTER_BYTES = range(50, 512)
 """Sizes of pointers. An image is rarely as small."""
 
@@ -69,6 +68,13 @@ def without_pointers(listing: Listing, entries: list[Entry]) -> tuple[list[Entry
         if (reason := _pointer(head)) is not None
     }
     return [entry for entry in entries if entry.name not in reasons], Counter(reasons.values())
+
+
+def how_to_fetch(listing: Listing, reasons: Iterable[str]) -> list[str]:
+    """Return what to do about data that were never fetched, by the reasons why entries were passed over."""
+    commands = {_LFS: "git lfs pull", _ANNEX: "git annex get .", storage.ANNEXED: "git annex get ."}
+    there = dict.fromkeys(commands[reason] for reason in reasons if reason in commands)
+    return [f"fetch the data: run `{command}` in {listing.root}" for command in there]
 
 
 def _pointer(head: bytes) -> str | None:

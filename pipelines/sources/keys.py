@@ -55,8 +55,6 @@ def keys_with_several_images(keys: Sequence[str], endings: Sequence[str]) -> lis
 
 def _repeated(keys: Sequence[str]) -> Iterator[list[int]]:
     """The rows of every key that occurs more than once."""
-    if len(set(keys)) == len(keys):
-        return
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)

@@ -11,7 +11,7 @@ import numpy as np
 from beit.errors import UserError
 from pipelines import schemes, storage
 from pipelines.sources.base import ChosenColumns, Manifest, Source, flag_beside
-from pipelines.sources.content import look_alikes, without_pointers
+from pipelines.sources.content import how_to_fetch, look_alikes, without_pointers
 from pipelines.sources.endings import NO_IMAGE_ENDINGS, UNREAD_IMAGE_ENDINGS
 from pipelines.sources.folder import FolderManifest
 from pipelines.sources.kinds import FILE_KINDS, SCHEMES, FileKind
@@ -70,7 +70,7 @@ def open_source(
     for warning in source.warnings:
         say(f"warning: {warning}")
     if line := describe(source.manifest.passed_over):
-        say(line)
+        say(f"{option}: {line}")
     return source
 
 
@@ -148,7 +148,7 @@ def _of_files(
     entries, of_splits = _of_split(entries, split, path, option)
     entries, pointers = without_pointers(listing, entries)
     if not entries:
-        raise UserError(f"{option}={path} holds no images: {describe(pointers)}", "bring the data first")
+        raise _no_images(path, listing, others, added(passed_over, pointers), option)
     kind = kinds[ending_of(entries[0].name)]
     assert kind is not None
     found = Listing(listing.root, entries)
@@ -227,30 +227,35 @@ def _images_among(listing: Listing, others: Mapping[str, list[Entry]]) -> list[s
     or without an image's ending.
     """
     lines = []
-    if unread := [ending for ending in others if ending in UNREAD_IMAGE_ENDINGS]:
+    if unread := sorted(ending for ending in others if ending in UNREAD_IMAGE_ENDINGS):
         count = sum(len(others[ending]) for ending in unread)
         lines.append(
-            f"{count:,} images are passed over, of formats that are not decoded "
-            f"({', '.join(f'.{ending}' for ending in sorted(unread))}): convert them to JPEG or PNG"
+            f"{_counted(count, 'image')} of formats that are not decoded "
+            f"({', '.join(f'.{ending}' for ending in unread)}): convert to JPEG or PNG"
         )
     unknown = [ending for ending in others if ending not in UNREAD_IMAGE_ENDINGS | NO_IMAGE_ENDINGS]
     for ending in sorted(unknown, key=lambda ending: -len(others[ending]))[:_ENDINGS_LOOKED_AT]:
         if (found := look_alikes(listing, others[ending])) is None:
             continue
         name, wanted_ending, alike, looked_at = found
-        count = len(others[ending])
+        count, every = len(others[ending]), alike == looked_at
         line = (
-            f"{count:,} files {f'with the ending .{ending}' if ending else NO_ENDING} are passed over, but "
-            f"{'all' if alike == looked_at else f'{alike} of {looked_at}'} that were looked at are {name}: "
-            f"rename them to end in .{wanted_ending}"
+            f"{_counted(count, 'file')} {f'with the ending .{ending}' if ending else NO_ENDING} "
+            f"look{'s' * (count == 1)} like {name} "
+            f"({'all' if every else f'{alike} of {looked_at}'} that were looked at): "
+            f"rename to end in .{wanted_ending}"
         )
-        if not ending and not storage.is_remote(listing.root):
+        if every and not ending and not storage.is_remote(listing.root):
             line += (
-                f" (find {shlex.quote(listing.root)} -type f ! -name '*.*' "
-                f"-exec mv {{}} {{}}.{wanted_ending} \\;)"
+                f", by find {shlex.quote(listing.root)} -type f ! -name '*.*' "
+                f"-exec mv {{}} {{}}.{wanted_ending} \\;"
             )
         lines.append(line)
     return lines
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _no_images(
@@ -270,7 +275,8 @@ def _no_images(
         return UserError(f"{option}={path} is an empty folder", f"give {_accepted()}")
     return UserError(
         f"{option}={path} holds no images; {describe(passed_over)}",
-        "; ".join(_images_among(listing, others)) or f"give {_accepted()}",
+        "; ".join([*how_to_fetch(listing, passed_over), *_images_among(listing, others)])
+        or f"give {_accepted()}",
     )
 
 

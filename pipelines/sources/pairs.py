@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from pipelines.sources.annotations import ANNOTATION_COLUMN
 from pipelines.sources.base import Columns, Manifest, Rows, Source, Unit, bytes_column, listing_digest
 from pipelines.sources.folder import ROWS_PER_UNIT, FolderManifest, FolderUnit, read_start
 from pipelines.sources.listing import find_files
+from pipelines.sources.passed_over import added, by_ending, describe, ending_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,10 @@ def with_annotations(
         )
     found = find_files(path, option=option)
     annotations = [entry.name for entry in found.entries if entry.name.lower().endswith(".png")]
+    others = Counter(ending_of(entry.name) for entry in found.entries)
+    del others["png"]
+    if line := describe(added(found.passed_over, by_ending(others))):
+        say(f"{option}: {line}")
     if not annotations:
         raise UserError(
             f"{option}={path} holds no PNG",

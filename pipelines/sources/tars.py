@@ -285,6 +285,8 @@ def _choose_images(index: _Index, named: str) -> None:
     Raises:
         UserError: Where many keys have several images and no name says which is the one.
     """
+    if len(set(index.keys)) == len(index.keys):
+        return
     kept, companions = one_image_a_key(index.keys, index.endings)
     if companions:
         index.keep(kept)
@@ -370,7 +372,8 @@ def _scan_archive(file: IO[bytes], start: int, base: int, prefix: str, index: _I
                 if not member.isdir():
                     index.passed_over["sparse file in a tar" if member.issparse() else storage.NO_FILE] += 1
                 continue
-            if hidden_part(path, IMAGE_ENDINGS) is not None:
+            hidden = path.startswith(("_", ".")) or "/_" in path or "/." in path  # A quick look first.
+            if hidden and hidden_part(path, IMAGE_ENDINGS) is not None:
                 index.passed_over[HIDDEN] += 1
                 continue
             stem, _, ending = name.partition(".")

@@ -67,7 +67,7 @@ def test_files_are_counted_by_ending_and_the_count_stays_with_the_manifest(tmp_p
     source, lines = opened(tmp_path)
     counts = {".txt": 10, "without an ending": 1, ".json": 1}
     assert source.manifest.passed_over == counts
-    assert lines == ["passed over: 12 entries: 10 x .txt, 1 x without an ending, 1 x .json"]
+    assert lines == ["data.train: passed over: 12 entries: 10 x .txt, 1 x without an ending, 1 x .json"]
     assert source.manifest.digest == before, "a run that was trained before can be resumed"
     assert pickle.loads(pickle.dumps(source.manifest)).passed_over == counts
     assert take_part(source.manifest, 0.5, 0).passed_over == counts
@@ -85,7 +85,7 @@ def test_many_reasons_are_said_in_one_line_of_bounded_length(tmp_path: Path):
     put(tmp_path, "1.jpg")
     put(tmp_path, *(f"a.e{i:03d}" for i in range(200)), content=b"x")
     _, [line] = opened(tmp_path)
-    assert line.startswith("passed over: 200 entries: 1 x .e000, ")
+    assert line.startswith("data.train: passed over: 200 entries: 1 x .e000, ")
     assert line.endswith(", 192 for 192 other reasons")
 
 
@@ -142,10 +142,13 @@ def lfs_pointer(i: int) -> bytes:
 def test_pointers_of_git_lfs_are_named_with_the_command_that_brings_the_data(tmp_path: Path, ending):
     for i in range(3):
         put(tmp_path, f"{i}.{ending}", content=lfs_pointer(i))
-    with pytest.raises(
-        UserError, match=r"passed over: 3 entries: 3 x Git LFS pointer \(`git lfs pull` brings the data\)"
-    ):
+    with pytest.raises(UserError) as refused:
         open_source(str(tmp_path))
+    assert refused.value.cause == (
+        f"data.train={tmp_path} holds no images; passed over: 3 entries: 3 x Git LFS pointer (`git lfs pull` "
+        "brings the data)"
+    )
+    assert refused.value.remedy == f"fetch the data: run `git lfs pull` in {tmp_path}"
 
 
 def test_a_set_of_which_a_part_was_never_fetched_is_read_and_the_rest_counted(tmp_path: Path):
@@ -167,7 +170,7 @@ def test_a_set_of_which_a_part_was_never_fetched_is_read_and_the_rest_counted(tm
 
 def test_a_folder_of_links_of_git_annex_alone_is_not_called_empty(tmp_path: Path):
     (tmp_path / "1.jpg").symlink_to("../.git/annex/objects/aa/bb/MD5E-s1--0.jpg")
-    with pytest.raises(UserError, match=r"holds no images; passed over: 1 entry: 1 x link of git-annex"):
+    with pytest.raises(UserError, match=r"1 x link of git-annex .*\nfetch the data: run `git annex get"):
         open_source(str(tmp_path))
 
 
@@ -180,12 +183,12 @@ def test_images_without_an_image_ending_are_known_by_their_content(tmp_path: Pat
     command = f"find {tmp_path} -type f ! -name '*.*' -exec mv {{}} {{}}.jpg \\;"
     assert lines[:-1] == [
         (
-            "warning: 10 files without an ending are passed over, but all that were looked at are JPEG: "
-            f"rename them to end in .jpg ({command})"
+            "warning: 10 files without an ending look like JPEG (all that were looked at): rename to end in "
+            f".jpg, by {command}"
         ),
         (
-            "warning: 3 files with the ending .jpg_large are passed over, but all that were looked at are "
-            "PNG: rename them to end in .png"
+            "warning: 3 files with the ending .jpg_large look like PNG (all that were looked at): rename to "
+            "end in .png"
         ),
     ]
     assert os.system(command) == 0
@@ -194,7 +197,7 @@ def test_images_without_an_image_ending_are_known_by_their_content(tmp_path: Pat
 
 def test_files_without_an_ending_alone_are_refused_with_what_they_are(tmp_path: Path):
     put(tmp_path, *(f"owl/{i}" for i in range(10)))
-    with pytest.raises(UserError, match=r"10 files without an ending .* are JPEG: rename them"):
+    with pytest.raises(UserError, match=r"\n10 files without an ending look like JPEG .*: rename"):
         open_source(str(tmp_path))
 
 
@@ -204,8 +207,7 @@ def test_formats_that_are_not_decoded_are_said_beside_those_that_are(tmp_path: P
     source, lines = opened(tmp_path)
     assert source.manifest.passed_over == {".heic": 2, ".jxl": 1}
     assert lines[0] == (
-        "warning: 3 images are passed over, of formats that are not decoded (.heic, .jxl): convert them to "
-        "JPEG or PNG"
+        "warning: 3 images of formats that are not decoded (.heic, .jxl): convert to JPEG or PNG"
     )
 
 

@@ -167,7 +167,10 @@ def test_members_that_are_no_images_are_counted(tmp_path: Path):
         ".gz": 1,
     }
     assert lines == [
-        ("passed over: 7 entries: 2 x .txt, 2 x name that begins with . or _, 1 x .json, 1 x .heic, 1 x .gz")
+        (
+            "data.train: passed over: 7 entries: 2 x .txt, 2 x name that begins with . or _, 1 x .json, "
+            "1 x .heic, 1 x .gz"
+        )
     ]
     assert open_source(str(tmp_path)).manifest.passed_over == source.manifest.passed_over, (
         "from the cache too"
