@@ -57,7 +57,13 @@ class Run:
         command += ["--workers", "1", "--slow", str(SLOW), *options]
         log = open(self.log(self.starts), "wb")  # noqa: SIM115 (the process keeps it)
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **self.environment}
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self.environment},
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # Shells ignore it in the background.
         )
 
     def log(self, start: int) -> Path:

@@ -5,6 +5,7 @@ of its own, and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -34,7 +35,7 @@ def private_ray(*, num_cpus: int | None, debug: bool = False) -> Iterator[None]:
     The dashboard stays on (bound to this machine): without it Ray Train cannot query the state of placement
     groups.
     """
-    with scratch.folder() as folder, _environment(_variables(folder)), loopback():
+    with scratch.folder() as folder, _environment(_variables(folder)), loopback(), own_process_groups():
         try:
             _init(folder, num_cpus=num_cpus, debug=debug)
             if not debug:
@@ -141,3 +142,18 @@ def loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Start Ray's processes in process groups of their own. `timeout` and job managers send SIGTERM to the
+    whole group: Ray would be gone before the last checkpoint is written.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]

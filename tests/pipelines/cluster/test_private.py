@@ -10,12 +10,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
 from pipelines.cluster.joined import Door, knock
 from pipelines.cluster.session import start_private
+
+psutil = pytest.importorskip("psutil")  # Ray brings it.
 
 # What somebody without the token runs, from the issue of a laptop in a café.
 STRANGER = """
@@ -97,3 +98,10 @@ def test_a_strangers_script_does_not_come_in(ray_cluster, tmp_path, mode):
         stranger.kill()
         assert "came in" not in stranger.stdout.read()
     assert stranger.returncode != 0
+
+
+def test_a_signal_to_the_drivers_process_group_does_not_reach_ray(ray_cluster):
+    mine = os.getpgid(0)
+    vital = [child for child in psutil.Process().children() if child.name() in ("raylet", "gcs_server")]
+    assert len(vital) >= 2
+    assert mine not in {os.getpgid(child.pid) for child in vital}
