@@ -69,7 +69,8 @@ class FeaturesConfig(CommandConfig):
     with the columns path and label. Paths are relative to `data`. None: all images."""
 
     image: str | None = None
-    """Parquet column with the images. None: found by its name and type."""
+    """Parquet column with the images, or the end of their names in tars, such as jpg. None: found by name and
+    type."""
 
     label: str | None = None
     """Column that is written as the label. None: the first that exists of label, labels, class, target,

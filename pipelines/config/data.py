@@ -53,7 +53,8 @@ class DataConfig:
     with the columns path and label. Paths are relative to `train`. None: all images."""
 
     image: str | None = None
-    """Parquet column with the images. None: found by its name and type."""
+    """Parquet column with the images, or the end of their names in tars, such as jpg. None: found by name and
+    type."""
 
     label: str | None = None
     """Parquet column with the labels. None: the first that exists of label, labels, class, target, fine_label

@@ -35,6 +35,12 @@ def one_image_a_key(keys: Sequence[str], endings: Sequence[str]) -> tuple[list[i
     return kept, Counter(endings[row] for row in left)
 
 
+def images_with_ending(endings: Sequence[str], wanted: str) -> tuple[list[int], Counter[str]]:
+    """Choose the images that the user asks for by their ending; returns what `one_image_a_key` does."""
+    kept = [row for row, ending in enumerate(endings) if ending == wanted]
+    return kept, Counter(ending for ending in endings if ending != wanted)
+
+
 def keys_with_several_images(keys: Sequence[str], endings: Sequence[str]) -> list[tuple[str, str]]:
     """Find the keys with images of different endings. Names such as 7.2019.jpg are whole: no sample calls
     its files by numbers.

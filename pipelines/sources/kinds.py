@@ -73,7 +73,12 @@ _FILES = (
         open=lambda listing, option: open_parquet(listing, option=option),
         open_columns=lambda listing, option, columns: open_parquet(listing, option=option, columns=columns),
     ),
-    FileKind(name="tar", endings=("tar",), open=lambda listing, option: open_tars(listing, option=option)),
+    FileKind(
+        name="tar",
+        endings=("tar",),
+        open=lambda listing, option: open_tars(listing, option=option),
+        open_columns=lambda listing, option, columns: open_tars(listing, option=option, columns=columns),
+    ),
     FileKind(
         name="image",
         endings=tuple(sorted(IMAGE_ENDINGS)),

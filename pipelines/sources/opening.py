@@ -110,7 +110,7 @@ def _of_files(
     images = None
     if chosen is not None:
         list_option = flag_beside(option, LIST_OF.get(option, "list")).removeprefix("--").replace("-", "_")
-        images, split = read_list(chosen, option=list_option), None
+        images = read_list(chosen, option=list_option)
     try:
         listing = find_files(path, option=option)
         listing = listing if images is None else images.choose(listing, path)
@@ -145,7 +145,7 @@ def _of_files(
             f"name one kind by a glob, for example {storage.join(path, '**', f'*.{example}')}",
         )
     [entries] = files.values()
-    entries, of_splits = _of_split(entries, split, path, option)
+    entries, of_splits = (entries, ()) if images is not None else _of_split(entries, split, path, option)
     entries, pointers = without_pointers(listing, entries)
     if not entries:
         raise _no_images(path, listing, others, added(passed_over, pointers), option)

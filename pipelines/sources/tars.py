@@ -25,17 +25,19 @@ from beit.images.decode import MAX_ENCODED_BYTES
 from pipelines import storage
 from pipelines.sources.base import (
     PATH_COLUMN,
+    ChosenColumns,
     Columns,
     Manifest,
     Rows,
     Unit,
     bytes_column,
     classes_of_folders,
+    flag_beside,
     listing_digest,
 )
 from pipelines.sources.cache import cached
 from pipelines.sources.endings import IMAGE_ENDINGS
-from pipelines.sources.keys import keys_with_several_images, one_image_a_key
+from pipelines.sources.keys import images_with_ending, keys_with_several_images, one_image_a_key
 from pipelines.sources.listing import Listing
 from pipelines.sources.passed_over import HIDDEN, added, by_ending, describe, ending_of, hidden_part
 from pipelines.sources.splits import splits_of
@@ -151,13 +153,30 @@ class TarManifest(Manifest):
         )
 
 
-def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple[str, ...]]:
+def open_tars(
+    listing: Listing, *, option: str, columns: ChosenColumns | None = None
+) -> tuple[TarManifest, str, tuple[str, ...]]:
     """The manifest of tars, what was found, and warnings.
 
+    Args:
+        listing: The tars.
+        option: How they were named, for messages.
+        columns: `image` is what the names of the images end in, from their first dot on: jpg, or left.png.
+
     Raises:
-        UserError: For a file that is no readable tar, or tars without images.
+        UserError: For a file that is no readable tar, tars without images, or several images a key.
     """
-    arrays = cached("tar", listing, lambda: _index_all(listing, option))
+    columns = columns or ChosenColumns()
+    for what, name in columns.given.items():
+        if what != "image" and name != what:
+            raise UserError(
+                f"{flag_beside(option, what)} {name} names a column of Parquet shards, and {listing.root} "
+                "holds tars",
+                "leave it out",
+            )
+    image = None if columns.image in (None, "image") else columns.image.lower().removeprefix(".")
+    kind = "tar" if image is None else f"tar {image}"
+    arrays = cached(kind, listing, lambda: _index_all(listing, option, image))
     counts, passed_over = arrays["counts"], json.loads(str(arrays["passed_over"]))
     if not counts.sum():
         besides = describe(passed_over)
@@ -174,7 +193,7 @@ def open_tars(listing: Listing, *, option: str) -> tuple[TarManifest, str, tuple
     manifest = TarManifest(
         rows=rows,
         passed_over=passed_over,
-        digest=listing_digest("tar", listing.entries, rows),
+        digest=listing_digest(kind, listing.entries, rows),
         columns=("image", PATH_COLUMN, "label") if labelled else ("image", PATH_COLUMN),
         class_names=None if class_names is None else tuple(class_names),
         root=listing.root,
@@ -211,10 +230,12 @@ class _Index:
             column[:] = [column[row] for row in rows]  # type: ignore[misc]
 
 
-def _index_all(listing: Listing, option: str) -> dict[str, NDArray[Any]]:
+def _index_all(listing: Listing, option: str, image: str | None) -> dict[str, NDArray[Any]]:
     """Read the headers of all tars, several at a time."""
     with ThreadPoolExecutor(8) as threads:
-        tars = list(threads.map(lambda entry: _index(listing.uri(entry.name), option), listing.entries))
+        tars = list(
+            threads.map(lambda entry: _index(listing.uri(entry.name), option, image), listing.entries)
+        )
     indices = [index for tar in tars for index in tar]
     folders: dict[str, int] = {}
     told = any(index.classes for index in indices)
@@ -254,7 +275,7 @@ def _joined(lists: Sequence[Sequence[int]], kind: type[np.signedinteger[Any]]) -
     return np.concatenate([np.array(numbers, kind) for numbers in lists])
 
 
-def _index(uri: str, option: str) -> list[_Index]:
+def _index(uri: str, option: str, image: str | None) -> list[_Index]:
     """Read the headers of one file: of an archive, or of several that were joined."""
     found: list[_Index] = []
 
@@ -275,30 +296,35 @@ def _index(uri: str, option: str) -> list[_Index]:
             "download it again, decompress it, or leave it out with a glob",
         ) from error
     for index in found:
-        _choose_images(index, f"{option}: {uri}")
+        _choose_images(index, uri, option, image)
     return found
 
 
-def _choose_images(index: _Index, named: str) -> None:
-    """Keep one image a key.
+def _choose_images(index: _Index, uri: str, option: str, image: str | None) -> None:
+    """Keep one image a key: that with the ending that the user asks for, or the one that is called so.
 
     Raises:
-        UserError: Where many keys have several images and no name says which is the one.
+        UserError: Where many keys have several images and nothing says which is the one.
     """
-    if len(set(index.keys)) == len(index.keys):
+    if image is not None:
+        kept, others = images_with_ending(index.endings, image)
+    elif len(set(index.keys)) < len(index.keys):
+        kept, others = one_image_a_key(index.keys, index.endings)
+    else:
         return
-    kept, companions = one_image_a_key(index.keys, index.endings)
-    if companions:
+    if others:
         index.keep(kept)
         index.passed_over.update(
-            {f"further image of a key (.{ending})": count for ending, count in companions.items()}
+            {f"further image of a key (.{ending})": count for ending, count in others.items()}
         )
     index.doubtful = keys_with_several_images(index.keys, index.endings)
     if len(index.doubtful) > _DOUBTFUL_SHARE * len(set(index.keys)):
+        one, other = index.doubtful[0]
         raise UserError(
-            f"{named} has several images for {_keys(len(index.doubtful))}, such as "
-            f"{' and '.join(index.doubtful[0])}: which of them is the image?",
-            "write tars with one image a key, or call it KEY.image.jpg and the others KEY.ANOTHER-NAME.png",
+            f"{option}: {uri} has several images for {_keys(len(index.doubtful))}, such as {one} and "
+            f"{other}: which of them is the image?",
+            f"choose by {flag_beside(option, 'image')} "
+            f"{one.rpartition('/')[2].partition('.')[2]}, the end of its name",
         )
 
 

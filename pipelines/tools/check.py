@@ -33,7 +33,7 @@ from pipelines.command_line.options import parse
 from pipelines.schemes import StoragePath
 from pipelines.sources import Manifest, open_source
 from pipelines.sources.annotations import ANNOTATION_COLUMN
-from pipelines.sources.base import Columns, bytes_column
+from pipelines.sources.base import ChosenColumns, Columns, bytes_column
 from pipelines.sources.pairs import with_annotations
 from pipelines.sources.passed_over import PassedOver, describe
 from pipelines.stream.first_look import value_warnings
@@ -68,6 +68,10 @@ class CheckConfig(CommandConfig):
 
     source: str
     """Images to check: a folder, glob or bucket URI of image files, tars or Parquet shards."""
+
+    image: str | None = None
+    """Parquet column with the images, or the end of their names in tars, such as jpg. None: found by name and
+    type."""
 
     sample: PositiveInt = 2000
     """Number of images to decode, drawn at random."""
@@ -180,7 +184,7 @@ def check(config: CheckConfig) -> CheckResult:
     Raises:
         UserError: If the path does not exist or holds no images.
     """
-    source = open_source(config.source, option="source")
+    source = open_source(config.source, option="source", columns=ChosenColumns(image=config.image))
     source = with_annotations(source, config.annotations, option="annotations")
     manifest = source.manifest
     if config.all:

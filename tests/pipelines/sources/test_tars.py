@@ -13,6 +13,7 @@ import pytest
 from beit.errors import UserError
 from pipelines import storage
 from pipelines.sources import open_source
+from pipelines.sources.base import ChosenColumns
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,25 @@ def test_several_images_a_key_of_which_none_is_called_so_are_refused_by_name(tmp
         f"data.train: {tmp_path}/a.tar has several images for 40 keys, such as 000.{endings[0]} and "
         f"000.{endings[1]}: which of them is the image?"
     )
+    assert refused.value.remedy == f"choose by --data.image {endings[0]}, the end of its name"
+
+
+def test_the_image_of_a_key_can_be_chosen_by_its_ending(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(tar_of(sample(("jpg", "png", "cls"), 40)))
+    found = {}
+    for ending in ("jpg", ".PNG"):
+        source = open_source(str(tmp_path), columns=ChosenColumns(image=ending))
+        name, other = ("jpg", "png") if ending == "jpg" else ("png", "jpg")
+        assert rows(source) == [(f"{name} {i}".encode(), i % 4) for i in range(40)]
+        assert source.manifest.passed_over == {f"further image of a key (.{other})": 40}
+        found[source.manifest.digest] = source
+    assert len(found) == 2, "tokens of the one are no tokens of the other"
+    with pytest.raises(UserError, match="hold no images; passed over: 80 entries"):
+        open_source(str(tmp_path), columns=ChosenColumns(image="webp"))
+    with pytest.raises(
+        UserError, match=r"--data\.label weather names a column of Parquet shards, and .* tars"
+    ):
+        open_source(str(tmp_path), columns=ChosenColumns(image="jpg", label="weather"))
 
 
 def test_photographs_with_dots_in_their_names_are_no_samples(tmp_path: Path):
