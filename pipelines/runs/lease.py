@@ -118,8 +118,10 @@ def _renew(
                 other = f"process {found.get('pid')} on {found.get('host')}"
                 say(f"this driver was taken for dead: {other} has taken over the run; it ends")
                 if holder is threading.main_thread() and holder.ident is not None:
+                    # A shell lets its background jobs ignore Ctrl-C.
+                    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
                     for _ in range(2):  # The first would write a last checkpoint.
-                        signal.pthread_kill(holder.ident, signal.SIGINT)
+                        signal.pthread_kill(holder.ident, signal.SIGTERM if ignored else signal.SIGINT)
                 return
             renewals += 1
             storage.write_text(file, json.dumps({**own, "renewals": renewals}))

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from beit.registry import Registry
+from pipelines import storage
 from pipelines.schemes import STORAGE_SCHEMES, scheme_of
 from pipelines.sources.base import ChosenColumns, Manifest, Source
 from pipelines.sources.endings import IMAGE_ENDINGS
@@ -104,4 +105,7 @@ def is_own(path: str | None) -> bool:
     """Whether only a program that has registered a scheme or a kind of files can open a data path."""
     if path is None:
         return False
-    return bool(FILE_KINDS.own) or scheme_of(path) in SCHEMES.own
+    if scheme_of(path) in SCHEMES.own or not FILE_KINDS.own:
+        return scheme_of(path) in SCHEMES.own
+    names = [path, *(storage.list_folder(path) if storage.is_folder(path) else ())]
+    return any(name.lower().endswith(tuple(f".{ending}" for ending in FILE_KINDS.own)) for name in names)

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -88,7 +89,11 @@ def _wait_for_ever(run):
 
 def test_a_driver_whose_run_was_taken_over_ends(tmp_path):
     began = time.monotonic()
-    with lease.hold(str(tmp_path), print), pytest.raises(KeyboardInterrupt):
-        _wait_for_ever(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with lease.hold(str(tmp_path), print), pytest.raises(KeyboardInterrupt):
+            _wait_for_ever(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 10
     assert json.loads((tmp_path / lease.LEASE_FILE).read_text())["id"] == "another"

@@ -154,7 +154,7 @@ def test_on_a_bucket_the_log_is_the_parts_in_their_order(bucket_run, monkeypatch
 def test_a_tracking_server_that_is_not_there_is_named_without_its_password(tmp_path, unreachable, start):
     with pytest.raises(UserError, match=r"--output\.no-mlflow") as caught:
         start(str(tmp_path), unreachable)
-    assert "http://127.0.0.1:9/ cannot be used: [Errno 111]" in caught.value.cause
+    assert "http://***@127.0.0.1:9/?token=*** cannot be used: [Errno 111]" in caught.value.cause
     assert "MLFLOW_TRACKING_URI" in caught.value.remedy
     assert "secret" not in str(caught.value)
 
