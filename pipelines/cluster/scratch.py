@@ -27,7 +27,7 @@ LONGEST_SOCKET = 103
 """Bytes that the path of a Unix socket can have (on macOS; Linux allows four more)."""
 LONGEST_PLACE = LONGEST_SOCKET - len(SOCKET) - len(f"/{PREFIX}12345678")
 
-SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+SHORT_PLACES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # nosec B108 # `mkdtemp` makes what lies there
 
 
 def wanted(environment: Mapping[str, str] = os.environ) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ from pipelines.cluster.private import loopback, private_ray
 
 # If no core is free by then, other work holds them all.
 PATIENCE_SECONDS = 300.0
+
+RETRIED = re.compile(r"retries remaining, so the task will be retried")
 
 Found = TypeVar("Found")
 
@@ -42,12 +45,13 @@ def start(*, cpus: int | None = None, debug: bool = False) -> Iterator[None]:
         with start_private(num_cpus=cpus, debug=debug):
             yield
         return
-    _join(address, debug=debug)
-    try:
-        with _sigterm_as_ctrl_c():
-            yield
-    finally:
-        ray.shutdown()
+    with contextlib.nullcontext() if debug else _without_retries():
+        _join(address, debug=debug)
+        try:
+            with _sigterm_as_ctrl_c():
+                yield
+        finally:
+            ray.shutdown()
 
 
 def _join(address: str, *, debug: bool) -> None:
@@ -72,8 +76,36 @@ def _join(address: str, *, debug: bool) -> None:
 @contextlib.contextmanager
 def start_private(*, num_cpus: int | None, debug: bool = False) -> Iterator[None]:
     """Start a Ray that ends with this process, at SIGTERM too."""
-    with private_ray(num_cpus=num_cpus, debug=debug), _sigterm_as_ctrl_c():
+    with (
+        contextlib.nullcontext() if debug else _without_retries(),
+        private_ray(num_cpus=num_cpus, debug=debug),
+        _sigterm_as_ctrl_c(),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """Leave out what Ray prints of tasks that it will do again, whatever its log level.
+
+    A stream of data reads ahead. When a training has all its steps, the workers of the stream are ended in
+    the middle of tasks that nobody waits for, and Ray announces to retry them.
+    """
+    import ray._private.worker
+
+    module: Any = ray._private.worker
+    shown = module.print_to_stdstream
+
+    def show(batch: dict[str, Any], *args: Any, **options: Any) -> None:
+        lines = [line for line in batch["lines"] if not RETRIED.search(line)]
+        if lines or not batch["lines"]:
+            shown({**batch, "lines": lines}, *args, **options)
+
+    module.print_to_stdstream = show
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = shown
 
 
 @contextlib.contextmanager

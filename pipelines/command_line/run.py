@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from beit.errors import JobFailedError, TerminatedError, UserError
 from pipelines.command_line.world import told
@@ -46,6 +48,7 @@ def run_program(command: Command, arguments: Sequence[str] | None = None) -> Non
 def _run(command: Command, arguments: list[str], debug: bool) -> None:
     try:
         refuse_secrets(arguments)
+        _check_home()
         command(arguments, debug)
     except UserError as error:
         if debug:
@@ -69,6 +72,23 @@ def _run(command: Command, arguments: list[str], debug: bool) -> None:
             raise
         print(_as_typed(f"failed: {found[0]}\n        {found[1]}"), file=sys.stderr)
         sys.exit(1)
+
+
+def _check_home() -> None:
+    """Refuse to start for a user without a home folder, as Ray would, with a traceback."""
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            f"this user has no home folder: HOME is not set, and the system does not know user {os.getuid()}",
+            "export HOME=FOLDER, a folder that can be written",
+        ) from error
+    if not {"LOGNAME", "USER"} & os.environ.keys():
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):
+            # MLflow and torch ask for it.
+            os.environ["USER"] = str(os.getuid())
 
 
 def _as_typed(text: str) -> str:

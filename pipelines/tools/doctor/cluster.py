@@ -87,6 +87,13 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
     address = environment.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         return
+    if not address.startswith(("http://", "https://")):
+        yield Finding(
+            Level.PROBLEM,
+            f"RAY_API_SERVER_ADDRESS={address} is no address of a dashboard",
+            "write http://HOST:PORT",
+        )
+        return
     if _open(address):
         yield Finding(
             Level.PROBLEM,
@@ -102,11 +109,11 @@ def job_server(environment: Mapping[str, str]) -> Iterator[Finding]:
             )
     here = importlib.metadata.version("ray")
     try:
-        with urllib.request.urlopen(
+        with urllib.request.urlopen(  # nosec B310 # the address begins with http, see above
             urllib.request.Request(f"{address.rstrip('/')}/api/jobs/", headers=headers), timeout=SECONDS
         ):
             pass
-        with urllib.request.urlopen(
+        with urllib.request.urlopen(  # nosec B310 # the address begins with http, see above
             urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers), timeout=SECONDS
         ) as answer:
             there = json.loads(answer.read())["ray_version"]
@@ -144,7 +151,7 @@ def _open(address: str) -> bool:
     """Whether the dashboard lists its jobs for somebody without a token."""
     with (
         contextlib.suppress(OSError, ValueError),
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=SECONDS),
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=SECONDS),  # nosec B310 # as above
     ):
         return True
     return False

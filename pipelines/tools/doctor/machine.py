@@ -20,7 +20,7 @@ from pipelines.tools.doctor.finding import Finding, Level
 
 PACKAGE = "beit-pretraining"
 GIB = 2**30
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108 # only its size is read
 
 # Ray gives its object store 30 % of the memory, and puts it on the disk if /dev/shm is smaller than that.
 STORE_SHARE = 0.3

@@ -178,3 +178,22 @@ def test_a_process_whose_standard_error_is_closed_does_its_work_all_the_same():
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_tasks_that_ray_does_again_are_not_announced(monkeypatch, capsys):
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # Another test's Ray goes on.
+    monkeypatch.setattr("pipelines.cluster.private._read_again", lambda: None)
+    shown = []
+    monkeypatch.setattr("ray._private.worker.print_to_stdstream", lambda batch, **how: shown.append(batch))
+    retried = (
+        "Task MapWorker(MapBatches(Tokenize)).submit failed. There are infinite retries remaining, so the "
+        "task will be retried. Error: The actor is temporarily unavailable"
+    )
+    for debug in (False, True):
+        with start_private(num_cpus=1, debug=debug):
+            for line in (retried, "another message"):
+                ray._private.worker.print_to_stdstream(
+                    {"lines": [line], "pid": "raylet"}, ignore_prefix=False
+                )
+    assert [batch["lines"] for batch in shown] == [["another message"], [retried], ["another message"]]
