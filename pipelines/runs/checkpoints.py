@@ -78,21 +78,20 @@ def read_progress(checkpoint: str) -> Progress:
     return Progress(step=step, seconds=seconds, sizes=sizes, digests=digests)
 
 
-def check_files(folder: str, progress: Progress, names: set[str] | None = None) -> None:
+def check_files(folder: str, progress: Progress) -> None:
     """Compare the files of a checkpoint with what was written.
 
     Args:
-        folder: The checkpoint, or a copy of some of its files.
+        folder: The checkpoint.
         progress: Its progress.json.
-        names: The files to read. None: all.
 
     Raises:
         ValueError: Naming a file that is not what was written.
     """
-    chosen = sorted(progress.digests if names is None else names & progress.digests.keys())
+    names = sorted(progress.digests)
     with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda name: file_digest(storage.join(folder, name)), chosen)
-        for name, digest in zip(chosen, found, strict=True):
+        found = threads.map(lambda name: file_digest(storage.join(folder, name)), names)
+        for name, digest in zip(names, found, strict=True):
             if digest != progress.digests[name]:
                 raise ValueError(f"{name} is not what was written")
 

@@ -25,7 +25,7 @@ from pipelines.reports.page import REPORT_FILE
 from pipelines.reports.run import write_report
 from pipelines.runs import checkpoints, evaluations, lease, run_folder, tracking
 from pipelines.runs.metrics import last_metrics, read_metrics
-from pipelines.runs.models import model_digest
+from pipelines.runs.models import MODEL_FILES, model_digest
 from pipelines.runs.run_folder import RunFolder
 from pipelines.runs.tracking import MlflowRun
 from pipelines.training.fit import Segment, fit_while_it_advances, mlflow_place
@@ -223,7 +223,8 @@ def judge_once(
     remedy = f"resume it by --resume {folder.uri}: the training until step {step:,} is kept"
     with resumable("while the model was judged", remedy, folder=folder.uri, say=say):
         found = evaluations.saved_at(folder.uri, judge.folder, step, variant=judge.variant)
-        weights = model_digest(checkpoint)
+        known = checkpoints.read_progress(checkpoint).digests
+        weights = known.get(MODEL_FILES[0]) or model_digest(checkpoint)  # Older checkpoints know none.
         if found is None or found.get("weights", weights) != weights:
             found = judge.judge(folder, checkpoint, placement, step)
             saved = {**found, "weights": weights}
